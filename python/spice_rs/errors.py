@@ -1,0 +1,27 @@
+"""The exceptions of the package: every message names the place, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class SpiceError(Exception):
+    """Base class of every error that the package raises on purpose."""
+
+
+class InvalidInputError(SpiceError, ValueError):
+    """An argument, a record or a row cannot be used."""
+
+
+class StoreError(SpiceError):
+    """A gradient store cannot be opened, read or written."""
+
+
+class CorruptStoreError(StoreError):
+    """A file of a gradient store contradicts itself: cut short, overwritten or altered."""
+
+
+class StoreMismatchError(StoreError):
+    """A gradient store is sound but was made with other settings than those asked for."""
+
+
+class SpiceWarning(UserWarning):
+    """A setting does nothing, or a result needs a second look."""

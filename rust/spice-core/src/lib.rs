@@ -1,0 +1,13 @@
+//! Choose the samples that carry the most Fisher information.
+//!
+//! The crate knows no Python. Data flows one way: a [`store`] on disk hands out memory-mapped
+//! [`matrix::RowBlock`]s; a [`matrix::Pool`] is a read-only view over some of them; [`selection`]
+//! picks rows of a pool. The selection never imports the store.
+
+pub mod error;
+pub mod linalg;
+pub mod matrix;
+pub mod selection;
+pub mod store;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Kernels whose result depends on their operands alone.

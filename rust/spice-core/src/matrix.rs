@@ -1,0 +1,274 @@
+//! Read-only views of gradient rows, wherever they live.
+//!
+//! A [`RowBlock`] is a borrowed, C-contiguous matrix in one of the stored dtypes: a memory map, a
+//! numpy array, a vector. A [`Pool`] is a list of blocks seen as one matrix with a dataset index and
+//! a scale for every row. Rows leave a pool as `f64`, converted exactly, so what a computation sees
+//! does not depend on how the rows are spread over blocks.
+
+use half::slice::HalfFloatSliceExt;
+
+use crate::error::{Error, Result};
+
+/// The element type of stored rows; all little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary64; for arrays in memory, never stored.
+    F64,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+
+    /// The name used in Python and in `store.json`: `float16`, `bfloat16`, `float32`, `float64`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
+    /// The inverse of [`Dtype::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F16, Self::BF16, Self::F32, Self::F64].into_iter().find(|d| d.name() == name)
+    }
+}
+
+/// The cells of a block, cast once so that reading a row needs no checks.
+#[derive(Clone, Copy)]
+enum Cells<'a> {
+    F16(&'a [half::f16]),
+    BF16(&'a [half::bf16]),
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+}
+
+/// A borrowed C-contiguous matrix of `rows × dim` cells.
+#[derive(Clone, Copy)]
+pub struct RowBlock<'a> {
+    cells: Cells<'a>,
+    rows: usize,
+    dim: usize,
+}
+
+impl<'a> RowBlock<'a> {
+    /// Views `bytes` as `rows × dim` little-endian cells of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the length is not `rows · dim · dtype.size()`, if `dim` is 0 or if
+    /// the bytes are not aligned to the cell size.
+    pub fn new(bytes: &'a [u8], dtype: Dtype, rows: usize, dim: usize) -> Result<Self> {
+        let wanted = rows.checked_mul(dim).and_then(|cells| cells.checked_mul(dtype.size()));
+        if dim == 0 || wanted != Some(bytes.len()) {
+            return Err(Error::invalid(
+                "gradients",
+                format!("{} bytes", bytes.len()),
+                format!("{rows} rows × {dim} columns of {} (at least one column)", dtype.name()),
+                "Check the shape and the dtype of the source.",
+            ));
+        }
+        let misaligned = |_| {
+            Error::invalid(
+                "gradients",
+                "memory that is not aligned to its cells",
+                format!("an address divisible by {}", dtype.size()),
+                "Copy the rows into a fresh array.",
+            )
+        };
+        let cells = match dtype {
+            Dtype::F16 => Cells::F16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
+            Dtype::BF16 => Cells::BF16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
+            Dtype::F32 => Cells::F32(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
+            Dtype::F64 => Cells::F64(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
+        };
+        Ok(Self { cells, rows, dim })
+    }
+
+    /// Number of rows.
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub const fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Writes row `row` to `out` (`dim` cells), converted exactly.
+    ///
+    /// # Panics
+    /// If `row` or the length of `out` is out of range; callers have checked both.
+    pub fn load(&self, row: usize, out: &mut [f64]) {
+        let range = row * self.dim..(row + 1) * self.dim;
+        match self.cells {
+            Cells::F16(cells) => cells[range].convert_to_f64_slice(out),
+            Cells::BF16(cells) => cells[range].convert_to_f64_slice(out),
+            Cells::F32(cells) => {
+                for (out, &cell) in out.iter_mut().zip(&cells[range]) {
+                    *out = f64::from(cell);
+                }
+            }
+            Cells::F64(cells) => out.copy_from_slice(&cells[range]),
+        }
+    }
+}
+
+/// One matrix made of blocks, with a dataset index and a scale for every row.
+pub struct Pool<'a> {
+    blocks: Vec<RowBlock<'a>>,
+    /// `starts[b]` is the first row of block `b`; the last entry is the number of rows.
+    starts: Vec<usize>,
+    dim: usize,
+    index: Option<Vec<i64>>,
+    scale: Option<Vec<f64>>,
+}
+
+impl<'a> Pool<'a> {
+    /// A pool over `blocks`, rows numbered in their order, dataset index = row number, scale 1.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if there is no row or if two blocks differ in their width.
+    pub fn new(blocks: Vec<RowBlock<'a>>) -> Result<Self> {
+        let mut starts = vec![0];
+        for block in &blocks {
+            starts.push(starts[starts.len() - 1] + block.rows);
+            if block.dim != blocks[0].dim {
+                return Err(Error::invalid(
+                    "gradients",
+                    format!("blocks of {} and {} columns", blocks[0].dim, block.dim),
+                    "one width for all rows",
+                    "Put rows of different projections into different stores.",
+                ));
+            }
+        }
+        if starts[starts.len() - 1] == 0 {
+            return Err(Error::invalid(
+                "gradients",
+                "no row",
+                "at least one row",
+                "Extract gradients into the source first.",
+            ));
+        }
+        Ok(Self { dim: blocks[0].dim, blocks, starts, index: None, scale: None })
+    }
+
+    /// Gives every row its dataset index: what ties are broken by.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the length is not the number of rows.
+    pub fn with_index(mut self, index: Vec<i64>) -> Result<Self> {
+        self.check_length("index", index.len())?;
+        self.index = Some(index);
+        Ok(self)
+    }
+
+    /// Gives every row a factor that [`Pool::load`] multiplies its cells by.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the length is not the number of rows.
+    pub fn with_scale(mut self, scale: Vec<f64>) -> Result<Self> {
+        self.check_length("scale", scale.len())?;
+        self.scale = Some(scale);
+        Ok(self)
+    }
+
+    fn check_length(&self, field: &str, found: usize) -> Result<()> {
+        if found == self.len() {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            field,
+            format!("{found} values"),
+            format!("{}, one for each row", self.len()),
+            "Give one value for each row of the source.",
+        ))
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Always false: a pool has at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of columns.
+    pub const fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The dataset index of `row`.
+    pub fn index(&self, row: usize) -> i64 {
+        self.index.as_ref().map_or(row as i64, |index| index[row])
+    }
+
+    /// Writes row `row`, scaled, to `out` (`dim` cells).
+    pub fn load(&self, row: usize, out: &mut [f64]) {
+        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        self.blocks[block].load(row - self.starts[block], out);
+        if let Some(scale) = &self.scale {
+            let scale = scale[row];
+            if scale != 1.0 {
+                out.iter_mut().for_each(|cell| *cell *= scale);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_do_not_depend_on_how_they_are_split_into_blocks() {
+        let cells: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let bytes: &[u8] = bytemuck::cast_slice(&cells);
+        let whole = Pool::new(vec![RowBlock::new(bytes, Dtype::F32, 4, 3).unwrap()]).unwrap();
+        let parts = Pool::new(vec![
+            RowBlock::new(&bytes[..12], Dtype::F32, 1, 3).unwrap(),
+            RowBlock::new(&[], Dtype::F32, 0, 3).unwrap(),
+            RowBlock::new(&bytes[12..], Dtype::F32, 3, 3).unwrap(),
+        ])
+        .unwrap();
+        for row in 0..4 {
+            let (mut a, mut b) = ([0.0; 3], [0.0; 3]);
+            whole.load(row, &mut a);
+            parts.load(row, &mut b);
+            assert_eq!(a, b);
+            assert_eq!(a[0], 3.0 * row as f64);
+        }
+    }
+
+    #[test]
+    fn halves_are_read_exactly_and_scaled() {
+        let cells = [half::f16::from_f32(0.5), half::f16::from_f32(-65504.0)];
+        let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F16, 1, 2).unwrap();
+        let pool = Pool::new(vec![block]).unwrap().with_scale(vec![2.0]).unwrap();
+        let mut out = [0.0; 2];
+        pool.load(0, &mut out);
+        assert_eq!(out, [1.0, -131008.0]);
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        assert!(RowBlock::new(&[0; 7], Dtype::F32, 1, 2).is_err());
+        assert!(RowBlock::new(&[], Dtype::F32, usize::MAX, usize::MAX).is_err());
+        assert!(Pool::new(vec![]).is_err());
+    }
+}

@@ -1,0 +1,12 @@
+//! `spice_rs._core`: convert, release the GIL, delegate to `spice-core`.
+
+mod errors;
+
+use pyo3::prelude::*;
+
+/// The compiled half of `spice_rs`.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    Ok(())
+}
