@@ -7,6 +7,7 @@
 pub mod error;
 pub mod linalg;
 pub mod matrix;
+pub mod monitor;
 pub mod selection;
 pub mod store;
 

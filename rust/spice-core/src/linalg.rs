@@ -1,1 +1,256 @@
 //! Kernels whose result depends on their operands alone.
+//!
+//! Everything that decides a pick is computed here in `f64`, in one fixed order of operations:
+//! sixteen running sums, added pairwise at the end, products and sums rounded separately. Wider
+//! registers, another number of threads or another batch give the same bits. Vector instructions
+//! are chosen at run time ([`pulp`]); a fused multiply-add would be faster still, but then a machine
+//! without one would pick differently.
+//!
+//! Matrix products and factorisations are faer's, run on one thread over blocks of fixed size, and
+//! blocks are what is spread over threads.
+
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+/// Running sums of a dot product: two AVX-512 registers, four AVX2 registers or eight NEON ones.
+const LANES: usize = 16;
+
+/// Columns of a symmetric matrix that one task updates.
+const PANEL: usize = 128;
+
+/// Vector kernels, with the instruction set chosen once.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    arch: pulp::Arch,
+}
+
+impl Default for Kernels {
+    fn default() -> Self {
+        Self { arch: pulp::Arch::new() }
+    }
+}
+
+impl Kernels {
+    /// `Σ a_i b_i` over the shorter of the two.
+    pub fn dot(self, a: &[f64], b: &[f64]) -> f64 {
+        self.arch.dispatch(
+            #[inline(always)]
+            || dot(a, b),
+        )
+    }
+
+    /// `Σ a_i² b_i` over the shorter of the two.
+    pub fn dot_squared(self, a: &[f64], b: &[f64]) -> f64 {
+        self.arch.dispatch(
+            #[inline(always)]
+            || sum_lanes(a, b, |a, b| a * a * b),
+        )
+    }
+
+    /// `y += factor · x`.
+    pub fn add_scaled(self, y: &mut [f64], factor: f64, x: &[f64]) {
+        self.arch.dispatch(
+            #[inline(always)]
+            || add_scaled(y, factor, x),
+        );
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    sum_lanes(a, b, |a, b| a * b)
+}
+
+#[inline(always)]
+fn sum_lanes(a: &[f64], b: &[f64], term: impl Fn(f64, f64) -> f64) -> f64 {
+    let len = a.len().min(b.len());
+    let (a, a_rest) = a[..len].as_chunks::<LANES>();
+    let (b, b_rest) = b[..len].as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += term(a[lane], b[lane]);
+        }
+    }
+    for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += term(a, b);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+#[inline(always)]
+fn add_scaled(y: &mut [f64], factor: f64, x: &[f64]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += factor * x;
+    }
+}
+
+/// Adds `alpha · Σ r rᵀ` to the lower triangle of a symmetric matrix.
+///
+/// `matrix` holds `dim × dim` cells, column after column; `rows` holds rows of `dim` cells. Cells
+/// above the diagonal are left in an unspecified state.
+pub fn add_outer_products(matrix: &mut [f64], dim: usize, rows: &[f64], alpha: f64) {
+    let count = rows.len() / dim;
+    if count == 0 {
+        return;
+    }
+    let columns = MatRef::from_column_major_slice(rows, dim, count); // (d, t): a row of the pool is a column
+    matrix.par_chunks_mut(dim * PANEL).enumerate().for_each(|(panel, cells)| {
+        let (first, width) = (panel * PANEL, cells.len() / dim);
+        let below = dim - first;
+        let target = MatMut::from_column_major_slice_mut(cells, dim, width).subrows_mut(first, below);
+        let (lhs, rhs) = (columns.subrows(first, below), columns.subrows(first, width).transpose());
+        matmul(target, Accum::Add, lhs, rhs, alpha, Par::Seq);
+    });
+}
+
+/// The Cholesky factor `L` of a symmetric positive definite matrix, row after row.
+pub struct Cholesky {
+    /// `dim × dim` cells; only those on and below the diagonal mean anything.
+    cells: Vec<f64>,
+    dim: usize,
+}
+
+impl Cholesky {
+    /// Factors the matrix whose lower triangle is in `matrix` (column after column).
+    ///
+    /// Returns `None` if the matrix is not numerically positive definite, which `I + αF` always is
+    /// unless its cells overflow.
+    pub fn new(mut matrix: Vec<f64>, dim: usize) -> Option<Self> {
+        let params = faer::Spec::default();
+        let mut memory =
+            faer::dyn_stack::MemBuffer::new(cholesky_in_place_scratch::<f64>(dim, Par::Seq, params));
+        let view = MatMut::from_column_major_slice_mut(&mut matrix, dim, dim);
+        let stack = faer::dyn_stack::MemStack::new(&mut memory);
+        cholesky_in_place(view, Default::default(), Par::Seq, stack, params).ok()?;
+        // In place: column-major lower becomes row-major lower, so that a solve reads whole rows.
+        for column in 0..dim {
+            for row in column + 1..dim {
+                matrix[row * dim + column] = matrix[column * dim + row];
+            }
+        }
+        let finite = (0..dim).all(|i| matrix[i * dim + i].is_finite() && matrix[i * dim + i] > 0.0);
+        finite.then_some(Self { cells: matrix, dim })
+    }
+
+    fn row(&self, row: usize) -> &[f64] {
+        &self.cells[row * self.dim..][..=row]
+    }
+
+    /// Replaces each right-hand side `b` (rows of `dim` cells) by `L⁻¹ b`.
+    ///
+    /// A right-hand side goes through the same operations whatever its neighbours are; they only
+    /// share the reading of `L`.
+    pub fn solve_lower(&self, kernels: Kernels, right_hand_sides: &mut [f64]) {
+        kernels.arch.dispatch(
+            #[inline(always)]
+            || {
+                for i in 0..self.dim {
+                    let row = self.row(i);
+                    for z in right_hand_sides.chunks_exact_mut(self.dim) {
+                        z[i] = (z[i] - dot(&row[..i], &z[..i])) / row[i];
+                    }
+                }
+            },
+        );
+    }
+
+    /// Replaces `z` by `L⁻ᵀ z`.
+    pub fn solve_upper(&self, kernels: Kernels, z: &mut [f64]) {
+        kernels.arch.dispatch(
+            #[inline(always)]
+            || {
+                for i in (0..self.dim).rev() {
+                    let row = self.row(i);
+                    z[i] /= row[i];
+                    let factor = -z[i];
+                    add_scaled(&mut z[..i], factor, &row[..i]);
+                }
+            },
+        );
+    }
+
+    /// `log det(L Lᵀ)`.
+    pub fn log_det(&self) -> f64 {
+        2.0 * (0..self.dim).map(|i| self.cells[i * self.dim + i].ln()).sum::<f64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(len: usize, seed: u64) -> Vec<f64> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as f64 / (1u64 << 30) as f64 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn dots_agree_with_the_definition_at_every_length() {
+        let kernels = Kernels::default();
+        for len in 0..70 {
+            let (a, b) = (cells(len, 1), cells(len, 2));
+            let naive: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert!((kernels.dot(&a, &b) - naive).abs() < 1e-13);
+            let naive: f64 = a.iter().zip(&b).map(|(a, b)| a * a * b).sum();
+            assert!((kernels.dot_squared(&a, &b) - naive).abs() < 1e-13);
+        }
+    }
+
+    #[test]
+    fn solves_invert_the_factored_matrix() {
+        let kernels = Kernels::default();
+        for dim in [1, 2, 7, 130, 300] {
+            let rows = cells(3 * dim, 3);
+            let mut matrix = vec![0.0; dim * dim];
+            (0..dim).for_each(|i| matrix[i * dim + i] = 1.0);
+            add_outer_products(&mut matrix, dim, &rows, 2.0);
+            let factor = Cholesky::new(matrix, dim).unwrap();
+
+            let b = cells(dim, 4);
+            let mut x = b.clone();
+            factor.solve_lower(kernels, &mut x);
+            factor.solve_upper(kernels, &mut x);
+            let mut back = x.clone();
+            for row in rows.chunks_exact(dim) {
+                kernels.add_scaled(&mut back, 2.0 * kernels.dot(row, &x), row);
+            }
+            let error = back.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(error < 1e-10, "dim {dim}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_right_hand_side_does_not_see_its_neighbours() {
+        let (kernels, dim) = (Kernels::default(), 37);
+        let mut matrix = vec![0.0; dim * dim];
+        (0..dim).for_each(|i| matrix[i * dim + i] = 1.0);
+        add_outer_products(&mut matrix, dim, &cells(50 * dim, 5), 1.0);
+        let factor = Cholesky::new(matrix, dim).unwrap();
+        let mut together = cells(9 * dim, 6);
+        let mut alone = together.clone();
+        factor.solve_lower(kernels, &mut together);
+        alone.chunks_exact_mut(dim).for_each(|b| factor.solve_lower(kernels, b));
+        assert_eq!(together, alone);
+    }
+
+    #[test]
+    fn log_det_of_a_diagonal_matrix() {
+        let factor = Cholesky::new(vec![4.0, 0.0, 0.0, 9.0], 2).unwrap();
+        assert!((factor.log_det() - 36.0_f64.ln()).abs() < 1e-15);
+        assert!(Cholesky::new(vec![-1.0], 1).is_none());
+    }
+}

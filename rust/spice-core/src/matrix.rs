@@ -108,6 +108,17 @@ impl<'a> RowBlock<'a> {
         self.dim
     }
 
+    /// The stored bytes of row `row`.
+    pub fn bytes(&self, row: usize) -> &[u8] {
+        let range = row * self.dim..(row + 1) * self.dim;
+        match self.cells {
+            Cells::F16(cells) => bytemuck::cast_slice(&cells[range]),
+            Cells::BF16(cells) => bytemuck::cast_slice(&cells[range]),
+            Cells::F32(cells) => bytemuck::cast_slice(&cells[range]),
+            Cells::F64(cells) => bytemuck::cast_slice(&cells[range]),
+        }
+    }
+
     /// Writes row `row` to `out` (`dim` cells), converted exactly.
     ///
     /// # Panics
@@ -186,6 +197,16 @@ impl<'a> Pool<'a> {
         Ok(self)
     }
 
+    /// Multiplies the scale of every row by its factor; `factors` yields one for each row.
+    pub(crate) fn rescale(&mut self, factors: impl Iterator<Item = f64>) {
+        self.scale = Some(match self.scale.take() {
+            Some(scale) => {
+                scale.into_iter().zip(factors).map(|(scale, factor)| scale * factor).collect()
+            }
+            None => factors.collect(),
+        });
+    }
+
     fn check_length(&self, field: &str, found: usize) -> Result<()> {
         if found == self.len() {
             return Ok(());
@@ -218,10 +239,22 @@ impl<'a> Pool<'a> {
         self.index.as_ref().map_or(row as i64, |index| index[row])
     }
 
+    /// The block that holds `row`, and the row's number in it.
+    fn locate(&self, row: usize) -> (&RowBlock<'a>, usize) {
+        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        (&self.blocks[block], row - self.starts[block])
+    }
+
+    /// A hash of the stored bytes of `row` and of its dataset index.
+    pub(crate) fn hash(&self, row: usize) -> u64 {
+        let (block, local) = self.locate(row);
+        xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.index(row) as u64)
+    }
+
     /// Writes row `row`, scaled, to `out` (`dim` cells).
     pub fn load(&self, row: usize, out: &mut [f64]) {
-        let block = self.starts.partition_point(|&start| start <= row) - 1;
-        self.blocks[block].load(row - self.starts[block], out);
+        let (block, local) = self.locate(row);
+        block.load(local, out);
         if let Some(scale) = &self.scale {
             let scale = scale[row];
             if scale != 1.0 {

@@ -1,6 +1,8 @@
 //! `spice_rs._core`: convert, release the GIL, delegate to `spice-core`.
 
 mod errors;
+mod selection;
+mod watch;
 
 use pyo3::prelude::*;
 
@@ -8,5 +10,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(selection::select, module)?)?;
+    module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     Ok(())
 }

@@ -1,0 +1,48 @@
+"""Choose fine-tuning data by greedy log-determinant Fisher information with a gradient-conflict penalty (SPICE).
+
+Data flows one way: dataset → extractor → store → selection → report. `extract` writes a gradient store and needs
+torch; everything else needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spice_rs._core import __version__
+from spice_rs.errors import (
+    CorruptStoreError,
+    InvalidInputError,
+    SpiceError,
+    SpiceWarning,
+    StoreError,
+    StoreMismatchError,
+)
+from spice_rs.selection import Selection, log_det, select
+from spice_rs.store import GradientStore
+
+if TYPE_CHECKING:
+    from spice_rs.extractor import extract
+
+__all__ = [
+    "CorruptStoreError",
+    "GradientStore",
+    "InvalidInputError",
+    "Selection",
+    "SpiceError",
+    "SpiceWarning",
+    "StoreError",
+    "StoreMismatchError",
+    "__version__",
+    "extract",
+    "log_det",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `extract` when it is first used: it needs torch, and `import spice_rs` must not."""
+    if name == "extract":
+        from spice_rs.extractor import extract
+
+        return extract
+    raise AttributeError(f"module 'spice_rs' has no attribute {name!r}")

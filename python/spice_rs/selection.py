@@ -1,0 +1,333 @@
+"""Selection of the rows with the most Fisher information and the least gradient conflict."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.progress import Progress, bar
+from spice_rs.sources import Normalize, Source, as_rows, open_source
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """The selected rows in pick order, and the numbers that selected them.
+
+    With S the rows picked before a row x, m picks in all, and every logarithm natural:
+
+    Attributes:
+        indices: (m,) int64 dataset rows (row numbers for arrays).
+        gains: (m,) float64 Δ_x(S), the marginal gain; log(1 + α gᵀ(I + αF_S)⁻¹g) with `fisher="full"`.
+        base: (m,) float64 log(1 + α‖g‖²), what x is worth alone.
+        conflict: (m,) float64 max(0, −⟨g, mean⟩/(‖g‖‖mean‖ + 1e-8)), in [0, 1].
+        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ).
+        overruled: (m,) bool, another row had a larger Δ: the penalty decided this pick.
+        rows_read: (m,) int64 rows that were evaluated to find the pick.
+        stop_reason: "budget", "early_stop" or "exhausted"; with windows "early_stop" if any window stopped early.
+        log_det: U(S) = log det(I + αF_S) of all picks, whatever the mode.
+        signal: median of α‖g‖² over all rows of the source: far below 1 nothing interacts.
+        settings: all settings and what is known of the source.
+    """
+
+    indices: npt.NDArray[np.int64]
+    gains: Floats
+    base: Floats
+    conflict: Floats
+    scores: Floats
+    overruled: npt.NDArray[np.bool_]
+    rows_read: npt.NDArray[np.int64]
+    stop_reason: str
+    log_det: float
+    signal: float
+    settings: dict[str, Any]
+
+    @cached_property
+    def epsilon(self) -> Floats:
+        """(m,) float64 ε_x(S) = Δ − base ≤ 0: what interaction with S costs x (the ε-decomposition)."""
+        return self.gains - self.base
+
+    @property
+    def half_life(self) -> int | None:
+        """Number of picks after which Δ first was at most half of the first; None if it never was."""
+        below = np.flatnonzero(self.gains <= 0.5 * self.gains[0]) if len(self) else np.empty(0)
+        return int(below[0]) if below.size else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        rows = self.settings["source"]["rows"]
+        gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
+        return (
+            f"Selection({len(self)} of {rows} rows, {gains}log det {self.log_det:.6g},"
+            f" penalty decided {int(self.overruled.sum())} picks, stopped: {self.stop_reason})"
+        )
+
+
+def select(
+    source: Any,
+    k: int | None = None,
+    *,
+    alpha: float = 1.0,
+    conflict_penalty: float = 0.1,
+    fisher: Literal["full", "diagonal", "scalar"] = "full",
+    early_stop: float | None = None,
+    normalize: Normalize = "auto",
+    method: Literal["greedy", "top_k"] = "greedy",
+    pool_size: int | None = None,
+    select_per_window: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = None,
+    search: Literal["lazy", "eager"] = "lazy",
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Selection:
+    """Select the rows with the most Fisher information and the least gradient conflict.
+
+    At every step the row with the largest score Δ_x(S) − λ·conflict_x(S) is picked, equal scores by the lowest
+    index (SPICE, arXiv 2601.23155). The picks are exactly those of the naive algorithm in float64, and do not depend
+    on `threads`, on `search` or on how the rows are spread over files.
+
+    Args:
+        source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
+            headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
+            float32 or float64.
+        k: rows to select, 1 ≤ k ≤ n. None: as many as `early_stop` allows, or `select_per_window` of every window.
+        alpha: weight α of the Fisher information.
+        conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
+        fisher: "full" is the paper's formula. "diagonal" is the authors' released code, which keeps a diagonal of
+            fourth powers (den_j += α·g_j⁴; Δ = log(1 + α Σ g_j²/den_j)): theirs, not the paper's. "scalar", theirs
+            too, never changes: Δ = log(1 + α‖g‖²/(1 + α)).
+        early_stop: ω in (0, 1): stop before a row whose Δ is at most ω times the first pick's. The paper uses 0.5.
+        normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
+            its loss reduction and token counts); "unit" for rows of length 1. "auto" is "mean" for a store of sums
+            (the paper's loss; it favours short answers) and "none" for anything else.
+        method: "greedy", or "top_k" for the k largest Δ of single rows without interaction and penalty.
+        pool_size: cut a seeded permutation of the rows into windows of this size and select in each on its own, as
+            the authors' released code does (with 128).
+        select_per_window: rows to select from each window; the last window may be shorter.
+        seed: seed of the permutation, `numpy.random.default_rng(seed).permutation(n)`.
+        threads: threads to use; None for all cores.
+        progress: True or False; None for a bar where a person can see it; or a callable that gets
+            (picks, gain of the latest pick, rows read so far).
+        search: "lazy" reads a row again only while it may win; "eager" reads every row at every pick and is there
+            to check the other against.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Returns:
+        The picks in order, with Δ, base, ε, conflict and score of each.
+
+    Raises:
+        InvalidInputError: an argument is out of range, or a row holds a NaN or an infinity.
+        StoreError: the source is no gradient store, or a damaged one.
+
+    Warns:
+        SpiceWarning: a setting does nothing on these rows, or a zero row was picked.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0]])
+        >>> spice_rs.select(rows, 2, progress=False).indices
+        array([0, 2])
+    """
+    numbers = _check_numbers(k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads)
+    _check_budget(k, early_stop, pool_size, select_per_window)
+    opened = open_source(source, dim=dim, dtype=dtype)
+    normalized, scale, unit = opened.row_scale(normalize)
+    order = None
+    if pool_size is not None:
+        order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
+
+    watcher = _Watcher(progress, opened.rows, k or opened.rows)
+    try:
+        result = _core.select(
+            opened.blocks,
+            dim=opened.dim,
+            index=opened.index,
+            scale=scale,
+            unit=unit,
+            k=numbers["k"],
+            alpha=float(alpha),
+            conflict_penalty=float(conflict_penalty),
+            early_stop=None if early_stop is None else float(early_stop),
+            fisher=fisher,
+            method=method,
+            search=search,
+            order=order,
+            pool_size=numbers["pool_size"],
+            select_per_window=numbers["select_per_window"],
+            threads=numbers["threads"],
+            progress=watcher,
+        )
+    finally:
+        watcher.close()
+    signal = alpha * result.pop("norm_sq")
+    fingerprint = result.pop("fingerprint")
+    settings = {
+        "k": k,
+        "alpha": alpha,
+        "conflict_penalty": conflict_penalty,
+        "fisher": fisher,
+        "early_stop": early_stop,
+        "normalize": normalized,
+        "method": method,
+        "pool_size": pool_size,
+        "select_per_window": select_per_window,
+        "seed": seed,
+        "source": {
+            "name": opened.description,
+            "rows": opened.rows,
+            "dim": opened.dim,
+            "dtype": opened.dtype,
+            "fingerprint": opened.fingerprint or fingerprint,
+        },
+    }
+    selection = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    for message in inert_settings(selection, linear_gain=float(signal[opened.positions(selection.indices)].sum())):
+        warnings.warn(message, SpiceWarning, stacklevel=2)
+    return selection
+
+
+def log_det(
+    source: Any,
+    rows: npt.ArrayLike,
+    *,
+    alpha: float = 1.0,
+    normalize: Normalize = "auto",
+    threads: int | None = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> float:
+    """Return U(S) = log det(I + αF_S) of any set of rows, in nats.
+
+    Args:
+        source: as for `select`.
+        rows: (m,) whole numbers, dataset rows (for example `sel.indices`).
+        alpha: weight α of the Fisher information.
+        normalize: as for `select`.
+        threads: threads to use; None for all cores.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Raises:
+        InvalidInputError: a row is not in the source, or an argument is out of range.
+    """
+    opened = open_source(source, dim=dim, dtype=dtype)
+    _, scale, unit = opened.row_scale(normalize)
+    positions = opened.positions(as_rows(rows))
+    value: float = _core.log_det(
+        opened.blocks,
+        dim=opened.dim,
+        scale=scale,
+        unit=unit,
+        positions=positions,
+        alpha=float(alpha),
+        threads=threads,
+    )
+    return value
+
+
+def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
+    """Return a sentence for every setting that did nothing, and for picked zero rows.
+
+    Args:
+        selection: the picks.
+        linear_gain: Σ α‖g‖² over the picks, which U cannot exceed and equals if nothing interacts.
+    """
+    messages = []
+    settings, picks = selection.settings, len(selection)
+    penalty = settings["conflict_penalty"]
+    if settings["method"] == "greedy" and penalty > 0 and picks > 1 and not selection.overruled.any():
+        messages.append(
+            f"conflict_penalty={penalty:g} changed none of the {picks} picks (mean conflict of the picks"
+            f" {selection.conflict.mean():.3f}). Its size matters against Δ ({selection.gains[-1]:.3g} at the last pick):"
+            " try a larger one, a smaller alpha, or normalize='unit'."
+        )
+    if picks > 1 and 0 < linear_gain and selection.log_det > 0.99 * linear_gain:
+        messages.append(
+            f"alpha·‖g‖² is so small (median {selection.signal:.2g}) that U is linear: the picks do not interact and"
+            " the result is close to the largest norms. Try a larger alpha, or normalize='unit'."
+        )
+    first, last = (selection.gains.max(), selection.gains.min()) if picks else (0.0, 0.0)
+    if picks > 1 and last > 0.99 * first and selection.signal > 100:
+        messages.append(
+            f"alpha·‖g‖² is so large (median {selection.signal:.2g}) that every Δ is the same to 1 %: the order of the"
+            " picks says little. Try a smaller alpha, or normalize='unit'."
+        )
+    zero = np.flatnonzero(selection.base == 0)
+    if zero.size:
+        messages.append(
+            f"{zero.size} of the picks are rows of zeros (the first: row {selection.indices[zero[0]]}): they have Δ = 0 and"
+            " no conflict, and so beat rows whose penalty exceeds their Δ. Try a smaller k or conflict_penalty, and see"
+            " why these gradients vanish."
+        )
+    return messages
+
+
+def _check_numbers(**numbers: object) -> dict[str, int | None]:
+    checked: dict[str, int | None] = {}
+    for name, value in numbers.items():
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+        if value is not None and not whole:
+            raise InvalidInputError(f"{name}: found {value!r}, expected a whole number. Convert it with int().")
+        lowest = 0 if name == "seed" else 1
+        if value is not None and value < lowest:  # type: ignore[operator]
+            raise InvalidInputError(f"{name}: found {value}, expected at least {lowest}. Give a larger number.")
+        checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
+    return checked
+
+
+def _check_budget(k: int | None, early_stop: float | None, pool_size: int | None, per_window: int | None) -> None:
+    if pool_size is None:
+        if per_window is not None:
+            raise InvalidInputError(
+                "select_per_window: found it without pool_size, expected both or neither. Give pool_size=128 as well."
+            )
+        if k is None and early_stop is None:
+            raise InvalidInputError("k: found None, expected a number of rows. Give k, or early_stop to end by itself.")
+    elif per_window is None or k is not None:
+        raise InvalidInputError(
+            f"pool_size: found k={k} and select_per_window={per_window} beside it, expected select_per_window and no k."
+            " Each window has a budget of its own."
+        )
+    elif per_window > pool_size:
+        raise InvalidInputError(
+            f"select_per_window: found {per_window}, expected at most pool_size={pool_size}. Select fewer, or widen it."
+        )
+
+
+class _Watcher:
+    """Turns what the core reports into a bar, or into calls of the user's function."""
+
+    def __init__(self, progress: Progress, rows: int, budget: int) -> None:
+        self._call = progress if callable(progress) else None
+        shown: Progress = False if self._call else progress
+        self._reading = bar(shown, total=rows, what="read", unit="rows")
+        self._selecting = bar(shown, total=budget, what="select", unit="picks")
+        self._read = self._picked = 0
+
+    def __call__(self, surveyed: int, picks: int, gain: float, rows_read: int) -> None:
+        if self._call:
+            if picks > self._picked:
+                self._call(picks, gain, rows_read)
+        else:
+            self._reading.update(surveyed - self._read)
+            if picks > self._picked:
+                self._selecting.set_postfix_str(f"gain {gain:.3g}", refresh=False)
+                self._selecting.update(picks - self._picked)
+        self._read, self._picked = surveyed, picks
+
+    def close(self) -> None:
+        self._reading.close()
+        self._selecting.close()

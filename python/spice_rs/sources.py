@@ -1,0 +1,277 @@
+"""Everything that rows can be selected from, brought to one shape.
+
+A `Source` is a list of row blocks in memory or in a memory map, plus what is known about each row. Nothing is
+copied unless the memory layout forces it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.store import GradientStore
+
+Normalize = Literal["auto", "none", "sum", "mean", "unit"]
+"""The scale of the rows that compete; see `spice_rs.select`."""
+
+MEMBER_SEPARATOR = "::"
+"""`pool.npz::gradients` names a member of an archive."""
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows and what is known about them.
+
+    Attributes:
+        blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), or an open store.
+        rows: number of rows n.
+        dim: number of columns d.
+        dtype: name of the element type.
+        description: what the user named, for messages and for `Selection.settings`.
+        index: (n,) int64 dataset rows in the order of the blocks, or None for 0 … n − 1.
+        scale: (n,) float64 factor of each row, or None for 1.
+        num_tokens: (n,) int32 learned tokens of each row, or None.
+        reduction: "sum" or "mean" over tokens if the rows are gradients of such a loss, else None.
+        fingerprint: hash of the content where one is recorded, else None.
+    """
+
+    blocks: list[Any]
+    rows: int
+    dim: int
+    dtype: str
+    description: str
+    index: npt.NDArray[np.int64] | None = None
+    scale: npt.NDArray[np.float64] | None = None
+    num_tokens: npt.NDArray[np.int32] | None = None
+    reduction: str | None = None
+    fingerprint: str | None = None
+    keep_alive: object = field(default=None, repr=False)
+
+    def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:
+        """Return (the resolved normalisation, the factor of each row or None, whether to make unit rows).
+
+        Raises:
+            InvalidInputError: the source does not record what the normalisation needs.
+        """
+        if normalize == "auto":
+            normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
+        if normalize == "none" or normalize == self.reduction:
+            return normalize, self.scale, False
+        if normalize == "unit":
+            return normalize, None if self.scale is None else self.scale, True
+        if normalize not in ("sum", "mean"):
+            raise InvalidInputError(
+                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
+            )
+        if self.reduction is None or self.num_tokens is None:
+            raise InvalidInputError(
+                f"normalize: found {normalize!r} for {self.description}, expected a store that records its loss"
+                " reduction and token counts. Use normalize='none' or 'unit'."
+            )
+        tokens = self.num_tokens.astype(np.float64)
+        if (tokens <= 0).any():
+            row = int(np.flatnonzero(tokens <= 0)[0])
+            raise InvalidInputError(
+                f"num_tokens of row {self.dataset_row(row)}: found {self.num_tokens[row]}, expected at least 1."
+                " Extract this row again, or use normalize='none'."
+            )
+        factor = 1.0 / tokens if normalize == "mean" else tokens
+        return normalize, factor if self.scale is None else self.scale * factor, False
+
+    def dataset_row(self, position: int) -> int:
+        """Return the dataset row at a position of the source."""
+        return position if self.index is None else int(self.index[position])
+
+    def positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of dataset `rows`.
+
+        Raises:
+            InvalidInputError: a row is not in the source.
+        """
+        order = self.dataset_order()
+        index = np.arange(self.rows) if self.index is None else self.index
+        found = np.minimum(np.searchsorted(index, rows, sorter=order), self.rows - 1)
+        positions = order[found]
+        missing = np.flatnonzero(index[positions] != rows)
+        if missing.size:
+            raise InvalidInputError(
+                f"rows: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
+            )
+        return positions
+
+    def dataset_order(self) -> npt.NDArray[np.int64]:
+        """Return the positions sorted by dataset row: an order that no sharding changes."""
+        return np.arange(self.rows) if self.index is None else np.argsort(self.index, kind="stable")
+
+
+def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None) -> Source:
+    """Open anything that `spice_rs.select` takes.
+
+    Args:
+        source: a store or its folder; a `.npy` file; a `.npz` file with one matrix, or `file.npz::member`; a
+            headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
+
+    Raises:
+        InvalidInputError: the source has the wrong rank or element type, or needs `dim` and `dtype`.
+        StoreError: the path is no store.
+    """
+    if isinstance(source, GradientStore):
+        return _from_store(source)
+    if isinstance(source, str | os.PathLike):
+        return _from_path(os.fspath(source), dim, dtype)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, f"array of shape {source.shape}")
+    if type(source).__module__.split(".")[0] == "torch":
+        return _from_tensor(source)
+    raise InvalidInputError(
+        f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor."
+        " Convert it with numpy.asarray."
+    )
+
+
+def _from_store(store: GradientStore) -> Source:
+    return Source(
+        blocks=[store.core],
+        rows=len(store),
+        dim=store.dim,
+        dtype=store.dtype,
+        description=str(store.path),
+        index=store.index,
+        scale=store.scale,
+        num_tokens=store.num_tokens,
+        reduction=store.reduction,
+        fingerprint=store.fingerprint,
+        keep_alive=store,
+    )
+
+
+def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
+    name, _, member = text.partition(MEMBER_SEPARATOR)
+    path = Path(name)
+    if path.suffix == ".npz":
+        return _from_npz(path, member)
+    if path.is_dir():
+        return _from_store(GradientStore(path))
+    if not path.is_file():
+        raise InvalidInputError(
+            f"{path}: found no such file or folder, expected a gradient store, a .npy or .npz file or a file of numbers."
+            " Check the path, or make a store with `spice-rs extract`."
+        )
+    if path.suffix == ".npy":
+        return _from_array(_load_npy(path), str(path))
+    if dim is None or dtype is None:
+        raise InvalidInputError(
+            f"{path}: found a file without a known header, expected a gradient store or a .npy or .npz file."
+            " For a numpy.memmap file give dim= (columns) and dtype=."
+        )
+    return _from_headerless(path, dim, dtype)
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InvalidInputError(f"{path}: found no readable .npy file ({error}), expected one. Write it again.") from error
+    return array
+
+
+def _from_npz(path: Path, member: str) -> Source:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not member:
+                matrices = [name for name in archive.files if archive[name].ndim == 2]
+                if len(matrices) != 1:
+                    raise InvalidInputError(
+                        f"{path}: found the matrices {matrices}, expected one."
+                        f" Name it: {path}{MEMBER_SEPARATOR}{matrices[0] if matrices else 'member'}"
+                    )
+                member = matrices[0]
+            if member not in archive.files:
+                raise InvalidInputError(
+                    f"{path}: found no member {member!r}, expected one of {archive.files}. Choose one of these."
+                )
+            array = archive[member]
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"{path}: found no such file, expected an .npz archive. Check the path.") from error
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise InvalidInputError(f"{path}: found no readable archive ({error}), expected .npz. Write it again.") from error
+    return _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
+
+
+def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
+    _check_dtype(dtype)
+    if dim < 1:
+        raise InvalidInputError(f"dim: found {dim}, expected at least 1. Give the number of columns.")
+    width = dim * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    size = path.stat().st_size
+    if size == 0 or size % width:
+        raise InvalidInputError(
+            f"{path}: found {size} bytes, expected a multiple of {width} (dim={dim} × {dtype}). Check dim and dtype."
+        )
+    cells = np.memmap(path, dtype=np.uint8, mode="r")
+    rows = size // width
+    return Source([(cells, dtype, rows)], rows, dim, dtype, str(path), keep_alive=cells)
+
+
+def _from_array(array: npt.NDArray[Any], description: str, dtype: str | None = None) -> Source:
+    dtype = dtype or array.dtype.name
+    if array.ndim != 2 or 0 in array.shape:
+        raise InvalidInputError(
+            f"{description}: found shape {array.shape}, expected (rows, columns) with at least one of each."
+            " Stack the gradients as rows."
+        )
+    _check_dtype(dtype, description)
+    if array.dtype.byteorder not in ("=", "|", "<" if sys.byteorder == "little" else ">"):
+        array = array.astype(array.dtype.newbyteorder("="))
+    array = np.require(array, requirements=["C", "A"])
+    cells = array.reshape(-1).view(np.uint8)
+    return Source([(cells, dtype, array.shape[0])], array.shape[0], array.shape[1], dtype, description, keep_alive=array)
+
+
+def _from_tensor(tensor: Any) -> Source:
+    if tensor.device.type != "cpu":
+        raise InvalidInputError(
+            f"source: found a tensor on {tensor.device}, expected a CPU tensor. Move it with .cpu() first."
+        )
+    torch = sys.modules["torch"]
+    tensor = tensor.detach().contiguous()
+    description = f"tensor of shape {tuple(tensor.shape)}"
+    if tensor.dtype == torch.bfloat16:
+        return _from_array(tensor.view(torch.int16).numpy(), description, "bfloat16")
+    return _from_array(tensor.numpy(), description)
+
+
+def _check_dtype(dtype: str, description: str = "dtype") -> None:
+    if dtype not in _DTYPES:
+        expected = ", ".join(_DTYPES[:-1]) + f" or {_DTYPES[-1]}"
+        raise InvalidInputError(
+            f"{description}: found {dtype}, expected {expected}. Convert the rows, for example with .astype('float32')."
+        )
+
+
+def as_rows(rows: Sequence[int] | npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return dataset rows as a 1-D int64 array.
+
+    Raises:
+        InvalidInputError: they are not whole numbers in one dimension.
+    """
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise InvalidInputError(
+            f"rows: found {array.dtype} of shape {array.shape}, expected whole numbers in one dimension."
+            " Pass for example sel.indices."
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,121 @@
+//! The lazy search: a row is read again only while an earlier Δ keeps it in the running.
+//!
+//! U is submodular, so Δ_x never grows while rows are added, and the penalty is never negative:
+//! whatever Δ_x was at some earlier pick bounds today's *score* from above. (Yesterday's score would
+//! not: the conflict may shrink as the mean moves.) Rows wait in a heap by that bound. A step takes
+//! rows off the top in growing batches, scores them, and ends once the best score beats every bound
+//! that is left. Scores are computed by the same code as in the eager search and come out the same
+//! to the bit, and rounding is covered by [`Objective::slack`], so the picks are the same too.
+//!
+//! The row of the largest Δ is always among those read: rows left behind have Δ ≤ bound < best
+//! score ≤ Δ of the best. So `overruled` is exact as well.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use rayon::prelude::*;
+
+use super::greedy::{Candidate, GROUP, Greedy, Leader, Scratch};
+use super::objective::{Marginal, Objective};
+use super::{Pick, StopReason};
+use crate::error::Result;
+
+/// Rows of the first batch of a step; each further batch is twice as long.
+const FIRST_BATCH: usize = 2 * GROUP;
+/// Rows of the longest batch.
+const LONGEST_BATCH: usize = 2048;
+
+/// A waiting row.
+#[derive(Clone, Copy, PartialEq)]
+struct Waiting {
+    bound: f64,
+    index: i64,
+    slot: usize,
+}
+
+impl Eq for Waiting {}
+
+impl Ord for Waiting {
+    /// The larger bound first, then the lower dataset index.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bound.total_cmp(&other.bound).then(other.index.cmp(&self.index))
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+pub(super) fn search<O: Objective>(
+    mut greedy: Greedy<'_, O>,
+    rows: Vec<usize>,
+    budget: usize,
+) -> Result<(Vec<Pick>, StopReason)> {
+    let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
+    let waiting = |slot: usize, gain: f64, greedy: &Greedy<'_, O>| Waiting {
+        bound: greedy.bound(gain),
+        index: greedy.index(rows[slot]),
+        slot,
+    };
+    let mut heap: BinaryHeap<Waiting> =
+        (0..rows.len()).map(|slot| waiting(slot, greedy.gain(marginals[slot].value), &greedy)).collect();
+    let mut scored: Vec<Candidate> = Vec::new();
+    let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
+
+    while greedy.picks() < budget {
+        let mut leader = Leader::default();
+        let mut size = FIRST_BATCH;
+        scored.clear();
+        loop {
+            batch.clear();
+            while batch.len() < size
+                && let Some(top) = heap.peek()
+                && leader.best.is_none_or(|best| top.bound >= best.score)
+            {
+                batch.push((top.slot, rows[top.slot], marginals[top.slot]));
+                heap.pop();
+            }
+            if batch.is_empty() {
+                break;
+            }
+            greedy.check()?;
+            let first = scored.len();
+            scored.par_extend(
+                batch
+                    .par_chunks_mut(GROUP)
+                    .map_init(Scratch::default, |scratch, group| score_group(&greedy, group, scratch))
+                    .flatten_iter(),
+            );
+            for (&(slot, _, marginal), candidate) in batch.iter().zip(&mut scored[first..]) {
+                candidate.slot = slot;
+                marginals[slot] = marginal;
+                leader.consider(candidate);
+            }
+            size = (2 * size).min(LONGEST_BATCH);
+        }
+        if let Some(stop) = greedy.accept(leader, scored.len() as u64)? {
+            return Ok(greedy.finish(stop));
+        }
+        let picked = leader.best.map(|best| best.slot);
+        let left = scored.iter().filter(|candidate| Some(candidate.slot) != picked);
+        heap.extend(left.map(|candidate| waiting(candidate.slot, candidate.gain, &greedy)));
+    }
+    Ok(greedy.finish(StopReason::Budget))
+}
+
+fn score_group<O: Objective>(
+    greedy: &Greedy<'_, O>,
+    group: &mut [(usize, usize, Marginal)],
+    scratch: &mut Scratch,
+) -> Vec<Candidate> {
+    let rows: Vec<usize> = group.iter().map(|&(_, row, _)| row).collect();
+    let mut marginals: Vec<Marginal> = group.iter().map(|&(_, _, marginal)| marginal).collect();
+    let mut candidates = Vec::with_capacity(group.len());
+    greedy.score(&rows, &mut marginals, 0, scratch, |candidate| candidates.push(candidate));
+    for (entry, marginal) in group.iter_mut().zip(marginals) {
+        entry.2 = marginal;
+    }
+    candidates
+}

@@ -1,0 +1,130 @@
+//! The first pass: every row is read once, checked, measured and, if asked for, made a unit row.
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::linalg::Kernels;
+use crate::matrix::Pool;
+use crate::monitor::Monitor;
+
+/// Rows that one task reads between two looks at the monitor.
+const CHUNK: usize = 256;
+
+/// A pool whose rows are finite, scaled for good, and of known norm.
+pub struct Survey<'a> {
+    pool: Pool<'a>,
+    /// ‖g‖², (n,).
+    norm_sq: Vec<f64>,
+    fingerprint: u64,
+    kernels: Kernels,
+}
+
+impl<'a> Survey<'a> {
+    /// Reads all rows of `pool`, each multiplied by `1/‖g‖` if `unit` (zero rows stay zero).
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming the first row that holds a NaN or an infinity or whose squared
+    /// norm overflows; [`Error::Interrupted`].
+    pub fn new(mut pool: Pool<'a>, unit: bool, monitor: &Monitor) -> Result<Self> {
+        let kernels = Kernels::default();
+        let mut measured = vec![(0.0, 1.0); pool.len()]; // (‖g‖², factor)
+        let chunks = measured.par_chunks_mut(CHUNK).enumerate();
+        let hashes = chunks.map_init(
+            || vec![0.0; pool.dim()],
+            |row, (chunk, measured)| {
+                monitor.check()?;
+                let mut hash = 0_u64;
+                for (offset, slot) in measured.iter_mut().enumerate() {
+                    hash = hash.wrapping_add(pool.hash(chunk * CHUNK + offset));
+                    pool.load(chunk * CHUNK + offset, row);
+                    let mut norm_sq = kernels.dot(row, row);
+                    let mut factor = 1.0;
+                    if unit && norm_sq > 0.0 && norm_sq.is_finite() {
+                        // Twice, because the square of a tiny norm has few bits left.
+                        for _ in 0..2 {
+                            let step = 1.0 / norm_sq.sqrt();
+                            factor *= step;
+                            row.iter_mut().for_each(|cell| *cell *= step);
+                            norm_sq = kernels.dot(row, row);
+                        }
+                        pool.load(chunk * CHUNK + offset, row);
+                        row.iter_mut().for_each(|cell| *cell *= factor);
+                        norm_sq = kernels.dot(row, row);
+                    }
+                    *slot = (norm_sq, factor);
+                }
+                monitor.add_surveyed(measured.len());
+                Ok(hash)
+            },
+        );
+        // A sum, so that the order of rows and their spread over files do not matter.
+        let fingerprint = hashes.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b)))?;
+        if let Some(row) = measured.iter().position(|(norm_sq, _)| !norm_sq.is_finite()) {
+            return Err(refuse(&pool, row));
+        }
+        if unit {
+            pool.rescale(measured.iter().map(|&(_, factor)| factor));
+        }
+        let norm_sq = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
+        Ok(Self { pool, norm_sq, fingerprint, kernels })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.norm_sq.len()
+    }
+
+    /// Always false: a pool has at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.norm_sq.is_empty()
+    }
+
+    /// Number of columns.
+    pub const fn dim(&self) -> usize {
+        self.pool.dim()
+    }
+
+    /// Writes row `row` to `out` (`dim` cells).
+    pub fn load(&self, row: usize, out: &mut [f64]) {
+        self.pool.load(row, out);
+    }
+
+    /// The dataset index of `row`.
+    pub fn index(&self, row: usize) -> i64 {
+        self.pool.index(row)
+    }
+
+    /// ‖g‖² of every row, (n,).
+    pub fn norm_sq(&self) -> &[f64] {
+        &self.norm_sq
+    }
+
+    /// A hash of all rows as stored and of their dataset indices, whatever their order.
+    pub fn fingerprint(&self) -> String {
+        format!("xxh3-64:{:016x}", self.fingerprint)
+    }
+
+    pub(super) const fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+}
+
+fn refuse(pool: &Pool<'_>, row: usize) -> Error {
+    let mut cells = vec![0.0; pool.dim()];
+    pool.load(row, &mut cells);
+    let index = pool.index(row);
+    match cells.iter().position(|cell| !cell.is_finite()) {
+        Some(column) => Error::invalid(
+            format!("row {index}, column {column}"),
+            cells[column],
+            "a finite number",
+            "Extract this row again, or leave it out of the source.",
+        ),
+        None => Error::invalid(
+            format!("row {index}"),
+            "a squared norm that overflows float64",
+            "rows of norms below 1e150",
+            "Scale the rows down, or select with normalize=\"unit\" after scaling.",
+        ),
+    }
+}

@@ -1,0 +1,89 @@
+//! Runs long work off the main thread, so that Ctrl-C and progress get through.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use spice_core::Result;
+use spice_core::monitor::Monitor;
+
+use crate::errors::to_py;
+
+/// Time between two looks at Python's signals.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Runs `work` on `threads` threads (all cores if `None`) while this thread watches.
+///
+/// Python's signal handlers run and `progress(surveyed, picks, gain, rows_read)` is called some twenty
+/// times a second. If either raises, the work is cancelled and the exception goes on.
+pub(crate) fn watch<T: Send>(
+    py: Python<'_>,
+    monitor: &Monitor,
+    threads: Option<usize>,
+    progress: Option<Bound<'_, PyAny>>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
+    let mut builder = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = threads {
+        builder = builder.num_threads(threads);
+    }
+    let pool = builder.build().map_err(|error| {
+        pyo3::exceptions::PyOSError::new_err(format!("cannot start threads: {error}"))
+    })?;
+    let watcher = thread::current();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            // Tells the watcher on every way out, a panic included.
+            let _wake = OnDrop(|| {
+                done.store(true, Ordering::Release);
+                watcher.unpark();
+            });
+            pool.install(work)
+        });
+        let mut raised = None;
+        while !done.load(Ordering::Acquire) {
+            py.detach(|| thread::park_timeout(POLL));
+            if raised.is_none()
+                && let Err(error) = py.check_signals().and_then(|()| report(monitor, progress.as_ref()))
+            {
+                raised = Some(error);
+                monitor.cancel();
+            }
+        }
+        let result = py.detach(|| worker.join());
+        match (raised, result) {
+            (Some(error), _) => Err(error),
+            (None, Ok(result)) => {
+                let result = result.map_err(to_py)?;
+                report(monitor, progress.as_ref())?;
+                Ok(result)
+            }
+            (None, Err(panic)) => Err(internal_error(panic.as_ref())),
+        }
+    })
+}
+
+fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    if let Some(progress) = progress {
+        progress.call1((monitor.surveyed(), monitor.picks(), monitor.gain(), monitor.rows_read()))?;
+    }
+    Ok(())
+}
+
+/// A panic of the core is a bug of ours: it must not look like the user's mistake, nor end the process.
+fn internal_error(panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    pyo3::exceptions::PyRuntimeError::new_err(format!("internal error, please report it: {text}"))
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
