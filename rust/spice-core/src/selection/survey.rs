@@ -47,9 +47,8 @@ impl<'a> Survey<'a> {
                             row.iter_mut().for_each(|cell| *cell *= step);
                             norm_sq = kernels.dot(row, row);
                         }
-                        pool.load(chunk * CHUNK + offset, row);
-                        row.iter_mut().for_each(|cell| *cell *= factor);
-                        norm_sq = kernels.dot(row, row);
+                        // Exactly, so that rows of equal length tie instead of competing by rounding.
+                        norm_sq = 1.0;
                     }
                     *slot = (norm_sq, factor);
                 }

@@ -1,0 +1,26 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # oracle.py, pools.py
+
+SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture
+def shared_file():
+    """Path of a file of the shared reference data; skips where it is absent."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.is_file():
+            pytest.skip(f"no reference data {name}")
+        return path
+
+    return find

@@ -1,0 +1,150 @@
+"""Every kind of source gives the same picks as the array it holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pools
+import pytest
+
+import spice_rs
+from spice_rs import InvalidInputError, StoreError
+from spice_rs.sources import open_source
+
+ROWS = pools.law("opposed", 60, 8, 3)
+EXPECTED = spice_rs.select(ROWS, 20, conflict_penalty=0.5).indices.tolist()
+
+
+def picks(source, **keywords):
+    return spice_rs.select(source, 20, conflict_penalty=0.5, **keywords).indices.tolist()
+
+
+def test_npy_files(tmp_path):
+    np.save(tmp_path / "rows.npy", ROWS)
+    assert picks(tmp_path / "rows.npy") == EXPECTED
+    assert picks(str(tmp_path / "rows.npy")) == EXPECTED
+    assert isinstance(open_source(tmp_path / "rows.npy").keep_alive, np.memmap)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_members(tmp_path, save):
+    save(tmp_path / "one.npz", gradients=ROWS, index=np.arange(60))
+    assert picks(tmp_path / "one.npz") == EXPECTED
+    save(tmp_path / "two.npz", a=ROWS[:, ::-1], b=ROWS)
+    assert picks(f"{tmp_path}/two.npz::b") == EXPECTED
+    with pytest.raises(InvalidInputError, match=r"\['a', 'b'\].*two.npz::a"):
+        picks(tmp_path / "two.npz")
+    with pytest.raises(InvalidInputError, match="no member 'c'"):
+        picks(f"{tmp_path}/two.npz::c")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_headerless_files(tmp_path, dtype):
+    path = tmp_path / "rows.bin"
+    rows = np.memmap(path, dtype=dtype, mode="w+", shape=ROWS.shape)
+    rows[:] = ROWS
+    rows.flush()
+    assert picks(path, dim=8, dtype=dtype) == picks(ROWS.astype(dtype))
+    with pytest.raises(InvalidInputError, match="give dim= "):
+        picks(path)
+    with pytest.raises(InvalidInputError, match="expected a multiple of"):
+        picks(path, dim=7, dtype=dtype)
+    with pytest.raises(InvalidInputError, match="found int8"):
+        picks(path, dim=8, dtype="int8")
+    with pytest.raises(InvalidInputError, match="dim: found 0"):
+        picks(path, dim=0, dtype=dtype)
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    assert picks(torch.tensor(ROWS)) == EXPECTED
+    assert picks(torch.tensor(ROWS, requires_grad=True)) == EXPECTED
+    halves = torch.tensor(ROWS).to(torch.bfloat16)
+    assert picks(halves) == picks(halves.float())
+    with pytest.raises(InvalidInputError, match="meta"):
+        picks(torch.empty(60, 8, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_stores_in_any_order_of_rows_and_shards(tmp_path, dtype):
+    shuffled = np.random.default_rng(0).permutation(60)
+    whole = spice_rs.GradientStore.create(tmp_path / "whole", dim=8, dtype=dtype)
+    with whole as writer:
+        writer.append(ROWS, index=np.arange(60))
+    parts = spice_rs.GradientStore.create(tmp_path / "parts", dim=8, dtype=dtype, rows_per_shard=7)
+    with parts as writer:
+        writer.append(ROWS[shuffled], index=shuffled)
+    for keywords in ({}, {"conflict_penalty": 0.5}, {"fisher": "diagonal"}):
+        one = spice_rs.select(tmp_path / "whole", 20, **keywords)
+        many = spice_rs.select(spice_rs.GradientStore(tmp_path / "parts"), 20, **keywords)
+        np.testing.assert_array_equal(one.indices, many.indices)
+        np.testing.assert_array_equal(one.scores, many.scores)
+    windows = {"pool_size": 25, "select_per_window": 5, "seed": 4}
+    np.testing.assert_array_equal(
+        spice_rs.select(tmp_path / "whole", **windows).indices, spice_rs.select(tmp_path / "parts", **windows).indices
+    )
+    if dtype == "float32":
+        assert picks(tmp_path / "parts") == EXPECTED
+
+
+def test_dataset_rows_are_reported_for_stores(tmp_path):
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=8, dtype="float32") as writer:
+        writer.append(ROWS, index=1000 + 3 * np.arange(60))
+    sel = spice_rs.select(tmp_path / "s", 20, conflict_penalty=0.5)
+    assert sel.indices.tolist() == [1000 + 3 * i for i in EXPECTED]
+    assert spice_rs.log_det(tmp_path / "s", sel.indices) == pytest.approx(sel.log_det)
+    with pytest.raises(InvalidInputError, match="found 1001, expected rows of"):
+        spice_rs.log_det(tmp_path / "s", [1000, 1001])
+
+
+def test_sums_become_means_at_selection(tmp_path):
+    tokens = np.random.default_rng(1).integers(1, 50, 60).astype(np.int32)
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=8, dtype="float32", reduction="sum") as writer:
+        writer.append(ROWS * tokens[:, None], index=np.arange(60), num_tokens=tokens)
+    by_mean = picks((ROWS * tokens[:, None]).astype(np.float64) / tokens[:, None])
+    assert picks(tmp_path / "s") == by_mean
+    assert picks(tmp_path / "s", normalize="mean") == by_mean
+    assert picks(tmp_path / "s", normalize="sum") == picks(ROWS * tokens[:, None])
+    assert picks(tmp_path / "s", normalize="none") == picks(ROWS * tokens[:, None])
+    assert picks(tmp_path / "s", normalize="unit") == picks(ROWS * tokens[:, None], normalize="unit")
+    settings = spice_rs.select(tmp_path / "s", 5).settings
+    assert settings["normalize"] == "mean"
+    assert settings["source"]["rows"] == 60
+
+
+def test_a_row_of_a_store_that_is_not_finite_is_named_by_its_dataset_row(tmp_path):
+    rows = np.ones((4, 2))
+    rows[2, 1] = np.nan
+    with pytest.raises(InvalidInputError, match="row 2, column 1"):
+        spice_rs.select(rows, 1)
+
+
+def test_fingerprints_follow_the_rows():
+    def fingerprint(rows):
+        return spice_rs.select(rows, 1, progress=False).settings["source"]["fingerprint"]
+
+    other = ROWS.copy()
+    other[5] *= -1
+    assert fingerprint(ROWS) == fingerprint(ROWS.copy())
+    assert fingerprint(ROWS) != fingerprint(other)
+    assert fingerprint(ROWS) != fingerprint(ROWS[::-1])
+
+
+def test_paths_that_hold_no_rows(tmp_path):
+    with pytest.raises(InvalidInputError, match="no such file or folder"):
+        picks(tmp_path / "nothing")
+    with pytest.raises(StoreError, match="store"):
+        picks(tmp_path)
+    (tmp_path / "rows.npy").write_bytes(b"no numpy file")
+    with pytest.raises(InvalidInputError, match="no readable .npy file"):
+        picks(tmp_path / "rows.npy")
+    np.save(tmp_path / "objects.npy", np.array([[object()]]), allow_pickle=True)
+    with pytest.raises(InvalidInputError, match="no readable .npy file"):
+        picks(tmp_path / "objects.npy")
+    (tmp_path / "rows.npz").write_bytes(b"PK no archive")
+    with pytest.raises(InvalidInputError, match="no readable archive"):
+        picks(tmp_path / "rows.npz")
+    np.save(tmp_path / "cut.npy", ROWS)
+    with open(tmp_path / "cut.npy", "r+b") as file:
+        file.truncate(500)
+    with pytest.raises(InvalidInputError, match="no readable .npy file"):
+        picks(tmp_path / "cut.npy")
