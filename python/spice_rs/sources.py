@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,13 +145,13 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
 
 def _from_store(store: GradientStore) -> Source:
     return Source(
-        blocks=[store.core],
+        blocks=[store._core],
         rows=len(store),
         dim=store.dim,
         dtype=store.dtype,
-        description=str(store.path),
+        description=store.path,
         index=store.index,
-        scale=store.scale,
+        scale=store._core.scale.astype(np.float64),
         num_tokens=store.num_tokens,
         reduction=store.reduction,
         fingerprint=store.fingerprint,
@@ -182,7 +183,7 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise InvalidInputError(f"{path}: found no readable .npy file ({error}), expected one. Write it again.") from error
     return array
@@ -190,25 +191,37 @@ def _load_npy(path: Path) -> npt.NDArray[Any]:
 
 def _from_npz(path: Path, member: str) -> Source:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not member:
-                matrices = [name for name in archive.files if archive[name].ndim == 2]
-                if len(matrices) != 1:
-                    raise InvalidInputError(
-                        f"{path}: found the matrices {matrices}, expected one."
-                        f" Name it: {path}{MEMBER_SEPARATOR}{matrices[0] if matrices else 'member'}"
-                    )
-                member = matrices[0]
-            if member not in archive.files:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            shapes = {name: _npz_shape(archive, name) for name in names}
+            matrices = [name for name in names if len(shapes[name]) == 2]
+            if not member and len(matrices) != 1:
                 raise InvalidInputError(
-                    f"{path}: found no member {member!r}, expected one of {archive.files}. Choose one of these."
+                    f"{path}: found the matrices {matrices}, expected one. Name the member:"
+                    f" {path}{MEMBER_SEPARATOR}{matrices[0] if matrices else 'member'}"
                 )
-            array = archive[member]
+            member = member or matrices[0]
+            if member not in names:
+                raise InvalidInputError(
+                    f"{path}: found no member {member!r}, expected one of {names}. Choose one of these."
+                )
+            with archive.open(f"{member}.npy") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise InvalidInputError(f"{path}: found no such file, expected an .npz archive. Check the path.") from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except InvalidInputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
         raise InvalidInputError(f"{path}: found no readable archive ({error}), expected .npz. Write it again.") from error
     return _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
+
+
+def _npz_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
+    with archive.open(f"{member}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape: tuple[int, ...] = read(file)[0]
+        return shape
 
 
 def _from_headerless(path: Path, dim: int, dtype: str) -> Source:

@@ -9,10 +9,17 @@ use spice_core::selection::{self, Fisher, Method, Pick, Search, Settings, StopRe
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
+use crate::store::Store;
 use crate::watch::watch;
 
-/// Rows of one source: `(cells as uint8, dtype name, number of rows)`.
-type Array<'py> = (PyReadonlyArray1<'py, u8>, String, usize);
+/// Rows of one source.
+#[derive(FromPyObject)]
+pub(crate) enum Rows<'py> {
+    /// An open store.
+    Store(Bound<'py, Store>),
+    /// Memory: cells as bytes, dtype name, number of rows.
+    Array(PyReadonlyArray1<'py, u8>, String, usize),
+}
 
 /// Selects rows; see `spice_rs.select` for what the arguments mean and what they default to.
 #[pyfunction]
@@ -21,7 +28,7 @@ type Array<'py> = (PyReadonlyArray1<'py, u8>, String, usize);
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
-    source: Vec<Array<'py>>,
+    source: Vec<Rows<'py>>,
     dim: usize,
     index: Option<PyReadonlyArray1<'py, i64>>,
     scale: Option<PyReadonlyArray1<'py, f64>>,
@@ -101,7 +108,7 @@ pub(crate) fn select<'py>(
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn log_det(
     py: Python<'_>,
-    source: Vec<Array<'_>>,
+    source: Vec<Rows<'_>>,
     dim: usize,
     scale: Option<PyReadonlyArray1<'_, f64>>,
     unit: bool,
@@ -120,19 +127,25 @@ pub(crate) fn log_det(
 }
 
 fn pool<'a>(
-    source: &'a [Array<'_>],
+    source: &'a [Rows<'_>],
     dim: usize,
     index: Option<PyReadonlyArray1<'_, i64>>,
     scale: Option<PyReadonlyArray1<'_, f64>>,
 ) -> PyResult<Pool<'a>> {
-    let block = |(cells, dtype, rows): &'a Array<'_>| {
-        let dtype = parse_dtype(dtype)?;
-        let bytes = cells.as_slice().map_err(|_| {
-            Error::invalid("source", "strided memory", "contiguous rows", "Copy the array first.")
-        })?;
-        RowBlock::new(bytes, dtype, *rows, dim)
-    };
-    let blocks = source.iter().map(block).collect::<Result<Vec<_>>>().map_err(to_py)?;
+    let mut blocks = Vec::new();
+    for rows in source {
+        match rows {
+            Rows::Store(store) => blocks.extend(store.get().reader.blocks().map_err(to_py)?),
+            Rows::Array(cells, dtype, rows) => {
+                let dtype = parse_dtype(dtype).map_err(to_py)?;
+                let bytes = cells.as_slice().map_err(|_| {
+                    let expected = "contiguous rows";
+                    to_py(Error::invalid("source", "strided memory", expected, "Copy the array first."))
+                })?;
+                blocks.push(RowBlock::new(bytes, dtype, *rows, dim).map_err(to_py)?);
+            }
+        }
+    }
     let mut pool = Pool::new(blocks).map_err(to_py)?;
     if let Some(index) = index {
         pool = pool.with_index(index.as_array().to_vec()).map_err(to_py)?;

@@ -1,0 +1,89 @@
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class Store:
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def reduction(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def index(self) -> NDArray[np.int64]: ...
+    @property
+    def scale(self) -> NDArray[np.float32]: ...
+    @property
+    def norm(self) -> NDArray[np.float32]: ...
+    @property
+    def loss(self) -> NDArray[np.float32] | None: ...
+    @property
+    def num_tokens(self) -> NDArray[np.int32] | None: ...
+    def info(self) -> str: ...
+    def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]: ...
+    def verify(self, progress: Callable[[int, int], object] | None) -> tuple[int, int, int]: ...
+
+class StoreWriter:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        dim: int,
+        dtype: str,
+        reduction: str | None,
+        provenance: str,
+        rows_per_shard: int | None,
+        bytes_per_shard: int | None,
+        max_delay: float | None,
+        writer: str | None,
+    ) -> None: ...
+    def append(
+        self,
+        rows: NDArray[np.float32],
+        index: NDArray[np.int64],
+        num_tokens: NDArray[np.int32] | None,
+        loss: NDArray[np.float32] | None,
+    ) -> None: ...
+    def contains(self, index: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+def select(
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    *,
+    dim: int,
+    index: NDArray[np.int64] | None,
+    scale: NDArray[np.float64] | None,
+    unit: bool,
+    k: int | None,
+    alpha: float,
+    conflict_penalty: float,
+    early_stop: float | None,
+    fisher: str,
+    method: str,
+    search: str,
+    order: NDArray[np.int64] | None,
+    pool_size: int | None,
+    select_per_window: int | None,
+    threads: int | None,
+    progress: Callable[[int, int, float, int], object] | None,
+) -> dict[str, Any]: ...
+def log_det(
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    *,
+    dim: int,
+    scale: NDArray[np.float64] | None,
+    unit: bool,
+    positions: NDArray[np.int64],
+    alpha: float,
+    threads: int | None,
+) -> float: ...
