@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # oracle.py, pools.py
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py; laws.py
 
 SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
 

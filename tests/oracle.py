@@ -66,7 +66,9 @@ def judge(rows: np.ndarray, picks: np.ndarray, alpha: float, penalty: float) -> 
     return None
 
 
-def greedy(rows: np.ndarray, k: int, gain_of, penalty: float, omega: float | None = None) -> tuple[list[int], list]:
+def greedy(
+    rows: np.ndarray, k: int, gain_of, penalty: float, omega: float | None = None
+) -> tuple[list[int], list]:
     """Run the greedy algorithm with any gain function `gain_of(rows, picked) -> (n,)`."""
     rows = rows.astype(np.float64)
     taken: list[int] = []

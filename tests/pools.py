@@ -1,4 +1,4 @@
-"""Pools to select from: the benchmarks' four laws, and adversarial cases for the property tests."""
+"""Pools to select from: the four laws of the benchmarks, and adversarial cases for the property tests."""
 
 from __future__ import annotations
 
@@ -7,36 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-LAWS = ("clustered", "unit", "opposed", "flat")
+from laws import LAWS, law
 
-
-def law(name: str, n: int, d: int, seed: int) -> np.ndarray:
-    """Rows (n, d) float32 of a synthetic pool.
-
-    clustered: 50 clusters, power-law spectrum, log-normal norms. unit: the same directions, rows of norm 1. opposed:
-    two camps along one axis, conflicts everywhere. flat: isotropic rows of norm 1, the worst case for laziness.
-    """
-    shared = np.random.default_rng([seed, 0])
-    spectrum = (np.arange(1, d + 1) ** -0.7).astype(np.float32)
-    centres = shared.standard_normal((50, d), dtype=np.float32) * spectrum
-    axis = shared.standard_normal(d).astype(np.float32)
-    axis /= np.linalg.norm(axis)
-    blocks = []
-    for block in range(-(-n // 1000)):
-        r = np.random.default_rng([seed, 1, block])
-        noise = r.standard_normal((1000, d), dtype=np.float32)
-        if name == "opposed":
-            strength = r.choice([-1.0, 1.0], 1000) * r.gamma(2, 0.7, 1000)
-            x = strength[:, None].astype(np.float32) * axis + 0.3 * noise
-        elif name == "flat":
-            x = noise / np.linalg.norm(noise, axis=1, keepdims=True)
-        else:
-            x = centres[r.integers(0, 50, 1000)] * r.gamma(2, 0.5, (1000, 1)).astype(np.float32) + noise * spectrum
-            x /= np.linalg.norm(x, axis=1, keepdims=True)
-            if name == "clustered":
-                x *= 3 * r.lognormal(0, 0.6, (1000, 1)).astype(np.float32)
-        blocks.append(x.astype(np.float32))
-    return np.concatenate(blocks)[:n]
+__all__ = ["LAWS", "Case", "cases", "law"]
 
 
 @dataclass
@@ -89,4 +62,9 @@ def cases(draw: st.DrawFn) -> Case:
     with np.errstate(over="ignore"):
         rows = np.clip(rows, -6e4, 6e4).astype(dtype)
     k = draw(st.sampled_from([1, n, n, max(1, n // 2), max(1, n // 4)]))
-    return Case(rows, k, draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])), draw(st.sampled_from([0, 0.1, 0.5, 2.0, 10.0])))
+    return Case(
+        rows,
+        k,
+        draw(st.sampled_from([1.0, 1.0, 0.01, 30.0])),
+        draw(st.sampled_from([0, 0.1, 0.5, 2.0, 10.0])),
+    )

@@ -11,12 +11,12 @@ import time
 import warnings
 
 import numpy as np
-import oracle
-import pools
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import oracle
+import pools
 import spice_rs
 from spice_rs import InvalidInputError, SpiceWarning
 
@@ -47,7 +47,9 @@ def test_every_pick_is_best_at_its_own_prefix(case, threads):
         case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, search="eager", threads=1
     )
     assert oracle.judge(case.rows, eager.indices, case.alpha, case.penalty) is None
-    lazy = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, threads=threads)
+    lazy = spice_rs.select(
+        case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, threads=threads
+    )
     assert_same(eager, lazy)
 
 
@@ -162,7 +164,9 @@ def test_top_k_takes_the_largest_rows_and_ignores_the_penalty():
 @pytest.mark.parametrize("fisher", ["full", "diagonal"])
 def test_windows_are_runs_of_their_own(fisher):
     rows = pools.law("clustered", 230, 16, 4)
-    sel = spice_rs.select(rows, pool_size=50, select_per_window=8, seed=3, fisher=fisher, conflict_penalty=0.2)
+    sel = spice_rs.select(
+        rows, pool_size=50, select_per_window=8, seed=3, fisher=fisher, conflict_penalty=0.2
+    )
     order = np.random.default_rng(3).permutation(230)
     expected = []
     for start in range(0, 230, 50):
@@ -239,7 +243,9 @@ def test_log_det_of_any_rows():
     rows = pools.law("clustered", 90, 20, 1)
     for m in (1, 15, 60):
         picked = np.random.default_rng(m).choice(90, m, replace=False)
-        assert spice_rs.log_det(rows, picked, alpha=2.0) == pytest.approx(oracle.log_det(rows[picked], 2.0), rel=1e-11)
+        assert spice_rs.log_det(rows, picked, alpha=2.0) == pytest.approx(
+            oracle.log_det(rows[picked], 2.0), rel=1e-11
+        )
     with pytest.raises(InvalidInputError, match="90"):
         spice_rs.log_det(rows, [3, 90])
     with pytest.raises(InvalidInputError, match="rows"):
@@ -374,7 +380,14 @@ def test_rows_too_large_for_float64_are_refused():
 
 @pytest.mark.parametrize(
     "source",
-    [np.ones(3), np.ones((2, 2, 2)), np.ones((0, 4)), np.ones((4, 0)), np.ones((2, 2), int), np.ones((2, 2), complex)],
+    [
+        np.ones(3),
+        np.ones((2, 2, 2)),
+        np.ones((0, 4)),
+        np.ones((4, 0)),
+        np.ones((2, 2), int),
+        np.ones((2, 2), complex),
+    ],
 )
 def test_wrong_rank_or_element_type_is_refused(source):
     with pytest.raises(InvalidInputError, match="found"):

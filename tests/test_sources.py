@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pools
 import pytest
 
+import pools
 import spice_rs
 from spice_rs import InvalidInputError, StoreError
 from spice_rs.sources import open_source
@@ -80,7 +80,8 @@ def test_stores_in_any_order_of_rows_and_shards(tmp_path, dtype):
         np.testing.assert_array_equal(one.scores, many.scores)
     windows = {"pool_size": 25, "select_per_window": 5, "seed": 4}
     np.testing.assert_array_equal(
-        spice_rs.select(tmp_path / "whole", **windows).indices, spice_rs.select(tmp_path / "parts", **windows).indices
+        spice_rs.select(tmp_path / "whole", **windows).indices,
+        spice_rs.select(tmp_path / "parts", **windows).indices,
     )
     if dtype == "float32":
         assert picks(tmp_path / "parts") == EXPECTED

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
-from spice_rs.sources import Normalize, Source, as_rows, open_source
+from spice_rs.sources import Normalize, as_rows, open_source
 
 Floats = npt.NDArray[np.float64]
 
@@ -141,7 +141,9 @@ def select(
         >>> spice_rs.select(rows, 2, progress=False).indices
         array([0, 2])
     """
-    numbers = _check_numbers(k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads)
+    numbers = _check_numbers(
+        k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads
+    )
     _check_budget(k, early_stop, pool_size, select_per_window)
     opened = open_source(source, dim=dim, dtype=dtype)
     normalized, scale, unit = opened.row_scale(normalize)
@@ -194,7 +196,9 @@ def select(
         },
     }
     selection = Selection(**result, signal=float(np.median(signal)), settings=settings)
-    for message in inert_settings(selection, linear_gain=float(signal[opened.positions(selection.indices)].sum())):
+    for message in inert_settings(
+        selection, linear_gain=float(signal[opened.positions(selection.indices)].sum())
+    ):
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return selection
 
@@ -280,22 +284,30 @@ def _check_numbers(**numbers: object) -> dict[str, int | None]:
     for name, value in numbers.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
         if value is not None and not whole:
-            raise InvalidInputError(f"{name}: found {value!r}, expected a whole number. Convert it with int().")
+            raise InvalidInputError(
+                f"{name}: found {value!r}, expected a whole number. Convert it with int()."
+            )
         lowest = 0 if name == "seed" else 1
         if value is not None and value < lowest:  # type: ignore[operator]
-            raise InvalidInputError(f"{name}: found {value}, expected at least {lowest}. Give a larger number.")
+            raise InvalidInputError(
+                f"{name}: found {value}, expected at least {lowest}. Give a larger number."
+            )
         checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
     return checked
 
 
-def _check_budget(k: int | None, early_stop: float | None, pool_size: int | None, per_window: int | None) -> None:
+def _check_budget(
+    k: int | None, early_stop: float | None, pool_size: int | None, per_window: int | None
+) -> None:
     if pool_size is None:
         if per_window is not None:
             raise InvalidInputError(
                 "select_per_window: found it without pool_size, expected both or neither. Give pool_size=128 as well."
             )
         if k is None and early_stop is None:
-            raise InvalidInputError("k: found None, expected a number of rows. Give k, or early_stop to end by itself.")
+            raise InvalidInputError(
+                "k: found None, expected a number of rows. Give k, or early_stop to end by itself."
+            )
     elif per_window is None or k is not None:
         raise InvalidInputError(
             f"pool_size: found k={k} and select_per_window={per_window} beside it, expected select_per_window and no k."

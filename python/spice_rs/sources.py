@@ -185,7 +185,9 @@ def _load_npy(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
-        raise InvalidInputError(f"{path}: found no readable .npy file ({error}), expected one. Write it again.") from error
+        raise InvalidInputError(
+            f"{path}: found no readable .npy file ({error}), expected one. Write it again."
+        ) from error
     return array
 
 
@@ -208,18 +210,24 @@ def _from_npz(path: Path, member: str) -> Source:
             with archive.open(f"{member}.npy") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
-        raise InvalidInputError(f"{path}: found no such file, expected an .npz archive. Check the path.") from error
+        raise InvalidInputError(
+            f"{path}: found no such file, expected an .npz archive. Check the path."
+        ) from error
     except InvalidInputError:
         raise
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise InvalidInputError(f"{path}: found no readable archive ({error}), expected .npz. Write it again.") from error
+        raise InvalidInputError(
+            f"{path}: found no readable archive ({error}), expected .npz. Write it again."
+        ) from error
     return _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
 
 
 def _npz_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
     with archive.open(f"{member}.npy") as file:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape: tuple[int, ...] = read(file)[0]
         return shape
 
@@ -251,7 +259,9 @@ def _from_array(array: npt.NDArray[Any], description: str, dtype: str | None = N
         array = array.astype(array.dtype.newbyteorder("="))
     array = np.require(array, requirements=["C", "A"])
     cells = array.reshape(-1).view(np.uint8)
-    return Source([(cells, dtype, array.shape[0])], array.shape[0], array.shape[1], dtype, description, keep_alive=array)
+    return Source(
+        [(cells, dtype, array.shape[0])], array.shape[0], array.shape[1], dtype, description, keep_alive=array
+    )
 
 
 def _from_tensor(tensor: Any) -> Source:

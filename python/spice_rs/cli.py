@@ -1,0 +1,231 @@
+"""The command line: `spice-rs COMMAND`. Options, defaults and their help come from the functions behind them."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import spice_rs
+from spice_rs.errors import SpiceError, SpiceWarning
+from spice_rs.progress import bar
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", SpiceWarning)
+    try:
+        options = vars(_parser(arguments[:1]).parse_args(arguments))
+        command: Callable[..., None] = options.pop("run")
+        command(**options)
+    except (SpiceError, OSError) as error:
+        print(f"spice-rs: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        print(
+            f"spice-rs: {error}. Install what this command needs: pip install 'spice-rs[demo]'",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("spice-rs: interrupted; what was committed to the store is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def _extract(model: str, data: str, out: str, **options: Any) -> None:
+    store = spice_rs.extract(model, data, out, **options)
+    print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+
+
+def _select(source: str, out: str, data: str | None, **options: Any) -> None:
+    from spice_rs.picks import write_picks
+
+    selection = spice_rs.select(source, **options)
+    write_picks(selection, out, data)
+    print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
+    if out != "-":
+        print(f"{out}: {len(selection)} lines", file=sys.stderr)
+
+
+def _info(store: str, as_json: bool) -> None:
+    info = spice_rs.GradientStore(store).info()
+    if as_json:
+        print(json.dumps(info, indent=2))
+        return
+    for key, value in info.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        print(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
+
+
+def _verify(store: str, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store)
+    drawn = bar(progress, total=len(opened), what="verify", unit="rows")
+    done = 0
+
+    def watch(rows: int, _: int) -> None:
+        nonlocal done
+        drawn.update(rows - done)
+        done = rows
+
+    try:
+        counts = opened.verify(watch)
+    finally:
+        drawn.close()
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        print(f"{store}: sound, " + ", ".join(f"{value} {key}" for key, value in counts.items()))
+
+
+def _demo(folder: str, samples: int, share: float) -> None:
+    from spice_rs.demo import run_demo
+
+    run_demo(folder, samples=samples, share=share)
+
+
+# --- parsing -----------------------------------------------------------------------------------------------------
+
+
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spice-rs",
+        description="Choose fine-tuning data by Fisher information and gradient conflict (SPICE).",
+        epilog="Example: spice-rs extract --model MODEL --data pool.jsonl --out store && "
+        "spice-rs select store -k 1000 --data pool.jsonl --out picks.jsonl",
+    )
+    parser.add_argument("--version", action="version", version=f"spice-rs {spice_rs.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    extract = _command(commands, "extract", _extract, "compute projected per-sample gradients into a store")
+    if "extract" in command:  # importing it takes torch, and seconds
+        _options(extract, spice_rs.extract, required=("model", "data", "out"))
+
+    select = _command(commands, "select", _select, "pick the rows that carry the most Fisher information")
+    select.add_argument(
+        "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
+    )
+    select.add_argument(
+        "--out", default="-", help="JSON Lines file for the picks in order; - for stdout (default)"
+    )
+    select.add_argument(
+        "--data", help="the data the store was made from: each line is then the record with a key 'spice'"
+    )
+    _options(select, spice_rs.select, skip=("source",))
+
+    for name, run, summary in (
+        ("info", _info, "show what a store holds, without reading gradients"),
+        ("verify", _verify, "read a whole store and check every checksum and number"),
+    ):
+        command = _command(commands, name, run, summary)
+        command.add_argument("store", metavar="STORE", help="store folder")
+        command.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
+        if name == "verify":
+            command.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a bar")
+
+    demo = _command(commands, "demo", _demo, "run everything on a small real model and generated tasks")
+    demo.add_argument(
+        "folder", nargs="?", default="demo-out", help="where data, store and picks go (default: demo-out)"
+    )
+    demo.add_argument("--samples", type=int, default=400, help="size of the pool (default: 400)")
+    demo.add_argument("--share", type=float, default=0.1, help="share of the pool to select (default: 0.1)")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., None], summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary.capitalize() + "."
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _options(
+    parser: argparse.ArgumentParser,
+    function: Callable[..., Any],
+    *,
+    skip: Sequence[str] = (),
+    required: Sequence[str] = (),
+) -> None:
+    """Add an option for every parameter of `function` that can be given in words."""
+    helps = _argument_docs(function)
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in skip:
+            continue
+        keywords = _option(hints.get(name, str))
+        if keywords is None:
+            continue
+        flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        text = helps.get(name, "")
+        if name in required:
+            keywords["required"] = True
+        else:
+            keywords["default"] = parameter.default
+            if parameter.default not in (None, False):
+                text += f" (default: {parameter.default})"
+        parser.add_argument(flag, dest=name, help=text.replace("%", "%%"), **keywords)
+
+
+def _option(hint: Any) -> dict[str, Any] | None:
+    """Return argparse's keywords for a type; None for what cannot be given in words."""
+    choices = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else ()
+    )
+    choices = tuple(choice for choice in choices if choice is not type(None)) or (hint,)
+    if bool in choices:
+        return {"action": argparse.BooleanOptionalAction}
+    for kind in (int, float):
+        if kind in choices:
+            return {"type": kind, "metavar": kind.__name__.upper()}
+    for choice in choices:
+        if typing.get_origin(choice) is Literal:
+            return {"choices": typing.get_args(choice)}
+    if str in choices and any(typing.get_origin(choice) in (list, Sequence) for choice in choices):
+        return {"type": _names, "metavar": "NAMES"}
+    if str in choices or Any in choices:
+        return {"metavar": "TEXT"}
+    return None
+
+
+def _names(text: str) -> str | list[str]:
+    """Read `a,b` as a list of names and anything else as one pattern."""
+    return text.split(",") if "," in text else text
+
+
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the Args section of a docstring, name → text on one line."""
+    doc = inspect.getdoc(function) or ""
+    section = re.search(r"^Args:\n((?:    .*\n|\n)+)", doc + "\n", re.MULTILINE)
+    found: dict[str, str] = {}
+    for entry in re.finditer(
+        r"^    (\w+): ((?:.*\n)(?:        .*\n)*)", section[1] if section else "", re.MULTILINE
+    ):
+        found[entry[1]] = " ".join(entry[2].split()).replace("`", "")
+    return found
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, SpiceWarning):
+        print(f"spice-rs: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

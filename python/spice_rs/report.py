@@ -1,0 +1,59 @@
+"""What a selection looks like beside its pool, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+def composition_table(
+    groups: Sequence[str], lengths: npt.ArrayLike, picked: npt.ArrayLike, *, unit: str = "tokens"
+) -> str:
+    """Return a table of each group's share and median length in the pool and among the picks.
+
+    Args:
+        groups: (n,) label of each row of the pool, for example its source.
+        lengths: (n,) length of each row's answer.
+        picked: (m,) row numbers of the picks.
+        unit: unit of the lengths.
+    """
+    labels = np.asarray(groups)
+    sizes = np.asarray(lengths)
+    chosen = np.asarray(picked)
+    header = ("group", "pool", "share", "median " + unit, "picks", "share", "median " + unit)
+    rows = [header]
+    for name in [*sorted(set(labels.tolist())), "all"]:
+        inside = np.ones(len(labels), bool) if name == "all" else labels == name
+        among = chosen[inside[chosen]]
+        rows.append(
+            (
+                name,
+                str(int(inside.sum())),
+                f"{inside.mean():.1%}",
+                _median(sizes[inside]),
+                str(len(among)),
+                f"{len(among) / max(len(chosen), 1):.1%}",
+                _median(sizes[among]),
+            )
+        )
+    return _aligned(rows)
+
+
+def _median(values: npt.NDArray[np.generic]) -> str:
+    return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)
