@@ -102,7 +102,7 @@ def _demo(folder: str, samples: int, share: float) -> None:
 # --- parsing -----------------------------------------------------------------------------------------------------
 
 
-def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spice-rs",
         description="Choose fine-tuning data by Fisher information and gradient conflict (SPICE).",
@@ -113,7 +113,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     extract = _command(commands, "extract", _extract, "compute projected per-sample gradients into a store")
-    if "extract" in command:  # importing it takes torch, and seconds
+    if "extract" in called:  # importing it takes torch, and seconds
         _options(extract, spice_rs.extract, required=("model", "data", "out"))
 
     select = _command(commands, "select", _select, "pick the rows that carry the most Fisher information")
@@ -225,7 +225,3 @@ def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, SpiceWarning):
         print(f"spice-rs: warning: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
