@@ -89,6 +89,8 @@ impl Writer {
             ));
         }
 
+        // What the current folder is later must not matter.
+        let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         create_folder(path)?;
         if reader::read_schema(path)?.is_none() {
             if !folder::list(path)?.shards.is_empty() {
@@ -96,6 +98,7 @@ impl Writer {
             }
             // False if another creator was faster; what counts is what is there afterwards.
             Temporary::write(path, &[&text])?.publish(SCHEMA_FILE)?;
+            folder::sync_folder(path)?;
         }
         let store = Reader::open(path)?;
         store.schema().join(path, &schema)?;
@@ -202,7 +205,7 @@ impl Writer {
     /// Makes all buffered rows a shard, on disk when this returns. Without buffered rows it does nothing.
     ///
     /// # Errors
-    /// [`Error::Io`]; the rows stay buffered.
+    /// [`Error::Io`]; the rows stay buffered unless only the folder could not be synced.
     pub fn commit(&mut self) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -216,8 +219,9 @@ impl Writer {
                 break;
             }
         }
+        // The rows are in the store now, whatever becomes of the folder's entry.
         self.buffer.clear();
-        Ok(())
+        folder::sync_folder(&self.folder)
     }
 
     /// Commits what is buffered.
