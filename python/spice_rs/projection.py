@@ -1,26 +1,28 @@
 r"""Projections of per-sample gradients to `dim` columns that keep inner products: E⟨Px, Py⟩ = ⟨x, y⟩.
 
 No projection matrix is ever held. Every random sign and bucket is a hash of (seed, parameter name,
-coordinate): the same on each device and machine, in every order of modules, batches and ranks, at O(1) memory.
-The hash is splitmix64 (Steele, Lea, Flood 2014) in counter mode, in wrapping 64-bit integer arithmetic:
+coordinate): the same on each device and machine, in every order of modules, batches and ranks, at O(1)
+memory. The hash is splitmix64 (Steele, Lea, Flood 2014) in counter mode, in wrapping 64-bit integer
+arithmetic:
 
     key       = first 8 bytes, little-endian, of BLAKE2b(f"{seed}\0{name}\0{stream}", digest_size=8)
     h(key, c) = mix(key + (c + 1)·0x9e3779b97f4a7c15)
 
 A gradient of shape (m, n) has the coordinate i·n + j at (i, j).
 
-**sparse.** Each coordinate c goes to `nnz` buckets: bucket ⌊(h >> 32)·dim / 2³²⌋ with sign 1 - 2·(h & 1), from
-the streams "sparse:0", "sparse:1", …, scaled by 1/√nnz. nnz = 1, the default, is the count sketch (Charikar,
-Chen, Farach-Colton 2002): one addition per coordinate; the variance of an inner product is at most
+**sparse.** Each coordinate c goes to `nnz` buckets: bucket ⌊(h >> 32)·dim / 2³²⌋ with sign 1 - 2·(h & 1),
+from the streams "sparse:0", "sparse:1", …, scaled by 1/√nnz. nnz = 1, the default, is the count sketch
+(Charikar, Chen, Farach-Colton 2002): one addition per coordinate; the variance of an inner product is at most
 2‖x‖²‖y‖²/dim, that of a dense matrix of signs.
 
-**two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", scaled by 1/p,
-and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G itself is never
-formed. Vectors (biases) go through the sparse projection alone. The last step is sparse also where all blocks
-would fit in `dim` side by side: so a row's columns do not depend on the order or number of what is tracked.
+**two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", scaled by
+1/p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G itself is
+never formed. Vectors (biases) go through the sparse projection alone. The last step is sparse also where all
+blocks would fit in `dim` side by side: so a row's columns do not depend on the order or number of what is
+tracked.
 
-**rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for column
-k, as do L and R with p columns. Costs dim operations per coordinate; here to compare with other tools.
+**rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for
+column k, as do L and R with p columns. Costs dim operations per coordinate; here to compare with other tools.
 
 **none.** All coordinates, parameters side by side in the order given.
 """

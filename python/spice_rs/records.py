@@ -14,7 +14,8 @@ prompt and response    `instruction` (+ `input`) | `prompt` | `question`, then `
                        `completion` | `answer`
 =====================  ==============================================================================
 
-This file needs neither torch nor transformers; `datasets` and `pyarrow` are imported where a source is theirs.
+This file needs neither torch nor transformers; `datasets` and `pyarrow` are imported where a source is
+theirs.
 """
 
 from __future__ import annotations
