@@ -1,6 +1,7 @@
 //! `spice_rs._core`: convert, release the GIL, delegate to `spice-core`.
 
 mod errors;
+mod store;
 
 use pyo3::prelude::*;
 
@@ -8,5 +9,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<store::Store>()?;
+    module.add_class::<store::StoreWriter>()?;
     Ok(())
 }

@@ -1,1 +1,114 @@
-//! The gradient store.
+//! The gradient store: one folder of immutable files that anything able to read safetensors can open.
+//!
+//! # The format, version 1
+//!
+//! All numbers are little-endian. `xxh3-64:` is followed by 16 lower-case hex digits.
+//!
+//! ```text
+//! store/
+//!   store.json                                schema and provenance, written once
+//!   shard-<writer>-<sequence>.safetensors     committed rows, never changed afterwards
+//!   .tmp-*                                    unfinished or forgotten; ignored
+//! ```
+//!
+//! **`store.json`** is a JSON object of at most 16 MiB with exactly the members `format_version` (1),
+//! `schema_id`, `dim` (columns, at least 1), `dtype` (`"float16"`, `"bfloat16"` or `"float32"`),
+//! `reduction` (of the loss over tokens: `"sum"`, `"mean"` or null for unknown), `provenance` (any object),
+//! `written_by` (free text) and, last, `checksum`. The file ends with the bytes
+//! `"checksum": "xxh3-64:<16 hex>"\n}\n`; the checksum is taken over the whole file with these 16 digits
+//! replaced by `0`. `schema_id` is the XXH3-128, as 32 hex digits, of the JSON object of `format_version`,
+//! `dim`, `dtype`, `reduction` and `provenance`, without spaces and with the members of all objects sorted
+//! by their UTF-8 bytes.
+//!
+//! **A shard** is a safetensors file: the length `n` of the header (u64), `n` bytes of JSON, the data section.
+//! Here `n` is at most 1 MiB, spaces pad the header so that the data section starts at a multiple of 64, and
+//! the tensors are exactly these, in this order and without gaps (so that each is aligned to its cells):
+//!
+//! ```text
+//! index       I64 (rows,)               row of the dataset, at least 0
+//! scale       F32 (rows,)               row = scale × stored; finite, above 0
+//! norm        F32 (rows,)               2-norm of the row before it was rounded to dtype
+//! loss        F32 (rows,)    optional   loss of the sample, finite
+//! num_tokens  I32 (rows,)    optional   learned tokens of the sample, at least 0
+//! gradients   F16 | BF16 | F32 (rows, dim)
+//! ```
+//!
+//! The header begins with the bytes `{"__metadata__":{"header_checksum":"xxh3-64:<16 hex>"`; this checksum is
+//! taken over the length and the header, with these 16 digits replaced by `0`. The other metadata are
+//! `format_version` (`"1"`), `schema_id` (as in `store.json`), `rows` (decimal), `columns_checksum` (over the
+//! data section before `gradients`), `data_checksum` (over the whole data section) and `supersedes` (a JSON
+//! list of names of shards). Unknown tensors, members or metadata are refused: another set comes with another
+//! version. The place and the rule of the two self-checksums hold for every version.
+//!
+//! # Rules
+//!
+//! - *Visible if and only if complete.* A shard is written under a temporary name, synced, and then linked to
+//!   its own name, which must be new; then the folder is synced. A killed writer loses its unfinished shard and
+//!   damages nothing. `store.json` appears in the same way, so of two creators one wins and the other compares.
+//! - *No coordination.* Writers have different names; any number of them fills one store. The order of rows is
+//!   that of the shards' names, then that of the file. One dataset index in two shards is an error.
+//! - *Superseded shards do not exist.* A shard named in the `supersedes` of any other is skipped, its own list is
+//!   still honoured, and a cycle is an error. Removing superseded files later changes nothing.
+//! - *The scale is a power of two*, so it costs no precision. It is 1 unless cells would overflow, or cells of
+//!   2⁻¹⁰ of the row's largest would be subnormal; see [`Writer`] for the bound on the rounding error.
+//! - *Optional columns* are there for all rows of a store or count as absent: [`Reader::loss`] is `None` unless every
+//!   shard with rows has the column. A writer may not leave out what all earlier shards have.
+//! - *Opening reads no gradients*: sizes, headers, the columns before them and their checksums.
+//!   [`Reader::verify`] reads everything.
+//!
+//! # What this cannot protect from
+//!
+//! Gradients are read through memory maps. If another program cuts a shard short while it is open, the system
+//! ends this process with SIGBUS; the store itself never rewrites or shortens a shard. Checksums find
+//! accidents, not a forger. A writer knows the rows that were there when it was created, so two writers
+//! that run at the same time can both write one row; whoever opens the store then is told.
+
+#[cfg(target_endian = "big")]
+compile_error!("the gradient store maps little-endian files; big-endian hosts are not supported");
+
+mod buffer;
+mod cells;
+mod checksum;
+mod folder;
+mod header;
+mod mmap;
+mod reader;
+mod schema;
+mod shard;
+mod verify;
+mod writer;
+
+use std::path::Path;
+
+pub use reader::{Info, Reader};
+pub use schema::{FORMAT_VERSION, Reduction, Schema};
+pub use verify::Verified;
+pub use writer::{Writer, WriterOptions};
+
+use crate::error::Error;
+
+/// An [`Error::CorruptStore`] with the remedy that all damaged files share.
+fn corrupt(path: &Path, field: impl ToString, found: impl ToString, expected: impl ToString) -> Error {
+    Error::CorruptStore {
+        path: path.to_path_buf(),
+        field: field.to_string(),
+        found: found.to_string(),
+        expected: expected.to_string(),
+        remedy:
+            "The file was cut short or altered: restore it from a copy, or move it away and compute its \
+                 rows again."
+                .to_string(),
+    }
+}
+
+/// The error for a file that says it has another format version.
+fn other_version(path: &Path, found: impl ToString) -> Error {
+    Error::Store {
+        path: path.to_path_buf(),
+        field: "format_version".to_string(),
+        found: found.to_string(),
+        expected: FORMAT_VERSION.to_string(),
+        remedy: "Another version of spice-rs wrote this; read it with that version or a newer one."
+            .to_string(),
+    }
+}

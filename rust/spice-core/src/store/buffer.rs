@@ -1,0 +1,125 @@
+//! Rows that wait to become a shard.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::cells::Cells;
+use super::folder::Temporary;
+use super::header;
+use super::schema::Schema;
+use crate::error::{Error, Result};
+
+/// Rows of the next shard.
+pub(super) struct Buffer {
+    index: Vec<i64>,
+    scale: Vec<f32>,
+    norm: Vec<f32>,
+    loss: Vec<f32>,
+    num_tokens: Vec<i32>,
+    cells: Cells,
+    /// When the first of the rows came.
+    since: Option<Instant>,
+}
+
+impl Buffer {
+    /// An empty buffer for rows of the dtype of `cells`.
+    pub(super) fn new(cells: Cells) -> Self {
+        Self {
+            index: Vec::new(),
+            scale: Vec::new(),
+            norm: Vec::new(),
+            loss: Vec::new(),
+            num_tokens: Vec::new(),
+            cells,
+            since: None,
+        }
+    }
+
+    /// Adds a row; the optional values are there for all rows or for none.
+    pub(super) fn push(
+        &mut self,
+        row: &[f32],
+        scale: f32,
+        norm: f32,
+        index: i64,
+        num_tokens: Option<i32>,
+        loss: Option<f32>,
+    ) {
+        self.cells.push(row, scale);
+        self.index.push(index);
+        self.scale.push(scale);
+        self.norm.push(norm);
+        self.num_tokens.extend(num_tokens);
+        self.loss.extend(loss);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there is nothing to commit.
+    pub(super) fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// How long the oldest row has been here.
+    pub(super) fn age(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Size of a shard with these rows, without its header.
+    pub(super) fn bytes(&self) -> usize {
+        self.index.len() * 24 + self.cells.as_bytes().len()
+    }
+
+    /// Forgets the rows and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.index.clear();
+        self.scale.clear();
+        self.norm.clear();
+        self.loss.clear();
+        self.num_tokens.clear();
+        self.cells.clear();
+        self.since = None;
+    }
+
+    /// Writes the rows to a complete file under a temporary name.
+    pub(super) fn write(&self, folder: &Path, schema: &Schema, schema_id: &str) -> Result<Temporary> {
+        let columns: [&[u8]; 5] = [
+            bytemuck::cast_slice(&self.index),
+            bytemuck::cast_slice(&self.scale),
+            bytemuck::cast_slice(&self.norm),
+            bytemuck::cast_slice(&self.loss),
+            bytemuck::cast_slice(&self.num_tokens),
+        ];
+        let mut hasher = Xxh3::new();
+        columns.iter().for_each(|column| hasher.update(column));
+        let columns_checksum = hasher.digest();
+        hasher.update(self.cells.as_bytes());
+        let content = header::Content {
+            rows: self.index.len(),
+            dim: schema.dim,
+            dtype: schema.dtype,
+            loss: !self.loss.is_empty(),
+            num_tokens: !self.num_tokens.is_empty(),
+            schema_id,
+            columns_checksum,
+            data_checksum: hasher.digest(),
+            supersedes: &[],
+        };
+        let header = header::encode(&content).ok_or_else(|| {
+            Error::invalid(
+                "dim",
+                schema.dim,
+                "rows that fit a file",
+                "Project the gradients to fewer columns.",
+            )
+        })?;
+        let [index, scale, norm, loss, num_tokens] = columns;
+        Temporary::write(folder, &[&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()])
+    }
+}

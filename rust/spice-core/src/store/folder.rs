@@ -1,0 +1,185 @@
+//! Names of files in a store, and how a file appears in it: complete, durable and never over another.
+
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+
+/// The name of the schema file.
+pub(super) const SCHEMA_FILE: &str = "store.json";
+const TEMPORARY: &str = ".tmp-";
+const SHARD_START: &str = "shard-";
+const SHARD_END: &str = ".safetensors";
+
+/// The file name of a shard.
+pub(super) fn shard_name(writer: &str, sequence: u64) -> String {
+    format!("{SHARD_START}{writer}-{sequence:06}{SHARD_END}")
+}
+
+/// The sequence number in a shard's file name, if `writer` wrote it.
+pub(super) fn shard_sequence(name: &str, writer: &str) -> Option<u64> {
+    name.strip_prefix(SHARD_START)?
+        .strip_prefix(writer)?
+        .strip_prefix('-')?
+        .strip_suffix(SHARD_END)?
+        .parse()
+        .ok()
+}
+
+/// Whether `name` is the plain file name of a shard: it cannot lead out of the folder.
+pub(super) fn is_shard_name(name: &str) -> bool {
+    name.starts_with(SHARD_START) && name.ends_with(SHARD_END) && !name.contains(['/', '\\', '\0'])
+}
+
+/// A name that no other writer has: seconds since 1970, process id and chance, in hex, so that names sort by time.
+pub(super) fn unique_writer() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    format!("{seconds:08x}-{:x}-{:08x}", std::process::id(), chance() as u32)
+}
+
+/// A number that differs between calls and processes; not for secrets.
+fn chance() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// The files of a store, each list sorted by name.
+pub(super) struct Listing {
+    pub(super) shards: Vec<String>,
+    pub(super) leftovers: Vec<String>,
+}
+
+/// Lists the shards and the leftovers in `folder`; other files are not ours.
+pub(super) fn list(folder: &Path) -> Result<Listing> {
+    let mut listing = Listing { shards: Vec::new(), leftovers: Vec::new() };
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let name = entry.map_err(Error::io(folder, "list"))?.file_name();
+        match name.to_str() {
+            Some(name) if name.starts_with(TEMPORARY) => listing.leftovers.push(name.to_string()),
+            Some(name) if is_shard_name(name) => listing.shards.push(name.to_string()),
+            _ => {}
+        }
+    }
+    listing.shards.sort_unstable();
+    listing.leftovers.sort_unstable();
+    Ok(listing)
+}
+
+/// Reads a regular file of at most `limit` bytes; `None` if it does not exist.
+pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let found = match fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, "read")(error)),
+    };
+    if !found.is_file() {
+        return Err(super::corrupt(path, "file", "no regular file", "a regular file"));
+    }
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+    if bytes.len() as u64 > limit {
+        let found = format!("more than {limit} bytes");
+        return Err(super::corrupt(path, "size", found, format!("at most {limit} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// A complete, synced file under a temporary name; dropping it removes that name.
+pub(super) struct Temporary {
+    folder: PathBuf,
+    path: PathBuf,
+}
+
+impl Temporary {
+    /// Writes `parts`, one after the other, and syncs them.
+    pub(super) fn write(folder: &Path, parts: &[&[u8]]) -> Result<Self> {
+        let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io(&path, "create"))?;
+        let temporary = Self { folder: folder.to_path_buf(), path };
+        for part in parts {
+            file.write_all(part).map_err(Error::io(&temporary.path, "write"))?;
+        }
+        file.sync_all().map_err(Error::io(&temporary.path, "sync"))?;
+        Ok(temporary)
+    }
+
+    /// Gives the file the name `name`, durably; false, and nothing done, if that name is taken.
+    pub(super) fn publish(&self, name: &str) -> Result<bool> {
+        let target = self.folder.join(name);
+        match link_or_rename(&self.path, &target) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) => return Err(Error::io(&target, "create")(error)),
+        }
+        sync_folder(&self.folder)?;
+        Ok(true)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Gone already if it was renamed; if it stays, readers ignore it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A hard link fails if the target exists, on every system; that makes it the portable exclusive rename.
+///
+/// File systems without hard links get a rename after a look, which leaves a moment for a race of two writers of
+/// one name; names of shards are unique unless the caller chose them.
+fn link_or_rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            if fs::symlink_metadata(to).is_ok() {
+                return Err(ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(from, to)
+        }
+        done => done,
+    }
+}
+
+/// Makes new names in `folder` survive a power cut.
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+    // Only Unix can open a folder to sync it; elsewhere the file system journals names itself.
+    if cfg!(unix) {
+        File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io(folder, "sync"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_file_never_replaces_another() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Temporary::write(folder.path(), &[b"a", b"b"]).unwrap().publish("x").unwrap());
+        assert!(!Temporary::write(folder.path(), &[b"c"]).unwrap().publish("x").unwrap());
+        assert_eq!(fs::read(folder.path().join("x")).unwrap(), b"ab");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn names_of_shards_cannot_leave_the_folder() {
+        assert!(is_shard_name(&shard_name("w", 3)));
+        for bad in [
+            "../shard-a.safetensors",
+            "shard-/../a.safetensors",
+            "shard-..\\a.safetensors",
+            "store.json",
+        ] {
+            assert!(!is_shard_name(bad), "{bad}");
+        }
+        assert_eq!(shard_sequence(&shard_name("a-b", 17), "a-b"), Some(17));
+        assert_eq!(shard_sequence(&shard_name("a-b", 17), "a"), None);
+    }
+}

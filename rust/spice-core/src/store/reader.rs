@@ -1,0 +1,344 @@
+//! An open store: the columns in memory, the gradients on disk.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::cells;
+use super::folder::{self, SCHEMA_FILE};
+use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
+use super::shard::{Shard, extend, extend_optional, superseded};
+use crate::error::{Error, Result};
+use crate::matrix::{Dtype, RowBlock};
+
+/// A store as it was when it was opened; rows that writers add later are seen by opening it again.
+///
+/// Rows have positions `0..len()`: shards in the order of their names, rows as in the file.
+pub struct Reader {
+    path: PathBuf,
+    schema: Schema,
+    schema_id: String,
+    written_by: String,
+    pub(super) shards: Vec<Shard>,
+    /// `starts[s]` is the position of the first row of shard `s`; the last entry is the number of rows.
+    pub(super) starts: Vec<usize>,
+    index: Vec<i64>,
+    scale: Vec<f32>,
+    norm: Vec<f32>,
+    loss: Option<Vec<f32>>,
+    num_tokens: Option<Vec<i32>>,
+    superseded: Vec<String>,
+    leftovers: Vec<String>,
+}
+
+/// What there is to know about a store without reading it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// The folder.
+    pub path: String,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub dim: usize,
+    /// `float16`, `bfloat16` or `float32`.
+    pub dtype: &'static str,
+    /// Reduction of the loss over tokens, if known.
+    pub reduction: Option<Reduction>,
+    /// Names of the columns beside the gradients.
+    pub columns: Vec<&'static str>,
+    /// Number of shards.
+    pub shards: usize,
+    /// Bytes of all shards.
+    pub bytes: u64,
+    /// Hash of the schema.
+    pub schema_id: String,
+    /// See [`Reader::fingerprint`].
+    pub fingerprint: String,
+    /// Version of the format.
+    pub format_version: u32,
+    /// The program that created the store.
+    pub written_by: String,
+    /// Shards that others replace; they can be deleted.
+    pub superseded: Vec<String>,
+    /// Unfinished files; they can be deleted when no writer is running.
+    pub leftovers: Vec<String>,
+    /// Where the rows come from.
+    pub provenance: Map<String, Value>,
+}
+
+/// The error for a path that is not a store.
+pub(super) fn no_store(path: &Path, found: &str) -> Error {
+    Error::Store {
+        path: path.to_path_buf(),
+        field: "store".to_string(),
+        found: found.to_string(),
+        expected: format!("a folder with {SCHEMA_FILE}"),
+        remedy: "Check the path, or extract gradients into it first.".to_string(),
+    }
+}
+
+/// Parses `store.json` in `folder`; `None` if there is none.
+pub(super) fn read_schema(folder: &Path) -> Result<Option<StoreFile>> {
+    let path = folder.join(SCHEMA_FILE);
+    let Some(bytes) = folder::read_small(&path, schema::MAX_BYTES)? else { return Ok(None) };
+    Schema::decode(&path, &bytes).map(Some)
+}
+
+impl Reader {
+    /// Opens the store in the folder `path`. Costs a look at each shard and its columns; reads no gradients.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the path is no store, is of another version, or has a row twice; [`Error::CorruptStore`]
+    /// if a file contradicts itself, `store.json` or the size on disk; [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Err(no_store(path, if path.exists() { "a file" } else { "nothing" }));
+        }
+        let file = read_schema(path)?.ok_or_else(|| no_store(path, "a folder without store.json"))?;
+        // A compaction may remove shards after they were listed; the next listing has their successor.
+        const ATTEMPTS: usize = 5;
+        for _ in 1..ATTEMPTS {
+            match Self::open_shards(path, &file) {
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                done => return done,
+            }
+        }
+        Self::open_shards(path, &file)
+    }
+
+    fn open_shards(path: &Path, file: &StoreFile) -> Result<Self> {
+        let schema = file.schema.clone();
+        let schema_id = schema.id();
+        let listing = folder::list(path)?;
+        let mut shards = Vec::with_capacity(listing.shards.len());
+        for name in listing.shards {
+            shards.push(Shard::open(path, name, &schema, &schema_id)?);
+        }
+        let superseded = superseded(path, &shards)?;
+        shards.retain(|shard| superseded.binary_search(&shard.name).is_err());
+
+        let mut starts = vec![0];
+        let (mut index, mut scale, mut norm) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut loss, mut num_tokens) = (Some(Vec::new()), Some(Vec::new()));
+        for shard in &shards {
+            shard.check_columns()?;
+            extend(&mut index, shard, "index", &shard.header.index, i64::from_le_bytes, |&row| {
+                row >= 0
+            })?;
+            extend(&mut scale, shard, "scale", &shard.header.scale, f32::from_le_bytes, |&scale| {
+                scale.is_finite() && scale > 0.0
+            })?;
+            extend(&mut norm, shard, "norm", &shard.header.norm, f32::from_le_bytes, |&norm| {
+                norm.is_finite() && norm >= 0.0
+            })?;
+            if shard.header.rows > 0 {
+                let found = &shard.header.loss;
+                extend_optional(&mut loss, shard, "loss", found, f32::from_le_bytes, |loss| {
+                    loss.is_finite()
+                })?;
+                let found = &shard.header.num_tokens;
+                extend_optional(
+                    &mut num_tokens,
+                    shard,
+                    "num_tokens",
+                    found,
+                    i32::from_le_bytes,
+                    |&n| n >= 0,
+                )?;
+            }
+            starts.push(index.len());
+        }
+        let reader = Self {
+            path: path.to_path_buf(),
+            schema,
+            schema_id,
+            written_by: file.written_by.clone(),
+            // Without rows there is no column to speak of.
+            loss: loss.filter(|_| !index.is_empty()),
+            num_tokens: num_tokens.filter(|_| !index.is_empty()),
+            shards,
+            starts,
+            index,
+            scale,
+            norm,
+            superseded,
+            leftovers: listing.leftovers,
+        };
+        reader.check_duplicates()?;
+        Ok(reader)
+    }
+
+    /// Refuses a store in which two rows have one dataset index.
+    fn check_duplicates(&self) -> Result<()> {
+        // What one writer that goes through a dataset leaves behind.
+        if self.index.is_sorted_by(|a, b| a < b) {
+            return Ok(());
+        }
+        let mut rows: Vec<(i64, usize)> = self.index.iter().copied().zip(0..).collect();
+        rows.sort_unstable();
+        let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) else { return Ok(()) };
+        let [first, second] =
+            [pair[0].1, pair[1].1].map(|position| &*self.shards[self.shard_of(position)].name);
+        Err(Error::Store {
+            path: self.path.clone(),
+            field: format!("index {}", pair[0].0),
+            found: format!("one row in {first} and one in {second}"),
+            expected: "one row for each index".to_string(),
+            remedy: "Move one of the shards out of the folder; extracting again fills in what is then missing."
+                .to_string(),
+        })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there is no row yet.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Number of columns.
+    pub fn dim(&self) -> usize {
+        self.schema.dim
+    }
+
+    /// Type of the stored cells.
+    pub fn dtype(&self) -> Dtype {
+        self.schema.dtype
+    }
+
+    /// Reduction of the loss over tokens, if the store records it.
+    pub fn reduction(&self) -> Option<Reduction> {
+        self.schema.reduction
+    }
+
+    /// The folder of the store.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What all rows have in common.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The dataset index of each row, by position.
+    pub fn index(&self) -> &[i64] {
+        &self.index
+    }
+
+    /// What the stored cells of each row are to be multiplied by: a power of two.
+    pub fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+
+    /// The 2-norm of each row before rounding.
+    pub fn norm(&self) -> &[f32] {
+        &self.norm
+    }
+
+    /// The loss of each row, if all shards with rows record it.
+    pub fn loss(&self) -> Option<&[f32]> {
+        self.loss.as_deref()
+    }
+
+    /// The number of learned tokens of each row, if all shards with rows record it.
+    pub fn num_tokens(&self) -> Option<&[i32]> {
+        self.num_tokens.as_deref()
+    }
+
+    /// File names of the shards in the order of positions.
+    pub fn shard_names(&self) -> impl Iterator<Item = &str> {
+        self.shards.iter().map(|shard| &*shard.name)
+    }
+
+    /// The stored cells of all rows, one block for each shard, without a copy; to be multiplied by [`Reader::scale`].
+    ///
+    /// # Errors
+    /// None for a store that [`Reader::open`] has accepted.
+    pub fn blocks(&self) -> Result<Vec<RowBlock<'_>>> {
+        (self.shards.iter())
+            .map(|Shard { header, map, .. }| {
+                let bytes = map.get(header.gradients.clone()).unwrap_or_default();
+                RowBlock::new(bytes, header.dtype, header.rows, header.dim)
+            })
+            .collect()
+    }
+
+    /// Writes the rows at `positions`, scaled, to `out`: `positions.len() × dim` values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that.
+    pub fn read(&self, positions: &[usize], out: &mut [f32]) -> Result<()> {
+        let dim = self.dim();
+        if positions.len().checked_mul(dim) != Some(out.len()) {
+            let expected = format!("{} rows of {dim} values", positions.len());
+            return Err(Error::invalid(
+                "out",
+                format!("{} values", out.len()),
+                expected,
+                "Resize the output.",
+            ));
+        }
+        if let Some(position) = positions.iter().find(|&&position| position >= self.len()) {
+            let expected = format!("less than {}, the number of rows", self.len());
+            let remedy =
+                "Positions count the rows of the store; `index` says which is which row of the data.";
+            return Err(Error::invalid("positions", position, expected, remedy));
+        }
+        for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
+            let shard = self.shard_of(position);
+            let bytes = self.shards[shard].row(position - self.starts[shard]);
+            cells::load(bytes, self.dtype(), self.scale[position], out);
+        }
+        Ok(())
+    }
+
+    /// The shard that has the row at `position`.
+    fn shard_of(&self, position: usize) -> usize {
+        self.starts.partition_point(|&start| start <= position) - 1
+    }
+
+    /// A hash over the schema id and the header checksums of all shards in sorted order: 32 hex digits.
+    ///
+    /// Header checksums cover the checksums of the data, so any change of any row changes it. Names of files
+    /// and superseded shards have no part in it; how rows are cut into shards does.
+    pub fn fingerprint(&self) -> String {
+        let mut checksums: Vec<u64> =
+            self.shards.iter().map(|shard| shard.header.header_checksum).collect();
+        checksums.sort_unstable();
+        let mut hasher = Xxh3::new();
+        hasher.update(self.schema_id.as_bytes());
+        checksums.iter().for_each(|checksum| hasher.update(&checksum.to_le_bytes()));
+        format!("{:032x}", hasher.digest128())
+    }
+
+    /// What there is to know about the store without reading it.
+    pub fn info(&self) -> Info {
+        let optional = [("loss", self.loss.is_some()), ("num_tokens", self.num_tokens.is_some())];
+        let mut columns = vec!["index", "scale", "norm"];
+        columns.extend(optional.into_iter().filter_map(|(name, there)| there.then_some(name)));
+        Info {
+            path: self.path.display().to_string(),
+            rows: self.len(),
+            dim: self.dim(),
+            dtype: self.dtype().name(),
+            reduction: self.reduction(),
+            columns,
+            shards: self.shards.len(),
+            bytes: self.shards.iter().map(|shard| shard.map.len() as u64).sum(),
+            schema_id: self.schema_id.clone(),
+            fingerprint: self.fingerprint(),
+            format_version: FORMAT_VERSION,
+            written_by: self.written_by.clone(),
+            superseded: self.superseded.clone(),
+            leftovers: self.leftovers.clone(),
+            provenance: self.schema.provenance.clone(),
+        }
+    }
+}

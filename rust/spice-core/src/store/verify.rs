@@ -1,0 +1,115 @@
+//! Reading everything that an open store has mapped, against every checksum.
+
+use std::fs;
+use std::ops::ControlFlow;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::reader::Reader;
+use super::shard::Shard;
+use super::{cells, checksum, corrupt, header};
+use crate::error::{Error, Result};
+
+/// What [`Reader::verify`] has checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    /// Number of shards.
+    pub shards: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Bytes of the shards.
+    pub bytes: u64,
+}
+
+/// Bytes of gradients between two calls of the observer.
+const CHUNK: usize = 4 << 20;
+
+impl Reader {
+    /// Reads the whole store: checksums, NaN and Inf, and the norm of each row.
+    ///
+    /// `observer` is told (rows done, all rows) every few MiB and can end the work.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] with the file, and with the row where one is to blame; [`Error::Interrupted`];
+    /// [`Error::Store`] or [`Error::Io`] if files went away after the store was opened.
+    pub fn verify(&self, observer: &mut dyn FnMut(usize, usize) -> ControlFlow<()>) -> Result<Verified> {
+        let opened = self.schema().id();
+        let found = super::reader::read_schema(self.path())?.map(|file| file.schema.id());
+        if found.as_ref() != Some(&opened) {
+            let found = found.unwrap_or("nothing".to_string());
+            return Err(corrupt(self.path(), "schema_id in store.json", found, opened));
+        }
+        let mut bytes = 0;
+        for (shard, &start) in self.shards.iter().zip(&self.starts) {
+            let mut observe = |done: usize| match observer(start + done, self.len()) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(Error::Interrupted),
+            };
+            self.verify_shard(shard, start, &mut observe)?;
+            bytes += shard.map.len() as u64;
+        }
+        Ok(Verified { shards: self.shards.len(), rows: self.len(), bytes })
+    }
+
+    fn verify_shard(
+        &self,
+        shard: &Shard,
+        start: usize,
+        observe: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        // Not the map: reading that behind the end of the file would end the process.
+        let size = fs::metadata(&shard.path).map_err(Error::io(&shard.path, "open"))?.len();
+        if size != shard.map.len() as u64 {
+            let expected = format!("{} bytes, as when it was opened", shard.map.len());
+            return Err(corrupt(&shard.path, "file size", format!("{size} bytes"), expected));
+        }
+        if header::parse(&shard.path, &shard.map)? != shard.header {
+            return Err(corrupt(
+                &shard.path,
+                "header",
+                "another one",
+                "the one read when it was opened",
+            ));
+        }
+        let mut hasher = Xxh3::new();
+        hasher.update(shard.bytes(shard.header.columns()));
+        let rows_per_chunk = (CHUNK / (shard.header.dim * shard.header.dtype.size())).max(1);
+        let mut row = vec![0.0; shard.header.dim];
+        // A wrong checksum explains wrong values, not the other way round; so values wait for it.
+        let mut wrong_row = None;
+        for first in (0..shard.header.rows).step_by(rows_per_chunk) {
+            let end = (first + rows_per_chunk).min(shard.header.rows);
+            for number in first..end {
+                hasher.update(shard.row(number));
+                if wrong_row.is_none() {
+                    wrong_row = self.check_row(shard, number, start + number, &mut row).err();
+                }
+            }
+            observe(end)?;
+        }
+        let (found, expected) = (hasher.digest(), shard.header.data_checksum);
+        if found != expected {
+            let (found, expected) = (checksum::text(found), checksum::text(expected));
+            return Err(corrupt(&shard.path, "data_checksum", found, expected));
+        }
+        wrong_row.map_or(Ok(()), Err)
+    }
+
+    /// Checks the values of row `number` of `shard`, which has this `position` in the store.
+    fn check_row(&self, shard: &Shard, number: usize, position: usize, row: &mut [f32]) -> Result<()> {
+        let (scale, norm) = (self.scale()[position], self.norm()[position]);
+        cells::load(shard.row(number), self.dtype(), scale, row);
+        let found = cells::measure(row).norm;
+        let at = || format!("row {number} of the file (index {})", self.index()[position]);
+        if let Some(column) = row.iter().position(|cell| !cell.is_finite()) {
+            let field = format!("gradients, {}, column {column}", at());
+            return Err(corrupt(&shard.path, field, row[column], "a finite number"));
+        }
+        let tolerance = cells::norm_tolerance(self.dtype(), self.dim(), scale, norm);
+        if (found - f64::from(norm)).abs() > tolerance {
+            let expected = format!("{found:e}, the norm of the gradients");
+            return Err(corrupt(&shard.path, format!("norm, {}", at()), format!("{norm:e}"), expected));
+        }
+        Ok(())
+    }
+}

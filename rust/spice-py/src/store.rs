@@ -1,0 +1,264 @@
+//! The gradient store for `spice_rs.store`: arrays to slices, the GIL released while files are read or written.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use pyo3::prelude::*;
+use spice_core::matrix::Dtype;
+use spice_core::store::{Reader, Reduction, Schema, Writer, WriterOptions};
+use spice_core::{Error, Result};
+
+use crate::errors::to_py;
+
+/// Values read between two looks at pending signals.
+const VALUES_PER_CHUNK: usize = 4 << 20;
+
+/// An open store.
+#[pyclass(frozen, module = "spice_rs._core")]
+pub(crate) struct Store {
+    /// For the selection, which takes its rows from here.
+    pub(crate) reader: Arc<Reader>,
+}
+
+#[pymethods]
+impl Store {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let reader = py.detach(|| Reader::open(&path)).map_err(to_py)?;
+        Ok(Self { reader: Arc::new(reader) })
+    }
+
+    fn __len__(&self) -> usize {
+        self.reader.len()
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.reader.dim()
+    }
+
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.reader.dtype().name()
+    }
+
+    #[getter]
+    fn reduction(&self) -> Option<&'static str> {
+        self.reader.reduction().map(Reduction::name)
+    }
+
+    #[getter]
+    fn fingerprint(&self) -> String {
+        self.reader.fingerprint()
+    }
+
+    #[getter]
+    fn index<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
+        PyArray1::from_slice(py, self.reader.index())
+    }
+
+    #[getter]
+    fn scale<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_slice(py, self.reader.scale())
+    }
+
+    #[getter]
+    fn norm<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_slice(py, self.reader.norm())
+    }
+
+    #[getter]
+    fn loss<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<f32>>> {
+        self.reader.loss().map(|values| PyArray1::from_slice(py, values))
+    }
+
+    #[getter]
+    fn num_tokens<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i32>>> {
+        self.reader.num_tokens().map(|values| PyArray1::from_slice(py, values))
+    }
+
+    /// All that `info()` says, as JSON.
+    fn info(&self) -> PyResult<String> {
+        serde_json::to_string(&self.reader.info())
+            .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))
+    }
+
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        positions: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let dim = self.reader.dim();
+        // A negative position becomes one that no store has.
+        let positions: Vec<usize> = positions
+            .as_array()
+            .iter()
+            .map(|&position| usize::try_from(position).unwrap_or(usize::MAX))
+            .collect();
+        let mut out = Vec::new();
+        let rows_per_chunk = (VALUES_PER_CHUNK / dim).max(1);
+        for chunk in positions.chunks(rows_per_chunk) {
+            py.detach(|| {
+                let start = out.len();
+                out.resize(start + chunk.len() * dim, 0.0);
+                self.reader.read(chunk, &mut out[start..])
+            })
+            .map_err(to_py)?;
+            py.check_signals()?;
+        }
+        out.into_pyarray(py).reshape([positions.len(), dim])
+    }
+
+    /// Returns (shards, rows, bytes).
+    fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<(usize, usize, u64)> {
+        let mut observer = |done: usize, total: usize| {
+            Python::attach(|py| {
+                let told = py.check_signals().and_then(|()| match &progress {
+                    Some(progress) => progress.call1(py, (done, total)).map(drop),
+                    None => Ok(()),
+                });
+                match told {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        // `to_py` picks it up when the interruption has come back to it.
+                        error.restore(py);
+                        ControlFlow::Break(())
+                    }
+                }
+            })
+        };
+        let counts = py.detach(|| self.reader.verify(&mut observer)).map_err(to_py)?;
+        Ok((counts.shards, counts.rows, counts.bytes))
+    }
+}
+
+/// A writer into a store; closed once, by `close`.
+#[pyclass(frozen, module = "spice_rs._core")]
+pub(crate) struct StoreWriter {
+    writer: Mutex<Option<Writer>>,
+}
+
+impl StoreWriter {
+    fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
+        // A panic in the middle of an append is a bug; what was appended before is still whole.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the open writer, without the GIL, so that waiting for another thread blocks nobody.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Writer) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| match &mut *self.lock() {
+            Some(writer) => work(writer),
+            None => Err(Error::invalid(
+                "writer",
+                "a closed writer",
+                "an open one",
+                "Call GradientStore.create again to append more rows.",
+            )),
+        })
+        .map_err(to_py)
+    }
+}
+
+#[pymethods]
+impl StoreWriter {
+    #[new]
+    #[pyo3(signature = (path, *, dim, dtype, reduction, provenance, rows_per_shard, bytes_per_shard, max_delay, writer))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        dim: usize,
+        dtype: &str,
+        reduction: Option<&str>,
+        provenance: &str,
+        rows_per_shard: Option<usize>,
+        bytes_per_shard: Option<usize>,
+        max_delay: Option<f64>,
+        writer: Option<String>,
+    ) -> PyResult<Self> {
+        let open = || {
+            let schema = schema(dim, dtype, reduction, provenance)?;
+            let mut options = WriterOptions { rows_per_shard, writer, ..WriterOptions::default() };
+            options.bytes_per_shard = bytes_per_shard.unwrap_or(options.bytes_per_shard);
+            if let Some(seconds) = max_delay {
+                options.max_delay = Duration::try_from_secs_f64(seconds).map_err(|error| {
+                    Error::invalid("max_delay", seconds, error, "Give seconds, 0 or more.")
+                })?;
+            }
+            Writer::create(&path, schema, options)
+        };
+        let writer = py.detach(open).map_err(to_py)?;
+        Ok(Self { writer: Mutex::new(Some(writer)) })
+    }
+
+    fn append(
+        &self,
+        py: Python<'_>,
+        rows: PyReadonlyArray2<'_, f32>,
+        index: PyReadonlyArray1<'_, i64>,
+        num_tokens: Option<PyReadonlyArray1<'_, i32>>,
+        loss: Option<PyReadonlyArray1<'_, f32>>,
+    ) -> PyResult<()> {
+        let (rows, index) = (rows.as_slice()?, index.as_slice()?);
+        let num_tokens = num_tokens.as_ref().map(|values| values.as_slice()).transpose()?;
+        let loss = loss.as_ref().map(|values| values.as_slice()).transpose()?;
+        self.with(py, |writer| writer.append(rows, index, num_tokens, loss))
+    }
+
+    fn contains<'py>(
+        &self,
+        py: Python<'py>,
+        index: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let index = index.as_slice()?;
+        let there = self.with(py, |writer| {
+            Ok(index.iter().map(|&row| writer.contains(row)).collect::<Vec<bool>>())
+        })?;
+        Ok(there.into_pyarray(py))
+    }
+
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, Writer::commit)
+    }
+
+    /// Commits and closes; closing again does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let mut writer = self.lock();
+            if let Some(open) = &mut *writer {
+                // Stays open if this fails, so that it can be tried again.
+                open.commit()?;
+                *writer = None;
+            }
+            Ok(())
+        })
+        .map_err(to_py)
+    }
+}
+
+/// The schema from Python's arguments; `provenance` is JSON.
+fn schema(dim: usize, dtype: &str, reduction: Option<&str>, provenance: &str) -> Result<Schema> {
+    let unknown = |field: &str, found: &dyn std::fmt::Display, expected: &str| {
+        Error::invalid(field, found, expected, "Choose one of these.")
+    };
+    let dtype = Dtype::from_name(dtype).ok_or_else(|| {
+        unknown("dtype", &format!("{dtype:?}"), "\"float16\", \"bfloat16\" or \"float32\"")
+    })?;
+    let reduction = reduction
+        .map(|name| {
+            Reduction::from_name(name)
+                .ok_or_else(|| unknown("reduction", &format!("{name:?}"), "\"sum\", \"mean\" or None"))
+        })
+        .transpose()?;
+    let provenance = serde_json::from_str(provenance).map_err(|error| {
+        Error::invalid("provenance", error, "a JSON object", "Record names, numbers and hashes.")
+    })?;
+    Ok(Schema { dim, dtype, reduction, provenance })
+}

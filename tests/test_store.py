@@ -1,0 +1,774 @@
+"""The gradient store: what goes in comes out, what is damaged is found, what is unfinished is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
+from spice_rs.store import GradientStore
+
+# dtype: (relative error of a cell, absolute error of a cell for each unit of scale)
+BOUNDS = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134), "float32": (0.0, 0.0)}
+DIM = 6
+
+
+def some_rows(n: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+def fill(path: Path, index: list[int], *, dim: int = DIM, **options: object) -> np.ndarray:
+    rows = some_rows(len(index), dim, seed=sum(index))
+    with GradientStore.create(path, dim=dim, **options) as w:
+        w.append(rows, index)
+    return rows
+
+
+def shards(path: Path) -> list[Path]:
+    return sorted(path.glob("shard-*.safetensors"))
+
+
+def split(path: Path) -> tuple[dict, bytes]:
+    """The header of a shard as JSON, and its data section."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def xxh3(data: bytes) -> str:
+    xxhash = pytest.importorskip("xxhash")
+    return "xxh3-64:" + xxhash.xxh3_64_hexdigest(data)
+
+
+def sealed(header: dict, data: bytes) -> bytes:
+    """A shard with this header whose checksums hold."""
+    metadata = dict(header["__metadata__"])
+    metadata.pop("header_checksum")
+    gradients = header.get("gradients", {}).get("data_offsets", [len(data)])[0]
+    if isinstance(gradients, int):
+        metadata["columns_checksum"] = xxh3(data[:gradients])
+    metadata["data_checksum"] = xxh3(data)
+    header = {"__metadata__": {"header_checksum": "xxh3-64:" + "0" * 16} | metadata} | {
+        key: value for key, value in header.items() if key != "__metadata__"
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    start = struct.pack("<Q", len(text)) + text
+    return start.replace(b"xxh3-64:" + b"0" * 16, xxh3(start).encode(), 1) + data
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_rows_come_back_within_the_bound_of_the_dtype(tmp_path: Path, dtype: str) -> None:
+    rows = np.concatenate(
+        [
+            some_rows(4),
+            some_rows(4) * 1e6,
+            some_rows(4) * 1e-9,
+            some_rows(2) * 1e37,
+            some_rows(2) * 1e-38,
+            np.zeros((1, DIM)),
+        ]
+    ).astype(np.float32)
+    n = len(rows)
+    index = np.arange(n)[::-1] * 3
+    with GradientStore.create(tmp_path / "s", dim=DIM, dtype=dtype, reduction="sum", rows_per_shard=5) as w:
+        w.append(rows, index, num_tokens=np.arange(n), loss=np.linspace(0, 1, n))
+    store = GradientStore(tmp_path / "s")
+    assert len(store) == n
+    assert (store.dim, store.dtype, store.reduction) == (DIM, dtype, "sum")
+    assert len(shards(tmp_path / "s")) == -(-n // 5)
+    np.testing.assert_array_equal(store.index, index)
+    assert store.index.dtype == np.int64
+    np.testing.assert_array_equal(store.num_tokens, np.arange(n))
+    np.testing.assert_array_equal(store.loss, np.linspace(0, 1, n, dtype=np.float32))
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    np.testing.assert_allclose(store.norm, norms, rtol=1e-6, atol=1e-44)
+
+    back = store.read(np.arange(n))
+    assert back.dtype == np.float32
+    relative, absolute = BOUNDS[dtype]
+    scale = store._core.scale.astype(np.float64)[:, None]
+    np.testing.assert_array_equal(np.log2(scale) % 1, 0)
+    error = np.abs(back.astype(np.float64) - rows)
+    assert np.all(error <= relative * np.abs(rows.astype(np.float64)) + absolute * scale + 2.0**-150)
+    assert not back[-1].any()
+    # Ordinary rows are stored as they are.
+    assert np.all(scale[:4] == 1)
+    np.testing.assert_array_equal(store.read([3, 0, 3]), back[[3, 0, 3]])
+    assert store.verify() == {"shards": -(-n // 5), "rows": n, "bytes": store.info()["bytes"]}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=hnp.arrays(
+        np.float16,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=8),
+        elements=st.floats(-65504, 65504, width=16),
+    )
+)
+def test_values_of_the_stored_dtype_come_back_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray
+) -> None:
+    path = tmp_path_factory.mktemp("s")
+    with GradientStore.create(path, dim=rows.shape[1], dtype="float16") as w:
+        w.append(rows, np.arange(len(rows)))
+    np.testing.assert_array_equal(GradientStore(path).read(np.arange(len(rows))), rows)
+    GradientStore(path).verify()
+
+
+def test_the_safetensors_package_reads_the_same_rows(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    rows = some_rows(3) * np.float32(1e6)
+    with GradientStore.create(tmp_path, dim=DIM) as w:
+        w.append(rows, [5, 1, 2], num_tokens=[7, 8, 9])
+    with safetensors.safe_open(shards(tmp_path)[0], framework="np") as shard:
+        assert sorted(shard.keys()) == ["gradients", "index", "norm", "num_tokens", "scale"]
+        stored, scale = shard.get_tensor("gradients"), shard.get_tensor("scale")
+        assert stored.dtype == np.float16
+        np.testing.assert_array_equal(shard.get_tensor("index"), [5, 1, 2])
+        np.testing.assert_array_equal(shard.get_tensor("num_tokens"), [7, 8, 9])
+        assert shard.metadata()["rows"] == "3"
+    np.testing.assert_array_equal(
+        GradientStore(tmp_path).read([0, 1, 2]), stored.astype(np.float32) * scale[:, None]
+    )
+
+
+def test_torch_reads_bfloat16_shards(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    rows = torch.randn(3, DIM).to(torch.bfloat16)
+    with GradientStore.create(tmp_path, dim=DIM, dtype="bfloat16") as w:
+        w.append(rows, torch.arange(3))
+    assert torch.equal(load_file(shards(tmp_path)[0])["gradients"], rows)
+    np.testing.assert_array_equal(GradientStore(tmp_path).read([0, 1, 2]), rows.float().numpy())
+
+
+def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
+    rows = np.array([[1.0, -2.0], [0.0, 65536.0]], dtype=np.float32)
+    with GradientStore.create(tmp_path, dim=2, provenance={"b": 1, "a": {"z": 0.1}}, writer="w") as w:
+        w.append(rows, [4, 9], loss=[0.5, 0.25])
+    assert sorted(os.listdir(tmp_path)) == ["shard-w-000000.safetensors", "store.json"]
+
+    text = (tmp_path / "store.json").read_bytes()
+    schema = json.loads(text)
+    assert list(schema) == [
+        "format_version", "schema_id", "dim", "dtype", "reduction", "provenance", "written_by", "checksum",
+    ]  # fmt: skip
+    assert schema["format_version"] == 1
+    assert schema["reduction"] is None
+    assert schema["checksum"] == xxh3(text[:-20] + b"0" * 16 + text[-4:])
+    content = {key: schema[key] for key in ("format_version", "dim", "dtype", "reduction", "provenance")}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    assert schema["schema_id"] == pytest.importorskip("xxhash").xxh3_128_hexdigest(canonical)
+
+    shard = tmp_path / "shard-w-000000.safetensors"
+    header, data = split(shard)
+    assert header == {
+        "__metadata__": {
+            "header_checksum": header["__metadata__"]["header_checksum"],
+            "format_version": "1",
+            "schema_id": schema["schema_id"],
+            "rows": "2",
+            "columns_checksum": xxh3(data[:40]),
+            "data_checksum": xxh3(data),
+            "supersedes": "[]",
+        },
+        "index": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
+        "scale": {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]},
+        "norm": {"dtype": "F32", "shape": [2], "data_offsets": [24, 32]},
+        "loss": {"dtype": "F32", "shape": [2], "data_offsets": [32, 40]},
+        "gradients": {"dtype": "F16", "shape": [2, 2], "data_offsets": [40, 48]},
+    }
+    assert (shard.stat().st_size - len(data)) % 64 == 0
+    assert data == (
+        struct.pack("<2q", 4, 9)
+        + struct.pack("<2f", 1, 4)
+        + struct.pack("<2f", 5**0.5, 65536)
+        + struct.pack("<2f", 0.5, 0.25)
+        + struct.pack("<4e", 1, -2, 0, 16384)
+    )
+    assert shard.read_bytes() == sealed(header, data)
+
+
+def test_a_store_without_rows_is_a_store(tmp_path: Path) -> None:
+    with GradientStore.create(tmp_path, dim=3):
+        pass
+    store = GradientStore(tmp_path)
+    assert len(store) == 0
+    assert store.read([]).shape == (0, 3)
+    assert store.loss is None
+    assert store.num_tokens is None
+    assert store.verify() == {"shards": 0, "rows": 0, "bytes": 0}
+    # A shard without rows is legal too.
+    fill(tmp_path, [1], dim=3)
+    header, _ = split(shards(tmp_path)[0])
+    header["__metadata__"]["rows"] = "0"
+    for name, width in ("index", ()), ("scale", ()), ("norm", ()), ("gradients", (3,)):
+        header[name] |= {"shape": [0, *width], "data_offsets": [0, 0]}
+    (tmp_path / "shard-0-empty.safetensors").write_bytes(sealed(header, b""))
+    store = GradientStore(tmp_path)
+    assert len(store) == 1
+    assert store.verify()["shards"] == 2
+    assert store.read([0]).shape == (1, 3)
+
+
+def test_writers_need_no_coordination(tmp_path: Path) -> None:
+    first = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=2)
+    second = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=3)
+    rows = some_rows(20)
+    for row in range(20):
+        (first if row % 3 else second).append(rows[row : row + 1], [row])
+    first.close()
+    second.close()
+    store = GradientStore(tmp_path)
+    assert sorted(store.index) == list(range(20))
+    np.testing.assert_array_equal(
+        store.read(np.argsort(store.index)), rows.astype(np.float16).astype(np.float32)
+    )
+
+
+def test_two_writers_of_one_name_keep_all_rows(tmp_path: Path) -> None:
+    with (
+        GradientStore.create(tmp_path, dim=DIM, writer="w") as a,
+        GradientStore.create(tmp_path, dim=DIM, writer="w") as b,
+    ):
+        a.append(some_rows(2), [0, 1])
+        b.append(some_rows(2), [2, 3])
+    assert [shard.name for shard in shards(tmp_path)] == [
+        "shard-w-000000.safetensors",
+        "shard-w-000001.safetensors",
+    ]
+    assert sorted(GradientStore(tmp_path).index) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"dim": 7}, "dim: found 6, expected 7"),
+        ({"dtype": "float32"}, 'dtype: found "float16", expected "float32"'),
+        ({"reduction": "mean"}, 'reduction: found "sum", expected "mean"'),
+        ({"provenance": {"projection": {"seed": 2}}}, "provenance.projection.seed: found 1, expected 2"),
+        ({"provenance": {}}, "provenance.projection: found"),
+    ],
+)
+def test_another_schema_is_a_mismatch_that_names_the_field(tmp_path: Path, change: dict, field: str) -> None:
+    schema = {"dim": DIM, "reduction": "sum", "provenance": {"projection": {"seed": 1}}}
+    with GradientStore.create(tmp_path, **schema) as w:
+        w.append(some_rows(1), [0])
+    with GradientStore.create(tmp_path, **schema) as w:
+        w.append(some_rows(1), [1])
+    with pytest.raises(StoreMismatchError, match=field):
+        GradientStore.create(tmp_path, **(schema | change))
+    assert len(GradientStore(tmp_path)) == 2
+
+
+def test_a_row_is_in_a_store_once(tmp_path: Path) -> None:
+    fill(tmp_path, [0, 1, 2])
+    with GradientStore.create(tmp_path, dim=DIM) as w:
+        assert w.contains([2, 3]).tolist() == [True, False]
+        with pytest.raises(InvalidInputError, match="row 2 a second time"):
+            w.append(some_rows(2), [3, 2])
+        # Nothing of a refused append is kept.
+        assert w.contains([2, 3]).tolist() == [True, False]
+        w.append(some_rows(1), [3])
+        with pytest.raises(InvalidInputError, match="row 3"):
+            w.append(some_rows(1), [3])
+    assert sorted(GradientStore(tmp_path).index) == [0, 1, 2, 3]
+
+
+def test_a_row_that_two_writers_wrote_is_an_error_with_both_shards(tmp_path: Path) -> None:
+    with (
+        GradientStore.create(tmp_path, dim=DIM, writer="a") as a,
+        GradientStore.create(tmp_path, dim=DIM, writer="b") as b,
+    ):
+        a.append(some_rows(2), [7, 8])
+        b.append(some_rows(2), [6, 7])
+    with pytest.raises(
+        StoreError, match=r"index 7: found one row in shard-a-000000.* and one in shard-b-000000"
+    ):
+        GradientStore(tmp_path)
+
+
+def test_bad_rows_are_refused_with_their_place(tmp_path: Path) -> None:
+    rows = some_rows(3)
+    nan, inf, huge = rows.copy(), rows.copy(), rows.astype(np.float64)
+    nan[1, 4], inf[2, 0], huge[0, 3] = np.nan, -np.inf, 1e300
+    with GradientStore.create(tmp_path, dim=DIM) as w:
+        for bad, message in [
+            (nan, "row 11, column 4: found NaN"),
+            (inf, "row 12, column 0: found -inf"),
+            (huge, "row 10, column 3: found inf"),
+            (np.full((3, DIM), 3e38), "norm"),
+            (rows[:, :4], r"shape \(3, 4\), expected \(m, 6\)"),
+            (rows[0], r"shape \(6,\), expected \(m, 6\)"),
+            (rows.astype(np.int32), "int32, expected floats"),
+            ("rows", "shape"),
+            ([[1.0], [1.0, 2.0]], "rows"),
+        ]:
+            with pytest.raises(InvalidInputError, match=message):
+                w.append(bad, [10, 11, 12])
+        for index, message in [
+            ([0, 1], "rows"),
+            ([0, -1, 2], "index of row -1"),
+            ([0.0, 1.0, 2.0], "float64, expected integers"),
+            ([[0, 1, 2]], r"\(1, 3\)"),
+            (np.array([0, 1, 2**63], dtype=np.uint64), "index"),
+        ]:
+            with pytest.raises(InvalidInputError, match=message):
+                w.append(rows, index)
+        for optional, message in [
+            ({"num_tokens": [1, 2]}, "num_tokens"),
+            ({"num_tokens": [1, -2, 3]}, "num_tokens of row 1"),
+            ({"num_tokens": [1, 2, 2**31]}, "num_tokens"),
+            ({"loss": [1.0, np.nan, 3.0]}, "loss of row 1"),
+            ({"loss": [1, 2, 3]}, "loss"),
+        ]:
+            with pytest.raises(InvalidInputError, match=message):
+                w.append(rows, [0, 1, 2], **optional)
+        w.append(rows[::-1, ::-1], [0, 1, 2])
+    np.testing.assert_array_equal(GradientStore(tmp_path).read([0]), rows[2:, ::-1].astype(np.float16))
+    with pytest.raises(InvalidInputError, match="closed"):
+        w.append(rows, [3, 4, 5])
+    w.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"dim": 0},
+        {"dim": -1},
+        {"dtype": "float64"},
+        {"dtype": "int8"},
+        {"reduction": "median"},
+        {"provenance": {"x": float("nan")}},
+        {"provenance": {"x": object()}},
+        {"rows_per_shard": 0},
+        {"max_delay": float("nan")},
+        {"max_delay": -1.0},
+        {"writer": ""},
+        {"writer": "../x"},
+        {"writer": "a/b"},
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_and_create_nothing(tmp_path: Path, bad: dict) -> None:
+    with pytest.raises(InvalidInputError):
+        GradientStore.create(tmp_path / "s", **({"dim": DIM} | bad))
+    assert not (tmp_path / "s").exists()
+
+
+def test_positions_out_of_range_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, [5, 6])
+    store = GradientStore(tmp_path)
+    for bad in ([2], [-1], [0.5], [[0]], [True], [2**62]):
+        with pytest.raises(InvalidInputError):
+            store.read(bad)
+
+
+def test_optional_columns_are_there_for_all_rows_or_absent(tmp_path: Path) -> None:
+    with GradientStore.create(tmp_path, dim=DIM) as w:
+        w.append(some_rows(1), [0], num_tokens=[3])
+        with pytest.raises(InvalidInputError, match="num_tokens: found none, expected values"):
+            w.append(some_rows(1), [1])
+        with pytest.raises(InvalidInputError, match="loss: found values, expected none"):
+            w.append(some_rows(1), [1], num_tokens=[3], loss=[1.0])
+    with GradientStore.create(tmp_path, dim=DIM) as w:
+        with pytest.raises(InvalidInputError, match="num_tokens: found none"):
+            w.append(some_rows(1), [1])
+        w.append(some_rows(1), [1], num_tokens=[4], loss=[1.0])
+    store = GradientStore(tmp_path)
+    np.testing.assert_array_equal(store.num_tokens, [3, 4])
+    assert store.loss is None
+    assert store.info()["columns"] == ["index", "scale", "norm", "num_tokens"]
+
+
+def test_what_is_no_store_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "nothing", tmp_path / "file", tmp_path):
+        with pytest.raises(StoreError, match=r"store\.json"):
+            GradientStore(path)
+    with pytest.raises(StoreError):
+        GradientStore.create(tmp_path / "file", dim=2)
+    fill(tmp_path / "s", [1])
+    (tmp_path / "s" / "store.json").unlink()
+    with pytest.raises(StoreError, match=r"shards without store\.json"):
+        GradientStore.create(tmp_path / "s", dim=DIM)
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, [1])
+    shard = shards(tmp_path)[0]
+    header, data = split(shard)
+    header["__metadata__"]["format_version"] = "2"
+    shard.write_bytes(sealed(header, data))
+    with pytest.raises(StoreError, match="format_version: found 2, expected 1") as caught:
+        GradientStore(tmp_path)
+    assert not isinstance(caught.value, CorruptStoreError)
+
+
+def test_leftovers_are_listed_and_ignored(tmp_path: Path) -> None:
+    fill(tmp_path, [1, 2])
+    (tmp_path / ".tmp-abc").write_bytes(b"half a shard")
+    (tmp_path / "notes.txt").write_text("mine")
+    store = GradientStore(tmp_path)
+    assert len(store) == 2
+    assert store.info()["leftovers"] == [".tmp-abc"]
+
+
+def test_info_is_json_with_the_provenance_on_top(tmp_path: Path) -> None:
+    layout = [{"name": "w", "shape": [2, 3], "offset": 0}]
+    fill(tmp_path, [3, 1], provenance={"layout": layout, "dtype": "theirs", "float": 0.1}, reduction="sum")
+    store = GradientStore(tmp_path)
+    info = json.loads(json.dumps(store.info()))
+    assert info["layout"] == layout
+    assert (info["dtype"], store.provenance["dtype"]) == ("float16", "theirs")
+    assert info["bytes"] == shards(tmp_path)[0].stat().st_size
+    expected = {
+        "path": str(tmp_path),
+        "rows": 2,
+        "shards": 1,
+        "dim": DIM,
+        "reduction": "sum",
+        "leftovers": [],
+    }
+    assert {key: info[key] for key in expected} == expected
+    assert info["fingerprint"] == store.fingerprint
+    assert repr(store) == f"GradientStore({str(tmp_path)!r}, rows=2, dim=6, dtype='float16', shards=1)"
+    assert store.fingerprint in store._repr_html_()
+
+
+def test_the_fingerprint_follows_the_rows_and_not_the_names(tmp_path: Path) -> None:
+    fill(tmp_path / "a", [1, 2], writer="x")
+    fill(tmp_path / "b", [1, 2], writer="y")
+    fill(tmp_path / "c", [1, 3], writer="x")
+    fill(tmp_path / "d", [1, 2], writer="x", reduction="sum")
+    a, b, c, d = (GradientStore(tmp_path / name).fingerprint for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def supersede(path: Path, name: str, names: list[str]) -> None:
+    header, data = split(path / name)
+    header["__metadata__"]["supersedes"] = json.dumps(names)
+    (path / name).write_bytes(sealed(header, data))
+
+
+def test_superseded_shards_do_not_count(tmp_path: Path) -> None:
+    a, b, c = (f"shard-{name}-000000.safetensors" for name in "abc")
+    writers = [GradientStore.create(tmp_path, dim=DIM, writer=name) for name in "abc"]
+    for n, w in enumerate(writers, start=2):
+        w.append(some_rows(n), np.arange(n))
+        w.close()
+    with pytest.raises(StoreError):
+        GradientStore(tmp_path)
+    supersede(tmp_path, b, [a])
+    supersede(tmp_path, c, [b, "shard-gone-000000.safetensors"])
+    store = GradientStore(tmp_path)
+    assert store.index.tolist() == [0, 1, 2, 3]
+    assert store.info()["superseded"] == [a, b]
+    supersede(tmp_path, a, [c])
+    with pytest.raises(CorruptStoreError, match="circle"):
+        GradientStore(tmp_path)
+    for outside in ("../" + b, "/etc/passwd", "shard-/../../x.safetensors"):
+        supersede(tmp_path, a, [outside])
+        with pytest.raises(CorruptStoreError, match="supersedes"):
+            GradientStore(tmp_path)
+
+
+def open_and_verify(path: Path) -> None:
+    GradientStore(path).verify()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a small store."""
+    path = tmp_path_factory.mktemp("sound")
+    with GradientStore.create(path, dim=DIM, provenance={"model": "m"}, writer="w", rows_per_shard=4) as w:
+        w.append(some_rows(8), np.arange(8), num_tokens=np.ones(8, int), loss=np.ones(8))
+    open_and_verify(path)
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def put(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_changed_byte_anywhere_is_found(
+    tmp_path: Path, sound: dict[str, bytes], data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(sound)))
+    position = data.draw(st.integers(0, len(sound[name]) - 1))
+    changed = bytearray(sound[name])
+    changed[position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(CorruptStoreError):
+        open_and_verify(put(tmp_path / "s", sound | {name: bytes(changed)}))
+
+
+def test_a_changed_byte_before_the_gradients_is_found_when_opened(
+    tmp_path: Path, sound: dict[str, bytes]
+) -> None:
+    name = "shard-w-000000.safetensors"
+    header, data = split(put(tmp_path / "s", sound) / name)
+    gradients = len(sound[name]) - len(data) + header["gradients"]["data_offsets"][0]
+    for position in range(gradients):
+        changed = bytearray(sound[name])
+        changed[position] ^= 0x10
+        put(tmp_path / "s", {name: bytes(changed)})
+        with pytest.raises(CorruptStoreError):
+            GradientStore(tmp_path / "s")
+    changed = bytearray(sound[name])
+    changed[gradients] ^= 0x10
+    put(tmp_path / "s", {name: bytes(changed)})
+    with pytest.raises(CorruptStoreError, match="data_checksum"):
+        GradientStore(tmp_path / "s").verify()
+
+
+def test_a_file_cut_short_anywhere_is_found_when_opened(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    for name, content in sound.items():
+        for length in {*range(0, len(content), 7), 0, 1, 7, 8, 9, len(content) - 1}:
+            with pytest.raises(CorruptStoreError):
+                GradientStore(put(tmp_path / "s", sound | {name: content[:length]}))
+        with pytest.raises(CorruptStoreError):
+            GradientStore(put(tmp_path / "s", sound | {name: content + b"\0"}))
+
+
+def test_a_file_cut_short_while_it_is_open_is_found(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    store = GradientStore(put(tmp_path, sound))
+    os.truncate(tmp_path / "shard-w-000001.safetensors", 100)
+    with pytest.raises(CorruptStoreError, match="file size"):
+        store.verify()
+
+
+def hostile_headers() -> dict[str, dict]:
+    huge = 2**64 - 1
+    return {
+        "offsets past the end": {
+            "gradients": {"dtype": "F16", "shape": [4, DIM], "data_offsets": [96, 10**6]}
+        },
+        "overlapping": {"norm": {"dtype": "F32", "shape": [4], "data_offsets": [32, 48]}},
+        "wrong dtype": {"index": {"dtype": "F64", "shape": [4], "data_offsets": [0, 32]}},
+        "unknown dtype": {"gradients": {"dtype": "X", "shape": [4, DIM], "data_offsets": [96, 144]}},
+        "wider": {"gradients": {"dtype": "F16", "shape": [4, DIM + 1], "data_offsets": [96, 144]}},
+        "overflow": {"gradients": {"dtype": "F16", "shape": [huge, huge], "data_offsets": [96, huge]}},
+        "more than 64 bits": {"gradients": {"dtype": "F16", "shape": [2**70, 2], "data_offsets": [96, 144]}},
+        "negative": {"gradients": {"dtype": "F16", "shape": [-4, DIM], "data_offsets": [96, 144]}},
+        "no list": {"gradients": {"dtype": "F16", "shape": 4, "data_offsets": "all"}},
+        "unknown tensor": {"more": {"dtype": "F32", "shape": [0], "data_offsets": [144, 144]}},
+        "null": {"scale": None},
+    }
+
+
+@pytest.mark.parametrize("name", hostile_headers())
+def test_a_header_that_lies_is_an_error_and_no_crash(
+    tmp_path: Path, sound: dict[str, bytes], name: str
+) -> None:
+    shard = put(tmp_path, sound) / "shard-w-000000.safetensors"
+    header, data = split(shard)
+    shard.write_bytes(sealed(header, data))
+    open_and_verify(tmp_path)
+    shard.write_bytes(sealed(header | hostile_headers()[name], data))
+    with pytest.raises(CorruptStoreError):
+        GradientStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**64 - 1) + b"{}",
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 0),
+        struct.pack("<Q", 10**6) + b"[" * 10**6,
+        struct.pack("<Q", 10**6) + b'{"a":' * 200_000,
+        b"PK\x03\x04" + bytes(100),
+        bytes(1000),
+    ],
+    ids=["huge", "large", "empty object", "no header", "nested lists", "nested objects", "zip", "zeros"],
+)
+def test_a_file_that_is_no_shard_is_an_error_and_no_crash(
+    tmp_path: Path, sound: dict[str, bytes], content: bytes
+) -> None:
+    put(tmp_path, sound | {"shard-x-000000.safetensors": content})
+    with pytest.raises(CorruptStoreError):
+        GradientStore(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_an_error_and_no_hang(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    os.mkfifo(put(tmp_path, sound) / "shard-x-000000.safetensors")
+    with pytest.raises(CorruptStoreError, match="regular file"):
+        GradientStore(tmp_path)
+
+
+def test_a_shard_of_another_store_is_found(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    fill(tmp_path / "other", [100], provenance={"model": "another"})
+    shards(tmp_path / "other")[0].rename(put(tmp_path / "s", sound) / "shard-x-000000.safetensors")
+    with pytest.raises(CorruptStoreError, match="schema_id"):
+        GradientStore(tmp_path / "s")
+
+
+def test_wrong_values_under_right_checksums_are_found(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    name = "shard-w-000001.safetensors"
+    header, data = split(put(tmp_path, sound) / name)
+    for tensor, row, value, message in [
+        ("gradients", 7, struct.pack("<e", np.nan), r"row 1 of the file \(index 5\), column 1: found NaN"),
+        ("gradients", 0, struct.pack("<e", 100), r"norm, row 0 of the file"),
+        ("norm", 1, struct.pack("<f", 100), r"norm, row 1 of the file"),
+        ("norm", 1, struct.pack("<f", np.nan), "norm, row 1 of the file: found NaN"),
+        ("scale", 2, struct.pack("<f", 0), "scale, row 2"),
+        ("index", 3, struct.pack("<q", -1), "index, row 3"),
+        ("num_tokens", 3, struct.pack("<i", -1), "num_tokens, row 3"),
+    ]:
+        changed = bytearray(data)
+        at = header[tensor]["data_offsets"][0] + row * len(value)
+        changed[at : at + len(value)] = value
+        (tmp_path / name).write_bytes(sealed(header, bytes(changed)))
+        with pytest.raises(CorruptStoreError, match=message):
+            open_and_verify(tmp_path)
+
+
+def test_opening_reads_no_gradients(tmp_path: Path) -> None:
+    # 64 GiB of gradients that are a hole in the file: reading them would take longer than this test may.
+    rows, dim = 16, 1 << 30
+    fill(tmp_path, [0], dim=dim // 2**20)
+    store = json.loads((tmp_path / "store.json").read_text())
+    text = (tmp_path / "store.json").read_bytes().replace(b'"dim": 1024', b'"dim": %d' % dim)
+    content = {key: store[key] for key in ("format_version", "dtype", "reduction", "provenance")} | {
+        "dim": dim
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    schema_id = pytest.importorskip("xxhash").xxh3_128_hexdigest(canonical)
+    text = text.replace(store["schema_id"].encode(), schema_id.encode())
+    text = text[:-20] + b"0" * 16 + text[-4:]
+    (tmp_path / "store.json").write_bytes(text[:-20] + xxh3(text)[-16:].encode() + text[-4:])
+    shard = shards(tmp_path)[0]
+    header, _ = split(shard)
+    columns = struct.pack(f"<{rows}q", *range(rows)) + struct.pack(f"<{rows}f", *[1] * rows) + bytes(4 * rows)
+    header["__metadata__"] |= {"rows": str(rows), "schema_id": schema_id}
+    offsets = np.cumsum([0, 8 * rows, 4 * rows, 4 * rows, 2 * rows * dim]).tolist()
+    for at, name in enumerate(("index", "scale", "norm", "gradients")):
+        header[name]["shape"][0] = rows
+        header[name]["data_offsets"] = offsets[at : at + 2]
+    header["gradients"]["shape"][1] = dim
+    shard.write_bytes(sealed(header, columns))
+    try:
+        os.truncate(shard, shard.stat().st_size + 2 * rows * dim)
+    except OSError:
+        pytest.skip("this file system has no holes")
+    start = time.perf_counter()
+    opened = GradientStore(tmp_path)
+    assert time.perf_counter() - start < 1.0
+    assert (len(opened), opened.dim) == (rows, dim)
+
+
+WRITER = """
+import sys, numpy as np
+from spice_rs.store import GradientStore
+writer = GradientStore.create(sys.argv[1], dim=64, rows_per_shard=16, writer=sys.argv[2])
+start = int(sys.argv[3])
+for row in range(start, start + 10**6):
+    writer.append(np.full((1, 64), row % 1000, dtype=np.float32), [row])
+    print(row, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_rows_and_all_that_it_had_committed(tmp_path: Path) -> None:
+    for attempt, rows in enumerate((40, 100, 161)):
+        start = attempt * 10**6
+        command = [sys.executable, "-c", WRITER, str(tmp_path), f"w{attempt}", str(start)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            for _ in range(rows):
+                last = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        store = GradientStore(tmp_path)
+        store.verify()
+        own = np.sort(store.index[store.index >= start]) - start
+        np.testing.assert_array_equal(own, np.arange(len(own)))
+        assert len(own) >= (last - start + 1) // 16 * 16
+        expected = np.repeat((store.index % 1000)[:, None], 64, axis=1)
+        np.testing.assert_array_equal(store.read(np.arange(len(store))), expected)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_appended_rows_survive_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), GradientStore.create(tmp_path, dim=DIM) as w:
+        w.append(some_rows(3), [0, 1, 2])
+        raise error
+    assert len(GradientStore(tmp_path)) == 3
+
+
+def test_a_shard_is_committed_when_it_is_full_or_old(tmp_path: Path) -> None:
+    with GradientStore.create(tmp_path / "rows", dim=DIM, rows_per_shard=2) as w:
+        w.append(some_rows(5), np.arange(5))
+        assert len(GradientStore(tmp_path / "rows")) == 4
+        w.commit()
+        assert len(GradientStore(tmp_path / "rows")) == 5
+        w.commit()
+    assert len(shards(tmp_path / "rows")) == 3
+    with GradientStore.create(tmp_path / "bytes", dim=DIM, bytes_per_shard=100) as w:
+        w.append(some_rows(5), np.arange(5))
+        assert len(GradientStore(tmp_path / "bytes")) == 3
+    with GradientStore.create(tmp_path / "age", dim=DIM, max_delay=0) as w:
+        w.append(some_rows(5), np.arange(5))
+        assert len(GradientStore(tmp_path / "age")) == 5
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions that are denied")
+def test_rows_that_cannot_be_written_stay_buffered(tmp_path: Path) -> None:
+    w = GradientStore.create(tmp_path, dim=DIM)
+    w.append(some_rows(2), [0, 1])
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError):
+        w.close()
+    tmp_path.chmod(0o700)
+    w.close()
+    assert len(GradientStore(tmp_path)) == 2
+
+
+def test_verify_reports_progress_and_stops_when_asked(tmp_path: Path) -> None:
+    fill(tmp_path, list(range(9)), rows_per_shard=3)
+    store = GradientStore(tmp_path)
+    seen: list[tuple[int, int]] = []
+    store.verify(lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 9), (6, 9), (9, 9)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.verify(stop)
+
+
+def test_every_error_is_one_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "store.json").mkdir()
+    with pytest.raises(SpiceError):
+        GradientStore(tmp_path)
+
+
+def test_tensors_are_accepted_without_importing_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    rows = torch.randn(4, DIM, requires_grad=True)
+    with GradientStore.create(tmp_path, dim=DIM, dtype="float32") as w:
+        w.append(
+            rows, torch.arange(4), num_tokens=torch.ones(4, dtype=torch.int32), loss=torch.ones(4).double()
+        )
+        with pytest.raises(InvalidInputError, match="meta"):
+            w.append(torch.zeros(1, DIM, device="meta"), [9])
+    np.testing.assert_array_equal(GradientStore(tmp_path).read(torch.arange(4)), rows.detach().numpy())
