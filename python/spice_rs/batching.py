@@ -35,7 +35,7 @@ def take_batch(examples: Sequence[Example], start: int, tokens: int, samples: in
 
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pads to the longest example. The pad id is 0; masks and labels see to it that no value depends on it."""
+    """Pads to the longest example. The pad id is 0; by mask and labels no value depends on it."""
     shape = (len(examples), max(len(example.input_ids) for example in examples))
     ids = np.zeros(shape, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)

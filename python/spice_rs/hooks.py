@@ -120,7 +120,7 @@ class GradientCapture:
         if values.dim() == 2 and values.shape[0] == samples:
             return values.unsqueeze(1)
         raise InvalidInputError(
-            f"layer {layer.name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {samples} samples "
-            f"of {self._length} tokens, so its gradient cannot be told apart by sample (a routed expert?); "
-            "leave it out with target_modules"
+            f"layer {layer.name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {samples} "
+            f"samples of {self._length} tokens, so its gradient cannot be told apart by sample (a routed "
+            "expert?); leave it out with target_modules"
         )

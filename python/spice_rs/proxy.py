@@ -1,4 +1,4 @@
-"""The proxy: the model whose gradients stand for the samples. Loading it, adapters, what is tracked, fingerprints.
+"""The proxy: the model whose gradients stand for the samples; its loading, adapters, tracked parameters.
 
 What is tracked:
 
@@ -34,7 +34,7 @@ from spice_rs.hooks import Layer
 from spice_rs.projection import Parameter
 
 TargetModules = str | Sequence[str] | None
-"""A list of names or ends of names ("q_proj"), one such name, a pattern for the whole name, or None: the default."""
+"""Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,23 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
 
-def with_fresh_lora(
+@contextmanager
+def fresh_lora(
     model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
-) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Wraps a plain model in a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed`.
+) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
+    """Inside, the model wears a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed`.
 
-    Returns:
+    Yields:
         The wrapped model, and what a store records of the adapter.
 
     Raises:
-        InvalidInputError: The rank is no positive integer, or no module is picked.
+        InvalidInputError: The rank is no positive integer, there is an adapter already, or no module is
+        picked.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InvalidInputError(f"lora_rank is {rank!r}, expected a positive integer")
     if _is_adapted(model):
-        raise InvalidInputError(
-            "lora_rank was given for a model that has an adapter; leave lora_rank out to use it"
-        )
+        raise InvalidInputError("lora_rank was given for a model that has an adapter; leave lora_rank out")
     from peft import LoraConfig, get_peft_model
 
     head = _head_names(model)
@@ -128,19 +128,19 @@ def with_fresh_lora(
     ]
     if not modules:
         raise InvalidInputError(_no_target(model, target_modules))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = {"kind": "lora", "rank": rank, "alpha": 2 * rank, "seed": seed}
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
-        return get_peft_model(model, config), settings
-
-
-def remove_lora(model: torch.nn.Module) -> None:
-    """Takes `with_fresh_lora`'s layers out of the caller's model again."""
-    model.unload()  # type: ignore[operator]
+        wrapped = get_peft_model(model, config)
+    try:
+        yield wrapped, settings
+    finally:
+        wrapped.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def track(model: torch.nn.Module, target_modules: TargetModules) -> Tracked:
@@ -182,8 +182,8 @@ def track(model: torch.nn.Module, target_modules: TargetModules) -> Tracked:
     shared = embeddings & kept.keys()
     if shared:
         raise InvalidInputError(
-            f"{sorted(shared)[0]} is shared with the input embeddings, whose part of the gradient hooks cannot see; "
-            "leave the output head out of target_modules"
+            f"{sorted(shared)[0]} is shared with the input embeddings, whose part of the gradient hooks "
+            "cannot see; leave the output head out of target_modules"
         )
     tracked = sum(named[name].numel() for name in kept)
     coverage = tracked / max(1, sum(named[name].numel() for name in meant))
@@ -196,8 +196,8 @@ def warn_of_coverage(tracked: Tracked) -> None:
     if tracked.coverage < 0.98:
         some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
         warnings.warn(
-            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong to no linear "
-            f"layer ({some}) and are left out",
+            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong to "
+            f"no linear layer ({some}) and are left out",
             SpiceWarning,
             stacklevel=3,
         )
@@ -319,7 +319,7 @@ def _no_target(model: torch.nn.Module, target_modules: TargetModules) -> str:
     ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
     available = ", ".join(ends[:20]) or "none"
     if target_modules is None:
-        return f"no parameter that can be tracked: trainable ones in linear layers are needed (found layers: {available})"
+        return f"nothing can be tracked: no trainable parameter is in a linear layer (these are: {available})"
     return f"target_modules {target_modules!r} picks no linear layer to track; names here end in: {available}"
 
 
