@@ -33,7 +33,7 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
     records: dict[int, dict[str, Any]] = {}
     if data is not None:
         wanted = set(selection.indices.tolist())
-        records = {row: record for row, record in raw_records(data) if row in wanted}
+        records = dict(raw_records(data, wanted))
         missing = wanted - records.keys()
         if missing:
             raise InvalidInputError(

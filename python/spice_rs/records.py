@@ -23,7 +23,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,29 @@ def load_records(data: Any, *, skip_bad: bool = False) -> Records:
     if not items:
         raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
     return Records(tuple(items), rows, tuple(bad), source)
+
+
+def raw_records(data: Any, rows: Container[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (row, record as it stands in the data) of the wanted rows, unchecked.
+
+    Args:
+        data: As for `load_records`.
+        rows: Row numbers as `load_records` counts them.
+
+    Raises:
+        InvalidInputError: The data cannot be read, or a wanted record is no object.
+    """
+    _, parsed = _open(data)
+    for index, (place, parse) in enumerate(parsed):
+        if index not in rows:
+            continue
+        try:
+            fields = parse()
+        except _BadRecord as error:
+            raise InvalidInputError(f"{place}: {error}") from None
+        if not isinstance(fields, Mapping):
+            raise InvalidInputError(f"{place}: found {_found(fields)}, expected an object with named fields")
+        yield index, dict(fields)
 
 
 def dataset_fingerprint(records: Records) -> str:
