@@ -106,6 +106,8 @@ def test_rows_come_back_within_the_bound_of_the_dtype(tmp_path: Path, dtype: str
     np.testing.assert_array_equal(np.log2(scale) % 1, 0)
     error = np.abs(back.astype(np.float64) - rows)
     assert np.all(error <= relative * np.abs(rows.astype(np.float64)) + absolute * scale + 2.0**-150)
+    # Magnitude costs no precision: the same relative error for every row.
+    assert np.all(np.linalg.norm(back.astype(np.float64) - rows, axis=1) <= 2 * relative * norms)
     assert not back[-1].any()
     # Ordinary rows are stored as they are.
     assert np.all(scale[:4] == 1)
@@ -408,6 +410,15 @@ def test_what_is_no_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "s" / "store.json").unlink()
     with pytest.raises(StoreError, match=r"shards without store\.json"):
         GradientStore.create(tmp_path / "s", dim=DIM)
+
+
+def test_a_schema_that_was_edited_is_found_under_a_right_checksum(tmp_path: Path) -> None:
+    fill(tmp_path, [1], provenance={"seed": 1})
+    text = (tmp_path / "store.json").read_bytes().replace(b'"seed": 1', b'"seed": 2')
+    digits = xxh3(text[:-20] + b"0" * 16 + text[-4:])[-16:].encode()
+    (tmp_path / "store.json").write_bytes(text[:-20] + digits + text[-4:])
+    with pytest.raises(CorruptStoreError, match="schema_id"):
+        GradientStore(tmp_path)
 
 
 def test_another_version_is_named(tmp_path: Path) -> None:

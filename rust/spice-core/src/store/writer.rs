@@ -92,8 +92,10 @@ impl Writer {
         // What the current folder is later must not matter.
         let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         create_folder(path)?;
+        // Shards are looked for first: a creator that is faster makes its store.json before them.
+        let has_shards = !folder::list(path)?.shards.is_empty();
         if reader::read_schema(path)?.is_none() {
-            if !folder::list(path)?.shards.is_empty() {
+            if has_shards {
                 return Err(reader::no_store(path, "shards without store.json"));
             }
             // False if another creator was faster; what counts is what is there afterwards.
