@@ -1,7 +1,7 @@
 //! Kernels whose result depends on their operands alone.
 //!
 //! Everything that decides a pick is computed here in `f64`, in one fixed order of operations:
-//! sixteen running sums, added pairwise at the end, products and sums rounded separately. Wider
+//! thirty-two running sums, added pairwise at the end, products and sums rounded separately. Wider
 //! registers, another number of threads or another batch give the same bits. Vector instructions
 //! are chosen at run time ([`pulp`]); a fused multiply-add would be faster still, but then a machine
 //! without one would pick differently.
@@ -12,10 +12,11 @@
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Running sums of a dot product: two AVX-512 registers, four AVX2 registers or eight NEON ones.
-const LANES: usize = 16;
+/// Running sums of a dot product: four AVX-512 registers, eight AVX2 registers or sixteen NEON ones.
+const LANES: usize = 32;
 
 /// Columns of a symmetric matrix that one task updates.
 const PANEL: usize = 128;
@@ -35,47 +36,84 @@ impl Default for Kernels {
 impl Kernels {
     /// `Σ a_i b_i` over the shorter of the two.
     pub fn dot(self, a: &[f64], b: &[f64]) -> f64 {
-        self.arch.dispatch(
-            #[inline(always)]
-            || dot(a, b),
-        )
+        self.arch.dispatch(Dot(a, b))
     }
 
     /// `Σ a_i² b_i` over the shorter of the two.
     pub fn dot_squared(self, a: &[f64], b: &[f64]) -> f64 {
-        self.arch.dispatch(
-            #[inline(always)]
-            || sum_lanes(a, b, |a, b| a * a * b),
-        )
+        self.arch.dispatch(DotSquared(a, b))
     }
 
     /// `y += factor · x`.
     pub fn add_scaled(self, y: &mut [f64], factor: f64, x: &[f64]) {
-        self.arch.dispatch(
-            #[inline(always)]
-            || add_scaled(y, factor, x),
-        );
+        self.arch.dispatch(AddScaled(y, factor, x));
     }
 }
 
-#[inline(always)]
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    sum_lanes(a, b, |a, b| a * b)
+struct Dot<'a>(&'a [f64], &'a [f64]);
+
+impl WithSimd for Dot<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let scalar = |a: f64, b: f64| a * b;
+        let vector = |a, b| simd.mul_f64s(a, b);
+        sum_lanes(simd, self.0, self.1, scalar, vector)
+    }
 }
 
-#[inline(always)]
-fn sum_lanes(a: &[f64], b: &[f64], term: impl Fn(f64, f64) -> f64) -> f64 {
-    let len = a.len().min(b.len());
-    let (a, a_rest) = a[..len].as_chunks::<LANES>();
-    let (b, b_rest) = b[..len].as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += term(a[lane], b[lane]);
+struct DotSquared<'a>(&'a [f64], &'a [f64]);
+
+impl WithSimd for DotSquared<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let scalar = |a: f64, b: f64| a * a * b;
+        let vector = |a, b| simd.mul_f64s(simd.mul_f64s(a, a), b);
+        sum_lanes(simd, self.0, self.1, scalar, vector)
+    }
+}
+
+struct AddScaled<'a>(&'a mut [f64], f64, &'a [f64]);
+
+impl WithSimd for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (y, &x) in self.0.iter_mut().zip(self.2) {
+            *y += self.1 * x;
         }
     }
-    for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] += term(a, b);
+}
+
+/// Sums `term(a_i, b_i)`: term i goes to running sum i mod [`LANES`], whatever the registers' width.
+#[inline(always)]
+fn sum_lanes<S: Simd>(
+    simd: S,
+    a: &[f64],
+    b: &[f64],
+    scalar: impl Fn(f64, f64) -> f64,
+    vector: impl Fn(S::f64s, S::f64s) -> S::f64s,
+) -> f64 {
+    let len = a.len().min(b.len());
+    let whole = len - len % LANES;
+    let (a, a_rest) = a[..len].split_at(whole);
+    let (b, b_rest) = b[..len].split_at(whole);
+    let registers = LANES / S::F64_LANES;
+    let (a, b) = (S::as_simd_f64s(a).0, S::as_simd_f64s(b).0);
+    let mut partial = [simd.splat_f64s(0.0); LANES]; // the first `registers` of them
+    for (a, b) in a.chunks_exact(registers).zip(b.chunks_exact(registers)) {
+        for register in 0..registers {
+            partial[register] = simd.add_f64s(partial[register], vector(a[register], b[register]));
+        }
+    }
+    let mut sums = [0.0; LANES];
+    S::as_mut_simd_f64s(&mut sums).0.copy_from_slice(&partial[..registers]);
+    for (sum, (&a, &b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += scalar(a, b);
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -85,13 +123,6 @@ fn sum_lanes(a: &[f64], b: &[f64], term: impl Fn(f64, f64) -> f64) -> f64 {
         width /= 2;
     }
     sums[0]
-}
-
-#[inline(always)]
-fn add_scaled(y: &mut [f64], factor: f64, x: &[f64]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y += factor * x;
-    }
 }
 
 /// Adds `alpha · Σ r rᵀ` to the lower triangle of a symmetric matrix.
@@ -151,32 +182,22 @@ impl Cholesky {
     /// A right-hand side goes through the same operations whatever its neighbours are; they only
     /// share the reading of `L`.
     pub fn solve_lower(&self, kernels: Kernels, right_hand_sides: &mut [f64]) {
-        kernels.arch.dispatch(
-            #[inline(always)]
-            || {
-                for i in 0..self.dim {
-                    let row = self.row(i);
-                    for z in right_hand_sides.chunks_exact_mut(self.dim) {
-                        z[i] = (z[i] - dot(&row[..i], &z[..i])) / row[i];
-                    }
-                }
-            },
-        );
+        for i in 0..self.dim {
+            let row = self.row(i);
+            for z in right_hand_sides.chunks_exact_mut(self.dim) {
+                z[i] = (z[i] - kernels.dot(&row[..i], &z[..i])) / row[i];
+            }
+        }
     }
 
     /// Replaces `z` by `L⁻ᵀ z`.
     pub fn solve_upper(&self, kernels: Kernels, z: &mut [f64]) {
-        kernels.arch.dispatch(
-            #[inline(always)]
-            || {
-                for i in (0..self.dim).rev() {
-                    let row = self.row(i);
-                    z[i] /= row[i];
-                    let factor = -z[i];
-                    add_scaled(&mut z[..i], factor, &row[..i]);
-                }
-            },
-        );
+        for i in (0..self.dim).rev() {
+            let row = self.row(i);
+            z[i] /= row[i];
+            let factor = -z[i];
+            kernels.add_scaled(&mut z[..i], factor, &row[..i]);
+        }
     }
 
     /// `log det(L Lᵀ)`.
@@ -196,6 +217,18 @@ mod tests {
             (state >> 33) as f64 / (1u64 << 30) as f64 - 1.0
         };
         (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn the_width_of_registers_does_not_show() {
+        let kernels = Kernels::default();
+        for len in [5, 16, 100, 1001] {
+            let (a, b) = (cells(len, 7), cells(len, 8));
+            let narrow = Dot(&a, &b).with_simd(pulp::Scalar);
+            assert_eq!(kernels.dot(&a, &b).to_bits(), narrow.to_bits());
+            let narrow = DotSquared(&a, &b).with_simd(pulp::Scalar);
+            assert_eq!(kernels.dot_squared(&a, &b).to_bits(), narrow.to_bits());
+        }
     }
 
     #[test]
