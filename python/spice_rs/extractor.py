@@ -207,7 +207,7 @@ class _Run:
     def _batches(
         self, examples: Sequence[Example], tokens: int
     ) -> Iterator[tuple[Sequence[Example], torch.Tensor, torch.Tensor]]:
-        """Batches with their rows (B, dim) and losses (B,) on the device; smaller ones when memory runs out."""
+        """Batches with their rows (B, dim) and losses (B,) on the device, smaller when memory runs out."""
         samples = max(1, min(_SAMPLES_PER_BATCH, _ROW_CELLS // self.capture.projection.dim))
         start = 0
         while start < len(examples):

@@ -196,8 +196,8 @@ def warn_of_coverage(tracked: Tracked) -> None:
     if tracked.coverage < 0.98:
         some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
         warnings.warn(
-            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong to "
-            f"no linear layer ({some}) and are left out",
+            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "
+            f"to no linear layer ({some}) and are left out",
             SpiceWarning,
             stacklevel=3,
         )
