@@ -63,7 +63,9 @@ def explicit_matrix(kind: str, parameter: Parameter, dim: int, seed: int, nnz: i
 
 def project(projection, left, right, weight=WEIGHT):
     rows = torch.zeros(len(left), projection.dim)
-    projection.add_outer(rows, weight, projection.reduce(weight, 0, left), projection.reduce(weight, 1, right))
+    projection.add_outer(
+        rows, weight, projection.reduce(weight, 0, left), projection.reduce(weight, 1, right)
+    )
     return rows
 
 
