@@ -22,13 +22,14 @@ CHATML = (
 )
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
-    "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}"
 )
 # Earlier assistant turns lose their words, as reasoning models' templates drop earlier thoughts.
 REWRITING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and not loop.last %}five{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if m['role'] == 'assistant' and not loop.last %}five{% else %}{{ m['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -136,6 +137,7 @@ def test_every_file_kind_gives_the_same_records(tmp_path):
         ('{"input_ids": [1, 2], "labels": [1]}', ["line 3", "2 input_ids and 1 labels"]),
         ('{"input_ids": [1, 0.5], "labels": [1, 2]}', ["line 3", "'input_ids'", "integers"]),
         ('{"input_ids": [1, -5], "labels": [1, 2]}', ["line 3", "-5"]),
+        ('{"input_ids": [1, 5], "labels": [1, -2]}', ["line 3", "'labels'", "-100"]),
     ],
 )
 def test_a_bad_line_is_named_with_file_line_field_and_remedy(tmp_path, line, words):

@@ -99,11 +99,11 @@ def autograd_rows(model, data, names):
     model.eval()
     rows, losses = [], []
     for item in data:
-        logits = model(input_ids=torch.tensor([item["input_ids"]])).logits[0, :-1]
+        logits = model(input_ids=torch.tensor([item["input_ids"]]), use_cache=False).logits[0, :-1]
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(item["labels"][1:]), reduction="sum")
         gradients = torch.autograd.grad(loss, [named[name] for name in names])
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]).numpy())
-        losses.append(float(loss))
+        losses.append(loss.item())
     model.train(training)
     return np.stack(rows), np.array(losses)
 
@@ -190,6 +190,13 @@ def test_a_tracked_untied_head_is_exact(tmp_path):
     check_against_autograd(model, data, store)
 
 
+def test_lora_on_the_head_is_exact(tmp_path):
+    model, data = make_lora(make_model(), target_modules=["lm_head", "q_proj"]), make_data(3)
+    store = run(model, data, tmp_path / "s")
+    assert any("lm_head.lora_A" in entry["name"] for entry in store.info()["layout"])
+    check_against_autograd(model, data, store)
+
+
 def test_modules_that_run_twice_and_shared_weights_add_up(tmp_path):
     model, data = make_model(), make_data(3)
     model.model.layers[1] = model.model.layers[0]  # one module, called twice
@@ -273,7 +280,8 @@ def test_a_loss_function_replaces_the_cross_entropy(tmp_path):
         run(model, data, tmp_path / "t", loss_fn=lambda logits, labels: logits.sum())
 
 
-# ---------------------------------------------------------------------------------------------- the model afterwards
+# ---------------------------------------------------------------------------------------------- the model
+# afterwards
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -350,9 +358,10 @@ def test_a_stopped_run_keeps_its_rows_and_resumes(error, tmp_path, monkeypatch):
             raise error
         return original(self, *batch)
 
-    with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(SummedLoss, "__call__", stops)
+    monkeypatch.setattr(SummedLoss, "__call__", stops)
+    with pytest.raises(error):
         run(model, data, tmp_path / "s", **options)
+    monkeypatch.undo()
     kept = GradientStore(tmp_path / "s")
     assert 0 < len(kept) < 10
     sizes = count_samples(monkeypatch)
@@ -450,6 +459,21 @@ def test_other_runtime_errors_pass_through(tmp_path, monkeypatch):
         run(make_model(), make_data(3), tmp_path / "s")
 
 
+def test_a_gradient_that_is_no_number_is_named_by_its_row(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[95] = float("nan")
+    data = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [1, 95, 3], "labels": [1, 2, 3]}]
+    with pytest.raises(InvalidInputError, match=r"\b1\b.*(NaN|finite)"):
+        run(model, data, tmp_path / "s", tokens_per_batch=3)
+
+
+def test_nothing_left_to_learn_is_an_error(tmp_path):
+    data = [{"input_ids": [1, 2], "labels": [-100, -100]}, *make_data(1)]
+    with pytest.raises(InvalidInputError, match="nothing to learn"):
+        run(make_model(), data, tmp_path / "s", skip_bad=True, limit=1)
+
+
 def test_truncation_is_reported(tmp_path):
     data = make_data(6)
     longer = sum(len(item["input_ids"]) > 10 for item in data)
@@ -479,6 +503,8 @@ def test_norms_that_are_trained_are_counted_in_coverage(tmp_path):
         ({"max_length": 1}, "max_length"),
         ({"device": "abacus"}, "device"),
         ({"model": 7}, "model"),
+        ({"data": [{"input_ids": [1, VOCABULARY], "labels": [1, 2]}]}, "token id 96"),
+        ({"data": [{"input_ids": [1] * 65, "labels": [1] * 65}]}, "64 positions"),
         ({"model": "/no/such/folder"}, "no causal language model"),
         ({"data": [{"instruction": "a", "response": "b"}]}, "tokenizer"),
     ],
