@@ -10,6 +10,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -479,6 +481,34 @@ def test_truncation_is_reported(tmp_path):
     longer = sum(len(item["input_ids"]) > 10 for item in data)
     with pytest.warns(SpiceWarning, match=f"{longer} of 6 samples were cut"):
         run(make_model(), data, tmp_path / "s", max_length=10)
+
+
+def test_fused_experts_are_said_to_be_left_out_and_the_rest_is_exact(tmp_path):
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    )
+    model, data = MixtralForCausalLM(config), make_data(4)
+    with pytest.warns(SpiceWarning, match=r"cover \d+\.\d%.*experts"):
+        store = run(model, data, tmp_path / "s")
+    assert store.info()["tracked"]["coverage"] < 0.3
+    check_against_autograd(model, data, store)
+
+
+@pytest.mark.parametrize("projection", ["none", "sparse", "two_sided", "rademacher"])
+def test_half_precision_models_give_the_same_rows_roughly(projection, tmp_path):
+    model, data = make_model("qwen2"), make_data(5)
+    options = {"projection": projection, "dim": 64}
+    exact = rows_of(run(model, data, tmp_path / "s", **options))
+    rough = rows_of(run(model.to(torch.bfloat16), data, tmp_path / "t", **options))
+    assert_rows_equal(rough, exact, 0.1)
 
 
 def test_norms_that_are_trained_are_counted_in_coverage(tmp_path):
