@@ -12,6 +12,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -138,6 +140,22 @@ def check_against_autograd(model, data, store):
 def test_rows_are_gradients_of_the_summed_loss(family, tmp_path):
     model, data = make_model(family), make_data()
     check_against_autograd(model, data, run(model, data, tmp_path / "s", tokens_per_batch=60))
+
+
+def test_models_that_change_outputs_in_place_are_exact(tmp_path):
+    torch.manual_seed(0)
+    config = OlmoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        clip_qkv=0.05,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    model, data = OlmoForCausalLM(config), make_data(3)
+    check_against_autograd(model, data, run(model, data, tmp_path / "s"))
 
 
 def test_layout_follows_named_parameters(tmp_path):
