@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
 from spice_rs.store import GradientStore
 
@@ -102,6 +106,8 @@ def test_rows_come_back_within_the_bound_of_the_dtype(tmp_path: Path, dtype: str
     np.testing.assert_array_equal(np.log2(scale) % 1, 0)
     error = np.abs(back.astype(np.float64) - rows)
     assert np.all(error <= relative * np.abs(rows.astype(np.float64)) + absolute * scale + 2.0**-150)
+    # Magnitude costs no precision: the same relative error for every row.
+    assert np.all(np.linalg.norm(back.astype(np.float64) - rows, axis=1) <= 2 * relative * norms)
     assert not back[-1].any()
     # Ordinary rows are stored as they are.
     assert np.all(scale[:4] == 1)
@@ -406,6 +412,15 @@ def test_what_is_no_store_says_so(tmp_path: Path) -> None:
         GradientStore.create(tmp_path / "s", dim=DIM)
 
 
+def test_a_schema_that_was_edited_is_found_under_a_right_checksum(tmp_path: Path) -> None:
+    fill(tmp_path, [1], provenance={"seed": 1})
+    text = (tmp_path / "store.json").read_bytes().replace(b'"seed": 1', b'"seed": 2')
+    digits = xxh3(text[:-20] + b"0" * 16 + text[-4:])[-16:].encode()
+    (tmp_path / "store.json").write_bytes(text[:-20] + digits + text[-4:])
+    with pytest.raises(CorruptStoreError, match="schema_id"):
+        GradientStore(tmp_path)
+
+
 def test_another_version_is_named(tmp_path: Path) -> None:
     fill(tmp_path, [1])
     shard = shards(tmp_path)[0]
@@ -643,38 +658,81 @@ def test_wrong_values_under_right_checksums_are_found(tmp_path: Path, sound: dic
             open_and_verify(tmp_path)
 
 
-def test_opening_reads_no_gradients(tmp_path: Path) -> None:
-    # 64 GiB of gradients that are a hole in the file: reading them would take longer than this test may.
-    rows, dim = 16, 1 << 30
-    fill(tmp_path, [0], dim=dim // 2**20)
-    store = json.loads((tmp_path / "store.json").read_text())
-    text = (tmp_path / "store.json").read_bytes().replace(b'"dim": 1024', b'"dim": %d' % dim)
-    content = {key: store[key] for key in ("format_version", "dtype", "reduction", "provenance")} | {
-        "dim": dim
-    }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    schema_id = pytest.importorskip("xxhash").xxh3_128_hexdigest(canonical)
-    text = text.replace(store["schema_id"].encode(), schema_id.encode())
-    text = text[:-20] + b"0" * 16 + text[-4:]
-    (tmp_path / "store.json").write_bytes(text[:-20] + xxh3(text)[-16:].encode() + text[-4:])
-    shard = shards(tmp_path)[0]
-    header, _ = split(shard)
-    columns = struct.pack(f"<{rows}q", *range(rows)) + struct.pack(f"<{rows}f", *[1] * rows) + bytes(4 * rows)
-    header["__metadata__"] |= {"rows": str(rows), "schema_id": schema_id}
+def hole(path: Path, rows: int, dim: int) -> Path:
+    """A store of float16 zeros that takes no space: its gradients are a hole in the file."""
+    GradientStore.create(path, dim=dim).close()
+    schema_id = json.loads((path / "store.json").read_text())["schema_id"]
+    columns = np.arange(rows).tobytes() + np.ones(rows, np.float32).tobytes() + bytes(4 * rows)
     offsets = np.cumsum([0, 8 * rows, 4 * rows, 4 * rows, 2 * rows * dim]).tolist()
-    for at, name in enumerate(("index", "scale", "norm", "gradients")):
-        header[name]["shape"][0] = rows
-        header[name]["data_offsets"] = offsets[at : at + 2]
-    header["gradients"]["shape"][1] = dim
+    header = {
+        "__metadata__": {"header_checksum": "", "format_version": "1", "schema_id": schema_id}
+        | {"rows": str(rows), "supersedes": "[]"}
+    }
+    for at, (name, dtype) in enumerate(
+        {"index": "I64", "scale": "F32", "norm": "F32", "gradients": "F16"}.items()
+    ):
+        shape = [rows, dim] if name == "gradients" else [rows]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets[at : at + 2]}
+    shard = path / "shard-hole-000000.safetensors"
     shard.write_bytes(sealed(header, columns))
     try:
         os.truncate(shard, shard.stat().st_size + 2 * rows * dim)
     except OSError:
         pytest.skip("this file system has no holes")
+    return path
+
+
+def test_opening_reads_no_gradients(tmp_path: Path) -> None:
+    # 64 GiB: reading them would take longer than this test allows.
+    path = hole(tmp_path, rows=1 << 13, dim=1 << 22)
     start = time.perf_counter()
-    opened = GradientStore(tmp_path)
+    store = GradientStore(path)
     assert time.perf_counter() - start < 1.0
-    assert (len(opened), opened.dim) == (rows, dim)
+    assert (len(store), store.dim) == (1 << 13, 1 << 22)
+    assert not store.read([4711]).any()
+
+
+@pytest.mark.parametrize("work", ["verify", "read"])
+def test_long_work_can_be_interrupted(tmp_path: Path, work: str) -> None:
+    store = GradientStore(hole(tmp_path, rows=1 << 20, dim=1 << 13))
+    positions = np.zeros(1 << 17, np.int64)
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    start = time.perf_counter()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.verify() if work == "verify" else store.read(positions)
+    finally:
+        timer.cancel()
+    assert time.perf_counter() - start < 2.0
+
+
+def test_of_many_creators_one_decides(tmp_path: Path) -> None:
+    def create(seed: int) -> int | None:
+        try:
+            GradientStore.create(tmp_path / name, dim=2, provenance={"seed": seed}).close()
+        except StoreMismatchError:
+            return None
+        return seed
+
+    for name in map(str, range(20)):
+        with ThreadPoolExecutor(8) as pool:
+            created = set(pool.map(create, [0, 1, 2, 3] * 4))
+        assert GradientStore(tmp_path / name).provenance["seed"] in created
+        assert len(created - {None}) == 1
+        assert not GradientStore(tmp_path / name).info()["leftovers"]
+
+
+def test_changing_the_current_folder_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with GradientStore.create("s", dim=DIM) as w:
+        monkeypatch.chdir(tmp_path / "other")
+        w.append(some_rows(1), [0])
+    monkeypatch.chdir(tmp_path)
+    store = GradientStore(Path("s"))
+    monkeypatch.chdir(tmp_path / "other")
+    assert store.verify()["rows"] == 1
 
 
 WRITER = """
@@ -708,9 +766,13 @@ def test_a_killed_writer_leaves_whole_rows_and_all_that_it_had_committed(tmp_pat
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_appended_rows_survive_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), GradientStore.create(tmp_path, dim=DIM) as w:
-        w.append(some_rows(3), [0, 1, 2])
-        raise error
+    def work() -> None:
+        with GradientStore.create(tmp_path, dim=DIM) as w:
+            w.append(some_rows(3), [0, 1, 2])
+            raise error
+
+    with pytest.raises(error):
+        work()
     assert len(GradientStore(tmp_path)) == 3
 
 
@@ -730,16 +792,20 @@ def test_a_shard_is_committed_when_it_is_full_or_old(tmp_path: Path) -> None:
         assert len(GradientStore(tmp_path / "age")) == 5
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions that are denied")
 def test_rows_that_cannot_be_written_stay_buffered(tmp_path: Path) -> None:
-    w = GradientStore.create(tmp_path, dim=DIM)
+    w = GradientStore.create(tmp_path / "s", dim=DIM, rows_per_shard=3)
     w.append(some_rows(2), [0, 1])
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError):
+    (tmp_path / "s").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="cannot create"):
+        w.commit()
+    with pytest.raises(StoreError, match="cannot create"):
+        w.append(some_rows(3), [2, 3, 4])
+    assert w.contains([0, 1, 2, 3, 4]).tolist() == [True, True, True, False, False]
+    with pytest.raises(StoreError, match="cannot create"):
         w.close()
-    tmp_path.chmod(0o700)
+    (tmp_path / "away").rename(tmp_path / "s")
     w.close()
-    assert len(GradientStore(tmp_path)) == 2
+    assert GradientStore(tmp_path / "s").index.tolist() == [0, 1, 2]
 
 
 def test_verify_reports_progress_and_stops_when_asked(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ _Path = str | os.PathLike[str]
 class GradientStore:
     """An open store, as it was when it was opened; opening reads no gradients.
 
-    Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset is
-    at each position.
+    Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
+    is at each position.
 
     Args:
         path: The folder of the store.
@@ -59,9 +59,9 @@ class GradientStore:
     ) -> GradientWriter:
         """Creates a store, or joins an existing one of the same schema, and returns a writer.
 
-        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Buffered rows become a shard when there
-        are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when an append finds that the
-        oldest has waited for ``max_delay``.
+        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Buffered rows become a shard when
+        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when an append finds that
+        the oldest has waited for ``max_delay``.
 
         Args:
             path: The folder; it and its parents are created.
@@ -168,9 +168,9 @@ class GradientStore:
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.
 
-        Has path, rows, dim, dtype, reduction, columns, shards, bytes, schema_id, fingerprint, format_version,
-        written_by, superseded, leftovers (unfinished files of writers that run or were killed) and the keys of
-        ``provenance``; where a key is in both, this is the store's own.
+        Has path, rows, dim, dtype, reduction, columns, shards, bytes, schema_id, fingerprint,
+        format_version, written_by, superseded, leftovers (unfinished files of writers that run or were
+        killed) and the keys of ``provenance``; where a key is in both, this is the store's own.
         """
         return {**self.provenance, **self._info}
 

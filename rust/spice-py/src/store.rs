@@ -99,6 +99,11 @@ impl Store {
             .map(|&position| usize::try_from(position).unwrap_or(usize::MAX))
             .collect();
         let mut out = Vec::new();
+        let room = positions.len().checked_mul(dim).map(|values| out.try_reserve_exact(values));
+        if !matches!(room, Some(Ok(()))) {
+            let message = format!("{} rows of {dim} float32 do not fit into memory", positions.len());
+            return Err(pyo3::exceptions::PyMemoryError::new_err(message));
+        }
         let rows_per_chunk = (VALUES_PER_CHUNK / dim).max(1);
         for chunk in positions.chunks(rows_per_chunk) {
             py.detach(|| {

@@ -34,10 +34,11 @@ pub(super) fn is_shard_name(name: &str) -> bool {
     name.starts_with(SHARD_START) && name.ends_with(SHARD_END) && !name.contains(['/', '\\', '\0'])
 }
 
-/// A name that no other writer has: seconds since 1970, process id and chance, in hex, so that names sort by time.
+/// A name that no other writer has: microseconds since 1970, process id and chance, in hex, so that the shards of
+/// writers that follow each other are in the order of time.
 pub(super) fn unique_writer() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-    format!("{seconds:08x}-{:x}-{:08x}", std::process::id(), chance() as u32)
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros());
+    format!("{micros:014x}-{:x}-{:08x}", std::process::id(), chance() as u32)
 }
 
 /// A number that differs between calls and processes; not for secrets.
@@ -110,16 +111,12 @@ impl Temporary {
         Ok(temporary)
     }
 
-    /// Gives the file the name `name`, durably; false, and nothing done, if that name is taken.
+    /// Gives the file the name `name`; false, and nothing done, if that name is taken.
+    ///
+    /// The name is durable after [`sync_folder`].
     pub(super) fn publish(&self, name: &str) -> Result<bool> {
         let target = self.folder.join(name);
-        match link_or_rename(&self.path, &target) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => return Err(Error::io(&target, "create")(error)),
-        }
-        sync_folder(&self.folder)?;
-        Ok(true)
+        link_or_rename(&self.path, &target).map_err(Error::io(&target, "create"))
     }
 }
 
@@ -130,29 +127,46 @@ impl Drop for Temporary {
     }
 }
 
-/// A hard link fails if the target exists, on every system; that makes it the portable exclusive rename.
+/// Moves `from` to `to` unless that exists: a hard link is the exclusive rename that every system has.
 ///
 /// File systems without hard links get a rename after a look, which leaves a moment for a race of two writers of
 /// one name; names of shards are unique unless the caller chose them.
-fn link_or_rename(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::hard_link(from, to) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            if fs::symlink_metadata(to).is_ok() {
-                return Err(ErrorKind::AlreadyExists.into());
-            }
-            fs::rename(from, to)
-        }
-        done => done,
+fn link_or_rename(from: &Path, to: &Path) -> io::Result<bool> {
+    let Err(error) = fs::hard_link(from, to) else { return Ok(true) };
+    if fs::symlink_metadata(to).is_ok() {
+        // A network file system may carry out a request and lose the answer.
+        return Ok(is_same_file(from, to));
     }
+    if error.kind() == ErrorKind::AlreadyExists {
+        return Ok(false);
+    }
+    fs::rename(from, to).map(|()| true)
 }
 
-/// Makes new names in `folder` survive a power cut.
+#[cfg(unix)]
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// Makes new names in `folder` survive a power cut, where the file system can be asked to.
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    // Only Unix can open a folder to sync it; elsewhere the file system journals names itself.
-    if cfg!(unix) {
-        File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io(folder, "sync"))?;
+    // Only Unix opens a folder as a file; elsewhere the file system journals names itself.
+    if !cfg!(unix) {
+        return Ok(());
     }
-    Ok(())
+    match File::open(folder).and_then(|file| file.sync_all()) {
+        Err(error) if !matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+            Err(Error::io(folder, "sync")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@
 //! `written_by` (free text) and, last, `checksum`. The file ends with the bytes
 //! `"checksum": "xxh3-64:<16 hex>"\n}\n`; the checksum is taken over the whole file with these 16 digits
 //! replaced by `0`. `schema_id` is the XXH3-128, as 32 hex digits, of the JSON object of `format_version`,
-//! `dim`, `dtype`, `reduction` and `provenance`, without spaces and with the members of all objects sorted
-//! by their UTF-8 bytes.
+//! `dim`, `dtype`, `reduction` and `provenance`, without spaces, with the members of all objects sorted by
+//! their UTF-8 bytes, and with strings and numbers written as in the file.
 //!
 //! **A shard** is a safetensors file: the length `n` of the header (u64), `n` bytes of JSON, the data section.
 //! Here `n` is at most 1 MiB, spaces pad the header so that the data section starts at a multiple of 64, and

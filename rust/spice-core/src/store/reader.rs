@@ -94,6 +94,7 @@ impl Reader {
     /// [`Error::Store`] if the path is no store, is of another version, or has a row twice; [`Error::CorruptStore`]
     /// if a file contradicts itself, `store.json` or the size on disk; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
+        let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         if !path.is_dir() {
             return Err(no_store(path, if path.exists() { "a file" } else { "nothing" }));
         }

@@ -89,13 +89,18 @@ impl Writer {
             ));
         }
 
+        // What the current folder is later must not matter.
+        let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         create_folder(path)?;
+        // Shards are looked for first: a creator that is faster makes its store.json before them.
+        let has_shards = !folder::list(path)?.shards.is_empty();
         if reader::read_schema(path)?.is_none() {
-            if !folder::list(path)?.shards.is_empty() {
+            if has_shards {
                 return Err(reader::no_store(path, "shards without store.json"));
             }
             // False if another creator was faster; what counts is what is there afterwards.
             Temporary::write(path, &[&text])?.publish(SCHEMA_FILE)?;
+            folder::sync_folder(path)?;
         }
         let store = Reader::open(path)?;
         store.schema().join(path, &schema)?;
@@ -202,7 +207,7 @@ impl Writer {
     /// Makes all buffered rows a shard, on disk when this returns. Without buffered rows it does nothing.
     ///
     /// # Errors
-    /// [`Error::Io`]; the rows stay buffered.
+    /// [`Error::Io`]; the rows stay buffered unless only the folder could not be synced.
     pub fn commit(&mut self) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -216,8 +221,9 @@ impl Writer {
                 break;
             }
         }
+        // The rows are in the store now, whatever becomes of the folder's entry.
         self.buffer.clear();
-        Ok(())
+        folder::sync_folder(&self.folder)
     }
 
     /// Commits what is buffered.

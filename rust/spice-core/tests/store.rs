@@ -1,0 +1,111 @@
+//! The store as the selection uses it: blocks without a copy, the same rows however they were written.
+
+// Helpers of tests are not seen as tests by clippy.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use proptest::prelude::*;
+use spice_core::Error;
+use spice_core::matrix::{Dtype, Pool};
+use spice_core::store::{Reader, Reduction, Schema, Writer, WriterOptions};
+
+fn schema(dim: usize, dtype: Dtype) -> Schema {
+    Schema { dim, dtype, reduction: Some(Reduction::Sum), provenance: serde_json::Map::new() }
+}
+
+fn options(rows_per_shard: usize, writer: &str) -> WriterOptions {
+    WriterOptions {
+        rows_per_shard: Some(rows_per_shard),
+        writer: Some(writer.to_string()),
+        ..WriterOptions::default()
+    }
+}
+
+/// Writes `rows`, numbered from 0, to a new store at `path`.
+fn fill(path: &Path, rows: &[f32], dim: usize, dtype: Dtype, rows_per_shard: usize) -> Reader {
+    let mut writer = Writer::create(path, schema(dim, dtype), options(rows_per_shard, "w")).unwrap();
+    let index: Vec<i64> = (0..(rows.len() / dim) as i64).collect();
+    let tokens = vec![1; index.len()];
+    writer.append(rows, &index, Some(&tokens), None).unwrap();
+    writer.close().unwrap();
+    Reader::open(path).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn a_pool_over_the_blocks_has_the_rows_that_were_read(
+        rows in prop::collection::vec(prop_oneof![-1e3f32..1e3, -1e9f32..1e9, -1e-6f32..1e-6], 3..60),
+        rows_per_shard in 1usize..8,
+        dtype in prop::sample::select(vec![Dtype::F16, Dtype::BF16, Dtype::F32]),
+    ) {
+        let dim = 3;
+        let rows = &rows[..rows.len() / dim * dim];
+        let folder = tempfile::tempdir().unwrap();
+        let store = fill(folder.path(), rows, dim, dtype, rows_per_shard);
+        let positions: Vec<usize> = (0..store.len()).collect();
+        let mut read = vec![0.0; rows.len()];
+        store.read(&positions, &mut read).unwrap();
+
+        let scale = store.scale().iter().map(|&scale| f64::from(scale)).collect();
+        let pool = Pool::new(store.blocks().unwrap()).unwrap();
+        let pool = pool.with_index(store.index().to_vec()).unwrap().with_scale(scale).unwrap();
+        let mut row = vec![0.0; dim];
+        for position in positions {
+            pool.load(position, &mut row);
+            let expected: Vec<f64> = read[position * dim..][..dim].iter().map(|&x| f64::from(x)).collect();
+            prop_assert_eq!(&row, &expected);
+            prop_assert_eq!(pool.index(position), position as i64);
+        }
+        if dtype == Dtype::F32 {
+            prop_assert_eq!(rows, &read[..]);
+        }
+        let counts = store.verify(&mut |_, _| ControlFlow::Continue(())).unwrap();
+        prop_assert_eq!((counts.rows, counts.bytes), (store.len(), store.info().bytes));
+    }
+}
+
+#[test]
+fn a_reader_sees_the_store_as_it_was_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = fill(folder.path(), &[1.0, 2.0], 1, Dtype::F16, 9);
+    let mut writer = Writer::create(folder.path(), schema(1, Dtype::F16), options(9, "v")).unwrap();
+    assert!(writer.contains(1) && !writer.contains(2));
+    writer.append(&[3.0], &[2], Some(&[1]), None).unwrap();
+    drop(writer);
+    assert_eq!(before.len(), 2);
+    let after = Reader::open(folder.path()).unwrap();
+    // Shards come in the order of their names.
+    assert_eq!(after.index(), [2, 0, 1]);
+    assert_eq!(after.num_tokens(), Some(&[1, 1, 1][..]));
+    assert_eq!((after.loss(), after.reduction()), (None, Some(Reduction::Sum)));
+    assert_ne!(before.fingerprint(), after.fingerprint());
+}
+
+#[test]
+fn the_observer_can_end_a_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fill(folder.path(), &[1.0; 6], 1, Dtype::F32, 2);
+    let mut calls = Vec::new();
+    let stopped = store.verify(&mut |done, total| {
+        calls.push((done, total));
+        if done < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    assert_eq!(calls, [(2, 6), (4, 6)]);
+}
+
+#[test]
+fn wrong_lengths_and_positions_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fill(folder.path(), &[1.0; 4], 2, Dtype::F32, 2);
+    assert!(matches!(store.read(&[0], &mut [0.0; 3]), Err(Error::InvalidInput { .. })));
+    assert!(matches!(store.read(&[2], &mut [0.0; 2]), Err(Error::InvalidInput { .. })));
+    let mut writer = Writer::create(folder.path(), schema(2, Dtype::F32), options(2, "v")).unwrap();
+    assert!(matches!(writer.append(&[1.0; 3], &[5], Some(&[1]), None), Err(Error::InvalidInput { .. })));
+    assert!(matches!(writer.append(&[1.0; 2], &[5], Some(&[]), None), Err(Error::InvalidInput { .. })));
+    let wide = Writer::create(folder.path(), schema(3, Dtype::F32), WriterOptions::default());
+    assert!(matches!(wide, Err(Error::StoreMismatch { field, .. }) if field == "dim"));
+}
