@@ -7,8 +7,8 @@ hand the factors to the projection at once.
 
 No parameter takes part in autograd, so no weight gradient is computed and no `.grad` is filled. The graph
 begins at the output of the first tracked layer; what lies below is never differentiated. A layer that runs
-several times in one forward adds up, and so do layers that share a parameter, because columns are keyed by the
-parameter's name.
+several times in one forward adds up, and so do layers that share a parameter, because columns are keyed by
+the parameter's name.
 """
 
 from __future__ import annotations
