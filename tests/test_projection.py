@@ -56,9 +56,14 @@ def explicit_matrix(kind: str, parameter: Parameter, dim: int, seed: int, nnz: i
         return sign_matrix(hash_key(seed, parameter.name, "dense"), parameter.numel, dim) / math.sqrt(dim)
     if kind == "sparse" or len(parameter.shape) == 1:
         return sparse_matrix(seed, parameter.name, parameter.numel, dim, nnz)
-    left = sign_matrix(hash_key(seed, parameter.name, "left"), parameter.shape[0], side)
-    right = sign_matrix(hash_key(seed, parameter.name, "right"), parameter.shape[1], side)
-    return np.kron(left, right) / side @ sparse_matrix(seed, parameter.name, side * side, dim, nnz)
+    left, right = (
+        sign_matrix(hash_key(seed, parameter.name, stream), size, side) / math.sqrt(side)
+        if size > side
+        else np.eye(size)  # short sides are kept
+        for stream, size in zip(("left", "right"), parameter.shape, strict=True)
+    )
+    both = np.kron(left, right)
+    return both @ sparse_matrix(seed, parameter.name, both.shape[1], dim, nnz)
 
 
 def project(projection, left, right, weight=WEIGHT):
@@ -91,7 +96,7 @@ def test_hash_has_known_values():
 
 
 @pytest.mark.parametrize("kind", ["sparse", "two_sided", "rademacher"])
-@pytest.mark.parametrize(("dim", "nnz", "side"), [(16, 1, 4), (70, 3, 5)])
+@pytest.mark.parametrize(("dim", "nnz", "side"), [(16, 1, 4), (70, 3, 5), (16, 1, 6)])
 def test_projection_equals_its_explicit_matrix(kind, dim, nnz, side):
     left, right = factors()
     gradient = torch.einsum("bti,btj->bij", left, right).flatten(1).double().numpy()
