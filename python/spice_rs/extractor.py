@@ -42,6 +42,7 @@ from spice_rs.proxy import (
     TargetModules,
     Tracked,
     fresh_lora,
+    limits,
     load_model,
     load_tokenizer,
     output_head,
@@ -135,6 +136,12 @@ def extract(
     examples = tokenise(
         chosen, tokenizer, max_length=max_length, completion_only=completion_only, skip_bad=skip_bad
     )
+    if not examples:
+        raise InvalidInputError(
+            f"{records.source}: nothing to learn among the first {limit or records.rows} rows; "
+            f"the first reason: {[*records.bad, *examples.skipped, 'no record'][0]}"
+        )
+    _check_limits(network, examples)
     _report(records, examples, max_length)
 
     with ExitStack() as stack:
@@ -207,7 +214,7 @@ class _Run:
     def _batches(
         self, examples: Sequence[Example], tokens: int
     ) -> Iterator[tuple[Sequence[Example], torch.Tensor, torch.Tensor]]:
-        """Batches with their rows (B, dim) and losses (B,) on the device; smaller ones when memory runs out."""
+        """Batches with their rows (B, dim) and losses (B,) on the device, smaller when memory runs out."""
         samples = max(1, min(_SAMPLES_PER_BATCH, _ROW_CELLS // self.capture.projection.dim))
         start = 0
         while start < len(examples):
@@ -287,6 +294,23 @@ def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
+
+
+def _check_limits(network: torch.nn.Module, examples: Examples) -> None:
+    """Says in words what would be an index out of range in the middle of the run (on a GPU, a crash)."""
+    vocabulary, positions = limits(network)
+    for example in examples:
+        largest = int(max(example.input_ids.max(), example.labels.max()))
+        if vocabulary is not None and largest >= vocabulary:
+            raise InvalidInputError(
+                f"row {example.index}: token id {largest}, expected ids below the model's {vocabulary}; "
+                "use the tokenizer that belongs to the model"
+            )
+        if positions is not None and len(example.input_ids) > positions:
+            raise InvalidInputError(
+                f"row {example.index}: {len(example.input_ids)} tokens, expected at most the model's "
+                f"{positions} positions; set max_length={positions} or lower"
+            )
 
 
 def _describe_tracked(tracked: Tracked) -> dict[str, Any]:

@@ -6,9 +6,9 @@ long as samples do not mix inside the model. The hooks catch a on the way forwar
 hand the factors to the projection at once.
 
 No parameter takes part in autograd, so no weight gradient is computed and no `.grad` is filled. The graph
-begins at the first tracked layer: its output is made a leaf that requires gradients, and what lies below is
-never differentiated. A layer that runs several times in one forward adds up, and so do layers that share a
-parameter, because columns are keyed by the parameter's name.
+begins at the output of the first tracked layer; what lies below is never differentiated. A layer that runs
+several times in one forward adds up, and so do layers that share a parameter, because columns are keyed by
+the parameter's name.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class GradientCapture:
 
     def _forward(
         self, layer: Layer, module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor
-    ) -> None:
+    ) -> torch.Tensor:
         del module
         if self._rows.numel() == 0:
-            return  # a forward outside of `batch`
+            return output  # a forward outside of `batch`
         activations = self._by_sample(layer, (args[0] if args else kwargs["input"]).detach())  # (B, T, in)
         kept: torch.Tensor | None = None
         if layer.weight is not None:
@@ -95,8 +95,11 @@ class GradientCapture:
                 layer.weight, 0 if layer.transposed else 1, activations.to(output.dtype)
             )
         if not output.requires_grad:
-            output.requires_grad_(True)  # nothing below is tracked: the graph begins here
+            # Nothing below is tracked: the graph begins here. The copy is no leaf, so that a model may change
+            # it in place, as some clip their queries.
+            output = output.detach().requires_grad_(True).clone()
         output.register_hook(partial(self._backward, layer, kept))
+        return output
 
     def _backward(self, layer: Layer, kept: torch.Tensor | None, gradient: torch.Tensor) -> None:
         errors = self._by_sample(layer, gradient)  # (B, T, out)

@@ -15,11 +15,11 @@ from the streams "sparse:0", "sparse:1", …, scaled by 1/√nnz. nnz = 1, the d
 (Charikar, Chen, Farach-Colton 2002): one addition per coordinate; the variance of an inner product is at most
 2‖x‖²‖y‖²/dim, that of a dense matrix of signs.
 
-**two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", scaled by
-1/p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G itself is
-never formed. Vectors (biases) go through the sparse projection alone. The last step is sparse also where all
-blocks would fit in `dim` side by side: so a row's columns do not depend on the order or number of what is
-tracked.
+**two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", each scaled
+by 1/√p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G is
+never formed. A side of p numbers or fewer (a LoRA's rank) is kept as it is. Vectors (biases) go through the
+sparse projection alone. The last step is sparse also where all blocks would fit in `dim` side by side: a
+row's columns do not depend on the order or number of what is tracked.
 
 **rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for
 column k, as do L and R with p columns. Costs dim operations per coordinate; here to compare with other tools.
@@ -228,7 +228,9 @@ class TwoSidedProjection(Projection):
         return {**super().settings(), "side": self.side, "nnz": self.sparse.nnz}
 
     def reduce(self, parameter: Parameter, side: int, factor: torch.Tensor) -> torch.Tensor:
-        """(B, T, shape[side]) → (B, T, p)."""
+        """(B, T, shape[side]) → (B, T, p), not scaled."""
+        if parameter.shape[side] <= self.side:
+            return factor
         signs = self._signs.get((parameter.name, side))
         if signs is None or signs.device != factor.device or signs.dtype != factor.dtype:
             key = hash_key(self.seed, parameter.name, "left" if side == 0 else "right")
@@ -240,9 +242,12 @@ class TwoSidedProjection(Projection):
     def add_outer(
         self, rows: torch.Tensor, parameter: Parameter, left: torch.Tensor, right: torch.Tensor
     ) -> None:
-        """Adds (1/p)·Σ_t left_t right_tᵀ of the reduced factors, sparsely."""
+        """Adds the scaled Σ_t left_t right_tᵀ of the reduced factors, sparsely."""
         block = torch.bmm(left.transpose(1, 2).to(torch.float32), right.to(torch.float32))  # (B, p, p)
-        self.sparse.add_flat(rows, parameter, 0, block.view(len(block), -1).div_(self.side))
+        reduced = sum(size > self.side for size in parameter.shape)
+        self.sparse.add_flat(
+            rows, parameter, 0, block.view(len(block), -1).div_(math.sqrt(self.side) ** reduced)
+        )
 
     def add_flat(self, rows: torch.Tensor, parameter: Parameter, start: int, values: torch.Tensor) -> None:
         """Vectors have one side only: sparse."""

@@ -132,7 +132,7 @@ def fresh_lora(
     settings = {"kind": "lora", "rank": rank, "alpha": 2 * rank, "seed": seed}
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # peft draws A on the CPU, then moves it
         warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
         wrapped = get_peft_model(model, config)
     try:
@@ -196,8 +196,8 @@ def warn_of_coverage(tracked: Tracked) -> None:
     if tracked.coverage < 0.98:
         some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
         warnings.warn(
-            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong to "
-            f"no linear layer ({some}) and are left out",
+            f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "
+            f"to no linear layer ({some}) and are left out",
             SpiceWarning,
             stacklevel=3,
         )
@@ -241,9 +241,17 @@ def weight_fingerprint(model: torch.nn.Module) -> str:
 
 
 def output_head(model: torch.nn.Module, tracked: Tracked) -> torch.nn.Module | None:
-    """The head, if its input may be cut to the learned positions: it exists and is not tracked itself."""
+    """The head, if its input may be cut to the learned positions: it exists, and nothing in it is tracked."""
     head = _head(model)
-    return None if head is None or any(layer.module is head for layer in tracked.layers) else head
+    inside = set(head.modules()) if head is not None else set()
+    return None if any(layer.module in inside for layer in tracked.layers) else head
+
+
+def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:
+    """The size of the vocabulary and the most positions the model was made for, as far as it says."""
+    getter = getattr(model, "get_input_embeddings", None)
+    rows = getattr(getter(), "num_embeddings", None) if getter is not None else None
+    return rows, getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
 
 def _layer(name: str, module: Any, wanted: set[str], names: dict[int, str]) -> Layer:

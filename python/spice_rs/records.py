@@ -275,6 +275,8 @@ def _tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
         )
     if columns[0].min() < 0:
         raise _BadRecord(f"field 'input_ids' holds {columns[0].min()}, expected token ids of 0 and above")
+    if columns[1].min() < 0 and np.any((columns[1] < 0) & (columns[1] != -100)):
+        raise _BadRecord("field 'labels' holds a negative id that is not -100, expected token ids or -100")
     return np.stack(columns)
 
 

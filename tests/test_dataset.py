@@ -1,0 +1,307 @@
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from spice_rs.dataset import dataset_fingerprint, load_records, tokenise, tokenizer_fingerprint
+from spice_rs.errors import InvalidInputError
+
+GOOD = {"instruction": "add one and two", "response": "three"}
+WORDS = (
+    "add one and two three four five ### Instruction : Response System Result user assistant system".split()
+)
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}"
+)
+# Earlier assistant turns lose their words, as reasoning models' templates drop earlier thoughts.
+REWRITING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}five{% else %}{{ m['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(chat_template=None, pad="<|im_end|>", eos="<|im_end|>"):
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS, "\n"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split(" ", "removed"),
+            pre_tokenizers.Split(":", "isolated"),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token=pad,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=chat_template,
+    )
+
+
+def learned_words(example, tokenizer):
+    return tokenizer.convert_ids_to_tokens(example.input_ids[example.labels != -100].tolist())
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"instruction": "q", "response": "r"},
+        {"instruction": "q", "input": "", "output": "r"},
+        {"prompt": "q", "completion": "r"},
+        {"question": "q", "answer": "r"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": "r"},
+            ]
+        },
+    ],
+)
+def test_all_layouts_mean_the_same_conversation(fields):
+    record = load_records([fields])[0]
+    assert [(m.role, m.content) for m in record.messages] == [("user", "q"), ("assistant", "r")]
+
+
+def test_alpaca_input_follows_the_instruction():
+    record = load_records([{"instruction": "a", "input": "b", "output": "c"}])[0]
+    assert record.messages[0].content == "a\n\nb"
+
+
+def test_every_file_kind_gives_the_same_records(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    items = [{"instruction": f"q{i}", "response": f"r{i}"} for i in range(3)]
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(items), tmp_path / "a.parquet")
+    Dataset.from_list(items).save_to_disk(str(tmp_path / "folder"))
+    sources = [
+        items,
+        write(tmp_path / "a.jsonl", lines + "\n\n"),
+        write(tmp_path / "b.json", json.dumps(items)),
+        write(tmp_path / "c.json", lines),
+        str(tmp_path / "a.jsonl.gz"),
+        tmp_path / "a.parquet",
+        Dataset.from_list(items),
+        tmp_path / "folder",
+    ]
+    prints = {dataset_fingerprint(load_records(source)) for source in sources}
+    assert len(prints) == 1
+    assert [record.index for record in load_records(sources[1])] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"instruction": "a", ', ["line 3", "not JSON", "column"]),
+        ('{"instruction": "a"}', ["line 3", "'instruction'", "expected the response", "'output'"]),
+        ('{"response": "a"}', ["line 3", "the prompt"]),
+        ('{"instruction": "a", "response": "  "}', ["line 3", "'response'", "empty"]),
+        ('{"instruction": "a", "response": 7}', ["line 3", "'response'", "int 7", "string"]),
+        ('{"instruction": null, "response": "a"}', ["line 3", "'instruction'", "null"]),
+        ("[1, 2]", ["line 3", "list", "object"]),
+        ('{"messages": []}', ["line 3", "'messages'", "turns"]),
+        ('{"messages": [{"role": "user", "content": "a"}]}', ["line 3", "no assistant turn"]),
+        ('{"messages": [{"role": "user"}]}', ["line 3", "messages[0]", "'content'"]),
+        ('{"conversations": [{"from": "alien", "value": "a"}]}', ["line 3", "alien", "human"]),
+        ('{"input_ids": [1, 2]}', ["line 3", "'labels'", "missing"]),
+        ('{"input_ids": [1, 2], "labels": [1]}', ["line 3", "2 input_ids and 1 labels"]),
+        ('{"input_ids": [1, 0.5], "labels": [1, 2]}', ["line 3", "'input_ids'", "integers"]),
+        ('{"input_ids": [1, -5], "labels": [1, 2]}', ["line 3", "-5"]),
+        ('{"input_ids": [1, 5], "labels": [1, -2]}', ["line 3", "'labels'", "-100"]),
+    ],
+)
+def test_a_bad_line_is_named_with_file_line_field_and_remedy(tmp_path, line, words):
+    good = json.dumps(GOOD)
+    path = write(tmp_path / "pool.jsonl", f"{good}\n\n{line}\n{good}\n")
+    with pytest.raises(InvalidInputError) as caught:
+        load_records(path)
+    for word in ["pool.jsonl", "skip_bad=True", *words]:
+        assert word in str(caught.value)
+    records = load_records(path, skip_bad=True)
+    assert [record.index for record in records] == [0, 2]  # the bad line keeps its number
+    assert (records.rows, len(records.bad)) == (3, 1)
+
+
+def test_bytes_that_are_no_utf8_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"instruction": "\xff", "response": "a"}\n')
+    with pytest.raises(InvalidInputError, match=r"line 1: not UTF-8: byte 17 is 0xff"):
+        load_records(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("missing.jsonl", None, "no such file"),
+        ("a.csv", b"a,b", "suffix"),
+        ("a.jsonl", b"", "no records"),
+        ("a.json", b"[{", "not a JSON list"),
+        ("a.parquet", b"PAR1", "Parquet"),
+        ("a.jsonl.gz", b"text", "cannot be read"),
+        ("b.jsonl.gz", gzip.compress(b"{}\n" * 5000)[:-9], "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_typed_errors(tmp_path, name, content, word):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidInputError, match=word):
+        load_records(tmp_path / name, skip_bad=name == "b.jsonl.gz")
+
+
+@pytest.mark.parametrize("data", [7, None, {"a": 1}, []])
+def test_other_types_are_refused(data):
+    with pytest.raises(InvalidInputError):
+        load_records(data)
+
+
+def test_fingerprint_follows_content_and_ignores_other_fields():
+    base = dataset_fingerprint(load_records([GOOD]))
+    assert dataset_fingerprint(load_records([{**GOOD, "source": "x"}])) == base
+    assert dataset_fingerprint(load_records([{**GOOD, "response": "four"}])) != base
+    assert dataset_fingerprint(load_records([GOOD, GOOD])) != base
+
+
+def test_reading_and_tokenising_need_no_torch():
+    code = "import sys, spice_rs.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_all_assistant_turns_are_learned_with_their_end_tokens(template):
+    tokenizer = make_tokenizer(template)
+    turns = [
+        ("system", "four"),
+        ("user", "add"),
+        ("assistant", "one two"),
+        ("user", "add three"),
+        ("assistant", "three"),
+    ]
+    records = load_records([{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    example = tokenise(records, tokenizer)[0]
+    assert learned_words(example, tokenizer) == ["one", "two", "<|im_end|>", "three", "<|im_end|>"]
+    assert example.num_tokens == 5
+    assert "".join(tokenizer.convert_ids_to_tokens(example.input_ids.tolist())).startswith(
+        "<|im_start|>system\nfour"
+    )
+
+
+def test_the_end_token_is_learned_where_it_is_the_pad_token():
+    tokenizer = make_tokenizer(CHATML)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    example = tokenise(load_records([GOOD]), tokenizer)[0]
+    assert learned_words(example, tokenizer) == ["three", "<|im_end|>"]
+
+
+def test_a_prompt_that_quotes_the_response_stays_masked():
+    tokenizer = make_tokenizer(CHATML)
+    example = tokenise(load_records([{"instruction": "three three", "response": "three"}]), tokenizer)[0]
+    assert example.num_tokens == 2
+
+
+def test_without_a_chat_template_the_plain_one_is_used():
+    tokenizer = make_tokenizer(eos="</s>")
+    examples = tokenise(load_records([GOOD]), tokenizer)
+    assert examples.template == "plain"
+    assert learned_words(examples[0], tokenizer) == ["three", "</s>"]
+    words = tokenizer.convert_ids_to_tokens(examples[0].input_ids.tolist())
+    assert words[:8] == ["###", "Instruction", ":", "\n", "add", "one", "and", "two"]
+
+
+def test_offsets_and_prefixes_find_the_same_tokens(monkeypatch):
+    tokenizer = make_tokenizer(CHATML)
+    fast = tokenise(load_records([GOOD]), tokenizer)[0]
+    monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
+    slow = tokenise(load_records([GOOD]), tokenizer)[0]
+    np.testing.assert_array_equal(slow.labels, fast.labels)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_by_name():
+    roles = ["user", "assistant", "user", "assistant"]
+    records = load_records([{"messages": [{"role": role, "content": "one"} for role in roles]}, GOOD])
+    with pytest.raises(InvalidInputError, match=r"data\[0\].*rewrites turn 1.*generation"):
+        tokenise(records, make_tokenizer(REWRITING))
+    examples = tokenise(records, make_tokenizer(REWRITING), skip_bad=True)
+    assert ([example.index for example in examples], len(examples.skipped)) == ([1], 1)
+
+
+def test_what_a_template_raises_names_the_record():
+    template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InvalidInputError, match=r"data\[0\].*no system role"):
+        tokenise(load_records([GOOD]), make_tokenizer(template))
+
+
+def test_truncation_is_counted_and_keeps_the_start():
+    tokenizer = make_tokenizer(CHATML)
+    record = {"instruction": "add", "response": "one two three four"}
+    full = tokenise(load_records([record, GOOD]), tokenizer)
+    length = len(full[0].input_ids) - 4
+    cut = tokenise(load_records([record]), tokenizer, max_length=length)
+    assert (full.truncated, cut.truncated) == (0, 1)
+    np.testing.assert_array_equal(cut[0].input_ids, full[0].input_ids[:length])
+    assert cut[0].num_tokens < full[0].num_tokens
+
+
+def test_a_sample_without_a_learned_token_is_an_error_or_a_counted_skip():
+    tokenizer = make_tokenizer(CHATML)
+    records = load_records([GOOD, {"input_ids": [1, 2, 3], "labels": [1, -100, -100]}])
+    with pytest.raises(InvalidInputError, match=r"data\[0\].*max_length=4"):
+        tokenise(records, tokenizer, max_length=4)
+    with pytest.raises(InvalidInputError, match=r"data\[1\].*no learned token"):
+        tokenise(records, tokenizer)  # the first label is never a target
+    assert [example.index for example in tokenise(records, tokenizer, skip_bad=True)] == [0]
+
+
+def test_num_tokens_counts_shifted_targets():
+    records = load_records([{"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}])
+    assert tokenise(records, None)[0].num_tokens == 2
+
+
+def test_completion_only_off_learns_everything():
+    example = tokenise(load_records([GOOD]), make_tokenizer(CHATML), completion_only=False)[0]
+    assert example.num_tokens == len(example.input_ids) - 1
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(InvalidInputError, match="tokenizer"):
+        tokenise(load_records([GOOD]), None)
+
+
+def test_tokenizer_fingerprint_follows_vocabulary_and_template_but_not_state():
+    tokenizer = make_tokenizer(CHATML)
+    base = tokenizer_fingerprint(tokenizer)
+    tokenizer(["one", "one two"], padding=True, truncation=True, max_length=1)
+    assert tokenizer_fingerprint(tokenizer) == base
+    assert tokenizer_fingerprint(make_tokenizer(MARKED)) != base
+    assert tokenizer_fingerprint(make_tokenizer(CHATML, eos="</s>")) != base
