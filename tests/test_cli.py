@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import numpy as np
-import pools
 import pytest
 
+import pools
 import spice_rs
 from spice_rs import cli
 
@@ -35,7 +35,10 @@ def run(*arguments) -> int:
 
 
 def test_picks_are_records_with_one_more_key(pool):
-    assert run("select", pool / "store", "-k", 5, "--data", pool / "pool.jsonl", "--out", pool / "picks.jsonl") == 0
+    assert (
+        run("select", pool / "store", "-k", 5, "--data", pool / "pool.jsonl", "--out", pool / "picks.jsonl")
+        == 0
+    )
     sel = spice_rs.select(pool / "store", 5)
     lines = [json.loads(line) for line in (pool / "picks.jsonl").read_text().splitlines()]
     for rank, line in enumerate(lines):
@@ -68,7 +71,18 @@ def test_picks_without_data_go_to_stdout(pool, capsys):
 def test_every_setting_of_select_is_an_option(pool, capsys):
     np.save(pool / "rows.npy", ROWS)
     ROWS.tofile(pool / "rows.bin")
-    settings = ["--alpha", 2, "--fisher", "diagonal", "--normalize", "unit", "--search", "eager", "--threads", 1]
+    settings = [
+        "--alpha",
+        2,
+        "--fisher",
+        "diagonal",
+        "--normalize",
+        "unit",
+        "--search",
+        "eager",
+        "--threads",
+        1,
+    ]
     assert run("select", pool / "rows.npy", "-k", 4, *settings) == 0
     npy = capsys.readouterr().out
     assert run("select", pool / "rows.bin", "-k", 4, *settings, "--dim", 8, "--dtype", "float32") == 0
@@ -101,7 +115,9 @@ def test_every_setting_of_select_is_an_option(pool, capsys):
 def test_user_errors_take_one_line_and_exit_with_2(pool, capsys, arguments, says):
     lines = (pool / "pool.jsonl").read_text().splitlines(keepends=True)
     (pool / "short.jsonl").write_text("".join(lines[:1]))
-    (pool / "taken.jsonl").write_text("".join(json.dumps({**json.loads(line), "spice": 1}) + "\n" for line in lines))
+    (pool / "taken.jsonl").write_text(
+        "".join(json.dumps({**json.loads(line), "spice": 1}) + "\n" for line in lines)
+    )
     assert run(*[a.format(pool=pool) for a in arguments]) == 2
     err = capsys.readouterr().err
     assert says in err
