@@ -35,12 +35,16 @@ def full_scores(rows: np.ndarray, picked: list[int], alpha: float, penalty: floa
 
 
 def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
-    """max(0, −⟨g, m⟩/(‖g‖‖m‖ + η)) of all rows; 0 while nothing is picked."""
+    """max(0, −⟨g, m⟩/(‖g‖‖m‖ + η)) of all rows; 0 while nothing is picked.
+
+    In extended precision: where picked rows cancel, the rounding of their sum would be most of what is left.
+    """
     if not picked:
         return np.zeros(len(rows))
-    mean = rows[picked].astype(np.float64).mean(0)
-    norms = np.sqrt((rows.astype(np.float64) ** 2).sum(1)) * np.sqrt((mean**2).sum())
-    return np.maximum(0.0, -(rows.astype(np.float64) @ mean) / (norms + ETA))
+    exact = rows.astype(np.longdouble)
+    mean = exact[picked].sum(0) / len(picked)
+    against = -(exact @ mean) / (np.sqrt((exact**2).sum(1)) * np.sqrt((mean**2).sum()) + ETA)
+    return np.maximum(0.0, against.astype(np.float64))
 
 
 def judge(rows: np.ndarray, picks: np.ndarray, alpha: float, penalty: float) -> str | None:

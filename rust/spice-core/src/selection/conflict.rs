@@ -5,44 +5,66 @@ use crate::linalg::Kernels;
 /// Keeps the quotient defined for zero rows (η of the paper).
 const ETA: f64 = 1e-8;
 
-/// The mean m_S of the selected rows.
+/// The sum of the selected rows, and with it their mean m_S.
+///
+/// Where rows cancel, what is left decides conflicts: opposite rows must sum to zero and not to the
+/// rounding of the rows in between. So the sum is carried in two parts, and only its rounded value is
+/// used; the division by the count comes after the dot product.
 pub(super) struct SelectedMean {
     sum: Vec<f64>,
-    mean: Vec<f64>,
+    /// What rounding has left out of `sum`.
+    rest: Vec<f64>,
+    /// ‖m_S‖.
     norm: f64,
-    count: usize,
+    count: f64,
 }
 
 impl SelectedMean {
     pub(super) fn new(dim: usize) -> Self {
-        Self { sum: vec![0.0; dim], mean: vec![0.0; dim], norm: 0.0, count: 0 }
+        Self { sum: vec![0.0; dim], rest: vec![0.0; dim], norm: 0.0, count: 0.0 }
     }
 
     /// Adds a picked row.
     pub(super) fn push(&mut self, kernels: Kernels, row: &[f64]) {
-        self.count += 1;
-        kernels.add_scaled(&mut self.sum, 1.0, row);
-        let count = self.count as f64;
-        for (mean, sum) in self.mean.iter_mut().zip(&self.sum) {
-            *mean = sum / count;
+        self.count += 1.0;
+        for ((sum, rest), &cell) in self.sum.iter_mut().zip(&mut self.rest).zip(row) {
+            let (high, low) = two_sum(*sum, cell);
+            (*sum, *rest) = two_sum(high, low + *rest);
         }
-        self.norm = kernels.dot(&self.mean, &self.mean).sqrt();
+        self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
     }
 
     /// `max(0, −⟨g, m⟩ / (‖g‖‖m‖ + η))`, in [0, 1]; 0 while nothing is selected.
     pub(super) fn conflict(&self, kernels: Kernels, row: &[f64], norm_sq: f64) -> f64 {
-        if self.count == 0 {
+        if self.count == 0.0 {
             return 0.0;
         }
-        let against = -kernels.dot(row, &self.mean) / (norm_sq.sqrt() * self.norm + ETA);
+        let aligned = kernels.dot(row, &self.sum) / self.count;
+        let against = -aligned / (norm_sq.sqrt() * self.norm + ETA);
         // Not `max`: a negative zero must not get into a score.
         if against > 0.0 { against } else { 0.0 }
     }
 }
 
+/// `a + b` as its rounded value and the exact rest (Knuth).
+fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let b_part = sum - a;
+    (sum, (a - (sum - b_part)) + (b - b_part))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn opposite_rows_leave_nothing_behind() {
+        let (kernels, mut mean) = (Kernels::default(), SelectedMean::new(1));
+        for cell in [1.0, 1e-17, 3e8, -1.0, -3e8] {
+            mean.push(kernels, &[cell]);
+        }
+        assert_eq!(mean.norm, 1e-17 / 5.0);
+    }
 
     #[test]
     fn only_rows_against_the_mean_conflict() {
