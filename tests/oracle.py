@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -37,14 +39,19 @@ def full_scores(rows: np.ndarray, picked: list[int], alpha: float, penalty: floa
 def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
     """max(0, −⟨g, m⟩/(‖g‖‖m‖ + η)) of all rows; 0 while nothing is picked.
 
-    In extended precision: where picked rows cancel, the rounding of their sum would be most of what is left.
+    Dot products that cancel are taken again in exact arithmetic: where Δ is tiny, the rounding of a conflict that
+    should be zero would decide.
     """
     if not picked:
         return np.zeros(len(rows))
-    exact = rows.astype(np.longdouble)
-    mean = exact[picked].sum(0) / len(picked)
-    against = -(exact @ mean) / (np.sqrt((exact**2).sum(1)) * np.sqrt((mean**2).sum()) + ETA)
-    return np.maximum(0.0, against.astype(np.float64))
+    rows = rows.astype(np.float64)
+    mean = np.array([math.fsum(column) for column in rows[picked].T]) / len(picked)
+    norms = np.sqrt((rows**2).sum(1)) * np.sqrt((mean**2).sum())
+    aligned = rows @ mean
+    for x in np.flatnonzero(np.abs(aligned) < 1e-3 * norms):
+        total = sum((Fraction(a) * Fraction(b) for i in picked for a, b in zip(rows[x], rows[i], strict=True)), Fraction())
+        aligned[x] = float(total / len(picked))
+    return np.maximum(0.0, -aligned / (norms + ETA))
 
 
 def judge(rows: np.ndarray, picks: np.ndarray, alpha: float, penalty: float) -> str | None:

@@ -125,6 +125,27 @@ fn sum_lanes<S: Simd>(
     sums[0]
 }
 
+/// `a + b` as its rounded value and the exact rest (Knuth).
+pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let b_part = sum - a;
+    (sum, (a - (sum - b_part)) + (b - b_part))
+}
+
+/// `Σ a_i (high_i + low_i)` as if computed in twice the digits (Ogita, Rump and Oishi's Dot2).
+///
+/// For sums that cancel; some twenty times the cost of [`Kernels::dot`].
+pub(crate) fn dot_twofold(a: &[f64], high: &[f64], low: &[f64]) -> f64 {
+    let (mut sum, mut rest) = (0.0, 0.0);
+    for ((&a, &high), &low) in a.iter().zip(high).zip(low) {
+        let product = a * high;
+        let (next, lost) = two_sum(sum, product);
+        sum = next;
+        rest += a.mul_add(high, -product) + lost + a * low;
+    }
+    sum + rest
+}
+
 /// Adds `alpha · Σ r rᵀ` to the lower triangle of a symmetric matrix.
 ///
 /// `matrix` holds `dim × dim` cells, column after column; `rows` holds rows of `dim` cells. Cells
@@ -229,6 +250,15 @@ mod tests {
             let narrow = DotSquared(&a, &b).with_simd(pulp::Scalar);
             assert_eq!(kernels.dot_squared(&a, &b).to_bits(), narrow.to_bits());
         }
+    }
+
+    #[test]
+    fn twofold_dots_survive_cancellation() {
+        let c = 1e-6;
+        let high = [3.0 * c, -1.0, 3.0 * c];
+        let low = [c.mul_add(3.0, -high[0]), 0.0, c.mul_add(3.0, -high[2])];
+        assert_eq!(dot_twofold(&[c, 0.0, -c], &high, &low), 0.0);
+        assert_eq!(dot_twofold(&[1e17, 1.0, -1e17], &[1.0; 3], &[0.0; 3]), 1.0);
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! The conflict penalty: how far a row points against the mean of what is selected.
 
-use crate::linalg::Kernels;
+use crate::linalg::{Kernels, dot_twofold, two_sum};
 
 /// Keeps the quotient defined for zero rows (η of the paper).
 const ETA: f64 = 1e-8;
 
+/// Below this cosine a dot product has cancelled so far that it is taken again, in twice the digits.
+const SMALL_COSINE: f64 = 1e-4;
+
 /// The sum of the selected rows, and with it their mean m_S.
 ///
-/// Where rows cancel, what is left decides conflicts: opposite rows must sum to zero and not to the
-/// rounding of the rows in between. So the sum is carried in two parts, and only its rounded value is
-/// used; the division by the count comes after the dot product.
+/// Where Δ is tiny, the rounding of a conflict that should be zero would decide the pick. So the sum is
+/// carried in two parts, in which opposite rows leave nothing behind; the division by the count comes
+/// after the dot product; and a row at a right angle to the sum is measured in twice the digits. Then
+/// the conflict has ten digits of its own, however small it is.
 pub(super) struct SelectedMean {
     sum: Vec<f64>,
     /// What rounding has left out of `sum`.
@@ -39,18 +43,15 @@ impl SelectedMean {
         if self.count == 0.0 {
             return 0.0;
         }
-        let aligned = kernels.dot(row, &self.sum) / self.count;
-        let against = -aligned / (norm_sq.sqrt() * self.norm + ETA);
+        let norms = norm_sq.sqrt() * self.norm;
+        let mut aligned = kernels.dot(row, &self.sum) / self.count;
+        if aligned.abs() < SMALL_COSINE * norms {
+            aligned = dot_twofold(row, &self.sum, &self.rest) / self.count;
+        }
+        let against = -aligned / (norms + ETA);
         // Not `max`: a negative zero must not get into a score.
         if against > 0.0 { against } else { 0.0 }
     }
-}
-
-/// `a + b` as its rounded value and the exact rest (Knuth).
-fn two_sum(a: f64, b: f64) -> (f64, f64) {
-    let sum = a + b;
-    let b_part = sum - a;
-    (sum, (a - (sum - b_part)) + (b - b_part))
 }
 
 #[cfg(test)]
