@@ -49,7 +49,10 @@ def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
     norms = np.sqrt((rows**2).sum(1)) * np.sqrt((mean**2).sum())
     aligned = rows @ mean
     for x in np.flatnonzero(np.abs(aligned) < 1e-3 * norms):
-        total = sum((Fraction(a) * Fraction(b) for i in picked for a, b in zip(rows[x], rows[i], strict=True)), Fraction())
+        total = sum(
+            (Fraction(a) * Fraction(b) for i in picked for a, b in zip(rows[x], rows[i], strict=True)),
+            Fraction(),
+        )
         aligned[x] = float(total / len(picked))
     return np.maximum(0.0, -aligned / (norms + ETA))
 

@@ -142,7 +142,7 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     demo.add_argument(
         "folder", nargs="?", default="demo-out", help="where data, store and picks go (default: demo-out)"
     )
-    demo.add_argument("--samples", type=int, default=400, help="size of the pool (default: 400)")
+    demo.add_argument("--samples", type=int, default=240, help="size of the pool (default: 240)")
     demo.add_argument("--share", type=float, default=0.1, help="share of the pool to select (default: 0.1)")
     return parser
 

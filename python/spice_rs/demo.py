@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.report import composition_table
+from spice_rs.selection import Selection, log_det, select
+from spice_rs.store import GradientStore
 
 Task = dict[str, Any]
 
@@ -26,7 +29,7 @@ DIM = 2048
 RANDOM_SETS = 5
 
 
-def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 400, share: float = 0.1) -> None:
+def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240, share: float = 0.1) -> None:
     """Generate a pool, extract gradients, select, and print what was selected.
 
     Args:
@@ -41,11 +44,10 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 400,
     if samples < 20 or not 0 < share <= 1:
         raise InvalidInputError(
             f"demo: found {samples} samples and share {share}, expected at least 20 samples and a share in (0, 1]."
-            " Try --samples 400 --share 0.1."
+            " Try --samples 240 --share 0.1."
         )
     model_folder, gguf_file = model_files()
-    from spice_rs.pipeline import choose
-    from spice_rs.selection import log_det
+    from spice_rs.pipeline import choose  # needs torch
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,14 +79,28 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 400,
     tokens = store.num_tokens
     assert tokens is not None  # the extractor records them
     lengths = np.array([tokens[positions[row]] for row in range(len(pool))])
-    print(f"\n{composition_table([record['source'] for record in pool], lengths, selection.indices)}\n")
+    sources = [record["source"] for record in pool]
+    print(
+        f"\nGradients of the mean loss per token, as in the paper (extracted and selected in {seconds:.0f} s):\n"
+    )
+    _show(store, selection, sources, lengths)
+    print("\nThe same store with unit rows (normalize='unit'), which do not favour short answers:\n")
+    _show(store, select(store, len(selection), normalize="unit"), sources, lengths)
+    print(f"\nThe picks, in order, are in {folder / 'picks.jsonl'}.")
 
+
+def _show(
+    store: GradientStore, selection: Selection, sources: list[str], lengths: npt.NDArray[np.int32]
+) -> None:
     draws = np.random.default_rng(0)
+    normalize = selection.settings["normalize"]
     chance = [
-        log_det(store, draws.choice(store.index, len(selection), replace=False)) for _ in range(RANDOM_SETS)
+        log_det(store, draws.choice(store.index, len(selection), replace=False), normalize=normalize)
+        for _ in range(RANDOM_SETS)
     ]
     half_life = "beyond the last pick" if selection.half_life is None else f"{selection.half_life} picks"
-    print(f"gain Δ of the first and the last pick  {selection.gains[0]:.3f}, {selection.gains[-1]:.3f}")
+    print(composition_table(sources, lengths, selection.indices))
+    print(f"\ngain Δ of the first and the last pick  {selection.gains[0]:.3f}, {selection.gains[-1]:.3f}")
     print(f"half-life of the gain                  {half_life}")
     print(f"median alpha·‖g‖²                      {selection.signal:.3g}")
     print(f"picks decided by the penalty           {selection.overruled.sum()} of {len(selection)}")
@@ -92,8 +108,6 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 400,
         f"log det of the picks                   {selection.log_det:.2f}"
         f" (mean of {RANDOM_SETS} random sets: {np.mean(chance):.2f})"
     )
-    print(f"extraction and selection               {seconds:.0f} s, model loading included")
-    print(f"\nThe picks, in order, are in {folder / 'picks.jsonl'}.")
 
 
 def model_files() -> tuple[str, str]:

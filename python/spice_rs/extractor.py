@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from spice_rs.dataset import (
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.hooks import GradientCapture
 from spice_rs.loss import LossFunction, SummedLoss
-from spice_rs.projection import DEFAULT_NNZ, DEFAULT_SIDE, NoProjection, make_projection
+from spice_rs.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind, NoProjection, make_projection
 from spice_rs.proxy import (
     TargetModules,
     Tracked,
@@ -67,9 +67,9 @@ def extract(
     *,
     tokenizer: Any = None,
     dim: int = 4096,
-    projection: str = "sparse",
+    projection: Kind = "sparse",
     seed: int = 0,
-    dtype: str = "float16",
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     target_modules: TargetModules = None,
     lora_rank: int | None = None,
     gguf_file: str | None = None,
@@ -88,18 +88,19 @@ def extract(
     """Computes the gradient row of every sample that the store lacks.
 
     Args:
-        model: Folder, hub id, or a causal language model as a torch module (a PeftModel included). A module
-        comes
+        model: Folder, hub id, or a causal language model as a torch module (a PeftModel included). A module comes
             back as it was: training flags, requires_grad, device.
-        data: See `spice_rs.dataset.load_records`.
+        data: A .jsonl, .json or .parquet file, a hub id or folder for `datasets`, a Dataset, or a list of records;
+            see `spice_rs.records.load_records`.
         out: The store's folder. Rows already there are kept, missing ones computed.
-        tokenizer: Needed if `model` is a module and the data are text; else the one beside the model.
+        tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
+            module and the data are text.
         dim: Columns of a row; without meaning for projection="none".
-        projection: "sparse", "two_sided", "rademacher" or "none"; see `spice_rs.projection`.
+        projection: "sparse" (a count sketch of every weight), "two_sided" (both sides of each layer's outer
+            product first), "rademacher" (dense signs) or "none"; see `spice_rs.projection`.
         seed: Of the projection, and of the fresh LoRA's A.
         dtype: How the store keeps cells.
-        target_modules: Names of modules or ends of them, or a pattern for whole names. Default: what is
-        trainable
+        target_modules: Names of modules or ends of them, or a pattern for whole names. Default: what is trainable
             if that is a part of the model, else all linear layers but the output head.
         lora_rank: Take gradients at a fresh LoRA of this rank (B = 0, so of B alone) instead of the weights.
         gguf_file: Name of the GGUF file in the model's folder.
@@ -107,8 +108,7 @@ def extract(
         tokens_per_batch: Padded tokens per batch; halved where memory runs out. Default: `TOKENS_PER_BATCH`.
         completion_only: Learn the assistant's turns alone, else all tokens.
         device: Default: the module's own; for a path the GPU if there is one.
-        loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per
-        sample.
+        loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per sample.
             Known to the store by its name.
         progress: Show a progress bar; None: if stderr is a terminal.
         skip_bad: Leave out and count records that cannot be used, instead of stopping.
@@ -130,7 +130,9 @@ def extract(
     network, model_name = load_model(
         model, gguf_file=gguf_file, device=place, trust_remote_code=trust_remote_code
     )
-    if tokenizer is None and any(record.tokens is None for record in records):
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer, gguf_file=None, trust_remote_code=trust_remote_code)
+    elif tokenizer is None and any(record.tokens is None for record in records):
         tokenizer = load_tokenizer(model, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     chosen = [record for record in records if limit is None or record.index < limit]
     examples = tokenise(

@@ -34,13 +34,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from spice_rs.errors import InvalidInputError
 
-KINDS = ("sparse", "two_sided", "rademacher", "none")
+Kind = Literal["sparse", "two_sided", "rademacher", "none"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT_NNZ = 1
 DEFAULT_SIDE = 16
 
