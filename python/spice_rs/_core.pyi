@@ -1,14 +1,18 @@
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
+
+__all__ = ["Store", "StoreWriter", "__version__", "log_det", "select"]
 
 __version__: str
 
+@final
 class Store:
-    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
     def __len__(self) -> int: ...
     @property
     def dim(self) -> int: ...
@@ -32,9 +36,10 @@ class Store:
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]: ...
     def verify(self, progress: Callable[[int, int], object] | None) -> tuple[int, int, int]: ...
 
+@final
 class StoreWriter:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         path: str | PathLike[str],
         *,
         dim: int,
@@ -45,7 +50,7 @@ class StoreWriter:
         bytes_per_shard: int | None,
         max_delay: float | None,
         writer: str | None,
-    ) -> None: ...
+    ) -> Self: ...
     def append(
         self,
         rows: NDArray[np.float32],

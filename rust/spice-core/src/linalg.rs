@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn twofold_dots_survive_cancellation() {
-        let c = 1e-6;
+        let c = 1e-6_f64;
         let high = [3.0 * c, -1.0, 3.0 * c];
         let low = [c.mul_add(3.0, -high[0]), 0.0, c.mul_add(3.0, -high[2])];
         assert_eq!(dot_twofold(&[c, 0.0, -c], &high, &low), 0.0);

@@ -1,5 +1,8 @@
 //! The two searches against each other and against a naive loop, on random and adversarial pools.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::needless_range_loop, reason = "elimination reads best with its indices")]
+
 use proptest::prelude::*;
 use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool, RowBlock};

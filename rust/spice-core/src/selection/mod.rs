@@ -1,8 +1,8 @@
 //! Greedy selection of the rows with the most Fisher information and the least conflict.
 //!
 //! At every pick the row with the largest score Δ_x(S) − λ·conflict_x(S) joins the selected set S;
-//! equal scores go to the lowest dataset index. [`objective`] knows the mathematics of Δ,
-//! [`conflict`] that of the penalty, [`greedy`] what a pick changes; [`eager`] and [`lazy`] know only
+//! equal scores go to the lowest dataset index. `objective` knows the mathematics of Δ,
+//! `conflict` that of the penalty, `greedy` what a pick changes; `eager` and `lazy` know only
 //! how to find the best row, and find the same one, bit for bit. The method is that of *SPICE:
 //! Submodular Penalized Information-Conflict Selection*, arXiv 2601.23155.
 
