@@ -2,10 +2,10 @@
 
     python benches/extraction.py [--samples 64] [--dim 2048]
 
-Model: SmolLM2-135M-Instruct, its upper 15 layers, all linear modules (full weights) or a fresh LoRA of rank 16 on
-them; samples: generated tasks. The floor is a plain forward and backward of the same batches that leaves the summed
-gradients of the same parameters in `.grad`, with logits at learned positions alone, as ours; `all logits` is the same
-with logits everywhere, as a model's own forward makes them; `one by one` is a forward and backward of every sample alone, what the
+Model: SmolLM2-135M-Instruct, its upper 15 layers, all linear modules (full weights) or a fresh LoRA of rank 16 on them;
+samples: generated tasks. The floor is a plain forward and backward of the same batches that leaves the summed gradients
+of the same parameters in `.grad`, with logits at learned positions alone, as ours; `all logits` is the same with logits
+everywhere, as a model's own forward makes them; `one by one` is a forward and backward of every sample alone, what the
 paper's code does. `extract` is timed whole: tokenising, hashing the weights, projecting, writing.
 """
 

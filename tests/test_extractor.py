@@ -298,8 +298,15 @@ def test_a_loss_function_replaces_the_cross_entropy(tmp_path):
     plain, store = run(model, data, tmp_path / "p"), run(model, data, tmp_path / "s", loss_fn=halved)
     assert_rows_equal(2 * rows_of(store), rows_of(plain))
     assert store.info()["loss"].endswith("halved")
+
+    def scalar(logits, labels):
+        return logits.sum()
+
     with pytest.raises(InvalidInputError, match="one loss per sample"):
-        run(model, data, tmp_path / "t", loss_fn=lambda logits, labels: logits.sum())
+        run(model, data, tmp_path / "t", loss_fn=scalar)
+    # Two lambdas have one name: a store could not tell their rows apart.
+    with pytest.raises(InvalidInputError, match="a function with a name"):
+        run(model, data, tmp_path / "l", loss_fn=lambda logits, labels: logits.sum((1, 2)))
 
 
 # ---------------------------------------------------------------------------------------------- the model

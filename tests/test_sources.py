@@ -60,8 +60,15 @@ def test_tensors():
     assert picks(torch.tensor(ROWS, requires_grad=True)) == EXPECTED
     halves = torch.tensor(ROWS).to(torch.bfloat16)
     assert picks(halves) == picks(halves.float())
-    with pytest.raises(InvalidInputError, match="meta"):
-        picks(torch.empty(60, 8, device="meta"))
+    for tensor, says in [
+        (torch.empty(60, 8, device="meta"), "meta"),
+        (torch.tensor(ROWS).to_sparse(), "layout"),
+        (torch.ones(60, 8, dtype=torch.int32), "int32"),
+        (torch.ones(60, 8).to(torch.float8_e4m3fn), "float8"),
+        (torch.nn.Linear(8, 8), "Linear"),
+    ]:
+        with pytest.raises(InvalidInputError, match=says):
+            picks(tensor)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -113,10 +120,27 @@ def test_sums_become_means_at_selection(tmp_path):
 
 
 def test_a_row_of_a_store_that_is_not_finite_is_named_by_its_dataset_row(tmp_path):
-    rows = np.ones((4, 2))
-    rows[2, 1] = np.nan
-    with pytest.raises(InvalidInputError, match="row 2, column 1"):
-        spice_rs.select(rows, 1)
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=8, dtype="float32") as writer:
+        writer.append(ROWS, index=1000 + np.arange(60))
+    shard = next((tmp_path / "s").glob("shard-*"))
+    data = bytearray(shard.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()  # the last cell of the last row
+    shard.write_bytes(data)
+    with pytest.raises(InvalidInputError, match="row 1059, column 7: found NaN.*spice-rs verify"):
+        picks(tmp_path / "s")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".jsonl"])
+def test_files_of_other_kinds_are_not_read_as_numbers(tmp_path, suffix):
+    ROWS.tofile(tmp_path / f"rows{suffix}")
+    with pytest.raises(InvalidInputError, match=f"found a {suffix} file"):
+        picks(tmp_path / f"rows{suffix}", dim=8, dtype="float32")
+
+
+def test_arrays_that_are_more_than_rows():
+    assert picks(np.asmatrix(ROWS)) == EXPECTED
+    with pytest.raises(InvalidInputError, match="masked"):
+        picks(np.ma.masked_array(ROWS, mask=ROWS > 0))
 
 
 def test_fingerprints_follow_the_rows():

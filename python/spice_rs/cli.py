@@ -19,6 +19,7 @@ from spice_rs.progress import bar
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +55,9 @@ def _extract(model: str, data: str, out: str, **options: Any) -> None:
 
 
 def _select(source: str, out: str, data: str | None, **options: Any) -> None:
-    from spice_rs.picks import write_picks
+    from spice_rs.picks import check_output, write_picks
 
+    check_output(out, data)
     selection = spice_rs.select(source, **options)
     write_picks(selection, out, data)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
@@ -149,7 +151,7 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Callable[..., None], summary: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary.capitalize() + "."
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
     )
     command.set_defaults(run=run)
     return command
@@ -206,8 +208,8 @@ def _option(hint: Any) -> dict[str, Any] | None:
 
 
 def _names(text: str) -> str | list[str]:
-    """Read `a,b` as a list of names and anything else as one pattern."""
-    return text.split(",") if "," in text else text
+    """Read `q_proj,k_proj` as a list of names and anything else as one pattern."""
+    return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)+", text) else text
 
 
 def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ depend on the batch in which it was computed.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -281,9 +282,13 @@ def _append(
 def _device(model: Any, device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise InvalidInputError(f"device is {device!r}: {error}") from None
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+            reason = str(error).splitlines()[0]
+            raise InvalidInputError(
+                f"device is {str(device)!r}: {reason}; use one that this machine has"
+            ) from None
+        return torch.device(device)
     if isinstance(model, torch.nn.Module):
         parameter = next(model.parameters(), None)
         if parameter is None:
@@ -327,8 +332,14 @@ def _describe_tracked(tracked: Tracked) -> dict[str, Any]:
 
 
 def _name_of(loss_fn: Any) -> str:
+    """The name by which a store tells one loss from another; a lambda has none of its own."""
     kind = loss_fn if hasattr(loss_fn, "__qualname__") else type(loss_fn)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if "<lambda>" in name or kind is functools.partial:
+        raise InvalidInputError(
+            f"loss_fn is {name}, expected a function with a name; the store knows the loss by it, so use def"
+        )
+    return name
 
 
 def _report(records: Records, examples: Examples, max_length: int) -> None:

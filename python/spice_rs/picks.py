@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from datetime import date, time
+from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
@@ -65,13 +69,64 @@ def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = N
         InvalidInputError: see `pick_lines`.
         OSError: the file cannot be written.
     """
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in pick_lines(selection, data))
+    lines = map(_encoded, pick_lines(selection, data))
     if os.fspath(out) == "-":
         sys.stdout.writelines(lines)
         return
-    unfinished = f"{os.fspath(out)}.tmp"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, out)
+    path = Path(out)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
+    ) as file:
+        try:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def check_output(out: str | os.PathLike[str], data: Any = None) -> None:
+    """Fail now if `write_picks` would fail after a long selection.
+
+    Raises:
+        InvalidInputError: the data cannot be read, or the file cannot lie there.
+    """
+    path = Path(out)
+    if os.fspath(out) != "-" and (path.is_dir() or not path.parent.is_dir()):
+        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise InvalidInputError(
+            f"{out}: found {found}, expected a place for a file. Make the folder, or name a file."
+        )
+    if data is not None:
+        next(raw_records(data, range(1)), None)
+
+
+def _encoded(line: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(line, ensure_ascii=False, default=_plain)
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, legal in JSON's own spelling
+        text = json.dumps(line, default=_plain)
+    return text + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a value that JSON does not know."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
+        return value.tolist()
+    raise InvalidInputError(
+        f"record: found a {type(value).__name__}, expected values that JSON can hold. Leave out that field, or the data."
+    )
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

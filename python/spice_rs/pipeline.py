@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spice_rs.errors import InvalidInputError
 from spice_rs.extractor import extract
 from spice_rs.picks import write_picks
 from spice_rs.selection import Selection, select
@@ -39,6 +40,8 @@ def choose(
         InvalidInputError: a record, a row or an argument cannot be used.
         StoreError: the store cannot be used, or was made with other settings.
     """
+    if not 0 < share <= 1:
+        raise InvalidInputError(f"share: found {share}, expected a number in (0, 1]. The paper selects 0.1.")
     folder = Path(folder)
     store = extract(model, data, folder / "store", **(extraction or {}))
     picked = select(store, max(1, round(share * len(store))), **(selection or {}))

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.hooks import Layer
@@ -83,7 +84,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **options,
         )
-    return loaded.to(device), _short_name(str(model))
+    with _explained(f"device={device}: cannot hold the model"):
+        return loaded.to(device), _short_name(str(model))
 
 
 def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool) -> Any:
@@ -339,5 +341,5 @@ def _short_name(model: str) -> str:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
-        raise InvalidInputError(f"{what}: {error}") from error
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(f"{what}: {' '.join(str(error).split())}") from error

@@ -23,6 +23,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,10 @@ class Records(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.items)
+
+
+class _Columns(dict[str, Any]):
+    """A record of a columnar format, which fills fields that a record does not have with null."""
 
 
 class _BadRecord(Exception):
@@ -182,6 +187,8 @@ def dataset_fingerprint(records: Records) -> str:
 def _record(index: int, place: str, fields: Any) -> Record:
     if not isinstance(fields, Mapping):
         raise _BadRecord(f"found {_found(fields)}, expected an object with named fields")
+    if isinstance(fields, _Columns):
+        fields = {name: value for name, value in fields.items() if value is not None}
     if "input_ids" in fields:
         return Record(index, place, tokens=_tokens(fields))
     if "messages" in fields:
@@ -215,6 +222,8 @@ def _first_present(fields: Mapping[str, Any], names: tuple[str, ...], what: str)
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise _BadRecord(f"field {field!r} is {_found(value)}, expected a string")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise _BadRecord(f"field {field!r} holds half of a surrogate pair, expected Unicode text")
     return value
 
 
@@ -268,11 +277,13 @@ def _tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
             raise _BadRecord(f"field {name!r} is {_found(value)}, expected a list of integers") from None
         if column.ndim != 1 or column.dtype.kind not in "iu" or column.size == 0:
             raise _BadRecord(f"field {name!r} is {_found(value)}, expected a non-empty list of integers")
-        columns.append(column.astype(np.int64))
+        columns.append(np.minimum(column, np.iinfo(np.int64).max).astype(np.int64))
     if columns[0].size != columns[1].size:
         raise _BadRecord(
             f"found {columns[0].size} input_ids and {columns[1].size} labels, expected equal lengths"
         )
+    if max(column.max() for column in columns) >= 1 << 31:
+        raise _BadRecord("found a token id of 2³¹ or more, expected ids of a vocabulary")
     if columns[0].min() < 0:
         raise _BadRecord(f"field 'input_ids' holds {columns[0].min()}, expected token ids of 0 and above")
     if columns[1].min() < 0 and np.any((columns[1] < 0) & (columns[1] != -100)):
@@ -338,7 +349,7 @@ def _from_jsonl(path: Path) -> _Parsed:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{path}, line {number}", lambda line=line: _decode(line)  # type: ignore[misc]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         # A gzip file cut short ends in EOFError; one that is no gzip in BadGzipFile, an OSError.
         raise InvalidInputError(
             f"{path}: cannot be read to its end ({error}); copy or download it again"
@@ -354,6 +365,8 @@ def _decode(line: bytes) -> Any:
         ) from None
     except UnicodeDecodeError as error:
         raise _BadRecord(f"not UTF-8: byte {error.start} is {line[error.start]:#04x}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
+        raise _BadRecord(f"not JSON that can be read: {error}") from None
 
 
 def _from_json(path: Path) -> _Parsed:
@@ -361,7 +374,7 @@ def _from_json(path: Path) -> _Parsed:
     try:
         with opener(path, "rb") as file:
             text = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidInputError(
             f"{path}: cannot be read to its end ({error}); copy or download it again"
         ) from error
@@ -369,7 +382,7 @@ def _from_json(path: Path) -> _Parsed:
         return _from_jsonl(path)  # JSON Lines are often named .json
     try:
         items = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise InvalidInputError(
             f"{path}: not a JSON list ({error}); correct it, or save one record per line as .jsonl"
         ) from None
@@ -389,7 +402,7 @@ def _from_parquet(path: Path) -> _Parsed:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 for item in batch.to_pylist():
-                    yield f"{path}, row {index}", lambda item=item: _without_nulls(item)  # type: ignore[misc]
+                    yield f"{path}, row {index}", lambda item=item: _Columns(item)  # type: ignore[misc]
                     index += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
@@ -419,11 +432,4 @@ def _from_datasets(data: str | Path) -> _Parsed:
                 f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
             )
         loaded = loaded["train" if "train" in splits else splits[0]]
-    return _from_items(map(_without_nulls, loaded), str(data))
-
-
-def _without_nulls(item: Any) -> Any:
-    """Columnar formats fill fields that a row does not have with null; such a field is not there."""
-    return (
-        {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else item
-    )
+    return _from_items(map(_Columns, loaded), str(data))

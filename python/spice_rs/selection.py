@@ -18,7 +18,7 @@ from spice_rs.sources import Normalize, as_rows, open_source
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Selection:
     """The selected rows in pick order, and the numbers that selected them.
 
@@ -102,13 +102,14 @@ def select(
         source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
             headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
             float32 or float64.
-        k: rows to select, 1 ≤ k ≤ n. None: as many as `early_stop` allows, or `select_per_window` of every window.
+        k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` allows, or `select_per_window` of every window.
         alpha: weight α of the Fisher information.
         conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
         fisher: "full" is the paper's formula. "diagonal" is the authors' released code, which keeps a diagonal of
             fourth powers (den_j += α·g_j⁴; Δ = log(1 + α Σ g_j²/den_j)): theirs, not the paper's. "scalar", theirs
             too, never changes: Δ = log(1 + α‖g‖²/(1 + α)).
-        early_stop: ω in (0, 1): stop before a row whose Δ is at most ω times the first pick's. The paper uses 0.5.
+        early_stop: ω in (0, 1), off by default: stop before a row whose Δ is at most ω times the first pick's. The
+            paper uses 0.5.
         normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
             its loss reduction and token counts); "unit" for rows of length 1. "auto" is "mean" for a store of sums
             (the paper's loss; it favours short answers) and "none" for anything else.
@@ -117,8 +118,8 @@ def select(
             the authors' released code does (with 128).
         select_per_window: rows to select from each window; the last window may be shorter.
         seed: seed of the permutation, `numpy.random.default_rng(seed).permutation(n)`.
-        threads: threads to use; None for all cores.
-        progress: True or False; None for a bar where a person can see it; or a callable that gets
+        threads: threads to use; all cores by default.
+        progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (picks, gain of the latest pick, rows read so far).
         search: "lazy" reads a row again only while it may win; "eager" reads every row at every pick and is there
             to check the other against.
@@ -177,16 +178,16 @@ def select(
     signal = alpha * result.pop("norm_sq")
     fingerprint = result.pop("fingerprint")
     settings = {
-        "k": k,
-        "alpha": alpha,
-        "conflict_penalty": conflict_penalty,
+        "k": numbers["k"],
+        "alpha": float(alpha),
+        "conflict_penalty": float(conflict_penalty),
         "fisher": fisher,
-        "early_stop": early_stop,
+        "early_stop": None if early_stop is None else float(early_stop),
         "normalize": normalized,
         "method": method,
-        "pool_size": pool_size,
-        "select_per_window": select_per_window,
-        "seed": seed,
+        "pool_size": numbers["pool_size"],
+        "select_per_window": numbers["select_per_window"],
+        "seed": numbers["seed"],
         "source": {
             "name": opened.description,
             "rows": opened.rows,
@@ -220,13 +221,14 @@ def log_det(
         rows: (m,) whole numbers, dataset rows (for example `sel.indices`).
         alpha: weight α of the Fisher information.
         normalize: as for `select`.
-        threads: threads to use; None for all cores.
+        threads: threads to use; all cores by default.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 
     Raises:
         InvalidInputError: a row is not in the source, or an argument is out of range.
     """
+    _check_numbers(threads=threads)
     opened = open_source(source, dim=dim, dtype=dtype)
     _, scale, unit = opened.row_scale(normalize)
     positions = opened.positions(as_rows(rows))
@@ -288,9 +290,9 @@ def _check_numbers(**numbers: object) -> dict[str, int | None]:
                 f"{name}: found {value!r}, expected a whole number. Convert it with int()."
             )
         lowest = 0 if name == "seed" else 1
-        if value is not None and value < lowest:  # type: ignore[operator]
+        if value is not None and not lowest <= value < 1 << 31:  # type: ignore[operator]
             raise InvalidInputError(
-                f"{name}: found {value}, expected at least {lowest}. Give a larger number."
+                f"{name}: found {value}, expected {lowest} to 2147483647. Give a number in between."
             )
         checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
     return checked

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -65,16 +65,16 @@ class Source:
         Raises:
             InvalidInputError: the source does not record what the normalisation needs.
         """
+        if normalize not in get_args(Normalize):
+            raise InvalidInputError(
+                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
+            )
         if normalize == "auto":
             normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
         if normalize == "none" or normalize == self.reduction:
             return normalize, self.scale, False
         if normalize == "unit":
-            return normalize, None if self.scale is None else self.scale, True
-        if normalize not in ("sum", "mean"):
-            raise InvalidInputError(
-                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
-            )
+            return normalize, self.scale, True
         if self.reduction is None or self.num_tokens is None:
             raise InvalidInputError(
                 f"normalize: found {normalize!r} for {self.description}, expected a store that records its loss"
@@ -133,9 +133,13 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         return _from_store(source)
     if isinstance(source, str | os.PathLike):
         return _from_path(os.fspath(source), dim, dtype)
+    if isinstance(source, np.ma.MaskedArray):
+        raise InvalidInputError(
+            "source: found a masked array, expected plain rows. Fill it or leave rows out first."
+        )
     if isinstance(source, np.ndarray):
-        return _from_array(source, f"array of shape {source.shape}")
-    if type(source).__module__.split(".")[0] == "torch":
+        return _from_array(source.view(np.ndarray), f"array of shape {source.shape}")
+    if type(source).__module__.split(".")[0] == "torch" and hasattr(source, "layout"):
         return _from_tensor(source)
     raise InvalidInputError(
         f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor."
@@ -173,6 +177,11 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
         )
     if path.suffix == ".npy":
         return _from_array(_load_npy(path), str(path))
+    if path.suffix in (".safetensors", ".pt", ".pth", ".jsonl", ".json", ".parquet"):
+        raise InvalidInputError(
+            f"{path}: found a {path.suffix} file, expected a gradient store, .npy, .npz or a headerless file of numbers."
+            " Load it yourself and pass the array."
+        )
     if dim is None or dtype is None:
         raise InvalidInputError(
             f"{path}: found a file without a known header, expected a gradient store or a .npy or .npz file."
@@ -234,8 +243,10 @@ def _npz_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
 
 def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
     _check_dtype(dtype)
-    if dim < 1:
-        raise InvalidInputError(f"dim: found {dim}, expected at least 1. Give the number of columns.")
+    if not isinstance(dim, int) or dim < 1:
+        raise InvalidInputError(
+            f"dim: found {dim!r}, expected a whole number of at least 1. Give the number of columns."
+        )
     width = dim * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
     size = path.stat().st_size
     if size == 0 or size % width:
@@ -270,6 +281,12 @@ def _from_tensor(tensor: Any) -> Source:
             f"source: found a tensor on {tensor.device}, expected a CPU tensor. Move it with .cpu() first."
         )
     torch = sys.modules["torch"]
+    if tensor.layout != torch.strided:
+        raise InvalidInputError(
+            f"source: found a tensor of layout {tensor.layout}, expected a dense one. Call to_dense()."
+        )
+    if str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
+        _check_dtype(str(tensor.dtype), "source")
     tensor = tensor.detach().contiguous()
     description = f"tensor of shape {tuple(tensor.shape)}"
     if tensor.dtype == torch.bfloat16:

@@ -175,8 +175,8 @@ pub struct Cholesky {
 impl Cholesky {
     /// Factors the matrix whose lower triangle is in `matrix` (column after column).
     ///
-    /// Returns `None` if the matrix is not numerically positive definite, which `I + αF` always is
-    /// unless its cells overflow.
+    /// Returns `None` if the matrix is not numerically positive definite. I + αF is, unless αF is so
+    /// large that I is lost in its rounding.
     pub fn new(mut matrix: Vec<f64>, dim: usize) -> Option<Self> {
         let params = faer::Spec::default();
         let mut memory =

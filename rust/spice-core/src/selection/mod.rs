@@ -162,8 +162,10 @@ pub fn select(
         stop = StopReason::Exhausted;
     }
     let log_det = match (settings.method, settings.fisher) {
-        // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U.
-        (Method::Greedy, Fisher::Full) => picks.iter().map(|pick| pick.gain).sum(),
+        // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
+        (Method::Greedy, Fisher::Full) if settings.alpha * largest(survey) < 1e4 => {
+            picks.iter().map(|pick| pick.gain).sum()
+        }
         _ => log_det(survey, settings.alpha, &rows_of(&picks), monitor)?,
     };
     Ok(Selection { picks, stop, log_det })
@@ -230,16 +232,28 @@ fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
     }
 }
 
+/// Checks the settings, alone and against the scale of the rows.
 fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
     settings.check()?;
-    let largest = survey.norm_sq().iter().copied().fold(0.0, f64::max);
-    if (settings.alpha * largest).is_finite() {
+    check_scale(survey, settings.alpha)
+}
+
+/// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
+const LARGEST_SIGNAL: f64 = 1e13;
+
+fn largest(survey: &Survey<'_>) -> f64 {
+    survey.norm_sq().iter().copied().fold(0.0, f64::max)
+}
+
+fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
+    let largest = alpha * largest(survey);
+    if largest <= LARGEST_SIGNAL {
         return Ok(());
     }
     Err(Error::invalid(
         "alpha",
-        settings.alpha,
-        format!("alpha times the largest squared norm, {largest:e}, below 1e308"),
+        format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}"),
+        format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²"),
         "Lower alpha, or use normalize=\"unit\".",
     ))
 }
@@ -295,7 +309,11 @@ fn search<O: Objective>(
 /// [`Error::InvalidInput`] if a row is out of range or α is not positive; [`Error::Interrupted`].
 pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<f64> {
     check_alpha(alpha)?;
+    check_scale(survey, alpha)?;
     check_rows(survey, rows)?;
+    if rows.is_empty() {
+        return Ok(0.0);
+    }
     let (dim, count) = (survey.dim(), rows.len());
     let size = dim.min(count);
     let mut matrix = vec![0.0; size * size];

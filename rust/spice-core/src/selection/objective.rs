@@ -116,8 +116,11 @@ impl FullFisher {
         base.factor = Some(Cholesky::new(base.matrix.clone(), self.dim).ok_or_else(|| {
             Error::invalid(
                 "alpha",
-                format!("{} with rows so large that I + alpha F overflows", self.alpha),
-                "alpha times the squared row norms below 1e100",
+                format!(
+                    "{}, with which I + alpha F is no longer positive definite in float64",
+                    self.alpha
+                ),
+                "rows or an alpha that leave the I of I + alpha F its digits",
                 "Lower alpha, or use normalize=\"unit\".",
             )
         })?);

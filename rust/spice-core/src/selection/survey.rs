@@ -117,7 +117,7 @@ fn refuse(pool: &Pool<'_>, row: usize) -> Error {
             format!("row {index}, column {column}"),
             cells[column],
             "a finite number",
-            "Extract this row again, or leave it out of the source.",
+            "Leave this row out of the source; in a store, `spice-rs verify` names a damaged file to move away.",
         ),
         None => Error::invalid(
             format!("row {index}"),
