@@ -286,8 +286,9 @@ def test_unit_rows_compete_by_direction_alone():
     unit = rows / np.where(norms == 0, 1, norms)
     assert oracle.judge(unit, sel.indices, 1.0, 0.1) is None
     np.testing.assert_allclose(sel.base[sel.base > 0], np.log(2), rtol=1e-14)
-    scaled = spice_rs.select(rows * 1e-140, 50, normalize="unit")
-    assert scaled.indices.tolist() == sel.indices[:50].tolist()
+    for scale in (1e-200, 1e200):
+        scaled = spice_rs.select(rows * scale, 50, normalize="unit")
+        assert scaled.indices.tolist() == sel.indices[:50].tolist()
 
 
 # --- settings that do nothing ------------------------------------------------------------------------------------

@@ -18,12 +18,11 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from spice_rs.batching import collate, longest_first, take_batch
 from spice_rs.dataset import (
@@ -38,6 +37,7 @@ from spice_rs.dataset import (
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.hooks import GradientCapture
 from spice_rs.loss import LossFunction, SummedLoss
+from spice_rs.progress import bar
 from spice_rs.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind, NoProjection, make_projection
 from spice_rs.proxy import (
     TargetModules,
@@ -193,24 +193,18 @@ class _Run:
     ) -> None:
         """Appends the rows of `examples`. An interrupt leaves the rows written so far committed."""
         total = sum(len(example.input_ids) for example in examples)
-        bar = tqdm(
-            total=total,
-            desc="extract",
-            unit="tok",
-            unit_scale=True,
-            disable=None if progress is None else not progress,
-        )
+        shown = bar(progress, total=total, what="extract", unit="tokens")
         done, started = 0, time.perf_counter()
-        with self.capture.attached(), bar, ThreadPoolExecutor(1, "spice-write") as pool:
+        with self.capture.attached(), closing(shown), ThreadPoolExecutor(1, "spice-write") as pool:
             pending: Future[None] | None = None
             for batch, rows, losses in self._batches(longest_first(examples), tokens):
                 if pending is not None:
                     pending.result()  # one batch is written at a time, and its errors are raised here
                 pending = pool.submit(_append, writer, batch, rows, losses)
                 done += len(batch)
-                bar.update(sum(len(example.input_ids) for example in batch))
+                shown.update(sum(len(example.input_ids) for example in batch))
                 rate = done / (time.perf_counter() - started)
-                bar.set_postfix_str(f"{done}/{len(examples)} rows, {rate:.3g} rows/s", refresh=False)
+                shown.set_postfix_str(f"{done}/{len(examples)} rows, {rate:.3g} rows/s", refresh=False)
             if pending is not None:
                 pending.result()
 

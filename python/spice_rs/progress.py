@@ -78,6 +78,7 @@ class PlainLine:
 
 def bar(progress: Progress, *, total: int, what: str, unit: str) -> Bar:
     """Return a bar over `total` units of work; see `Progress` for when it shows."""
+    always = progress is True
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
     if not progress:
@@ -86,5 +87,6 @@ def bar(progress: Progress, *, total: int, what: str, unit: str) -> Bar:
         from tqdm.auto import tqdm
     except ImportError:
         return PlainLine(total, what, unit)
-    drawn: Any = tqdm(total=total, desc=what, unit=unit, delay=DELAY, file=sys.stderr, leave=False)
+    delay = 0 if always else DELAY
+    drawn: Any = tqdm(total=total, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always)
     return drawn  # type: ignore[no-any-return]

@@ -9,11 +9,16 @@
 //! Matrix products and factorisations are faer's, run on one thread over blocks of fixed size, and
 //! blocks are what is spread over threads.
 
+use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{Accum, MatMut, MatRef, Par};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::error::Result;
 
 /// Running sums of a dot product: four AVX-512 registers, eight AVX2 registers or sixteen NEON ones.
 const LANES: usize = 32;
@@ -176,22 +181,49 @@ impl Cholesky {
     /// Factors the matrix whose lower triangle is in `matrix` (column after column).
     ///
     /// Returns `None` if the matrix is not numerically positive definite. I + αF is, unless αF is so
-    /// large that I is lost in its rounding.
-    pub fn new(mut matrix: Vec<f64>, dim: usize) -> Option<Self> {
+    /// large that I is lost in its rounding. Panels are factored one after the other, and what is right
+    /// of a panel is updated on all threads; `alive` is asked before each.
+    ///
+    /// # Errors
+    /// Whatever `alive` returns.
+    pub fn new(
+        mut matrix: Vec<f64>,
+        dim: usize,
+        alive: impl Fn() -> Result<()>,
+    ) -> Result<Option<Self>> {
         let params = faer::Spec::default();
-        let mut memory =
-            faer::dyn_stack::MemBuffer::new(cholesky_in_place_scratch::<f64>(dim, Par::Seq, params));
-        let view = MatMut::from_column_major_slice_mut(&mut matrix, dim, dim);
-        let stack = faer::dyn_stack::MemStack::new(&mut memory);
-        cholesky_in_place(view, Default::default(), Par::Seq, stack, params).ok()?;
-        // In place: column-major lower becomes row-major lower, so that a solve reads whole rows.
-        for column in 0..dim {
-            for row in column + 1..dim {
-                matrix[row * dim + column] = matrix[column * dim + row];
+        let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(PANEL, Par::Seq, params));
+        for first in (0..dim).step_by(PANEL) {
+            alive()?;
+            let width = PANEL.min(dim - first);
+            let (done, right) = matrix.split_at_mut((first + width) * dim);
+            let panel = MatMut::from_column_major_slice_mut(&mut done[first * dim..], dim, width);
+            let (mut diagonal, mut below) =
+                panel.subrows_mut(first, dim - first).split_at_row_mut(width);
+            let stack = MemStack::new(&mut memory);
+            if cholesky_in_place(diagonal.rb_mut(), Default::default(), Par::Seq, stack, params).is_err()
+            {
+                return Ok(None);
             }
+            // X Lᵀ = B, read as L Xᵀ = Bᵀ.
+            solve_lower_triangular_in_place(diagonal.rb(), below.rb_mut().transpose_mut(), Par::Seq);
+            let below = below.rb();
+            right.par_chunks_mut(dim * PANEL).enumerate().for_each(|(number, cells)| {
+                let (offset, columns) = (number * PANEL, cells.len() / dim);
+                let rows = dim - first - width - offset;
+                let target = MatMut::from_column_major_slice_mut(cells, dim, columns);
+                let target = target.subrows_mut(dim - rows, rows);
+                let (lhs, rhs) =
+                    (below.subrows(offset, rows), below.subrows(offset, columns).transpose());
+                matmul(target, Accum::Add, lhs, rhs, -1.0, Par::Seq);
+            });
         }
-        let finite = (0..dim).all(|i| matrix[i * dim + i].is_finite() && matrix[i * dim + i] > 0.0);
-        finite.then_some(Self { cells: matrix, dim })
+        let sound = (0..dim).all(|i| matrix[i * dim + i].is_finite() && matrix[i * dim + i] > 0.0);
+        if !sound {
+            return Ok(None);
+        }
+        mirror_lower(&mut matrix, dim);
+        Ok(Some(Self { cells: matrix, dim }))
     }
 
     fn row(&self, row: usize) -> &[f64] {
@@ -224,6 +256,20 @@ impl Cholesky {
     /// `log det(L Lᵀ)`.
     pub fn log_det(&self) -> f64 {
         2.0 * (0..self.dim).map(|i| self.cells[i * self.dim + i].ln()).sum::<f64>()
+    }
+}
+
+/// Turns a column-major lower triangle into a row-major one, so that a solve reads whole rows.
+fn mirror_lower(matrix: &mut [f64], dim: usize) {
+    const TILE: usize = 32;
+    for column_tile in (0..dim).step_by(TILE) {
+        for row_tile in (column_tile..dim).step_by(TILE) {
+            for column in column_tile..(column_tile + TILE).min(dim) {
+                for row in row_tile.max(column + 1)..(row_tile + TILE).min(dim) {
+                    matrix[row * dim + column] = matrix[column * dim + row];
+                }
+            }
+        }
     }
 }
 
@@ -281,7 +327,7 @@ mod tests {
             let mut matrix = vec![0.0; dim * dim];
             (0..dim).for_each(|i| matrix[i * dim + i] = 1.0);
             add_outer_products(&mut matrix, dim, &rows, 2.0);
-            let factor = Cholesky::new(matrix, dim).unwrap();
+            let factor = Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap();
 
             let b = cells(dim, 4);
             let mut x = b.clone();
@@ -302,7 +348,7 @@ mod tests {
         let mut matrix = vec![0.0; dim * dim];
         (0..dim).for_each(|i| matrix[i * dim + i] = 1.0);
         add_outer_products(&mut matrix, dim, &cells(50 * dim, 5), 1.0);
-        let factor = Cholesky::new(matrix, dim).unwrap();
+        let factor = Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap();
         let mut together = cells(9 * dim, 6);
         let mut alone = together.clone();
         factor.solve_lower(kernels, &mut together);
@@ -312,8 +358,9 @@ mod tests {
 
     #[test]
     fn log_det_of_a_diagonal_matrix() {
-        let factor = Cholesky::new(vec![4.0, 0.0, 0.0, 9.0], 2).unwrap();
+        let factor = Cholesky::new(vec![4.0, 0.0, 0.0, 9.0], 2, || Ok(())).unwrap().unwrap();
         assert!((factor.log_det() - 36.0_f64.ln()).abs() < 1e-15);
-        assert!(Cholesky::new(vec![-1.0], 1).is_none());
+        assert!(Cholesky::new(vec![-1.0], 1, || Ok(())).unwrap().is_none());
+        assert!(Cholesky::new(vec![1.0], 1, || Err(crate::Error::Interrupted)).is_err());
     }
 }

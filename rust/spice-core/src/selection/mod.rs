@@ -274,7 +274,7 @@ fn run(
     }
     match settings.fisher {
         Fisher::Full => {
-            let objective = FullFisher::new(kernels, alpha, dim, rows.len());
+            let objective = FullFisher::new(kernels, alpha, dim, rows.len(), monitor);
             search(survey, settings, objective, rows, budget, monitor)
         }
         Fisher::Diagonal => {
@@ -344,7 +344,7 @@ pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monito
             add_outer_products(&mut matrix, count, &columns, alpha);
         }
     }
-    let factor = Cholesky::new(matrix, size).ok_or_else(|| {
+    let factor = Cholesky::new(matrix, size, || monitor.check())?.ok_or_else(|| {
         Error::invalid(
             "alpha",
             alpha,

@@ -23,6 +23,7 @@
 
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, Kernels, add_outer_products};
+use crate::monitor::Monitor;
 
 /// A row's value and the moment it belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +60,8 @@ pub(super) trait Objective: Sync {
 }
 
 /// The paper's: U(S) = log det(I + αF_S).
-pub(super) struct FullFisher {
+pub(super) struct FullFisher<'a> {
+    monitor: &'a Monitor,
     kernels: Kernels,
     alpha: f64,
     dim: usize,
@@ -86,7 +88,7 @@ struct EpochBase {
     rows: Vec<f64>,
 }
 
-impl FullFisher {
+impl<'a> FullFisher<'a> {
     /// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
     const MAX_GROWTH: f64 = 1e5;
     /// Shortest regular epoch; below, a factorisation costs less than keeping count.
@@ -94,11 +96,29 @@ impl FullFisher {
     /// Widest matrix that is factored: three of them take 6 GB.
     const MAX_DIM: usize = 16_384;
 
-    pub(super) fn new(kernels: Kernels, alpha: f64, dim: usize, candidates: usize) -> Self {
+    pub(super) fn new(
+        kernels: Kernels,
+        alpha: f64,
+        dim: usize,
+        candidates: usize,
+        monitor: &'a Monitor,
+    ) -> Self {
         let factors = dim <= Self::MAX_DIM && candidates > dim / 4;
         let base = factors.then(|| EpochBase { matrix: Vec::new(), factor: None, rows: Vec::new() });
         let (directions, growth, trace) = (Vec::new(), 0.0, 0.0);
-        Self { kernels, alpha, dim, epoch: 0, picks: 0, epoch_start: 0, directions, growth, trace, base }
+        Self {
+            monitor,
+            kernels,
+            alpha,
+            dim,
+            epoch: 0,
+            picks: 0,
+            epoch_start: 0,
+            directions,
+            growth,
+            trace,
+            base,
+        }
     }
 
     fn direction(&self, pick: u32) -> &[f64] {
@@ -113,7 +133,8 @@ impl FullFisher {
         }
         add_outer_products(&mut base.matrix, self.dim, &base.rows, self.alpha);
         base.rows.clear();
-        base.factor = Some(Cholesky::new(base.matrix.clone(), self.dim).ok_or_else(|| {
+        let factor = Cholesky::new(base.matrix.clone(), self.dim, || self.monitor.check())?;
+        base.factor = Some(factor.ok_or_else(|| {
             Error::invalid(
                 "alpha",
                 format!(
@@ -132,7 +153,7 @@ impl FullFisher {
     }
 }
 
-impl Objective for FullFisher {
+impl Objective for FullFisher<'_> {
     fn start(&self, norm_sq: f64) -> f64 {
         norm_sq
     }

@@ -39,14 +39,14 @@ impl<'a> Survey<'a> {
                     pool.load(chunk * CHUNK + offset, row);
                     let mut norm_sq = kernels.dot(row, row);
                     let mut factor = 1.0;
-                    if unit && norm_sq > 0.0 && norm_sq.is_finite() {
-                        // Twice, because the square of a tiny norm has few bits left.
-                        for _ in 0..2 {
-                            let step = 1.0 / norm_sq.sqrt();
-                            factor *= step;
-                            row.iter_mut().for_each(|cell| *cell *= step);
-                            norm_sq = kernels.dot(row, row);
-                        }
+                    if unit
+                        && row.iter().all(|cell| cell.is_finite())
+                        && let Some(largest) = row.iter().map(|cell| cell.abs()).reduce(f64::max)
+                        && largest > 0.0
+                    {
+                        // By the largest cell first: the square of the norm may not be a number yet.
+                        row.iter_mut().for_each(|cell| *cell /= largest);
+                        factor = 1.0 / largest / kernels.dot(row, row).sqrt();
                         // Exactly, so that rows of equal length tie instead of competing by rounding.
                         norm_sq = 1.0;
                     }
