@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,15 +22,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import spice_rs
-import spice_rs.records
 from spice_rs import cli, pipeline
 from spice_rs.demo import write_pool
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.loss import SummedLoss
+from spice_rs.records import load_records
 from spice_rs.report import composition_table
 
 RECORDS = 30
 EXTRACTION = {"dim": 64, "projection": "two_sided", "device": "cpu", "progress": False}
+QUIET = {"conflict_penalty": 0}  # no warning that the penalty did nothing
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,9 @@ def test_choosing_again_computes_nothing_and_gives_the_same_picks(proxy, tmp_pat
     data = write_lines(tmp_path / "pool.jsonl", make_records(RECORDS))
 
     def choose(share):
-        return pipeline.choose(str(proxy), data, tmp_path / "out", share=share, extraction=EXTRACTION)
+        return pipeline.choose(
+            str(proxy), data, tmp_path / "out", share=share, extraction=EXTRACTION, selection=QUIET
+        )
 
     def state():
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").iterdir()}
@@ -149,6 +153,7 @@ def test_records_that_are_left_out_do_not_shift_the_picks(proxy, tmp_path):
             tmp_path / "out",
             share=1,
             extraction={**EXTRACTION, "skip_bad": True},
+            selection=QUIET,
         )
     assert sorted(store.index.tolist()) == sorted(picked.indices.tolist()) == [*range(4), *range(5, 12)]
     check_picks(tmp_path / "out" / "picks.jsonl", records, picked)
@@ -176,7 +181,7 @@ def test_a_share_out_of_range_is_refused_before_anything_is_done(share, proxy, t
 
 def test_other_settings_leave_store_and_picks_as_they_were(proxy, tmp_path):
     data = write_lines(tmp_path / "pool.jsonl", make_records(6))
-    pipeline.choose(str(proxy), data, tmp_path / "out", share=0.5, extraction=EXTRACTION)
+    pipeline.choose(str(proxy), data, tmp_path / "out", share=0.5, extraction=EXTRACTION, selection=QUIET)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(StoreMismatchError, match="seed"):
         pipeline.choose(str(proxy), data, tmp_path / "out", share=0.5, extraction={**EXTRACTION, "seed": 1})
@@ -254,7 +259,7 @@ def test_the_pool_has_many_sources_in_equal_shares_and_mixed(pool):
     assert len(sizes) >= 5
     assert sum(sizes.values()) == 150
     assert max(sizes.values()) - min(sizes.values()) <= 1
-    changes = sum(a["source"] != b["source"] for a, b in zip(records, records[1:], strict=False))
+    changes = sum(a["source"] != b["source"] for a, b in itertools.pairwise(records))
     assert changes > 75
 
 
@@ -263,7 +268,7 @@ def test_every_record_of_the_pool_can_be_learned(pool):
         assert set(record) == {"source", "instruction", "response"}
         assert record["instruction"].strip()
         assert record["response"].strip()
-    assert len(spice_rs.records.load_records(str(pool[0]))) == 150
+    assert len(load_records(str(pool[0]))) == 150
 
 
 def test_the_greatest_common_divisors_are_right(pool):
