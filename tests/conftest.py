@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py; laws.py
+sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py, …; laws.py
 
 SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -25,3 +25,11 @@ def shared_file():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def proxy(tmp_path_factory):
+    """The folder of a tiny Llama and a tokenizer of single letters."""
+    from tiny import save_proxy
+
+    return save_proxy(tmp_path_factory.mktemp("proxy"))

@@ -12,7 +12,7 @@ import pytest
 
 import pools
 import spice_rs
-from spice_rs import cli
+from command import run
 
 ROWS = pools.law("opposed", 50, 8, 3)
 
@@ -25,13 +25,6 @@ def pool(tmp_path):
     records = [{"id": f"r{i}", "instruction": f"do {i}", "response": f"döne {i}"} for i in range(50)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return tmp_path
-
-
-def run(*arguments) -> int:
-    try:
-        return cli.main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def test_picks_are_records_with_one_more_key(pool):

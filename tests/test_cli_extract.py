@@ -4,56 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import re
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import pools
 import spice_rs
-from spice_rs import cli
+from command import run
+from tiny import make_records
 
 DIM = 64
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory):
-    """The folder of a tiny Llama and a tokenizer of single letters."""
-    folder = tmp_path_factory.mktemp("proxy")
-    words = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def make_records(count: int) -> list[dict]:
-    draw = random.Random(0)
-    return [
-        {
-            "id": f"ré{row}",
-            "instruction": " ".join(draw.choices("abcdefgh", k=draw.randint(1, 8))),
-            "response": " ".join(draw.choices("abcdefgh", k=draw.randint(1, 12))),
-        }
-        for row in range(count)
-    ]
 
 
 RECORDS = make_records(12)
@@ -67,13 +29,6 @@ def text_of(lines) -> bytes:
 def with_line_4(line: bytes) -> bytes:
     """The good lines, and this one among them."""
     return text_of([*LINES[:3], line, *LINES[3:]])
-
-
-def run(*arguments) -> int:
-    try:
-        return cli.main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def extract(proxy, data, out, *more) -> int:

@@ -562,7 +562,7 @@ def test_norms_that_are_trained_are_counted_in_coverage(tmp_path):
         ({"model": 7}, "model"),
         ({"data": [{"input_ids": [1, VOCABULARY], "labels": [1, 2]}]}, "token id 96"),
         ({"data": [{"input_ids": [1] * 65, "labels": [1] * 65}]}, "64 positions"),
-        ({"model": "/no/such/folder"}, "no causal language model"),
+        ({"model": "/no/such/folder"}, "no such folder"),
         ({"data": [{"instruction": "a", "response": "b"}]}, "tokenizer"),
     ],
 )

@@ -17,9 +17,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import spice_rs
 from spice_rs import cli, pipeline
@@ -28,46 +25,11 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.loss import SummedLoss
 from spice_rs.records import load_records
 from spice_rs.report import composition_table
+from tiny import make_records
 
 RECORDS = 30
 EXTRACTION = {"dim": 64, "projection": "two_sided", "device": "cpu", "progress": False}
 QUIET = {"conflict_penalty": 0}  # no warning that the penalty did nothing
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory):
-    """The folder of a tiny Llama and a tokenizer of single letters."""
-    folder = tmp_path_factory.mktemp("proxy")
-    words = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def make_records(count: int) -> list[dict]:
-    draw = random.Random(0)
-    return [
-        {
-            "id": f"ré{row}",
-            "instruction": " ".join(draw.choices("abcdefgh", k=draw.randint(1, 8))),
-            "response": " ".join(draw.choices("abcdefgh", k=draw.randint(1, 12))),
-        }
-        for row in range(count)
-    ]
 
 
 def write_lines(path, records):

@@ -203,6 +203,6 @@ SOURCES: dict[str, tuple[dict[str, Any], Callable[[Task], str]]] = {
     "letter_counting": ({}, _letter_tally),
     "word_sorting": ({}, _answer),
     "tower_of_hanoi": ({"max_disks": 4}, _answer),
-    "family_relationships": ({}, _answer),
+    "spell_backward": ({}, _answer),
 }
 """Task of reasoning-gym → (its options, its worked answer)."""

@@ -74,6 +74,8 @@ def load_model(
         raise InvalidInputError(
             f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
         )
+    if not Path(model).is_dir() and (Path(model).is_absolute() or os.fspath(model).startswith(".")):
+        raise InvalidInputError(f"{model}: no such folder, expected one with a model; check the path")
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}

@@ -338,7 +338,7 @@ def _from_path(data: str | Path) -> _Parsed:
             f"{path}: found suffix {kind!r}, expected .jsonl, .json or .parquet; rename or convert it"
         )
     if kind in (".jsonl", ".ndjson", ".json", ".parquet"):
-        raise InvalidInputError(f"{path}: no such file")
+        raise InvalidInputError(f"{path}: no such file; check the path")
     return _from_datasets(data)
 
 
@@ -358,10 +358,10 @@ def _from_jsonl(path: Path) -> _Parsed:
 
 def _decode(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip(b"\r\n"))
     except json.JSONDecodeError as error:
         raise _BadRecord(
-            f"not JSON: {error.msg} at column {error.colno}, found {_found(line[:80])}"
+            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}, found {_found(line[:80])}"
         ) from None
     except UnicodeDecodeError as error:
         raise _BadRecord(f"not UTF-8: byte {error.start} is {line[error.start]:#04x}") from None

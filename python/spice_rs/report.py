@@ -24,8 +24,8 @@ def composition_table(
     chosen = np.asarray(picked)
     header = ("group", "pool", "share", "median " + unit, "picks", "share", "median " + unit)
     rows = [header]
-    for name in [*sorted(set(labels.tolist())), "all"]:
-        inside = np.ones(len(labels), bool) if name == "all" else labels == name
+    members = [(str(name), labels == name) for name in sorted(set(labels.tolist()))]
+    for name, inside in [*members, ("all", np.ones(len(labels), bool))]:
         among = chosen[inside[chosen]]
         rows.append(
             (
