@@ -14,7 +14,7 @@ demo: $(VENV)/built ## run everything on a small real model: data, gradients, se
 	$(BIN)/spice-rs demo
 
 test: $(VENV)/built ## run all tests, Rust and Python
-	cargo test --workspace
+	cargo test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/built ## formatting, lints, types, stubs and documentation
