@@ -42,7 +42,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import `extract` when it is first used: it needs torch, and `import spice_rs` must not."""
     if name == "extract":
-        from spice_rs.extractor import extract
-
+        try:
+            from spice_rs.extractor import extract
+        except ModuleNotFoundError as error:
+            message = f"{error}: extraction needs more packages; pip install 'spice-rs[extract]'"
+            raise ModuleNotFoundError(message, name=error.name) from error
         return extract
     raise AttributeError(f"module 'spice_rs' has no attribute {name!r}")

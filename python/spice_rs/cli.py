@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"spice-rs: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except ModuleNotFoundError as error:
-        print(
-            f"spice-rs: {error}. Install what this command needs: pip install 'spice-rs[demo]'",
-            file=sys.stderr,
-        )
+        print(f"spice-rs: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("spice-rs: interrupted; what was committed to the store is kept", file=sys.stderr)

@@ -138,7 +138,12 @@ def write_pool(path: Path, samples: int) -> list[Task]:
     Returns:
         Records {"source", "instruction", "response"}, in the order of the file.
     """
-    import reasoning_gym
+    try:
+        import reasoning_gym
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}: the demo needs more packages; pip install 'spice-rs[demo]'"
+        ) from error
 
     shuffle = random.Random(0)
     pool: list[Task] = []
