@@ -137,6 +137,7 @@ def test_files_of_other_kinds_are_not_read_as_numbers(tmp_path, suffix):
         picks(tmp_path / f"rows{suffix}", dim=8, dtype="float32")
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_arrays_that_are_more_than_rows():
     assert picks(np.asmatrix(ROWS)) == EXPECTED
     with pytest.raises(InvalidInputError, match="masked"):

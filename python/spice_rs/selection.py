@@ -138,9 +138,11 @@ def select(
 
     Example:
         >>> import numpy as np, spice_rs
-        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0]])
-        >>> spice_rs.select(rows, 2, progress=False).indices
-        array([0, 2])
+        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0], [-2, 1]])
+        >>> spice_rs.select(rows, 3, conflict_penalty=0.5).indices
+        array([0, 2, 1])
+        >>> spice_rs.select(rows, 3, conflict_penalty=0).indices
+        array([0, 4, 1])
     """
     numbers = _check_numbers(
         k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads
