@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -179,3 +180,32 @@ sys.exit(main(["extract", "--model", "m", "--data", "d", "--out", "o"]))
 def test_the_module_runs_as_a_program():
     result = subprocess.run([sys.executable, "-m", "spice_rs", "--version"], capture_output=True, text=True)
     assert result.stdout.startswith("spice-rs 0.")
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    np.save(tmp_path / "rows.npy", pools.law("opposed", 3000, 4, 0))
+    command = [sys.executable, "-m", "spice_rs", "select", str(tmp_path / "rows.npy"), "-k", "3000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith('{"index"')
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(30) == 141
+    assert "Broken pipe" not in err
+    assert "Exception" not in err
+
+
+def test_messages_of_several_lines_become_one(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise spice_rs.InvalidInputError("first\nsecond\n   third")
+
+    monkeypatch.setattr(spice_rs, "GradientStore", fail)
+    assert run("info", "store") == 2
+    assert capsys.readouterr().err == "spice-rs: first second third\n"
+
+
+def test_a_command_leaves_the_callers_warnings_as_they_were(pool):
+    before = warnings.showwarning
+    assert run("info", pool / "store") == 0
+    assert warnings.showwarning is before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -25,17 +26,19 @@ EXIT_BROKEN_PIPE = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("always", SpiceWarning)
     try:
-        options = vars(_parser(arguments[:1]).parse_args(arguments))
-        command: Callable[..., None] = options.pop("run")
-        command(**options)
-    except (SpiceError, OSError) as error:
-        print(f"spice-rs: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except ModuleNotFoundError as error:
-        print(f"spice-rs: {error}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", SpiceWarning)
+            options = vars(_parser(arguments[:1]).parse_args(arguments))
+            command: Callable[..., None] = options.pop("run")
+            command(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
+        return EXIT_BROKEN_PIPE
+    except (SpiceError, OSError, ModuleNotFoundError) as error:
+        print(f"spice-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("spice-rs: interrupted; what was committed to the store is kept", file=sys.stderr)
