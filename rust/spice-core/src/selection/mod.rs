@@ -1,16 +1,19 @@
 //! Greedy selection of the rows with the most Fisher information and the least conflict.
 //!
 //! At every pick the row with the largest score Δ_x(S) − λ·conflict_x(S) joins the selected set S;
-//! equal scores go to the lowest dataset index. `objective` knows the mathematics of Δ,
-//! `conflict` that of the penalty, `greedy` what a pick changes; `eager` and `lazy` know only
-//! how to find the best row, and find the same one, bit for bit. The method is that of *SPICE:
+//! equal scores go to the lowest dataset index. `full` is the paper's objective and its search;
+//! `objective` knows the released code's readings of Δ, for which `eager` and `lazy` find the best row;
+//! `conflict` knows the penalty and `run` what a pick changes. An eager and a lazy search find the same
+//! rows, bit for bit. The method is that of *SPICE:
 //! Submodular Penalized Information-Conflict Selection*, arXiv 2601.23155.
 
 mod conflict;
 mod eager;
+mod full;
 mod greedy;
 mod lazy;
 mod objective;
+mod run;
 mod survey;
 mod top_k;
 
@@ -20,7 +23,8 @@ use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, add_outer_products};
 use crate::monitor::Monitor;
 use greedy::Greedy;
-use objective::{DiagonalFisher, FixedGain, FullFisher, Objective};
+use objective::{DiagonalFisher, FixedGain, Objective};
+use run::Run;
 pub use survey::Survey;
 
 /// Which reading of the Fisher information Δ is computed with.
@@ -269,35 +273,36 @@ fn run(
     let (kernels, alpha, dim) = (survey.kernels(), settings.alpha, survey.dim());
     if settings.method == Method::TopK {
         let factor = if settings.fisher == Fisher::Scalar { 1.0 / (1.0 + alpha) } else { 1.0 };
-        let greedy = Greedy::new(survey, settings, 0.0, FixedGain { factor }, monitor);
-        return top_k::search(greedy, rows, budget);
+        let run = Run::new(survey, settings, 0.0, monitor);
+        return top_k::search(Greedy::new(run, FixedGain { factor }), rows, budget);
     }
+    let run = Run::new(survey, settings, settings.conflict_penalty, monitor);
+    let search = settings.search;
     match settings.fisher {
         Fisher::Full => {
-            let objective = FullFisher::new(kernels, alpha, dim, rows.len(), monitor);
-            search(survey, settings, objective, rows, budget, monitor)
+            let strategy = full::Strategy {
+                exhaustive: search == Search::Eager,
+                capacity: None,
+                angles: search != Search::Eager,
+            };
+            full::search(run, rows, budget, strategy)
         }
         Fisher::Diagonal => {
-            let objective = DiagonalFisher::new(kernels, alpha, dim);
-            search(survey, settings, objective, rows, budget, monitor)
+            one_by_one(Greedy::new(run, DiagonalFisher::new(kernels, alpha, dim)), search, rows, budget)
         }
         Fisher::Scalar => {
-            let objective = FixedGain { factor: 1.0 / (1.0 + alpha) };
-            search(survey, settings, objective, rows, budget, monitor)
+            one_by_one(Greedy::new(run, FixedGain { factor: 1.0 / (1.0 + alpha) }), search, rows, budget)
         }
     }
 }
 
-fn search<O: Objective>(
-    survey: &Survey<'_>,
-    settings: &Settings,
-    objective: O,
+fn one_by_one<O: Objective>(
+    greedy: Greedy<'_, O>,
+    search: Search,
     rows: Vec<usize>,
     budget: usize,
-    monitor: &Monitor,
 ) -> Result<(Vec<Pick>, StopReason)> {
-    let greedy = Greedy::new(survey, settings, settings.conflict_penalty, objective, monitor);
-    match settings.search {
+    match search {
         Search::Eager => eager::search(greedy, rows, budget),
         Search::Lazy => lazy::search(greedy, rows, budget),
     }
