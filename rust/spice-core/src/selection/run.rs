@@ -114,6 +114,15 @@ impl<'a> Run<'a> {
         self.picks.push(pick);
     }
 
+    /// How much the score fell from one pick to the next, on average over the latest `picks` picks.
+    pub(super) fn decline(&self, picks: usize) -> f64 {
+        let latest = &self.picks[self.picks.len().saturating_sub(picks)..];
+        match latest {
+            [first, .., last] => (first.score - last.score) / (latest.len() - 1) as f64,
+            _ => 0.0,
+        }
+    }
+
     pub(super) fn picks(&self) -> usize {
         self.picks.len()
     }

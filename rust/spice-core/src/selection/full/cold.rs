@@ -205,15 +205,16 @@ impl Cold {
         run.gain(largest * (1.0 + slack))
     }
 
-    /// The bound that `count` waiting rows reach (all of them, if there are fewer).
-    pub(super) fn gain_of_rank(&self, count: usize, slack: f64, run: &Run<'_>) -> f64 {
+    /// The largest bound of Δ, and the one that `count` waiting rows reach (or all, if they are fewer).
+    pub(super) fn gains_of_rank(&self, count: usize, slack: f64, run: &Run<'_>) -> (f64, f64) {
         let mut values: Vec<f64> = self.values.iter().copied().filter(|&value| value >= 0.0).collect();
-        let rank = count.min(values.len()).saturating_sub(1);
         if values.is_empty() {
-            return 0.0;
+            return (0.0, 0.0);
         }
-        let (_, value, _) = values.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
-        run.gain(*value * (1.0 + slack))
+        let rank = count.min(values.len()) - 1;
+        let (larger, &mut value, _) = values.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
+        let top = larger.iter().copied().fold(value, f64::max);
+        (run.gain(top * (1.0 + slack)), run.gain(value * (1.0 + slack)))
     }
 
     /// The epoch is over.

@@ -84,8 +84,8 @@ struct Search<'a> {
     /// No cold row has a larger Δ.
     cold_gain: f64,
     period: Option<Period>,
-    /// What a pick costs in score, lately.
-    decline: f64,
+    /// How far the mean turns in one period, by the latest ones, in radians.
+    turning: f64,
     /// Unit mean that the hot rows' angles are measured from.
     reference: Option<Vec<f64>>,
     /// The present unit mean; kept only if there is a penalty.
@@ -97,8 +97,6 @@ struct Search<'a> {
 /// What holds since the period began.
 struct Period {
     first_pick: usize,
-    first_score: f64,
-    last_score: f64,
     /// The unit mean at its start, how far it may turn, and the least ‖m‖ that was counted on.
     mean: Option<Vec<f64>>,
     allowance: f64,
@@ -128,7 +126,7 @@ impl<'a> Search<'a> {
             read: 0,
             cold_gain: 0.0,
             period: None,
-            decline: 0.0,
+            turning: 0.0,
             reference: None,
             present: None,
             conflicts: 0,
@@ -161,9 +159,6 @@ impl<'a> Search<'a> {
             let read = std::mem::take(&mut self.read);
             if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
                 return Ok(stop);
-            }
-            if let Some(period) = &mut self.period {
-                period.last_score = found.best.score;
             }
             self.push(found.best.slot)?;
         }
@@ -350,15 +345,15 @@ impl<'a> Search<'a> {
         self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
         self.directions.extend(&self.epoch);
         self.floor = f64::NEG_INFINITY;
-        if let Some(period) = &self.period {
-            let made = picks - period.first_pick;
-            if made > 1 {
-                let latest = (period.first_score - period.last_score) / made as f64;
-                self.decline = latest.max(0.5 * self.decline);
-            }
+        // A walk at random: it turns with the root of the number of picks.
+        if let Some(period) = &self.period
+            && let (Some(before), Some(present)) = (&period.mean, &self.present)
+        {
+            let made = (picks - period.first_pick).max(1) as f64;
+            let turned = angle(before, present) * (PERIOD as f64 / made).sqrt();
+            self.turning = turned.max(0.7 * self.turning);
         }
-        // The mean turns by less than 1/t a pick; half of that is counted on.
-        let allowance = 0.5 * PERIOD as f64 / (picks + 1) as f64;
+        let allowance = 1.5 * self.turning;
         let mean_norm = 0.5 * self.run.mean.norm();
         let mut turns = Vec::new();
         let mut mean = None;
@@ -371,40 +366,42 @@ impl<'a> Search<'a> {
 
         let slack = self.epoch.slack();
         let best = self.best()?.map(|found| found.best);
-        let level = match best {
-            Some(best) => best.gain,
-            None => self.cold.gain_of_rank(FIRST, slack, &self.run),
+        let (mut step, mut cutoff) = match best {
+            Some(best) => {
+                let step = (self.run.decline(PERIOD) * PERIOD as f64).max(1e-6 * best.gain);
+                (step.max(f64::MIN_POSITIVE), best.score - step)
+            }
+            None => {
+                let (top, level) = self.cold.gains_of_rank(FIRST, slack, &self.run);
+                ((top - level).max(1e-6 * top).max(f64::MIN_POSITIVE), level * (1.0 - 1e-12))
+            }
         };
-        let mut step = (self.decline * PERIOD as f64).max(1e-6 * level).max(f64::MIN_POSITIVE);
-        let mut cutoff = best.map_or(level * (1.0 - 1e-12), |best| best.score - step);
         self.evict(cutoff - 2.0 * step, picks, slack);
         let mut capacity = self.capacity;
-        let first_score = loop {
+        loop {
             let bar = Bar { score: cutoff, turns: &turns, mean_norm };
             cutoff = self.fill(bar, step, capacity, slack)?;
             let best = self.best()?.map(|found| found.best);
             if self.cold.waiting == 0 {
                 cutoff = f64::NEG_INFINITY;
-                break best.map_or(0.0, |best| best.score);
+                break;
             }
             match best {
-                Some(best) if best.score > cutoff => break best.score,
+                Some(best) if best.score > cutoff => break,
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
-                    let level = self.cold.gain_of_rank(FIRST, slack, &self.run);
+                    let (_, level) = self.cold.gains_of_rank(FIRST, slack, &self.run);
                     cutoff = level.min(cutoff - step);
                 }
             }
             step *= 2.0;
             capacity += capacity / 2;
-        };
+        }
         self.cutoff = cutoff;
         self.floor = if cutoff > 0.0 { self.run.value(cutoff) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
         self.cold_gain = self.cold.largest_gain(slack, &self.run);
         self.period = Some(Period {
             first_pick: picks,
-            first_score,
-            last_score: first_score,
             mean,
             allowance,
             mean_norm,
