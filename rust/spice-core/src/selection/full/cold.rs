@@ -46,12 +46,21 @@ pub(super) struct Cold {
 /// What a row must reach to be worth more work.
 #[derive(Clone, Copy)]
 pub(super) struct Bar<'a> {
-    /// Smallest score of interest.
-    pub(super) score: f64,
+    /// exp(score) − 1 of the smallest score of interest.
+    pub(super) reach: f64,
+    /// How far a computed q may be off.
+    pub(super) slack: f64,
     /// How far the mean has turned, and may still turn, since each of the means; empty if unknown.
     pub(super) turns: &'a [Turn],
     /// Smallest ‖m‖ that the mean may take.
     pub(super) mean_norm: f64,
+}
+
+impl Bar<'_> {
+    /// Bounds of q below this one are below the bar whatever the conflict; not negative.
+    fn least_value(&self, run: &Run<'_>) -> f64 {
+        (self.reach / run.alpha / (1.0 + self.slack) * (1.0 - 1e-12)).max(0.0)
+    }
 }
 
 /// A row on its way through a refresh.
@@ -142,21 +151,25 @@ impl Cold {
         self.means.iter().map(|mean| Turn::between(mean, present, more)).collect()
     }
 
-    /// Whether the row is up to date after `picks` picks, and its angle measured from the latest mean.
-    pub(super) fn is_fresh(&self, name: usize, picks: usize) -> (bool, bool) {
-        let angle = usize::from(self.mean[name]) + 1 == self.means.len();
-        (self.seen[name] as usize == picks, angle)
+    /// Whether the row's bound is up to date after `picks` picks.
+    pub(super) fn is_fresh(&self, name: usize, picks: usize) -> bool {
+        self.seen[name] as usize == picks
     }
 
-    /// Upper bound of the score that the row can have while `bar` holds.
-    pub(super) fn score(&self, name: usize, slack: f64, bar: Bar<'_>, run: &Run<'_>) -> f64 {
-        let gain = run.gain(self.values[name] * (1.0 + slack));
+    /// Upper bound of exp(score) − 1 while `bar` holds: the order of scores, mostly without a logarithm.
+    pub(super) fn reach(&self, name: usize, bar: Bar<'_>, run: &Run<'_>) -> f64 {
+        let odds = run.alpha * self.values[name] * (1.0 + bar.slack);
         let mean = self.mean[name];
         if mean == UNKNOWN || bar.turns.is_empty() || self.cosines[name] >= 0.0 {
-            return gain;
+            return odds;
         }
         let against = -bar.turns[usize::from(mean)].cosine(f64::from(self.cosines[name]));
-        gain - run.penalty * run.mean.least_conflict(against, self.norm_sq(name, run), bar.mean_norm)
+        if against <= 0.0 {
+            return odds;
+        }
+        let conflict = run.mean.least_conflict(against, self.norm_sq(name, run), bar.mean_norm);
+        let penalty = -run.penalty * conflict;
+        odds * penalty.exp() + penalty.exp_m1()
     }
 
     fn norm_sq(&self, name: usize, run: &Run<'_>) -> f64 {
@@ -168,18 +181,15 @@ impl Cold {
         run.gain(self.values[name] * (1.0 + slack))
     }
 
-    /// The names of all waiting rows whose score may exceed `bar.score`, in the order of rows.
-    pub(super) fn above(&self, slack: f64, bar: Bar<'_>, run: &Run<'_>) -> Vec<usize> {
-        // Most rows fail by Δ alone, and that shows without a logarithm.
-        let least = if bar.score > 0.0 { run.value(bar.score) / (1.0 + slack) * (1.0 - 1e-12) } else { 0.0 };
-        let chunks = self.values.par_chunks(1 << 14).enumerate();
-        let found: Vec<Vec<usize>> = chunks
+    /// All waiting rows that reach above the bar, with what they reach, in the order of rows.
+    pub(super) fn above(&self, bar: Bar<'_>, run: &Run<'_>) -> Vec<(f64, usize)> {
+        let least = bar.least_value(run);
+        let chunks = self.values.par_chunks(1 << 12).enumerate();
+        let found: Vec<Vec<(f64, usize)>> = chunks
             .map(|(chunk, values)| {
-                let names = (chunk << 14..).zip(values).filter(|&(_, &value)| value >= least);
-                names
-                    .map(|(name, _)| name)
-                    .filter(|&name| self.score(name, slack, bar, run) > bar.score)
-                    .collect()
+                let names = (chunk << 12..).zip(values).filter(|&(_, &value)| value >= least);
+                let reaches = names.map(|(name, _)| (self.reach(name, bar, run), name));
+                reaches.filter(|&(reach, _)| reach > bar.reach).collect()
             })
             .collect();
         found.concat()
@@ -223,19 +233,18 @@ impl Cold {
     }
 
     /// Brings rows up to date as far as `bar` asks for: afterwards each is either up to date or its bound of
-    /// Δ is at most `bar.score`. Returns the number of products with directions, for the statistics.
+    /// Δ is below the bar.
     ///
     /// # Errors
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(
         &mut self,
         names: &mut [usize],
-        bar: f64,
+        bar: Bar<'_>,
         directions: &Directions,
         epoch: &Epoch<'_>,
         run: &Run<'_>,
     ) -> Result<()> {
-        let slack = epoch.slack();
         let epoch_start = directions.end() - epoch.picks();
         let limit = run.survey.dim() / 2;
         // Rows of one age together, each age in the order of the file.
@@ -253,7 +262,7 @@ impl Cold {
         if names.first().is_some_and(|&name| from_factor(self.seen[name])) {
             self.narrow_inverse(epoch, run);
         }
-        let least = if bar > 0.0 { run.value(bar) / (1.0 + slack) * (1.0 - 1e-12) } else { -1.0 };
+        let least = bar.least_value(run);
         let this = &*self;
         let moved = names
             .par_chunks(CHUNK)

@@ -379,8 +379,11 @@ impl<'a> Search<'a> {
         self.evict(cutoff - 2.0 * step, picks, slack);
         let mut capacity = self.capacity;
         loop {
-            let bar = Bar { score: cutoff, turns: &turns, mean_norm };
-            cutoff = self.fill(bar, step, capacity, slack)?;
+            let bar = Bar { reach: cutoff.exp_m1(), slack, turns: &turns, mean_norm };
+            let raised = self.fill(bar, step, capacity)?;
+            if raised > bar.reach {
+                cutoff = raised.ln_1p() + 1e-12 * raised.ln_1p().abs();
+            }
             let best = self.best()?.map(|found| found.best);
             if self.cold.waiting == 0 {
                 cutoff = f64::NEG_INFINITY;
@@ -426,18 +429,12 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Makes hot what may score above the bar, best bounds first; returns the score that no cold row is
-    /// above any more: that of the bar, or a higher one if there were too many rows above it.
-    fn fill(&mut self, bar: Bar<'_>, step: f64, capacity: usize, slack: f64) -> Result<f64> {
+    /// Makes hot what may reach above the bar, the highest first; returns what no cold row reaches above any
+    /// more: the bar, or something higher if there were too many rows above it.
+    fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
         let picks = self.run.picks();
-        let mut bar = bar;
-        let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
-        let mut waiting: Vec<(f64, usize)> = self
-            .cold
-            .above(slack, bar, &self.run)
-            .into_iter()
-            .map(|name| (self.cold.score(name, slack, bar, &self.run), name))
-            .collect();
+        let mut leader = self.best()?.map_or(-1.0, |found| found.best.score.exp_m1());
+        let mut waiting = self.cold.above(bar, &self.run);
         let mut staying: Vec<(f64, usize)> = Vec::new();
         while !waiting.is_empty() {
             let count = waiting.len().min(BATCH);
@@ -446,16 +443,16 @@ impl<'a> Search<'a> {
             }
             let batch: Vec<usize> = waiting.drain(..count).map(|(_, name)| name).collect();
             let mut stale: Vec<usize> =
-                batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks).0).collect();
+                batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
             self.read += stale.len() as u64;
-            self.cold.refresh(&mut stale, bar.score, &self.directions, &self.epoch, &self.run)?;
+            self.cold.refresh(&mut stale, bar, &self.directions, &self.epoch, &self.run)?;
             if !bar.turns.is_empty() {
                 let unmeasured: Vec<usize> = batch
                     .iter()
                     .copied()
                     .filter(|&name| {
-                        !self.cold.is_fresh(name, picks).1
-                            && self.cold.score(name, slack, bar, &self.run) > bar.score
+                        self.cold.latest_cosine(name).is_none()
+                            && self.cold.reach(name, bar, &self.run) > bar.reach
                     })
                     .collect();
                 let rows: Vec<usize> = unmeasured.iter().map(|&name| self.cold.row(name)).collect();
@@ -464,27 +461,27 @@ impl<'a> Search<'a> {
                 }
             }
             for name in batch {
-                let score = self.cold.score(name, slack, bar, &self.run);
-                if score > bar.score {
-                    staying.push((score, name));
-                    leader = leader.max(score);
+                let reach = self.cold.reach(name, bar, &self.run);
+                if reach > bar.reach {
+                    staying.push((reach, name));
+                    leader = leader.max(reach);
                 }
             }
-            bar.score = bar.score.max(leader - step);
-            waiting.retain(|&(score, _)| score > bar.score);
+            bar.reach = bar.reach.max((leader.ln_1p() - step).exp_m1());
+            waiting.retain(|&(reach, _)| reach > bar.reach);
         }
-        staying.retain(|&(score, _)| score > bar.score);
+        staying.retain(|&(reach, _)| reach > bar.reach);
         if self.hot.len() + staying.len() > capacity {
-            self.evict(bar.score, picks, slack);
+            self.evict(bar.reach.ln_1p(), picks, bar.slack);
         }
         let room = capacity.saturating_sub(self.hot.len()).max(1);
         if staying.len() > room {
             staying.select_nth_unstable_by(room, |a, b| b.0.total_cmp(&a.0));
-            bar.score = staying[room].0;
+            bar.reach = staying[room].0;
             staying.truncate(room);
         }
         self.promote(staying.into_iter().map(|(_, name)| name))?;
-        Ok(bar.score)
+        Ok(bar.reach)
     }
 }
 
