@@ -20,7 +20,7 @@ const CHUNK: usize = 128;
 /// Directions of a block: a row is looked at again after each.
 const BLOCK: usize = 64;
 /// Rows of X that are applied together.
-const BAND: usize = 256;
+const BAND: usize = 128;
 /// Means that angles may be measured from at one time.
 const MEANS: usize = 64;
 /// Stands for no mean: the row's angle is not known.
@@ -239,44 +239,55 @@ impl Cold {
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(
         &mut self,
-        names: &mut [usize],
+        names: &[usize],
         bar: Bar<'_>,
         directions: &Directions,
         epoch: &Epoch<'_>,
         run: &Run<'_>,
     ) -> Result<()> {
         let epoch_start = directions.end() - epoch.picks();
-        let limit = run.survey.dim() / 2;
+        let least = bar.least_value(run);
+        // Which way is shorter: through the directions until the bound has fallen far enough, at the rate at
+        // which it has fallen so far, or from the factor, at the price of d/2 directions?
+        let dim = run.survey.dim() as f64;
+        let from_factor = |name: usize| {
+            let (seen, norm_sq) = (self.seen[name] as usize, self.norm_sq(name, run));
+            if epoch.inverse().is_none() || seen >= epoch_start || norm_sq == 0.0 {
+                return false;
+            }
+            let ratio = self.values[name] / norm_sq;
+            let rate = ((1.0 - ratio) / seen.max(1) as f64).max(0.5 / dim);
+            let needed = (ratio - least / norm_sq) / rate;
+            seen < directions.first() || needed.min((directions.end() - seen) as f64) > 0.5 * dim
+        };
         // Rows of one age together, each age in the order of the file.
-        let from_factor = |seen: u32| {
-            let seen = seen as usize;
-            epoch.inverse().is_some()
-                && seen < epoch_start
-                && (seen < directions.first() || directions.end() - seen > limit)
-        };
-        let age = |name: usize| {
-            let seen = self.seen[name];
-            if from_factor(seen) { (0, 0) } else { (1, seen) }
-        };
-        names.sort_unstable_by_key(|&name| (age(name), name));
-        if names.first().is_some_and(|&name| from_factor(self.seen[name])) {
+        let mut ages: Vec<(bool, u32, usize)> =
+            names.iter().map(|&name| (!from_factor(name), self.seen[name], name)).collect();
+        ages.sort_unstable();
+        let stale = ages.partition_point(|&(younger, ..)| !younger);
+        if stale > 0 {
+            ages[..stale].sort_unstable_by_key(|&(.., name)| name);
             self.narrow_inverse(epoch, run);
         }
-        let least = bar.least_value(run);
         let this = &*self;
-        let moved = names
+        let (stale, younger) = ages.split_at(stale);
+        let moved = stale
             .par_chunks(CHUNK)
-            .map_init(Vec::new, |cells, names| {
+            .chain(younger.par_chunks(CHUNK))
+            .map_init(Vec::new, |cells, ages| {
                 run.check()?;
-                let mut moving = Vec::with_capacity(names.len());
-                cells.resize(names.len() * run.survey.dim(), 0.0);
-                for (&name, cells) in names.iter().zip(cells.chunks_exact_mut(run.survey.dim())) {
+                let mut moving = Vec::with_capacity(ages.len());
+                cells.resize(ages.len() * run.survey.dim(), 0.0);
+                for (&(.., name), cells) in ages.iter().zip(cells.chunks_exact_mut(run.survey.dim())) {
                     run.survey.load_unit(this.rows[name], cells);
                     let norm_sq = this.norm_sq(name, run);
                     let ratio = if norm_sq > 0.0 { this.values[name] / norm_sq } else { 0.0 };
                     moving.push(Moving { name, ratio, seen: this.seen[name] as usize });
                 }
-                this.advance(moving, cells, from_factor, least, directions, epoch_start, run)
+                if !ages[0].0 {
+                    this.whiten(&mut moving, cells, epoch_start);
+                }
+                this.advance(moving, cells, least, directions, run)
             })
             .collect::<Result<Vec<_>>>()?;
         for row in moved.into_iter().flatten() {
@@ -287,29 +298,15 @@ impl Cold {
     }
 
     /// Moves the rows of a chunk, oldest first; `cells` holds them as unit rows.
-    #[expect(clippy::too_many_arguments, reason = "the state of a refresh")]
     fn advance(
         &self,
         mut moving: Vec<Moving>,
         cells: &mut [f32],
-        from_factor: impl Fn(u32) -> bool,
         least: f64,
         directions: &Directions,
-        epoch_start: usize,
         run: &Run<'_>,
     ) -> Result<Vec<Moving>> {
         let dim = run.survey.dim();
-        let stale = moving.partition_point(|row| from_factor(row.seen as u32));
-        if stale > 0 {
-            self.whiten(&mut moving[..stale], &cells[..stale * dim], epoch_start);
-            // The others are younger than the epoch, or older: in order again.
-            let mut order: Vec<usize> = (0..moving.len()).collect();
-            order.sort_by_key(|&i| moving[i].seen);
-            let sorted: Vec<f32> =
-                order.iter().flat_map(|&i| cells[i * dim..][..dim].iter().copied()).collect();
-            cells.copy_from_slice(&sorted);
-            moving.sort_by_key(|row| row.seen);
-        }
         let mut done = Vec::with_capacity(moving.len());
         let mut products = vec![0.0_f32; moving.len() * BLOCK];
         let end = directions.end();

@@ -176,7 +176,7 @@ impl<'a> Search<'a> {
         }
         if self.cold.waiting > 0 {
             self.directions.extend(&self.epoch);
-            self.directions.restart(self.run.survey.dim() / 2);
+            self.directions.restart(2 * self.run.survey.dim());
         }
         self.epoch.restart()?;
         self.cold.restart();
@@ -442,10 +442,10 @@ impl<'a> Search<'a> {
                 waiting.select_nth_unstable_by(count - 1, |a, b| b.0.total_cmp(&a.0));
             }
             let batch: Vec<usize> = waiting.drain(..count).map(|(_, name)| name).collect();
-            let mut stale: Vec<usize> =
+            let stale: Vec<usize> =
                 batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
             self.read += stale.len() as u64;
-            self.cold.refresh(&mut stale, bar, &self.directions, &self.epoch, &self.run)?;
+            self.cold.refresh(&stale, bar, &self.directions, &self.epoch, &self.run)?;
             if !bar.turns.is_empty() {
                 let unmeasured: Vec<usize> = batch
                     .iter()
