@@ -253,6 +253,24 @@ impl Cholesky {
         }
     }
 
+    /// [`Cholesky::solve_lower`] of many right-hand sides, in faer's order of operations.
+    pub fn solve_lower_blocked(&self, right_hand_sides: &mut [f64]) {
+        let count = right_hand_sides.len() / self.dim;
+        let factor = MatRef::from_row_major_slice(&self.cells, self.dim, self.dim);
+        let target = MatMut::from_column_major_slice_mut(right_hand_sides, self.dim, count);
+        solve_lower_triangular_in_place(factor, target, Par::Seq);
+    }
+
+    /// `log det` of every leading minor of `L Lᵀ`, the smallest first.
+    pub fn log_dets(&self) -> Vec<f64> {
+        let mut sum = 0.0;
+        let mut add = |i: usize| {
+            sum += self.cells[i * self.dim + i].ln();
+            2.0 * sum
+        };
+        (0..self.dim).map(&mut add).collect()
+    }
+
     /// `log det(L Lᵀ)`.
     pub fn log_det(&self) -> f64 {
         2.0 * (0..self.dim).map(|i| self.cells[i * self.dim + i].ln()).sum::<f64>()

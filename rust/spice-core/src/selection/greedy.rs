@@ -1,10 +1,12 @@
 //! The state of a greedy run, and the one place where rows are scored and picks accepted.
 
+use std::collections::HashSet;
+
 use super::conflict::SelectedMean;
 use super::objective::{Marginal, Objective};
 use super::survey::Survey;
-use super::{Pick, Settings, StopReason};
-use crate::error::Result;
+use super::{Pick, RESUME_REMEDY, Settings, StopReason};
+use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::monitor::Monitor;
 
@@ -160,20 +162,62 @@ impl<'a, O: Objective> Greedy<'a, O> {
         }
         let mut cells = vec![0.0; self.survey.dim()];
         self.survey.load(best.row, &mut cells);
-        self.picks.push(Pick {
+        let pick = Pick {
             row: best.row,
             index: best.index,
             gain: best.gain,
-            base: (self.alpha * self.survey.norm_sq()[best.row]).ln_1p(),
+            base: self.base(best.row),
             conflict: self.conflict(best.row, &cells),
             score: best.score,
             overruled: leader.largest_gain > best.gain,
             rows_read,
-        });
-        self.objective.push(&cells, best.value)?;
-        self.mean.push(self.kernels, &cells);
-        self.monitor.add_pick(best.gain, rows_read);
+        };
+        // First of all: a time limit that passes while the pick is worked in must not lose it.
+        self.monitor.accept(pick);
+        self.add(pick, &cells, best.value)?;
         Ok(None)
+    }
+
+    /// Takes the picks that an earlier run has `made` and drops them from `rows`, the candidates.
+    ///
+    /// Nothing is searched: a row's value is a function of the row and the picks before it.
+    pub(super) fn replay(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
+        let mut scratch = Scratch::default();
+        let mut cells = vec![0.0; self.survey.dim()];
+        let mut taken = HashSet::new();
+        for pick in made {
+            self.check()?;
+            let mut marginal = [self.start(pick.row)];
+            self.score(&[pick.row], &mut marginal, 0, &mut scratch, |_| ());
+            let value = marginal[0].value;
+            // Digits beyond these may differ between processors.
+            let difference = (self.gain(value) - pick.gain).abs();
+            if difference.is_nan() || difference > 1e-6 * self.base(pick.row) {
+                return Err(Error::invalid(
+                    format!("gain of row {} in the picks to resume from", pick.index),
+                    pick.gain,
+                    self.gain(value),
+                    RESUME_REMEDY,
+                ));
+            }
+            self.survey.load(pick.row, &mut cells);
+            self.add(*pick, &cells, value)?;
+            taken.insert(pick.row);
+        }
+        rows.retain(|row| !taken.contains(row));
+        Ok(())
+    }
+
+    fn add(&mut self, pick: Pick, cells: &[f64], value: f64) -> Result<()> {
+        self.picks.push(pick);
+        self.objective.push(cells, value)?;
+        self.mean.push(self.kernels, cells);
+        Ok(())
+    }
+
+    /// log(1 + α‖g‖²).
+    fn base(&self, row: usize) -> f64 {
+        (self.alpha * self.survey.norm_sq()[row]).ln_1p()
     }
 
     fn conflict(&self, row: usize, cells: &[f64]) -> f64 {

@@ -16,7 +16,7 @@ pub(super) fn search<O: Objective>(
         descending.then_with(|| greedy.index(a).cmp(&greedy.index(b)))
     });
     let mut scratch = Scratch::default();
-    for &row in &rows[..budget] {
+    for &row in rows.iter().take(budget - greedy.picks()) {
         greedy.check()?;
         let mut leader = Leader::default();
         let mut consider = |candidate: Candidate| leader.consider(&candidate);
