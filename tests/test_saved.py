@@ -207,9 +207,9 @@ def test_every_cut_and_every_flipped_bit_is_found(saved, tmp_path):
         (b'"shape":[25],"data_offsets":[0,200]', b'"shape":[-1],"data_offsets":[0,200]', "indices: found"),
         (b'"dtype":"I64"', b'"dtype":"U64"', "header: found other tensors"),
         (b'"base"', b'"bose"', "header: found other tensors"),
-        (b'\\"stop_reason\\": \\"budget\\"', b'\\"stop_reason\\":        null', "stop_reason: found None"),
+        (b'\\"stop_reason\\": \\"budget\\"', b'\\"stop_reason\\":       null', "stop_reason: found None"),
         (b'\\"rows\\": 60', b'\\"rows\\": 20', "indices: found 25 rows of 20"),
-        (b'\\"rows\\": 60', b'\\"rows\\": ""', "run: found"),
+        (b'\\"rows\\": 60', b'\\"rows\\": []', "run: found"),
         (b'\\"k\\": 25', b'\\"q\\": 25', "run: found"),
         (b'"run":"{', b'"run":"[', "run: found"),
     ],
@@ -246,7 +246,7 @@ def test_numbers_that_no_run_has_are_refused(name, value, says, saved, tmp_path)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_no_bytes_do_anything_but_load_or_raise_a_store_error(data, saved, tmp_path):
     _, contents = saved
     file = tmp_path / "sel"
