@@ -195,8 +195,7 @@ pub fn resume(
             // Whatever the limit cut short was no pick yet.
             Err(Error::TimeLimit) => {
                 let picks = monitor.log();
-                let stop =
-                    if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
+                let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
                 (picks, stop)
             }
             result => result?,
