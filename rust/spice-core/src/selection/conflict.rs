@@ -38,6 +38,29 @@ impl SelectedMean {
         self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
     }
 
+    /// The mean as a unit vector; `None` while it is zero.
+    pub(super) fn direction(&self) -> Option<Vec<f64>> {
+        let norm = self.norm * self.count;
+        (norm > 0.0 && norm.is_finite()).then(|| self.sum.iter().map(|cell| cell / norm).collect())
+    }
+
+    /// ‖m‖.
+    pub(super) const fn norm(&self) -> f64 {
+        self.norm
+    }
+
+    /// ⟨g, m⟩/(‖g‖‖m‖), to some thirteen digits; 0 where it is not defined.
+    pub(super) fn cosine(&self, kernels: Kernels, row: &[f64], norm_sq: f64) -> f64 {
+        let norms = norm_sq.sqrt() * self.norm;
+        if norms > 0.0 { kernels.dot(row, &self.sum) / self.count / norms } else { 0.0 }
+    }
+
+    /// The least conflict of a row whose cosine to the mean is at most `−against`, while ‖m‖ ≥ `mean_norm`.
+    pub(super) fn least_conflict(&self, against: f64, norm_sq: f64, mean_norm: f64) -> f64 {
+        let norms = norm_sq.sqrt() * mean_norm;
+        (against - 1e-9).max(0.0) * (norms / (norms + ETA))
+    }
+
     /// `max(0, −⟨g, m⟩ / (‖g‖‖m‖ + η))`, in [0, 1]; 0 while nothing is selected.
     pub(super) fn conflict(&self, kernels: Kernels, row: &[f64], norm_sq: f64) -> f64 {
         if self.count == 0.0 {

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::greedy::{GROUP, Greedy, Leader, Scratch};
+use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
 use super::{Pick, StopReason};
 use crate::error::Result;
@@ -19,13 +19,13 @@ pub(super) fn search<O: Objective>(
     budget: usize,
 ) -> Result<(Vec<Pick>, StopReason)> {
     let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
-    while greedy.picks() < budget {
+    while greedy.run.picks() < budget {
         let leader = rows
             .par_chunks(TASK)
             .zip(marginals.par_chunks_mut(TASK))
             .enumerate()
-            .map_init(Scratch::default, |scratch, (task, (rows, marginals))| {
-                greedy.check()?;
+            .map_init(Vec::new, |scratch, (task, (rows, marginals))| {
+                greedy.run.check()?;
                 let mut leader = Leader::default();
                 let groups = rows.chunks(GROUP).zip(marginals.chunks_mut(GROUP));
                 for (group, (rows, marginals)) in groups.enumerate() {
@@ -37,12 +37,12 @@ pub(super) fn search<O: Objective>(
             })
             .try_reduce(Leader::default, |a, b| Ok(a.merge(b)))?;
         if let Some(stop) = greedy.accept(leader, rows.len() as u64)? {
-            return Ok(greedy.finish(stop));
+            return Ok(greedy.run.finish(stop));
         }
         if let Some(best) = leader.best {
             rows.swap_remove(best.slot);
             marginals.swap_remove(best.slot);
         }
     }
-    Ok(greedy.finish(StopReason::Budget))
+    Ok(greedy.run.finish(StopReason::Budget))
 }

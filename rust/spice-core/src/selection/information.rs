@@ -71,7 +71,7 @@ pub(super) fn log_dets(
         }
         add_outer_products(&mut matrix, dim, &solved, alpha);
         monitor.check()?;
-        solved.par_chunks_mut(64 * dim).for_each(|rows| base.solve_lower_blocked(rows));
+        solved.par_chunks_mut(64 * dim).for_each(|rows| base.solve_lower(rows));
         let mut small = identity(chunk.len());
         add_outer_products(&mut small, chunk.len(), &transposed(&solved, dim), alpha);
         let before = base.log_det();

@@ -5,7 +5,7 @@
 //! not: the conflict may shrink as the mean moves.) Rows wait in a heap by that bound. A step takes
 //! rows off the top in growing batches, scores them, and ends once the best score beats every bound
 //! that is left. Scores are computed by the same code as in the eager search and come out the same
-//! to the bit, and rounding is covered by [`Objective::slack`], so the picks are the same too.
+//! to the bit, so the picks are the same too.
 //!
 //! The row of the largest Δ is always among those read: rows left behind have Δ ≤ bound < best
 //! score ≤ Δ of the best. So `overruled` is exact as well.
@@ -15,7 +15,8 @@ use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
-use super::greedy::{Candidate, GROUP, Greedy, Leader, Scratch};
+use super::greedy::{GROUP, Greedy, Leader};
+use super::run::Candidate;
 use super::objective::{Marginal, Objective};
 use super::{Pick, StopReason};
 use crate::error::Result;
@@ -55,16 +56,17 @@ pub(super) fn search<O: Objective>(
 ) -> Result<(Vec<Pick>, StopReason)> {
     let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
     let waiting = |slot: usize, gain: f64, greedy: &Greedy<'_, O>| Waiting {
-        bound: greedy.bound(gain),
+        // A unit row's start is exactly 1, where its cells may give 1 and an ulp.
+        bound: gain * (1.0 + 1e-12),
         index: greedy.index(rows[slot]),
         slot,
     };
     let mut heap: BinaryHeap<Waiting> =
-        (0..rows.len()).map(|slot| waiting(slot, greedy.gain(marginals[slot].value), &greedy)).collect();
+        (0..rows.len()).map(|slot| waiting(slot, greedy.run.gain(marginals[slot].value), &greedy)).collect();
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
 
-    while greedy.picks() < budget {
+    while greedy.run.picks() < budget {
         let mut leader = Leader::default();
         let mut size = FIRST_BATCH;
         scored.clear();
@@ -80,12 +82,12 @@ pub(super) fn search<O: Objective>(
             if batch.is_empty() {
                 break;
             }
-            greedy.check()?;
+            greedy.run.check()?;
             let first = scored.len();
             scored.par_extend(
                 batch
                     .par_chunks_mut(GROUP)
-                    .map_init(Scratch::default, |scratch, group| score_group(&greedy, group, scratch))
+                    .map_init(Vec::new, |scratch, group| score_group(&greedy, group, scratch))
                     .flatten_iter(),
             );
             for (&(slot, _, marginal), candidate) in batch.iter().zip(&mut scored[first..]) {
@@ -96,19 +98,19 @@ pub(super) fn search<O: Objective>(
             size = (2 * size).min(LONGEST_BATCH);
         }
         if let Some(stop) = greedy.accept(leader, scored.len() as u64)? {
-            return Ok(greedy.finish(stop));
+            return Ok(greedy.run.finish(stop));
         }
         let picked = leader.best.map(|best| best.slot);
         let left = scored.iter().filter(|candidate| Some(candidate.slot) != picked);
         heap.extend(left.map(|candidate| waiting(candidate.slot, candidate.gain, &greedy)));
     }
-    Ok(greedy.finish(StopReason::Budget))
+    Ok(greedy.run.finish(StopReason::Budget))
 }
 
 fn score_group<O: Objective>(
     greedy: &Greedy<'_, O>,
     group: &mut [(usize, usize, Marginal)],
-    scratch: &mut Scratch,
+    scratch: &mut Vec<f64>,
 ) -> Vec<Candidate> {
     let rows: Vec<usize> = group.iter().map(|&(_, row, _)| row).collect();
     let mut marginals: Vec<Marginal> = group.iter().map(|&(_, _, marginal)| marginal).collect();

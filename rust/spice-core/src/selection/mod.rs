@@ -1,17 +1,20 @@
 //! Greedy selection of the rows with the most Fisher information and the least conflict.
 //!
 //! At every pick the row with the largest score Δ_x(S) − λ·conflict_x(S) joins the selected set S;
-//! equal scores go to the lowest dataset index. `objective` knows the mathematics of Δ,
-//! `conflict` that of the penalty, `greedy` what a pick changes; `eager` and `lazy` know only
-//! how to find the best row, and find the same one, bit for bit. The method is that of *SPICE:
+//! equal scores go to the lowest dataset index. `full` is the paper's objective and its search;
+//! `objective` knows the released code's readings of Δ, for which `eager` and `lazy` find the best row;
+//! `conflict` knows the penalty and `run` what a pick changes. An eager and a lazy search find the same
+//! rows, bit for bit. The method is that of *SPICE:
 //! Submodular Penalized Information-Conflict Selection*, arXiv 2601.23155.
 
 mod conflict;
 mod eager;
+mod full;
 mod greedy;
 mod information;
 mod lazy;
 mod objective;
+mod run;
 mod survey;
 mod top_k;
 
@@ -22,7 +25,8 @@ use crate::monitor::Monitor;
 use greedy::Greedy;
 pub use information::log_det;
 use information::log_dets;
-use objective::{DiagonalFisher, FixedGain, FullFisher, Objective};
+use objective::{DiagonalFisher, FixedGain, Objective};
+use run::Run;
 pub use survey::{Survey, fingerprint};
 
 /// Which reading of the Fisher information Δ is computed with.
@@ -339,38 +343,42 @@ fn run(
     let (kernels, alpha, dim) = (survey.kernels(), settings.alpha, survey.dim());
     if settings.method == Method::TopK {
         let factor = if settings.fisher == Fisher::Scalar { 1.0 / (1.0 + alpha) } else { 1.0 };
-        let mut greedy = Greedy::new(survey, settings, 0.0, FixedGain { factor }, monitor);
+        let run = Run::new(survey, settings, 0.0, monitor);
+        let mut greedy = Greedy::new(run, FixedGain { factor });
         greedy.replay(made, &mut rows)?;
         return top_k::search(greedy, rows, budget);
     }
+    let run = Run::new(survey, settings, settings.conflict_penalty, monitor);
+    let search = settings.search;
     match settings.fisher {
         Fisher::Full => {
-            let objective = FullFisher::new(kernels, alpha, dim, rows.len(), monitor);
-            search(survey, settings, objective, rows, budget, made, monitor)
+            let strategy = full::Strategy {
+                exhaustive: search == Search::Eager,
+                capacity: None,
+                angles: search != Search::Eager,
+            };
+            full::search(run, rows, budget, made, strategy)
         }
         Fisher::Diagonal => {
-            let objective = DiagonalFisher::new(kernels, alpha, dim);
-            search(survey, settings, objective, rows, budget, made, monitor)
+            let greedy = Greedy::new(run, DiagonalFisher::new(kernels, alpha, dim));
+            one_by_one(greedy, search, rows, budget, made)
         }
         Fisher::Scalar => {
-            let objective = FixedGain { factor: 1.0 / (1.0 + alpha) };
-            search(survey, settings, objective, rows, budget, made, monitor)
+            let greedy = Greedy::new(run, FixedGain { factor: 1.0 / (1.0 + alpha) });
+            one_by_one(greedy, search, rows, budget, made)
         }
     }
 }
 
-fn search<O: Objective>(
-    survey: &Survey<'_>,
-    settings: &Settings,
-    objective: O,
+fn one_by_one<O: Objective>(
+    mut greedy: Greedy<'_, O>,
+    search: Search,
     mut rows: Vec<usize>,
     budget: usize,
     made: &[Pick],
-    monitor: &Monitor,
 ) -> Result<(Vec<Pick>, StopReason)> {
-    let mut greedy = Greedy::new(survey, settings, settings.conflict_penalty, objective, monitor);
     greedy.replay(made, &mut rows)?;
-    match settings.search {
+    match search {
         Search::Eager => eager::search(greedy, rows, budget),
         Search::Lazy => lazy::search(greedy, rows, budget),
     }

@@ -88,6 +88,13 @@ impl<'a> Survey<'a> {
         self.pool.load(row, out);
     }
 
+    /// Writes row `row` divided by its norm to `out` (`dim` cells), in single precision; a zero row stays
+    /// zero.
+    pub(super) fn load_unit(&self, row: usize, out: &mut [f32]) {
+        let norm = self.norm_sq[row].sqrt();
+        self.pool.load_narrow(row, if norm > 0.0 { 1.0 / norm } else { 0.0 }, out);
+    }
+
     /// The dataset index of `row`.
     pub fn index(&self, row: usize) -> i64 {
         self.pool.index(row)

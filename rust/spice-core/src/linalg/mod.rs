@@ -1,0 +1,12 @@
+//! Linear algebra whose result depends on its operands alone.
+//!
+//! [`Kernels`] are ours: everything that decides a pick goes through them, in `f64` and in one fixed
+//! order of operations. Matrix products, factorisations and inverses are faer's, run on one thread
+//! over blocks of fixed size; blocks are what is spread over threads.
+
+mod cholesky;
+mod kernels;
+
+pub use cholesky::{Cholesky, add_outer_products};
+pub use kernels::Kernels;
+pub(crate) use kernels::{dot_twofold, two_sum};

@@ -1,0 +1,133 @@
+//! The picks as directions in the space of the rows: what brings a bound up to date.
+//!
+//! Pick j lowers every q by (g·w_j)² with w_j = √α M_{j−1}⁻¹g_j / √(1 + α q_j), a vector of norm below 1. A
+//! unit row ĝ against a block of directions is one matrix product in f32, and its error is bounded by
+//! e_j = γ‖w_j‖, so that max(0, |ĝ·w_j| − e_j)² can be taken off an upper bound of q/‖g‖² and it stays one.
+
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use super::epoch::Epoch;
+
+/// Columns that one task works on.
+const BAND: usize = 128;
+
+/// Cells of a product that are summed in one go in f32; sums of such are added in f32 again.
+pub(super) const DEPTH: usize = 512;
+
+/// Relative error of a dot product of `dim` cells in f32, taken in parts of [`DEPTH`]: with any order of
+/// additions inside a part at most (part + number of parts)·u, and some more for the rounding of the
+/// operands and of the unit row's scale.
+pub(super) fn product_error(dim: usize) -> f64 {
+    let operations = dim.min(DEPTH) + dim.div_ceil(DEPTH) + 12;
+    operations as f64 * f64::from(f32::EPSILON) / 2.0 * 1.01
+}
+
+/// Directions of the latest picks.
+pub(super) struct Directions {
+    dim: usize,
+    /// Picks before the first direction that is kept.
+    first: usize,
+    /// (t, d).
+    narrow: Vec<f32>,
+    /// e_j.
+    errors: Vec<f64>,
+    /// The directions of this epoch in f64, (t, d): later ones follow from them.
+    wide: Vec<f64>,
+}
+
+impl Directions {
+    pub(super) const fn new(dim: usize) -> Self {
+        Self { dim, first: 0, narrow: Vec::new(), errors: Vec::new(), wide: Vec::new() }
+    }
+
+    /// Picks before the first direction that is kept.
+    pub(super) const fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Picks up to the last direction that is known.
+    pub(super) fn end(&self) -> usize {
+        self.first + self.errors.len()
+    }
+
+    /// The directions of picks `from..to` as rows, and their errors.
+    pub(super) fn range(&self, from: usize, to: usize) -> (&[f32], &[f64]) {
+        let (from, to) = (from - self.first, to - self.first);
+        (&self.narrow[from * self.dim..to * self.dim], &self.errors[from..to])
+    }
+
+    /// Adds the directions of the epoch's picks that are still missing.
+    pub(super) fn extend(&mut self, epoch: &Epoch<'_>) {
+        let dim = self.dim;
+        let (known, picks) = (self.wide.len() / dim, epoch.picks());
+        let added = picks - known;
+        if added == 0 {
+            return;
+        }
+        // W = C⁻¹ Z: C holds the coordinates of the picks, Z = Y X their rows times M_start⁻¹.
+        let mut earlier = Mat::<f64>::zeros(added, known);
+        let mut triangle = Mat::<f64>::zeros(added, added);
+        for i in 0..added {
+            let (coordinates, length) = epoch.pick(known + i);
+            for (j, &coordinate) in coordinates.iter().enumerate() {
+                if j < known {
+                    earlier[(i, j)] = coordinate;
+                } else {
+                    triangle[(i, j - known)] = coordinate;
+                }
+            }
+            triangle[(i, i)] = 1.0 / length;
+        }
+        let rows = &epoch.whitened()[known * dim..];
+        let rows = MatRef::from_row_major_slice(rows, added, dim);
+        let wide = MatRef::from_row_major_slice(&self.wide, known, dim);
+        let starts: Vec<usize> = (0..dim).step_by(BAND).collect();
+        let bands: Vec<Vec<f64>> = starts
+            .into_par_iter()
+            .map(|start| {
+                let width = BAND.min(dim - start);
+                let mut band = vec![0.0; added * width];
+                let mut target = MatMut::from_column_major_slice_mut(&mut band, added, width);
+                match epoch.inverse() {
+                    None => target.copy_from(rows.subcols(start, width)),
+                    Some(inverse) => {
+                        let inverse = MatRef::from_row_major_slice(inverse, dim, dim);
+                        let below = inverse.submatrix(start, start, dim - start, width);
+                        let rows = rows.subcols(start, dim - start);
+                        matmul(target.as_mut(), Accum::Replace, rows, below, 1.0, Par::Seq);
+                    }
+                }
+                if known > 0 {
+                    let wide = wide.subcols(start, width);
+                    matmul(target.as_mut(), Accum::Add, earlier.as_ref(), wide, -1.0, Par::Seq);
+                }
+                solve_lower_triangular_in_place(triangle.as_ref(), target.as_mut(), Par::Seq);
+                band
+            })
+            .collect();
+        let gamma = product_error(dim) + epoch.slack();
+        self.wide.resize(picks * dim, 0.0);
+        for (i, row) in self.wide[known * dim..].chunks_exact_mut(dim).enumerate() {
+            for (band, cells) in bands.iter().zip(row.chunks_mut(BAND)) {
+                for (column, cell) in cells.iter_mut().enumerate() {
+                    *cell = band[column * added + i];
+                }
+            }
+            let norm = row.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
+            self.errors.push(gamma * norm + f64::from(f32::MIN_POSITIVE));
+            self.narrow.extend(row.iter().map(|&cell| cell as f32));
+        }
+    }
+
+    /// Ends the epoch, all of whose directions are known; keeps the latest `kept` directions.
+    pub(super) fn restart(&mut self, kept: usize) {
+        self.wide = Vec::new();
+        let dropped = self.errors.len().saturating_sub(kept);
+        self.first += dropped;
+        self.errors.drain(..dropped);
+        self.narrow.drain(..dropped * self.dim);
+    }
+}

@@ -1,0 +1,229 @@
+//! The exact value q = gᵀM⁻¹g of a row, M = I + αF, by one fixed sequence of operations.
+//!
+//! Picks are cut into *epochs*. At the start of an epoch M is factored, M = LLᵀ, and X = L⁻¹ is kept: a
+//! row x is *whitened* once, y = X g, and starts from q = ‖y‖². Within the epoch the picks' whitened rows
+//! form a Cholesky factor of their own, row by row: pick j gives x the coordinate
+//!
+//!   c_j = (⟨y, y_j⟩ − Σ_{i<j} c_i c_{j,i}) · √α / √(1 + α q_j),   and   q ← q − c_j².
+//!
+//! (That is Sherman and Morrison's update; c_{j,i} is coordinate i of pick j itself.) A row's q after t
+//! picks is a function of the row and the picks alone, the same bits whether it was followed pick by
+//! pick or caught up at once, because both go through the same operations.
+//!
+//! Subtractions lose digits once q has fallen far, and coordinates cost work, so an epoch ends
+//!
+//! - after d/2 picks: from there on a fresh start is the cheaper update;
+//! - as soon as some row may have lost five digits. For every row
+//!   q_start/q ≤ λ_max(X M Xᵀ) ≤ 1 + α Σ_j ‖y_j‖², and the sum is cheap.
+//!
+//! Both depend on the picks alone. In the first epoch M = I and y = g, so a small budget never pays for a
+//! matrix. A pool with far fewer rows than columns stays in it for good (the sample-space form): M then
+//! keeps an eigenvalue of 1 and what subtraction loses stays within what cond(M) excuses.
+
+use crate::error::{Error, Result};
+use crate::linalg::{Cholesky, Kernels, add_outer_products};
+use crate::monitor::Monitor;
+use crate::selection::survey::Survey;
+
+/// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
+const MAX_GROWTH: f64 = 1e5;
+/// Shortest regular epoch; below, a factorisation costs less than keeping count.
+const MIN_LENGTH: usize = 32;
+/// Widest matrix that is factored: three of them take 6 GB.
+const MAX_DIM: usize = 16_384;
+/// Rows of X that whiten a row together; they stay in the second cache.
+const BAND: usize = 48;
+
+/// The picks of an epoch and what their rows look like in it.
+pub(super) struct Epoch<'a> {
+    survey: &'a Survey<'a>,
+    monitor: &'a Monitor,
+    kernels: Kernels,
+    alpha: f64,
+    /// Picks after which the epoch ends; `usize::MAX` if this pool never leaves its first one.
+    length: usize,
+    /// Lower triangle of M at the start of the epoch, column after column; empty while M = I.
+    matrix: Vec<f64>,
+    /// X = L⁻¹, row after row; empty while M = I.
+    inverse: Vec<f64>,
+    /// Pool rows of the picks.
+    rows: Vec<usize>,
+    /// Their whitened rows, (t, d).
+    whitened: Vec<f64>,
+    /// Their coordinates: pick j has j of them.
+    coordinates: Vec<Vec<f64>>,
+    /// √α / √(1 + α q_j).
+    lengths: Vec<f64>,
+    /// α Σ ‖y_j‖².
+    growth: f64,
+    /// α Σ ‖g‖² over the picks of all epochs: 1 + trace bounds cond(M).
+    trace: f64,
+}
+
+/// A row on its way through an epoch.
+pub(super) struct Follower<'a> {
+    pub(super) whitened: &'a [f64],
+    pub(super) coordinates: &'a mut [f64],
+    pub(super) value: &'a mut f64,
+}
+
+impl<'a> Epoch<'a> {
+    pub(super) fn new(
+        survey: &'a Survey<'a>,
+        alpha: f64,
+        candidates: usize,
+        monitor: &'a Monitor,
+    ) -> Self {
+        let dim = survey.dim();
+        let factors = dim <= MAX_DIM && candidates > dim / 4;
+        Self {
+            survey,
+            monitor,
+            kernels: survey.kernels(),
+            alpha,
+            length: if factors { MIN_LENGTH.max(dim / 2) } else { usize::MAX },
+            matrix: Vec::new(),
+            inverse: Vec::new(),
+            rows: Vec::new(),
+            whitened: Vec::new(),
+            coordinates: Vec::new(),
+            lengths: Vec::new(),
+            growth: 0.0,
+            trace: 0.0,
+        }
+    }
+
+    /// Coordinates that a row needs room for if at most `budget` rows are picked.
+    pub(super) fn width(&self, budget: usize) -> usize {
+        self.length.min(budget)
+    }
+
+    /// Picks in this epoch.
+    pub(super) fn picks(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The picks' whitened rows, (t, d).
+    pub(super) fn whitened(&self) -> &[f64] {
+        &self.whitened
+    }
+
+    /// The coordinates of pick `j` (j of them) and its √α / √(1 + α q_j).
+    pub(super) fn pick(&self, j: usize) -> (&[f64], f64) {
+        (&self.coordinates[j], self.lengths[j])
+    }
+
+    /// X, row after row; `None` while M = I.
+    pub(super) fn inverse(&self) -> Option<&[f64]> {
+        (!self.inverse.is_empty()).then_some(&self.inverse)
+    }
+
+    /// Writes the whitened row of `row` to `out`, using `cells` for the row itself; returns its q at the
+    /// start of the epoch.
+    pub(super) fn whiten(&self, rows: &[usize], cells: &mut Vec<f64>, out: &mut [f64]) -> Vec<f64> {
+        let (dim, survey) = (self.survey.dim(), self.survey);
+        if self.inverse.is_empty() {
+            for (&row, out) in rows.iter().zip(out.chunks_exact_mut(dim)) {
+                survey.load(row, out);
+            }
+            return rows.iter().map(|&row| survey.norm_sq()[row]).collect();
+        }
+        cells.resize(rows.len() * dim, 0.0);
+        for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(dim)) {
+            survey.load(row, cells);
+        }
+        let mut products = vec![0.0; rows.len() * BAND];
+        for first in (0..dim).step_by(BAND) {
+            let end = (first + BAND).min(dim);
+            let band: Vec<&[f64]> = (first..end).map(|i| &self.inverse[i * dim..][..end]).collect();
+            let cells: Vec<&[f64]> = cells.chunks_exact(dim).map(|cells| &cells[..end]).collect();
+            self.kernels.dots(&cells, &band, &mut products);
+            for (out, products) in out.chunks_exact_mut(dim).zip(products.chunks_exact(end - first)) {
+                out[first..end].copy_from_slice(products);
+            }
+        }
+        out.chunks_exact(dim).map(|y| self.kernels.dot(y, y)).collect()
+    }
+
+    /// Takes followers that have seen the first `seen` picks past the rest.
+    pub(super) fn follow(&self, followers: &mut [Follower<'_>], seen: usize, products: &mut Vec<f64>) {
+        let missing = self.rows.len() - seen;
+        if missing == 0 || followers.is_empty() {
+            return;
+        }
+        let dim = self.survey.dim();
+        products.resize(followers.len() * missing, 0.0);
+        let rows: Vec<&[f64]> = followers.iter().map(|follower| follower.whitened).collect();
+        let picks: Vec<&[f64]> = self.whitened[seen * dim..].chunks_exact(dim).collect();
+        self.kernels.dots(&rows, &picks, products);
+        for (follower, products) in followers.iter_mut().zip(products.chunks_exact(missing)) {
+            for (j, product) in (seen..).zip(products) {
+                let shared = self.kernels.dot(&follower.coordinates[..j], &self.coordinates[j]);
+                let coordinate = (product - shared) * self.lengths[j];
+                follower.coordinates[j] = coordinate;
+                *follower.value -= coordinate * coordinate;
+            }
+        }
+    }
+
+    /// Adds a pick: its whitened row, its coordinates and its q.
+    pub(super) fn push(&mut self, row: usize, whitened: &[f64], coordinates: &[f64], value: f64) {
+        self.growth += self.alpha * self.kernels.dot(whitened, whitened);
+        self.trace += self.alpha * self.survey.norm_sq()[row];
+        self.whitened.extend_from_slice(whitened);
+        self.coordinates.push(coordinates[..self.rows.len()].to_vec());
+        self.lengths.push((self.alpha / (1.0 + self.alpha * value.max(0.0))).sqrt());
+        self.rows.push(row);
+    }
+
+    /// Whether the epoch is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.length != usize::MAX && (self.rows.len() >= self.length || self.growth > MAX_GROWTH)
+    }
+
+    /// Starts the next epoch: every row has to be whitened anew.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if I + αF is not positive definite in float64; [`Error::Interrupted`].
+    pub(super) fn restart(&mut self) -> Result<()> {
+        let dim = self.survey.dim();
+        if self.matrix.is_empty() {
+            self.matrix = vec![0.0; dim * dim];
+            (0..dim).for_each(|i| self.matrix[i * dim + i] = 1.0);
+        }
+        self.inverse = Vec::new(); // before the factor takes its room
+        self.whitened.clear();
+        let mut cells = vec![0.0; self.rows.len().min(256) * dim];
+        for rows in self.rows.chunks(256) {
+            self.monitor.check()?;
+            for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(dim)) {
+                self.survey.load(row, cells);
+            }
+            add_outer_products(&mut self.matrix, dim, &cells[..rows.len() * dim], self.alpha);
+        }
+        let factor = Cholesky::new(self.matrix.clone(), dim, || self.monitor.check())?;
+        let factor = factor.ok_or_else(|| {
+            Error::invalid(
+                "alpha",
+                format!(
+                    "{}, with which I + alpha F is no longer positive definite in float64",
+                    self.alpha
+                ),
+                "rows or an alpha that leave the I of I + alpha F its digits",
+                "Lower alpha, or use normalize=\"unit\".",
+            )
+        })?;
+        self.inverse = factor.inverse(|| self.monitor.check())?;
+        self.rows.clear();
+        self.coordinates.clear();
+        self.lengths.clear();
+        self.growth = 0.0;
+        Ok(())
+    }
+
+    /// How far a computed q may be from the true one, relatively.
+    pub(super) fn slack(&self) -> f64 {
+        let solve = 8.0 * self.survey.dim() as f64 * f64::EPSILON * (1.0 + self.trace);
+        solve.clamp(1e-9, 1.0)
+    }
+}
