@@ -88,9 +88,34 @@ def test_every_setting_of_select_is_an_option(pool, capsys):
     assert run("select", pool / "store", "--early-stop", 0.5) == 0
 
 
+def test_a_selection_is_saved_and_a_run_resumed(pool, capsys):
+    saved, checkpoint = pool / "sel.safetensors", pool / "run.safetensors"
+    assert run("select", pool / "store", "-k", 9, "--save", saved, "--checkpoint", checkpoint) == 0
+    whole = spice_rs.select(pool / "store", 9)
+    for file in (saved, checkpoint):
+        loaded = spice_rs.Selection.load(file, pool / "store")
+        assert loaded.indices.tolist() == whole.indices.tolist()
+        assert loaded.settings == whole.settings
+    before = capsys.readouterr().out
+    assert run("select", pool / "store", "-k", 12, "--checkpoint", checkpoint, "--time-limit", 60) == 0
+    assert capsys.readouterr().out.startswith(before)
+    assert len(spice_rs.Selection.load(checkpoint)) == 12
+    assert run("select", pool / "store", "-k", 12, "--checkpoint", checkpoint, "--alpha", 2) == 2
+    assert "alpha: found 1.0, expected 2.0" in capsys.readouterr().err
+    assert run("select", pool / "store", "-k", 3, "--time-limit", 1e-9) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "0 of 50 rows" in captured.err
+    assert "stopped: time_limit" in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["select", "{pool}/store", "-k", "3", "--save", "{pool}/none/sel"], "none"),
+        (["select", "{pool}/store", "-k", "3", "--checkpoint", "{pool}"], "a folder"),
+        (["select", "{pool}/store", "-k", "3", "--checkpoint", "{pool}/pool.jsonl"], "expected a selection"),
+        (["select", "{pool}/store", "-k", "3", "--time-limit", "0"], "time_limit: found 0"),
         (["select", "{pool}/store", "-k", "0"], "k: found 0"),
         (["select", "{pool}/store", "-k", "51"], "k: found 51"),
         (["select", "{pool}/store", "-k", "3", "--alpha", "-1"], "alpha: found -1"),

@@ -17,7 +17,8 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
-from spice_rs.selection import Selection, log_det, select
+from spice_rs.result import Selection
+from spice_rs.selection import log_det, select
 from spice_rs.store import GradientStore
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-__all__ = ["Store", "StoreWriter", "__version__", "log_det", "select"]
+__all__ = ["Store", "StoreWriter", "__version__", "fingerprint", "log_det", "select"]
 
 __version__: str
 
@@ -81,7 +81,18 @@ def select(
     select_per_window: int | None,
     threads: int | None,
     progress: Callable[[int, int, float, int], object] | None,
+    time_limit: float | None,
+    made: tuple[NDArray[Any], ...] | None,
+    checkpoint: Callable[[dict[str, Any]], object] | None,
+    checkpoint_interval: float,
 ) -> dict[str, Any]: ...
+def fingerprint(
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    *,
+    dim: int,
+    index: NDArray[np.int64] | None,
+    threads: int | None,
+) -> str: ...
 def log_det(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
     *,

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"spice-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("spice-rs: interrupted; what was committed to the store is kept", file=sys.stderr)
+        print("spice-rs: interrupted; what was committed to a store or a checkpoint is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
@@ -54,11 +54,16 @@ def _extract(model: str, data: str, out: str, **options: Any) -> None:
     print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
 
 
-def _select(source: str, out: str, data: str | None, **options: Any) -> None:
+def _select(source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
+    from spice_rs.atomic import check_place
     from spice_rs.picks import check_output, write_picks
 
     check_output(out, data)
+    if save is not None:
+        check_place(save)
     selection = spice_rs.select(source, **options)
+    if save is not None:
+        selection.save(save)
     write_picks(selection, out, data)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if out != "-":
@@ -127,6 +132,9 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     )
     select.add_argument(
         "--data", help="the data the store was made from: each line is then the record with a key 'spice'"
+    )
+    select.add_argument(
+        "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
     )
     _options(select, spice_rs.select, skip=("source",))
 

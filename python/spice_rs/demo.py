@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.report import composition_table
-from spice_rs.selection import Selection, log_det, select
+from spice_rs.result import Selection
+from spice_rs.selection import log_det, select
 from spice_rs.store import GradientStore
 
 Task = dict[str, Any]

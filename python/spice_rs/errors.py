@@ -12,15 +12,15 @@ class InvalidInputError(SpiceError, ValueError):
 
 
 class StoreError(SpiceError):
-    """A gradient store cannot be opened, read or written."""
+    """A gradient store or a saved selection cannot be opened, read or written."""
 
 
 class CorruptStoreError(StoreError):
-    """A file of a gradient store contradicts itself: cut short, overwritten or altered."""
+    """A file of a gradient store or of a selection contradicts itself: cut short, overwritten or altered."""
 
 
 class StoreMismatchError(StoreError):
-    """A gradient store is sound but was made with other settings than those asked for."""
+    """A gradient store or a saved selection is sound but was made with other settings or from other rows."""
 
 
 class SpiceWarning(UserWarning):

@@ -6,15 +6,14 @@ import base64
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import date, time
-from pathlib import Path
 from typing import Any
 
+from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError
 from spice_rs.records import raw_records
-from spice_rs.selection import Selection
+from spice_rs.result import Selection
 
 KEY = "spice"
 """The key that is added to each chosen record."""
@@ -73,19 +72,8 @@ def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = N
     if os.fspath(out) == "-":
         sys.stdout.writelines(lines)
         return
-    path = Path(out)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-    ) as file:
-        try:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(out) as file:
+        file.writelines(line.encode() for line in lines)
 
 
 def check_output(out: str | os.PathLike[str], data: Any = None) -> None:
@@ -94,12 +82,8 @@ def check_output(out: str | os.PathLike[str], data: Any = None) -> None:
     Raises:
         InvalidInputError: the data cannot be read, or the file cannot lie there.
     """
-    path = Path(out)
-    if os.fspath(out) != "-" and (path.is_dir() or not path.parent.is_dir()):
-        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise InvalidInputError(
-            f"{out}: found {found}, expected a place for a file. Make the folder, or name a file."
-        )
+    if os.fspath(out) != "-":
+        check_place(out)
     if data is not None:
         next(raw_records(data, range(1)), None)
 
@@ -124,9 +108,3 @@ def _plain(value: Any) -> Any:
     raise InvalidInputError(
         f"record: found a {type(value).__name__}, expected values that JSON can hold. Leave out that field, or the data."
     )
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

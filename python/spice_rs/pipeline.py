@@ -10,7 +10,8 @@ from typing import Any
 from spice_rs.errors import InvalidInputError
 from spice_rs.extractor import extract
 from spice_rs.picks import write_picks
-from spice_rs.selection import Selection, select
+from spice_rs.result import Selection
+from spice_rs.selection import select
 from spice_rs.store import GradientStore
 
 

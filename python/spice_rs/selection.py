@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.checkpoint import INTERVAL, Checkpoint
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
+from spice_rs.result import Selection
 from spice_rs.sources import Normalize, as_rows, open_source
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Selection:
-    """The selected rows in pick order, and the numbers that selected them.
-
-    With S the rows picked before a row x, m picks in all, and every logarithm natural:
-
-    Attributes:
-        indices: (m,) int64 dataset rows (row numbers for arrays).
-        gains: (m,) float64 Δ_x(S), the marginal gain; log(1 + α gᵀ(I + αF_S)⁻¹g) with `fisher="full"`.
-        base: (m,) float64 log(1 + α‖g‖²), what x is worth alone.
-        conflict: (m,) float64 max(0, −⟨g, mean⟩/(‖g‖‖mean‖ + 1e-8)), in [0, 1].
-        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ).
-        overruled: (m,) bool, another row had a larger Δ: the penalty decided this pick.
-        rows_read: (m,) int64 rows that were evaluated to find the pick.
-        stop_reason: "budget", "early_stop" or "exhausted"; with windows "early_stop" if any window stopped early.
-        log_det: U(S) = log det(I + αF_S) of all picks, whatever the mode.
-        signal: median of α‖g‖² over all rows of the source: far below 1 nothing interacts.
-        settings: all settings and what is known of the source.
-    """
-
-    indices: npt.NDArray[np.int64]
-    gains: Floats
-    base: Floats
-    conflict: Floats
-    scores: Floats
-    overruled: npt.NDArray[np.bool_]
-    rows_read: npt.NDArray[np.int64]
-    stop_reason: str
-    log_det: float
-    signal: float
-    settings: dict[str, Any]
-
-    @cached_property
-    def epsilon(self) -> Floats:
-        """(m,) float64 ε_x(S) = Δ − base ≤ 0: what interaction with S costs x (the ε-decomposition)."""
-        return self.gains - self.base
-
-    @property
-    def half_life(self) -> int | None:
-        """Number of picks after which Δ first was at most half of the first; None if it never was."""
-        below = np.flatnonzero(self.gains <= 0.5 * self.gains[0]) if len(self) else np.empty(0)
-        return int(below[0]) if below.size else None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __repr__(self) -> str:
-        rows = self.settings["source"]["rows"]
-        gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
-        return (
-            f"Selection({len(self)} of {rows} rows, {gains}log det {self.log_det:.6g},"
-            f" penalty decided {int(self.overruled.sum())} picks, stopped: {self.stop_reason})"
-        )
 
 
 def select(
@@ -88,6 +32,8 @@ def select(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress = None,
+    time_limit: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     search: Literal["lazy", "eager"] = "lazy",
     dim: int | None = None,
     dtype: str | None = None,
@@ -121,6 +67,11 @@ def select(
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (picks, gain of the latest pick, rows read so far).
+        time_limit: seconds after which the run ends with the picks it has, however few. The first reading of the
+            rows and the last computation of U are always done. With `pool_size`: with the windows that are done.
+        checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
+            ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`.
         search: "lazy" reads a row again only while it may win; "eager" reads every row at every pick and is there
             to check the other against.
         dim: columns of a headerless file.
@@ -131,7 +82,9 @@ def select(
 
     Raises:
         InvalidInputError: an argument is out of range, or a row holds a NaN or an infinity.
-        StoreError: the source is no gradient store, or a damaged one.
+        StoreMismatchError: the checkpoint is of other settings or of another source.
+        StoreError: the source is no gradient store or a damaged one, or the checkpoint no checkpoint or a damaged one.
+        KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
 
     Warns:
         SpiceWarning: a setting does nothing on these rows, or a zero row was picked.
@@ -148,38 +101,18 @@ def select(
         k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads
     )
     _check_budget(k, early_stop, pool_size, select_per_window)
+    if checkpoint is not None and pool_size is not None:
+        raise InvalidInputError(
+            f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
+            " Leave one out."
+        )
     opened = open_source(source, dim=dim, dtype=dtype)
     normalized, scale, unit = opened.row_scale(normalize)
     order = None
     if pool_size is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
 
-    watcher = _Watcher(progress, opened.rows, k or opened.rows)
-    try:
-        result = _core.select(
-            opened.blocks,
-            dim=opened.dim,
-            index=opened.index,
-            scale=scale,
-            unit=unit,
-            k=numbers["k"],
-            alpha=float(alpha),
-            conflict_penalty=float(conflict_penalty),
-            early_stop=None if early_stop is None else float(early_stop),
-            fisher=fisher,
-            method=method,
-            search=search,
-            order=order,
-            pool_size=numbers["pool_size"],
-            select_per_window=numbers["select_per_window"],
-            threads=numbers["threads"],
-            progress=watcher,
-        )
-    finally:
-        watcher.close()
-    signal = alpha * result.pop("norm_sq")
-    fingerprint = result.pop("fingerprint")
-    settings = {
+    settings: dict[str, Any] = {
         "k": numbers["k"],
         "alpha": float(alpha),
         "conflict_penalty": float(conflict_penalty),
@@ -195,10 +128,47 @@ def select(
             "rows": opened.rows,
             "dim": opened.dim,
             "dtype": opened.dtype,
-            "fingerprint": opened.fingerprint or fingerprint,
+            "fingerprint": opened.fingerprint,
         },
     }
+    keeper = None
+    if checkpoint is not None:
+        settings["source"]["fingerprint"] = opened.identify(numbers["threads"])
+        keeper = Checkpoint(checkpoint, settings)
+
+    watcher = _Watcher(progress, opened.rows, k or opened.rows)
+    try:
+        result = _core.select(
+            opened.blocks,
+            dim=opened.dim,
+            index=opened.index,
+            scale=scale,
+            unit=unit,
+            k=numbers["k"],
+            alpha=settings["alpha"],
+            conflict_penalty=settings["conflict_penalty"],
+            early_stop=settings["early_stop"],
+            fisher=fisher,
+            method=method,
+            search=search,
+            order=order,
+            pool_size=numbers["pool_size"],
+            select_per_window=numbers["select_per_window"],
+            threads=numbers["threads"],
+            progress=watcher,
+            time_limit=None if time_limit is None else float(time_limit),
+            made=keeper.made(opened) if keeper else None,
+            checkpoint=keeper.save if keeper else None,
+            checkpoint_interval=INTERVAL,
+        )
+    finally:
+        watcher.close()
+    signal = alpha * result.pop("norm_sq")
+    fingerprint = result.pop("fingerprint")
+    settings["source"]["fingerprint"] = settings["source"]["fingerprint"] or fingerprint
     selection = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    if keeper:
+        keeper.finish(selection)
     for message in inert_settings(
         selection, linear_gain=float(signal[opened.positions(selection.indices)].sum())
     ):

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.store import GradientStore
 
@@ -89,6 +90,12 @@ class Source:
             )
         factor = 1.0 / tokens if normalize == "mean" else tokens
         return normalize, factor if self.scale is None else self.scale * factor, False
+
+    def identify(self, threads: int | None = None) -> str:
+        """Return a hash of the rows as stored and of their dataset rows; reads all of them where none is recorded."""
+        return self.fingerprint or _core.fingerprint(
+            self.blocks, dim=self.dim, index=self.index, threads=threads
+        )
 
     def dataset_row(self, position: int) -> int:
         """Return the dataset row at a position of the source."""

@@ -77,6 +77,9 @@ pub enum Error {
     /// The caller's observer asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// The time limit passed. A selection ends with what it has; no caller of one sees this.
+    #[error("the time limit has passed")]
+    TimeLimit,
 }
 
 impl Error {

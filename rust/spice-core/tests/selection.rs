@@ -8,7 +8,8 @@ use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
 use spice_core::selection::{
-    Fisher, Method, Search, Selection, Settings, StopReason, Survey, select, select_windows,
+    Fisher, Method, Search, Selection, Settings, StopReason, Survey, fingerprint, log_det, resume,
+    select, select_windows,
 };
 
 fn settings(fisher: Fisher, search: Search, conflict_penalty: f64) -> Settings {
@@ -161,4 +162,156 @@ fn windows_out_of_range_are_refused() {
     assert!(select_windows(&survey, &settings, &[&[0, 1]], 3, &monitor).is_err());
     let done = select_windows(&survey, &settings, &[&[0], &[1]], 1, &monitor).unwrap();
     assert_eq!((done.picks.len(), done.stop), (2, StopReason::Budget));
+}
+
+/// A pool of `n` rows with twins, opposite rows and a zero row.
+fn pool_of_twins(n: usize, dim: usize) -> Vec<f64> {
+    let mut cells: Vec<f64> =
+        (0..n * dim).map(|i| ((i * i * 7 + i * 13) % 101) as f64 / 40.0 - 1.2).collect();
+    let first: Vec<f64> = cells[..dim].to_vec();
+    cells[5 * dim..6 * dim].copy_from_slice(&first);
+    for (cell, twin) in cells[9 * dim..10 * dim].iter_mut().zip(&first) {
+        *cell = -twin;
+    }
+    cells[12 * dim..13 * dim].fill(0.0);
+    cells
+}
+
+#[test]
+fn a_run_resumed_after_any_pick_ends_with_the_same_bits() {
+    let (n, dim) = (90, 4); // many epochs of the full Fisher information
+    let cells = pool_of_twins(n, dim);
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, n, dim).unwrap();
+    let monitor = Monitor::default();
+    let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+    for (fisher, method, search) in [
+        (Fisher::Full, Method::Greedy, Search::Lazy),
+        (Fisher::Full, Method::Greedy, Search::Eager),
+        (Fisher::Diagonal, Method::Greedy, Search::Lazy),
+        (Fisher::Scalar, Method::Greedy, Search::Lazy),
+        (Fisher::Full, Method::TopK, Search::Lazy),
+    ] {
+        for early_stop in [None, Some(0.2)] {
+            let settings = Settings { method, early_stop, ..settings(fisher, search, 0.3) };
+            let whole = select(&survey, &settings, None, &monitor).unwrap();
+            for cut in 0..=whole.picks.len() {
+                let watched = Monitor::default();
+                let resumed = resume(&survey, &settings, None, &whole.picks[..cut], &watched).unwrap();
+                let of = |selection: &Selection| {
+                    let blind = |pick: &_| spice_core::selection::Pick { rows_read: 0, ..*pick };
+                    selection.picks.iter().map(blind).collect::<Vec<_>>()
+                };
+                assert_eq!(of(&resumed), of(&whole), "{fisher:?} {method:?} {search:?} {cut}");
+                assert_eq!(resumed.picks[..cut], whole.picks[..cut]);
+                assert_eq!((resumed.stop, &resumed.log_dets), (whole.stop, &whole.log_dets));
+                assert_eq!(watched.log(), resumed.picks);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_over_more_rows_than_are_hot_resumes_to_the_same_bits() {
+    let (n, dim, k) = (3000, 16, 150);
+    let mut state = 7_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
+    };
+    let mut cells: Vec<f64> = (0..n * dim).map(|_| next()).collect();
+    cells.copy_within(..500 * dim, 2000 * dim); // twins
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, n, dim).unwrap();
+    let monitor = Monitor::default();
+    let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+    for penalty in [0.0, 0.5] {
+        let settings = settings(Fisher::Full, Search::Lazy, penalty);
+        let whole = select(&survey, &settings, Some(k), &monitor).unwrap();
+        for cut in [1, 2, 7, 31, 32, 33, 64, 100, 149, 150] {
+            let resumed =
+                resume(&survey, &settings, Some(k), &whole.picks[..cut], &Monitor::default()).unwrap();
+            for (found, expected) in resumed.picks.iter().zip(&whole.picks) {
+                let blind = spice_core::selection::Pick { rows_read: expected.rows_read, ..*found };
+                assert_eq!(blind, *expected, "λ {penalty}, {cut}");
+            }
+            assert_eq!(resumed.log_dets, whole.log_dets);
+        }
+    }
+}
+
+#[test]
+fn picks_that_no_run_can_have_made_are_refused() {
+    let cells = pool_of_twins(20, 4);
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 20, 4).unwrap();
+    let monitor = Monitor::default();
+    let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+    let settings = settings(Fisher::Full, Search::Lazy, 0.1);
+    let made = select(&survey, &settings, Some(8), &monitor).unwrap().picks;
+    let refused = |made: &[_]| {
+        let result = resume(&survey, &settings, Some(8), made, &Monitor::default());
+        matches!(result, Err(Error::InvalidInput { .. }))
+    };
+    assert!(!refused(&made));
+    assert!(refused(&[made[0], made[0]]));
+    assert!(refused(&[made[0], spice_core::selection::Pick { row: 20, ..made[1] }]));
+    assert!(refused(&[made[1], made[0]]), "the gains are those of another order");
+    assert!(refused(&[spice_core::selection::Pick { gain: f64::NAN, ..made[0] }]));
+    assert!(resume(&survey, &settings, Some(7), &made, &Monitor::default()).is_err());
+}
+
+#[test]
+fn a_time_limit_that_has_passed_keeps_what_was_made() {
+    let cells = pool_of_twins(40, 4);
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 40, 4).unwrap();
+    let pool = Pool::new(vec![block]).unwrap();
+    let late = || {
+        let monitor = Monitor::with_time_limit(1e-9).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        monitor
+    };
+    let survey = Survey::new(pool, false, &late()).unwrap();
+    let settings = settings(Fisher::Full, Search::Lazy, 0.1);
+    let whole = select(&survey, &settings, Some(30), &Monitor::default()).unwrap();
+    for (made, stop) in
+        [(0, StopReason::TimeLimit), (29, StopReason::TimeLimit), (30, StopReason::Budget)]
+    {
+        let limited = resume(&survey, &settings, Some(30), &whole.picks[..made], &late()).unwrap();
+        assert_eq!((limited.picks.as_slice(), limited.stop), (&whole.picks[..made], stop));
+        assert_eq!(limited.log_dets, whole.log_dets[..made]);
+    }
+    for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(Monitor::with_time_limit(seconds).is_err());
+    }
+    assert!(Monitor::with_time_limit(f64::MAX).is_ok());
+}
+
+#[test]
+fn log_dets_are_log_det_of_every_prefix_whatever_the_rank() {
+    for (n, dim) in [(30, 64), (30, 30), (90, 7), (50, 1)] {
+        let cells = pool_of_twins(n, dim);
+        let settings = Settings { method: Method::TopK, ..settings(Fisher::Full, Search::Lazy, 0.0) };
+        let selection = run(&cells, dim, n, n, &settings);
+        let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, n, dim).unwrap();
+        let monitor = Monitor::default();
+        let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+        let rows: Vec<usize> = selection.picks.iter().map(|pick| pick.row).collect();
+        for (t, found) in selection.log_dets.iter().enumerate() {
+            let expected = log_det(&survey, 1.0, &rows[..=t], &monitor).unwrap();
+            assert!((found - expected).abs() <= 1e-12 * expected, "{n} × {dim}, {t}");
+        }
+    }
+}
+
+#[test]
+fn the_fingerprint_alone_is_the_one_of_a_survey() {
+    let cells = pool_of_twins(700, 3); // several chunks
+    let pool = |cut: usize| {
+        let parts = cells.chunks(3 * cut).map(|part| {
+            RowBlock::new(bytemuck::cast_slice(part), Dtype::F64, part.len() / 3, 3).unwrap()
+        });
+        Pool::new(parts.collect()).unwrap()
+    };
+    let monitor = Monitor::default();
+    let expected = Survey::new(pool(700), false, &monitor).unwrap().fingerprint();
+    assert_eq!(fingerprint(&pool(700), &monitor).unwrap(), expected);
+    assert_eq!(fingerprint(&pool(33), &monitor).unwrap(), expected);
 }

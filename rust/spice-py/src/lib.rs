@@ -13,6 +13,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
+    module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;
     module.add_class::<store::Store>()?;
     module.add_class::<store::StoreWriter>()?;
     Ok(())

@@ -1,5 +1,7 @@
 //! `_core.select`: numpy arrays in, numpy arrays out.
 
+use std::time::{Duration, Instant};
+
 use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -10,7 +12,7 @@ use spice_core::{Error, Result};
 
 use crate::errors::to_py;
 use crate::store::Store;
-use crate::watch::watch;
+use crate::watch::{Observer, watch};
 
 /// Rows of one source.
 #[derive(FromPyObject)]
@@ -24,7 +26,7 @@ pub(crate) enum Rows<'py> {
 /// Selects rows; see `spice_rs.select` for what the arguments mean and what they default to.
 #[pyfunction]
 #[pyo3(signature = (source, *, dim, index, scale, unit, k, alpha, conflict_penalty, early_stop, fisher, method,
-                    search, order, pool_size, select_per_window, threads, progress))]
+                    search, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
@@ -45,6 +47,10 @@ pub(crate) fn select<'py>(
     select_per_window: Option<usize>,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
+    time_limit: Option<f64>,
+    made: Option<Made<'py>>,
+    checkpoint: Option<Bound<'py, PyAny>>,
+    checkpoint_interval: f64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let settings = Settings {
         alpha,
@@ -61,7 +67,11 @@ pub(crate) fn select<'py>(
     let pool = pool(&source, dim, index, scale)?;
     let order: Option<Vec<usize>> =
         order.map(|order| order.as_array().iter().map(|&row| row as usize).collect());
-    let monitor = Monitor::default();
+    let monitor = match time_limit {
+        Some(seconds) => Monitor::with_time_limit(seconds).map_err(to_py)?,
+        None => Monitor::default(),
+    };
+    let made = made.map(|made| made.picks(&pool)).transpose().map_err(to_py)?.unwrap_or_default();
     let work = || {
         let survey = Survey::new(pool, unit, &monitor)?;
         let selection = match (order, pool_size, select_per_window) {
@@ -69,31 +79,24 @@ pub(crate) fn select<'py>(
                 let windows: Vec<&[usize]> = order.chunks(size).collect();
                 selection::select_windows(&survey, &settings, &windows, per_window, &monitor)?
             }
-            _ => selection::select(&survey, &settings, k, &monitor)?,
+            _ => selection::resume(&survey, &settings, k, &made, &monitor)?,
         };
         Ok((selection, survey.norm_sq().to_vec(), survey.fingerprint()))
     };
-    let (selection, norm_sq, fingerprint) = watch(py, &monitor, threads, progress, work)?;
+    let interval = Duration::try_from_secs_f64(checkpoint_interval).unwrap_or(Duration::MAX);
+    let observer =
+        Follower { py, progress, checkpoint, interval, saved: Instant::now(), saved_picks: made.len() };
+    let (selection, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
 
-    let picks = &selection.picks;
-    let out = PyDict::new(py);
-    let series = |of: fn(&Pick) -> f64| picks.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
-    out.set_item("indices", picks.iter().map(|p| p.index).collect::<Vec<_>>().into_pyarray(py))?;
-    out.set_item("gains", series(|p| p.gain))?;
-    out.set_item("base", series(|p| p.base))?;
-    out.set_item("conflict", series(|p| p.conflict))?;
-    out.set_item("scores", series(|p| p.score))?;
-    out.set_item("overruled", picks.iter().map(|p| p.overruled).collect::<Vec<_>>().into_pyarray(py))?;
-    out.set_item(
-        "rows_read",
-        picks.iter().map(|p| p.rows_read as i64).collect::<Vec<_>>().into_pyarray(py),
-    )?;
+    let out = series(py, &selection.picks)?;
+    out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
     out.set_item(
         "stop_reason",
         match selection.stop {
             StopReason::Budget => "budget",
             StopReason::EarlyStop => "early_stop",
             StopReason::Exhausted => "exhausted",
+            StopReason::TimeLimit => "time_limit",
         },
     )?;
     out.set_item("log_det", selection.log_det)?;
@@ -123,7 +126,126 @@ pub(crate) fn log_det(
         let survey = Survey::new(pool, unit, &monitor)?;
         selection::log_det(&survey, alpha, &rows, &monitor)
     };
-    watch(py, &monitor, threads, None, work)
+    watch(py, &monitor, threads, (), work)
+}
+
+/// What [`select`] returns as "fingerprint", of rows that nobody selects from.
+#[pyfunction]
+#[pyo3(signature = (source, *, dim, index, threads))]
+pub(crate) fn fingerprint(
+    py: Python<'_>,
+    source: Vec<Rows<'_>>,
+    dim: usize,
+    index: Option<PyReadonlyArray1<'_, i64>>,
+    threads: Option<usize>,
+) -> PyResult<String> {
+    let pool = pool(&source, dim, index, None)?;
+    let monitor = Monitor::default();
+    watch(py, &monitor, threads, (), || selection::fingerprint(&pool, &monitor))
+}
+
+/// Reports to Python: to the caller of [`select`] and to whoever keeps its picks.
+struct Follower<'py> {
+    py: Python<'py>,
+    progress: Option<Bound<'py, PyAny>>,
+    checkpoint: Option<Bound<'py, PyAny>>,
+    interval: Duration,
+    saved: Instant,
+    saved_picks: usize,
+}
+
+impl Follower<'_> {
+    /// Hands over all picks so far if there are new ones.
+    fn save(&mut self, monitor: &Monitor) -> PyResult<()> {
+        if let Some(checkpoint) = &self.checkpoint
+            && monitor.picks() > self.saved_picks
+        {
+            let picks = monitor.log();
+            checkpoint.call1((series(self.py, &picks)?,))?;
+            self.saved_picks = picks.len();
+        }
+        self.saved = Instant::now();
+        Ok(())
+    }
+}
+
+impl Observer for Follower<'_> {
+    fn look(&mut self, monitor: &Monitor) -> PyResult<()> {
+        if let Some(progress) = &self.progress {
+            progress.call1((
+                monitor.surveyed(),
+                monitor.picks(),
+                monitor.gain(),
+                monitor.rows_read(),
+            ))?;
+        }
+        if self.saved.elapsed() >= self.interval { self.save(monitor) } else { Ok(()) }
+    }
+
+    /// Saves what is there; if that fails too, says so, and what came first is its cause.
+    fn failed(&mut self, monitor: &Monitor, error: PyErr) -> PyErr {
+        match self.save(monitor) {
+            Ok(()) => error,
+            Err(unsaved) => {
+                unsaved.set_cause(self.py, Some(error));
+                unsaved
+            }
+        }
+    }
+}
+
+/// The picks of an earlier run, column by column: positions, gains, base, conflict, scores, overruled, rows read.
+#[derive(FromPyObject)]
+pub(crate) struct Made<'py>(
+    PyReadonlyArray1<'py, i64>,
+    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray1<'py, bool>,
+    PyReadonlyArray1<'py, i64>,
+);
+
+impl Made<'_> {
+    fn picks(&self, pool: &Pool<'_>) -> Result<Vec<Pick>> {
+        let Self(rows, gains, base, conflict, scores, overruled, rows_read) = self;
+        let (rows, overruled, rows_read) = (rows.as_array(), overruled.as_array(), rows_read.as_array());
+        let (gains, base) = (gains.as_array(), base.as_array());
+        let (conflict, scores) = (conflict.as_array(), scores.as_array());
+        let lengths =
+            [gains.len(), base.len(), conflict.len(), scores.len(), overruled.len(), rows_read.len()];
+        let outside = rows.iter().any(|&row| usize::try_from(row).map_or(true, |row| row >= pool.len()));
+        if outside || lengths != [rows.len(); 6] {
+            let expected = "columns of one length and positions of the source";
+            return Err(Error::invalid("made", "something else", expected, "Start anew."));
+        }
+        let pick = |i: usize| Pick {
+            row: rows[i] as usize,
+            index: pool.index(rows[i] as usize),
+            gain: gains[i],
+            base: base[i],
+            conflict: conflict[i],
+            score: scores[i],
+            overruled: overruled[i],
+            rows_read: rows_read[i] as u64,
+        };
+        Ok((0..rows.len()).map(pick).collect())
+    }
+}
+
+/// The numbers of picks as arrays, under the names that `spice_rs.Selection` gives them.
+fn series<'py>(py: Python<'py>, picks: &[Pick]) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    let floats = |of: fn(&Pick) -> f64| picks.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
+    out.set_item("indices", picks.iter().map(|p| p.index).collect::<Vec<_>>().into_pyarray(py))?;
+    out.set_item("gains", floats(|p| p.gain))?;
+    out.set_item("base", floats(|p| p.base))?;
+    out.set_item("conflict", floats(|p| p.conflict))?;
+    out.set_item("scores", floats(|p| p.score))?;
+    out.set_item("overruled", picks.iter().map(|p| p.overruled).collect::<Vec<_>>().into_pyarray(py))?;
+    let rows_read: Vec<i64> = picks.iter().map(|p| p.rows_read as i64).collect();
+    out.set_item("rows_read", rows_read.into_pyarray(py))?;
+    Ok(out)
 }
 
 fn pool<'a>(

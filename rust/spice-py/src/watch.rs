@@ -14,15 +14,33 @@ use crate::errors::to_py;
 /// Time between two looks at Python's signals.
 const POLL: Duration = Duration::from_millis(50);
 
+/// What a watcher does between two looks at Python's signals.
+pub(crate) trait Observer {
+    /// Called some twenty times a second, and once more when the work is done.
+    fn look(&mut self, monitor: &Monitor) -> PyResult<()>;
+
+    /// Called when the work has ended without a result, with what has ended it; returns what to raise.
+    fn failed(&mut self, _monitor: &Monitor, error: PyErr) -> PyErr {
+        error
+    }
+}
+
+/// Nobody looks.
+impl Observer for () {
+    fn look(&mut self, _: &Monitor) -> PyResult<()> {
+        Ok(())
+    }
+}
+
 /// Runs `work` on `threads` threads (all cores if `None`) while this thread watches.
 ///
-/// Python's signal handlers run and `progress(surveyed, picks, gain, rows_read)` is called some twenty
-/// times a second. If either raises, the work is cancelled and the exception goes on.
+/// Python's signal handlers run and the observer looks some twenty times a second. If either raises, the
+/// work is cancelled and the exception goes on.
 pub(crate) fn watch<T: Send>(
     py: Python<'_>,
     monitor: &Monitor,
     threads: Option<usize>,
-    progress: Option<Bound<'_, PyAny>>,
+    mut observer: impl Observer,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<T> {
     let mut builder = rayon::ThreadPoolBuilder::new();
@@ -47,30 +65,21 @@ pub(crate) fn watch<T: Send>(
         while !done.load(Ordering::Acquire) {
             py.detach(|| thread::park_timeout(POLL));
             if raised.is_none()
-                && let Err(error) = py.check_signals().and_then(|()| report(monitor, progress.as_ref()))
+                && let Err(error) = py.check_signals().and_then(|()| observer.look(monitor))
             {
                 raised = Some(error);
                 monitor.cancel();
             }
         }
         let result = py.detach(|| worker.join());
-        match (raised, result) {
+        let result = match (raised, result) {
             (Some(error), _) => Err(error),
-            (None, Ok(result)) => {
-                let result = result.map_err(to_py)?;
-                report(monitor, progress.as_ref())?;
-                Ok(result)
-            }
+            (None, Ok(result)) => result.map_err(to_py),
             (None, Err(panic)) => Err(internal_error(panic.as_ref())),
-        }
+        };
+        let looked = result.and_then(|result| observer.look(monitor).map(|()| result));
+        looked.map_err(|error| observer.failed(monitor, error))
     })
-}
-
-fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-    if let Some(progress) = progress {
-        progress.call1((monitor.surveyed(), monitor.picks(), monitor.gain(), monitor.rows_read()))?;
-    }
-    Ok(())
 }
 
 /// A panic of the core is a bug of ours: it must not look like the user's mistake, nor end the process.

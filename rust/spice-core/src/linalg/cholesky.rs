@@ -104,12 +104,35 @@ impl Cholesky {
             let (first, width) = (panel * PANEL, cells.len() / dim);
             (0..width).for_each(|column| cells[column * dim + first + column] = 1.0);
             let below = dim - first;
-            let target = MatMut::from_column_major_slice_mut(cells, dim, width).subrows_mut(first, below);
-            solve_lower_triangular_in_place(factor.submatrix(first, first, below, below), target, Par::Seq);
+            let target =
+                MatMut::from_column_major_slice_mut(cells, dim, width).subrows_mut(first, below);
+            solve_lower_triangular_in_place(
+                factor.submatrix(first, first, below, below),
+                target,
+                Par::Seq,
+            );
             Ok(())
         })?;
         transpose_lower(&mut transposed, dim);
         Ok(transposed)
+    }
+
+    /// Replaces each right-hand side `b` (rows of `dim` cells) by `L⁻¹ b`.
+    pub fn solve_lower(&self, right_hand_sides: &mut [f64]) {
+        let count = right_hand_sides.len() / self.dim;
+        let factor = MatRef::from_column_major_slice(&self.cells, self.dim, self.dim);
+        let target = MatMut::from_column_major_slice_mut(right_hand_sides, self.dim, count);
+        solve_lower_triangular_in_place(factor, target, Par::Seq);
+    }
+
+    /// `log det` of every leading minor of `L Lᵀ`, the smallest first.
+    pub fn log_dets(&self) -> Vec<f64> {
+        let mut sum = 0.0;
+        let add = |i: usize| {
+            sum += self.cells[i * self.dim + i].ln();
+            2.0 * sum
+        };
+        (0..self.dim).map(add).collect()
     }
 
     /// `log det(L Lᵀ)`.
@@ -160,7 +183,8 @@ mod tests {
             let rows = cells(3 * dim, 3);
             let mut matrix = identity(dim);
             add_outer_products(&mut matrix, dim, &rows, 2.0);
-            let inverse = Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap().inverse(|| Ok(())).unwrap();
+            let inverse =
+                Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap().inverse(|| Ok(())).unwrap();
             for i in 0..dim {
                 let x = &inverse[i * dim..][..dim];
                 assert!(x[i + 1..].iter().all(|&cell| cell == 0.0));

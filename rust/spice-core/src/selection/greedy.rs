@@ -1,8 +1,10 @@
 //! A greedy run over an objective that scores rows one by one, without memory of their own.
 
+use std::collections::HashSet;
+
 use super::objective::{Marginal, Objective};
 use super::run::{Candidate, Run};
-use super::StopReason;
+use super::{Pick, StopReason};
 use crate::error::Result;
 
 /// Rows that are loaded and updated together: they share the reading of what updates them.
@@ -92,5 +94,20 @@ impl<'a, O: Objective> Greedy<'a, O> {
             self.objective.push(&cells);
         }
         Ok(stop)
+    }
+    /// Takes the picks that an earlier run has `made` and drops them from `rows`, the candidates.
+    ///
+    /// Nothing is searched: a row's value is a function of the row and the picks before it.
+    pub(super) fn replay(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
+        let (mut loaded, mut cells) = (Vec::new(), vec![0.0; self.run.survey.dim()]);
+        for pick in made {
+            let mut marginal = [self.start(pick.row)];
+            self.score(&[pick.row], &mut marginal, 0, &mut loaded, |_| ());
+            self.run.replay(pick, marginal[0].value, &mut cells)?;
+            self.objective.push(&cells);
+        }
+        let taken: HashSet<usize> = made.iter().map(|pick| pick.row).collect();
+        rows.retain(|row| !taken.contains(row));
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod conflict;
 mod eager;
 mod full;
 mod greedy;
+mod information;
 mod lazy;
 mod objective;
 mod run;
@@ -20,12 +21,13 @@ mod top_k;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::linalg::{Cholesky, add_outer_products};
 use crate::monitor::Monitor;
 use greedy::Greedy;
+pub use information::log_det;
+use information::log_dets;
 use objective::{DiagonalFisher, FixedGain, Objective};
 use run::Run;
-pub use survey::Survey;
+pub use survey::{Survey, fingerprint};
 
 /// Which reading of the Fisher information Δ is computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +100,7 @@ impl Settings {
 }
 
 /// One selected row and the numbers that selected it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pick {
     /// Row of the pool.
     pub row: usize,
@@ -127,6 +129,8 @@ pub enum StopReason {
     EarlyStop,
     /// No row was left.
     Exhausted,
+    /// The monitor's time limit passed.
+    TimeLimit,
 }
 
 /// The selected rows in pick order.
@@ -136,8 +140,17 @@ pub struct Selection {
     pub picks: Vec<Pick>,
     /// Why the last (with windows: any) greedy run ended before it had its budget, or that it had it.
     pub stop: StopReason,
-    /// U(S) = log det(I + αF_S) of all picks, in nats, whatever the mode.
+    /// U(S) = log det(I + αF_S) of the picks up to and including each, in nats, whatever the mode.
+    pub log_dets: Vec<f64>,
+    /// U(S) of all picks: the last of `log_dets`.
     pub log_det: f64,
+}
+
+impl Selection {
+    fn new(picks: Vec<Pick>, stop: StopReason, log_dets: Vec<f64>) -> Self {
+        let log_det = log_dets.last().copied().unwrap_or(0.0);
+        Self { picks, stop, log_dets, log_det }
+    }
 }
 
 /// Selects up to `budget` rows of the whole pool; all of them if `budget` is `None`.
@@ -150,6 +163,23 @@ pub fn select(
     budget: Option<usize>,
     monitor: &Monitor,
 ) -> Result<Selection> {
+    resume(survey, settings, budget, &[], monitor)
+}
+
+/// Goes on with a run whose first picks were `made` before, and ends with the same bits as [`select`] alone.
+///
+/// Those picks are replayed in order, without search; only what [`Pick::rows_read`] says of the later ones may
+/// differ, because what the first run knew of the rows that it left is lost.
+///
+/// # Errors
+/// As [`select`]; [`Error::InvalidInput`] too if `made` cannot be the first picks of this run.
+pub fn resume(
+    survey: &Survey<'_>,
+    settings: &Settings,
+    budget: Option<usize>,
+    made: &[Pick],
+    monitor: &Monitor,
+) -> Result<Selection> {
     check(survey, settings)?;
     let n = survey.len();
     if budget.is_some_and(|k| k == 0 || k > n) {
@@ -160,24 +190,42 @@ pub fn select(
             "Ask for fewer rows, or for at least one.",
         ));
     }
+    let size = budget.unwrap_or(n);
+    check_made(survey, made, size)?;
+    made.iter().for_each(|&pick| monitor.accept(pick));
     let rows = (0..n).collect();
-    let (picks, mut stop) = run(survey, settings, rows, budget.unwrap_or(n), monitor)?;
+    let (picks, mut stop) =
+        match monitor.within_limit(|| run(survey, settings, rows, size, made, monitor)) {
+            // Whatever the limit cut short was no pick yet.
+            Err(Error::TimeLimit) => {
+                let picks = monitor.log();
+                let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
+                (picks, stop)
+            }
+            result => result?,
+        };
     if budget.is_none() && stop == StopReason::Budget {
         stop = StopReason::Exhausted;
     }
-    let log_det = match (settings.method, settings.fisher) {
+    let log_dets = match (settings.method, settings.fisher) {
         // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
         (Method::Greedy, Fisher::Full) if settings.alpha * largest(survey) < 1e4 => {
-            picks.iter().map(|pick| pick.gain).sum()
+            let mut sum = 0.0;
+            let add = |pick: &Pick| {
+                sum += pick.gain;
+                sum
+            };
+            picks.iter().map(add).collect()
         }
-        _ => log_det(survey, settings.alpha, &rows_of(&picks), monitor)?,
+        _ => log_dets(survey, settings.alpha, &rows_of(&picks), monitor)?,
     };
-    Ok(Selection { picks, stop, log_det })
+    Ok(Selection::new(picks, stop, log_dets))
 }
 
 /// Selects `per_window` rows of every window on its own, F and the mean starting anew in each.
 ///
-/// `windows` lists disjoint sets of rows; a window with fewer rows than `per_window` gives all.
+/// `windows` lists disjoint sets of rows; a window with fewer rows than `per_window` gives all. A window that is
+/// not done when the time limit passes gives none.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if a setting, `per_window` or a row is out of range; [`Error::Interrupted`].
@@ -199,18 +247,22 @@ pub fn select_windows(
         ));
     }
     windows.iter().try_for_each(|window| check_rows(survey, window))?;
-    let parts = windows
-        .par_iter()
-        .map(|window| {
-            let budget = per_window.min(window.len());
-            run(survey, settings, window.to_vec(), budget, monitor)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let early = parts.iter().any(|(_, stop)| *stop == StopReason::EarlyStop);
-    let stop = if early { StopReason::EarlyStop } else { StopReason::Budget };
+    let select_within = |window: &&[usize]| {
+        let budget = per_window.min(window.len());
+        match run(survey, settings, window.to_vec(), budget, &[], monitor) {
+            Err(Error::TimeLimit) => Ok((Vec::new(), StopReason::TimeLimit)),
+            result => result,
+        }
+    };
+    let parts = monitor.within_limit(|| {
+        windows.par_iter().map(select_within).collect::<Result<Vec<(Vec<Pick>, _)>>>()
+    })?;
+    let any = |reason| parts.iter().any(|(_, stop)| *stop == reason);
+    let stop = [StopReason::TimeLimit, StopReason::EarlyStop].into_iter().find(|&reason| any(reason));
+    let stop = stop.unwrap_or(StopReason::Budget);
     let picks: Vec<Pick> = parts.into_iter().flat_map(|(picks, _)| picks).collect();
-    let log_det = log_det(survey, settings.alpha, &rows_of(&picks), monitor)?;
-    Ok(Selection { picks, stop, log_det })
+    let log_dets = log_dets(survey, settings.alpha, &rows_of(&picks), monitor)?;
+    Ok(Selection::new(picks, stop, log_dets))
 }
 
 fn rows_of(picks: &[Pick]) -> Vec<usize> {
@@ -235,6 +287,23 @@ fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
         )),
     }
 }
+
+/// Checks that `made` names rows of the pool, each once, and no more than the budget.
+fn check_made(survey: &Survey<'_>, made: &[Pick], budget: usize) -> Result<()> {
+    check_rows(survey, &rows_of(made))?;
+    let mut taken = vec![false; survey.len()];
+    let twice = made.iter().find(|pick| std::mem::replace(&mut taken[pick.row], true));
+    let found = match twice {
+        Some(pick) => format!("row {} twice", pick.index),
+        None if made.len() > budget => format!("{} picks", made.len()),
+        None => return Ok(()),
+    };
+    let expected = format!("at most {budget} picks, each row once");
+    Err(Error::invalid("picks to resume from", found, expected, RESUME_REMEDY))
+}
+
+/// What to do about picks that this run cannot have made.
+const RESUME_REMEDY: &str = "Start anew, without the picks of an earlier run.";
 
 /// Checks the settings, alone and against the scale of the rows.
 fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
@@ -262,19 +331,22 @@ fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
     ))
 }
 
-/// One greedy run over `rows`.
+/// One greedy run over `rows`; its first picks are `made`.
 fn run(
     survey: &Survey<'_>,
     settings: &Settings,
-    rows: Vec<usize>,
+    mut rows: Vec<usize>,
     budget: usize,
+    made: &[Pick],
     monitor: &Monitor,
 ) -> Result<(Vec<Pick>, StopReason)> {
     let (kernels, alpha, dim) = (survey.kernels(), settings.alpha, survey.dim());
     if settings.method == Method::TopK {
         let factor = if settings.fisher == Fisher::Scalar { 1.0 / (1.0 + alpha) } else { 1.0 };
         let run = Run::new(survey, settings, 0.0, monitor);
-        return top_k::search(Greedy::new(run, FixedGain { factor }), rows, budget);
+        let mut greedy = Greedy::new(run, FixedGain { factor });
+        greedy.replay(made, &mut rows)?;
+        return top_k::search(greedy, rows, budget);
     }
     let run = Run::new(survey, settings, settings.conflict_penalty, monitor);
     let search = settings.search;
@@ -285,77 +357,29 @@ fn run(
                 capacity: None,
                 angles: search != Search::Eager,
             };
-            full::search(run, rows, budget, strategy)
+            full::search(run, rows, budget, made, strategy)
         }
         Fisher::Diagonal => {
-            one_by_one(Greedy::new(run, DiagonalFisher::new(kernels, alpha, dim)), search, rows, budget)
+            let greedy = Greedy::new(run, DiagonalFisher::new(kernels, alpha, dim));
+            one_by_one(greedy, search, rows, budget, made)
         }
         Fisher::Scalar => {
-            one_by_one(Greedy::new(run, FixedGain { factor: 1.0 / (1.0 + alpha) }), search, rows, budget)
+            let greedy = Greedy::new(run, FixedGain { factor: 1.0 / (1.0 + alpha) });
+            one_by_one(greedy, search, rows, budget, made)
         }
     }
 }
 
 fn one_by_one<O: Objective>(
-    greedy: Greedy<'_, O>,
+    mut greedy: Greedy<'_, O>,
     search: Search,
-    rows: Vec<usize>,
+    mut rows: Vec<usize>,
     budget: usize,
+    made: &[Pick],
 ) -> Result<(Vec<Pick>, StopReason)> {
+    greedy.replay(made, &mut rows)?;
     match search {
         Search::Eager => eager::search(greedy, rows, budget),
         Search::Lazy => lazy::search(greedy, rows, budget),
     }
-}
-
-/// U(S) = log det(I + αF_S) of any rows, by the smaller of the two Gram matrices.
-///
-/// # Errors
-/// [`Error::InvalidInput`] if a row is out of range or α is not positive; [`Error::Interrupted`].
-pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<f64> {
-    check_alpha(alpha)?;
-    check_scale(survey, alpha)?;
-    check_rows(survey, rows)?;
-    if rows.is_empty() {
-        return Ok(0.0);
-    }
-    let (dim, count) = (survey.dim(), rows.len());
-    let size = dim.min(count);
-    let mut matrix = vec![0.0; size * size];
-    (0..size).for_each(|i| matrix[i * size + i] = 1.0);
-    let mut cells = vec![0.0; dim];
-    if dim <= count {
-        for batch in rows.chunks(256) {
-            monitor.check()?;
-            cells.resize(batch.len() * dim, 0.0);
-            for (&row, cells) in batch.iter().zip(cells.chunks_exact_mut(dim)) {
-                survey.load(row, cells);
-            }
-            add_outer_products(&mut matrix, dim, &cells, alpha);
-        }
-    } else {
-        // G Gᵀ in bands of columns: a band, transposed, is a list of rows of `count` cells.
-        let band = (1 << 22) / count.max(1) + 1;
-        for first in (0..dim).step_by(band) {
-            monitor.check()?;
-            let width = band.min(dim - first);
-            let mut columns = vec![0.0; width * count];
-            for (i, &row) in rows.iter().enumerate() {
-                survey.load(row, &mut cells);
-                for (j, cell) in cells[first..first + width].iter().enumerate() {
-                    columns[j * count + i] = *cell;
-                }
-            }
-            add_outer_products(&mut matrix, count, &columns, alpha);
-        }
-    }
-    let factor = Cholesky::new(matrix, size, || monitor.check())?.ok_or_else(|| {
-        Error::invalid(
-            "alpha",
-            alpha,
-            "I + alpha F within float64",
-            "Lower alpha, or use normalize=\"unit\".",
-        )
-    })?;
-    Ok(factor.log_det())
 }

@@ -2,8 +2,8 @@
 
 use super::conflict::SelectedMean;
 use super::survey::Survey;
-use super::{Pick, Settings, StopReason};
-use crate::error::Result;
+use super::{Pick, RESUME_REMEDY, Settings, StopReason};
+use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::monitor::Monitor;
 
@@ -91,27 +91,48 @@ impl<'a> Run<'a> {
             return Some(StopReason::EarlyStop);
         }
         self.survey.load(best.row, cells);
-        self.record(
-            Pick {
-                row: best.row,
-                index: best.index,
-                gain: best.gain,
-                base: (self.alpha * self.survey.norm_sq()[best.row]).ln_1p(),
-                conflict: self.conflict(best.row, cells),
-                score: best.score,
-                overruled,
-                rows_read,
-            },
-            cells,
-        );
+        let pick = Pick {
+            row: best.row,
+            index: best.index,
+            gain: best.gain,
+            base: self.base(best.row),
+            conflict: self.conflict(best.row, cells),
+            score: best.score,
+            overruled,
+            rows_read,
+        };
+        // Before anything is done with it: a time limit that passes meanwhile must not lose the pick.
+        self.monitor.accept(pick);
+        self.record(pick, cells);
         None
     }
 
-    /// Adds a pick whose numbers are known.
-    pub(super) fn record(&mut self, pick: Pick, cells: &[f64]) {
+    /// Records a pick of an earlier run, whose row has `value` now; `cells` gets its row.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the value is not the one that the pick's Δ came from; whatever stops a run.
+    pub(super) fn replay(&mut self, pick: &Pick, value: f64, cells: &mut [f64]) -> Result<()> {
+        self.check()?;
+        let gain = self.gain(value);
+        let difference = (gain - pick.gain).abs();
+        // Digits beyond these may differ between processors.
+        if difference.is_nan() || difference > 1e-6 * self.base(pick.row) {
+            let field = format!("gain of row {} in the picks to resume from", pick.index);
+            return Err(Error::invalid(field, pick.gain, gain, RESUME_REMEDY));
+        }
+        self.survey.load(pick.row, cells);
+        self.record(*pick, cells);
+        Ok(())
+    }
+
+    fn record(&mut self, pick: Pick, cells: &[f64]) {
         self.mean.push(self.kernels, cells);
-        self.monitor.add_pick(pick.gain, pick.rows_read);
         self.picks.push(pick);
+    }
+
+    /// log(1 + α‖g‖²).
+    fn base(&self, row: usize) -> f64 {
+        (self.alpha * self.survey.norm_sq()[row]).ln_1p()
     }
 
     /// How much the score fell from one pick to the next, on average over the latest `picks` picks.

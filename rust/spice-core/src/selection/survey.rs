@@ -107,12 +107,29 @@ impl<'a> Survey<'a> {
 
     /// A hash of all rows as stored and of their dataset indices, whatever their order.
     pub fn fingerprint(&self) -> String {
-        format!("xxh3-64:{:016x}", self.fingerprint)
+        show(self.fingerprint)
     }
 
     pub(super) const fn kernels(&self) -> Kernels {
         self.kernels
     }
+}
+
+/// [`Survey::fingerprint`] of the rows of `pool`, without a survey: nothing is measured or checked.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn fingerprint(pool: &Pool<'_>, monitor: &Monitor) -> Result<String> {
+    let chunks = (0..pool.len()).into_par_iter().step_by(CHUNK).map(|first| {
+        monitor.check()?;
+        let rows = first..(first + CHUNK).min(pool.len());
+        Ok(rows.fold(0_u64, |sum, row| sum.wrapping_add(pool.hash(row))))
+    });
+    chunks.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b))).map(show)
+}
+
+fn show(fingerprint: u64) -> String {
+    format!("xxh3-64:{fingerprint:016x}")
 }
 
 fn refuse(pool: &Pool<'_>, row: usize) -> Error {

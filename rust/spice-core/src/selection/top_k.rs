@@ -1,8 +1,8 @@
 //! The released code's default: the rows of largest Δ(∅), no interaction.
 
 use super::greedy::{Greedy, Leader};
-use super::run::Candidate;
 use super::objective::Objective;
+use super::run::Candidate;
 use super::{Pick, StopReason};
 use crate::error::Result;
 
@@ -17,7 +17,7 @@ pub(super) fn search<O: Objective>(
         descending.then_with(|| greedy.index(a).cmp(&greedy.index(b)))
     });
     let mut scratch = Vec::new();
-    for &row in &rows[..budget] {
+    for &row in rows.iter().take(budget - greedy.run.picks()) {
         greedy.run.check()?;
         let mut leader = Leader::default();
         let mut consider = |candidate: Candidate| leader.consider(&candidate);

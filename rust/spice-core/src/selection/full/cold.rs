@@ -239,7 +239,11 @@ impl Cold {
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(
         &mut self,
+<<<<<<< HEAD
         names: &[usize],
+=======
+        names: &mut [usize],
+>>>>>>> runs
         bar: Bar<'_>,
         directions: &Directions,
         epoch: &Epoch<'_>,
@@ -269,6 +273,10 @@ impl Cold {
             ages[..stale].sort_unstable_by_key(|&(.., name)| name);
             self.narrow_inverse(epoch, run);
         }
+<<<<<<< HEAD
+=======
+        let least = bar.least_value(run);
+>>>>>>> runs
         let this = &*self;
         let (stale, younger) = ages.split_at(stale);
         let moved = stale

@@ -22,6 +22,8 @@ mod drift;
 mod epoch;
 mod hot;
 
+use std::collections::HashMap;
+
 use rayon::prelude::*;
 
 use super::run::{Candidate, Run};
@@ -55,14 +57,21 @@ pub(super) struct Strategy {
     pub(super) angles: bool,
 }
 
-/// Selects up to `budget` of `rows`.
+/// Selects up to `budget` of `rows`; the first picks are `made`.
 pub(super) fn search(
     run: Run<'_>,
     rows: Vec<usize>,
     budget: usize,
+    made: &[Pick],
     strategy: Strategy,
 ) -> Result<(Vec<Pick>, StopReason)> {
+    let names = if made.is_empty() {
+        HashMap::new()
+    } else {
+        rows.iter().enumerate().map(|(name, &row)| (row, name)).collect()
+    };
     let mut search = Search::new(run, rows, budget, strategy)?;
+    search.replay(made, &names)?;
     let stop = search.run_to(budget)?;
     Ok(search.run.finish(stop))
 }
@@ -163,6 +172,24 @@ impl<'a> Search<'a> {
             self.push(found.best.slot)?;
         }
         Ok(StopReason::Budget)
+    }
+
+    /// Takes the picks that an earlier run has `made`, without a search; `names` has the name of each row.
+    fn replay(&mut self, made: &[Pick], names: &HashMap<usize, usize>) -> Result<()> {
+        let mut cells = vec![0.0; self.run.survey.dim()];
+        for pick in made {
+            let slot = match self.hot.rows.iter().position(|&row| row == pick.row) {
+                Some(slot) => slot,
+                None => {
+                    self.promote(names.get(&pick.row).copied().into_iter())?;
+                    self.hot.len() - 1
+                }
+            };
+            self.run.replay(pick, self.hot.values[slot], &mut cells)?;
+            self.push(slot)?;
+        }
+        self.read = 0;
+        Ok(())
     }
 
     /// Moves a hot row to the picks of the epoch.

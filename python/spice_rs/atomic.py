@@ -1,0 +1,66 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from spice_rs.errors import InvalidInputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield a file to write to; when the block ends it takes the place of `path`, and is on disk.
+
+    If the block raises, or the process is killed, `path` stays as it was.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    _sync_folder(path.parent)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Fail now if `replacing` would fail after long work.
+
+    Raises:
+        InvalidInputError: no file can lie there.
+    """
+    place = Path(path)
+    if place.is_dir() or not place.parent.is_dir():
+        found = "a folder" if place.is_dir() else f"no folder {place.parent}"
+        raise InvalidInputError(
+            f"{path}: found {found}, expected a place for a file. Make the folder, or name a file."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where folders can be opened."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

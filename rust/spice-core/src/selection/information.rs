@@ -1,0 +1,154 @@
+//! U = log det(I + αF) of sets of rows and of all their prefixes, from the definition.
+
+use rayon::prelude::*;
+
+use super::survey::Survey;
+use super::{check_alpha, check_rows, check_scale};
+use crate::error::{Error, Result};
+use crate::linalg::{Cholesky, add_outer_products};
+use crate::monitor::Monitor;
+
+/// Rows that are added to M together.
+const BATCH: usize = 256;
+
+/// Rows of a chunk of [`log_dets`], where there are more rows than columns.
+const LONGEST_CHUNK: usize = 4096;
+
+/// U(S) = log det(I + αF_S) of any rows, by the smaller of the two Gram matrices.
+///
+/// # Errors
+/// [`Error::InvalidInput`] if a row is out of range or α is not positive; [`Error::Interrupted`].
+pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<f64> {
+    check_alpha(alpha)?;
+    check_scale(survey, alpha)?;
+    check_rows(survey, rows)?;
+    if rows.is_empty() {
+        return Ok(0.0);
+    }
+    let dim = survey.dim();
+    let factor = if dim <= rows.len() {
+        let mut matrix = identity(dim);
+        add_rows(&mut matrix, survey, alpha, rows, monitor)?;
+        factor(matrix, dim, alpha, monitor)?
+    } else {
+        factor(gram(survey, alpha, rows, monitor)?, rows.len(), alpha, monitor)?
+    };
+    Ok(factor.log_det())
+}
+
+/// U of every prefix of `rows`: the t-th number is U of the first t + 1 rows.
+///
+/// The leading minors of I + αGGᵀ are the determinants wanted, and a Cholesky factor has them all on its
+/// diagonal. Where there are more rows than columns, the rows go in chunks: with M = LLᵀ what the chunks before
+/// amount to and z = L⁻¹g, det(M + αGᵀG) = det(M)·det(I + αZZᵀ). So a chunk never has more rows than there are
+/// columns, no digits are lost to the rank, and all of it costs some three times what the last number alone does.
+///
+/// # Errors
+/// As [`log_det`].
+pub(super) fn log_dets(
+    survey: &Survey<'_>,
+    alpha: f64,
+    rows: &[usize],
+    monitor: &Monitor,
+) -> Result<Vec<f64>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let dim = survey.dim();
+    let length = if rows.len() <= dim { rows.len() } else { dim.min(LONGEST_CHUNK) };
+    let (first, rest) = rows.split_at(length);
+    let mut series = factor(gram(survey, alpha, first, monitor)?, length, alpha, monitor)?.log_dets();
+    if rest.is_empty() {
+        return Ok(series);
+    }
+    let mut matrix = identity(dim);
+    add_rows(&mut matrix, survey, alpha, first, monitor)?;
+    for chunk in rest.chunks(length) {
+        let base = factor(matrix.clone(), dim, alpha, monitor)?;
+        let mut solved = vec![0.0; chunk.len() * dim];
+        for (&row, cells) in chunk.iter().zip(solved.chunks_exact_mut(dim)) {
+            survey.load(row, cells);
+        }
+        add_outer_products(&mut matrix, dim, &solved, alpha);
+        monitor.check()?;
+        solved.par_chunks_mut(64 * dim).for_each(|rows| base.solve_lower(rows));
+        let mut small = identity(chunk.len());
+        add_outer_products(&mut small, chunk.len(), &transposed(&solved, dim), alpha);
+        let before = base.log_det();
+        let within = factor(small, chunk.len(), alpha, monitor)?.log_dets();
+        series.extend(within.iter().map(|log_det| before + log_det));
+    }
+    Ok(series)
+}
+
+fn identity(size: usize) -> Vec<f64> {
+    let mut matrix = vec![0.0; size * size];
+    (0..size).for_each(|i| matrix[i * size + i] = 1.0);
+    matrix
+}
+
+/// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix`.
+fn add_rows(
+    matrix: &mut [f64],
+    survey: &Survey<'_>,
+    alpha: f64,
+    rows: &[usize],
+    monitor: &Monitor,
+) -> Result<()> {
+    let dim = survey.dim();
+    let mut cells = Vec::new();
+    for batch in rows.chunks(BATCH) {
+        monitor.check()?;
+        cells.resize(batch.len() * dim, 0.0);
+        for (&row, cells) in batch.iter().zip(cells.chunks_exact_mut(dim)) {
+            survey.load(row, cells);
+        }
+        add_outer_products(matrix, dim, &cells, alpha);
+    }
+    Ok(())
+}
+
+/// I + αGGᵀ, G the matrix of `rows`: its lower triangle.
+fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<Vec<f64>> {
+    let (dim, count) = (survey.dim(), rows.len());
+    let mut matrix = identity(count);
+    let mut cells = vec![0.0; dim];
+    // In bands of columns: a band, transposed, is a list of rows of `count` cells.
+    let band = (1 << 22) / count + 1;
+    for first in (0..dim).step_by(band) {
+        monitor.check()?;
+        let width = band.min(dim - first);
+        let mut columns = vec![0.0; width * count];
+        for (i, &row) in rows.iter().enumerate() {
+            survey.load(row, &mut cells);
+            for (j, cell) in cells[first..first + width].iter().enumerate() {
+                columns[j * count + i] = *cell;
+            }
+        }
+        add_outer_products(&mut matrix, count, &columns, alpha);
+    }
+    Ok(matrix)
+}
+
+/// Rows of `dim` cells as columns.
+fn transposed(rows: &[f64], dim: usize) -> Vec<f64> {
+    let count = rows.len() / dim;
+    let mut columns = vec![0.0; rows.len()];
+    for (i, row) in rows.chunks_exact(dim).enumerate() {
+        for (j, cell) in row.iter().enumerate() {
+            columns[j * count + i] = *cell;
+        }
+    }
+    columns
+}
+
+fn factor(matrix: Vec<f64>, size: usize, alpha: f64, monitor: &Monitor) -> Result<Cholesky> {
+    Cholesky::new(matrix, size, || monitor.check())?.ok_or_else(|| {
+        Error::invalid(
+            "alpha",
+            alpha,
+            "I + alpha F within float64",
+            "Lower alpha, or use normalize=\"unit\".",
+        )
+    })
+}
