@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import machine
 import spice_rs
 import table
 import worker
@@ -19,6 +20,9 @@ from laws import LAWS, write_law
 
 FORMS = ("G @ [w, m]", "[w, m] @ G.T")
 """The torch loops; the second is the faster one."""
+
+BUSY = 0.05
+"""Share of the processor time from which other programs are worth a warning."""
 
 QUICK = {"n": 100, "d": 16, "k": 100}
 """What sizes are divided by for a smoke test."""
@@ -96,7 +100,7 @@ class Bench:
         return {**result, "shown": shown}
 
     def row(
-        self, ours: dict[str, Any], run: str, against: str = "", theirs: float | None = None, note: str = ""
+        self, ours: dict[str, Any], run: str, against: str = "", theirs: float | None = None, *notes: str
     ) -> None:
         """Print one row of the table."""
         seconds = ours["seconds"]
@@ -109,7 +113,7 @@ class Bench:
             "ratio": None if seconds is None or theirs is None else ratio(theirs, seconds),
             "read/pick": ours.get("rows_read"),
             "peak MB": None if ours.get("peak") is None else round(ours["peak"] / 1e6),
-            "note": "; ".join(part for part in (ours.get("note"), note) if part),
+            "note": "; ".join(filter(None, (ours.get("note"), *notes, busy(ours)))),
         }
         print(table.line(section=self.section, **cells), flush=True)
 
@@ -122,7 +126,7 @@ class Bench:
         shown = ours["shown"]
         k = shown["k"]
         if importlib.util.find_spec("torch") is None:
-            return self.row(ours, "lazy", f"torch {form}", note="torch is not installed: skipped")
+            return self.row(ours, "lazy", f"torch {form}", None, "torch is not installed: skipped")
         theirs = self.run(
             "torch",
             source=pool.path,
@@ -133,14 +137,20 @@ class Bench:
             unit=shown["rows as"] == "unit",
         )
         if theirs["seconds"] is None:
-            return self.row(ours, "lazy", f"torch {form}", note=theirs["note"])
+            return self.row(ours, "lazy", f"torch {form}", None, theirs["note"])
         picks = theirs["picks"]
-        same = sum(a == b for a, b in zip(theirs["indices"], ours.get("indices", []), strict=False))
+        same = len(set(theirs["indices"]) & set(ours.get("indices", [])[:picks]))
         note = (
             f"{theirs['threads']} threads, first {picks} picks, extrapolated to {k}; {same} of them are ours"
         )
         seconds = theirs["seconds"] * k / picks
-        return self.row(ours, "lazy", f"torch {form}", seconds, f"{note}; {goal}" if goal else note)
+        return self.row(ours, "lazy", f"torch {form}", seconds, note, goal, busy(theirs, "its run "))
+
+
+def busy(result: dict[str, Any], whose: str = "") -> str:
+    """Return a warning if other programs were using the machine during a run."""
+    share = result.get("others")
+    return f"BUSY: {whose}{share:.0%}" if share is not None and share > BUSY else ""
 
 
 def ratio(theirs: float, ours: float) -> str:
@@ -161,7 +171,9 @@ def loop(bench: Bench) -> None:
                 eager = bench.select(pool, few, 0.1, search="eager")
                 theirs = None if eager["seconds"] is None else eager["seconds"] * k / few
                 note = f"first {few} picks, extrapolated to {k}"
-                bench.row(ours, "lazy", "our eager search", theirs, eager.get("note", note))
+                bench.row(
+                    ours, "lazy", "our eager search", theirs, eager.get("note", note), busy(eager, "its run ")
+                )
 
 
 def real(bench: Bench) -> None:
@@ -203,16 +215,17 @@ def submodlib(bench: Bench) -> None:
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in theirs["parts"].items())
     value = spice_rs.log_det(pool.path, theirs["indices"])
     note = f"{parts}; U {ours['log_det']:.6f}, theirs {value:.6f}; goal 20 ×"
-    return bench.row(ours, "lazy", "submodlib LazyGreedy", theirs["seconds"], note)
+    against = "submodlib LazyGreedy"
+    return bench.row(ours, "lazy", against, theirs["seconds"], note, busy(theirs, "its run "))
 
 
 def windows(bench: Bench) -> None:
     pool = bench.pool("clustered", 100_000, 1024)
-    for fisher, goal in (("full", ""), ("diagonal", "; goal 0.5 ×")):
+    for fisher, goal in (("full", ""), ("diagonal", "goal 0.5 ×")):
         window = {"pool_size": 128, "select_per_window": 13, "fisher": fisher}
         ours = bench.select(pool, None, 0.1, repeat=3, **window)
         ours["shown"]["k"] = "13/128"
-        against_memory(bench, pool, ours, f"windows, {fisher}", bench.settings.cores, goal)
+        against_memory(bench, pool, ours, f"windows, {fisher}", machine.cores(), goal)
 
 
 def against_memory(
@@ -221,11 +234,11 @@ def against_memory(
     """Print a row that compares with one pass over the pool at the measured speed of memory."""
     speed = bench.bandwidth(threads)
     if ours["seconds"] is None or "read" not in speed:
-        return bench.row(ours, run, note=speed.get("note", ""))
+        return bench.row(ours, run, "", None, speed.get("note", ""))
     reached = pool.nbytes / ours["seconds"] / 1e9
-    note = f"{reached:.2f} GB/s; measured copy {speed['copy'] / 1e9:.1f} GB/s{goal}"
+    note = f"{reached:.2f} GB/s; measured copy {speed['copy'] / 1e9:.1f} GB/s"
     against = f"one read at {speed['read'] / 1e9:.1f} GB/s"
-    return bench.row(ours, run, against, pool.nbytes / speed["read"], note)
+    return bench.row(ours, run, against, pool.nbytes / speed["read"], note, goal, busy(speed, "its run "))
 
 
 def paper(bench: Bench) -> None:

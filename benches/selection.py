@@ -25,38 +25,13 @@ submodlib wants an environment of its own: `python -m venv V && V/bin/pip instal
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import re
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import worker
 
 REAL = Path(__file__).parents[1] / "../shared/data/gradients_smollm2.npz::gradients"
-
-
-def machine(cores: int) -> str:
-    """Return what the figures depend on besides the code: processor, memory, other load, versions."""
-    model, ram = platform.processor() or platform.machine(), ""
-    if Path("/proc/cpuinfo").is_file():
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-        model = found[1] if found else model
-        ram = f", {int(total[1]) / 1e6:.0f} GB of memory" if total else ""
-    packages = []
-    for package in ("spice-rs", "numpy", "torch"):
-        try:
-            packages.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            packages.append(f"no {package}")
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return (
-        f"- machine: {platform.machine()}, {model}, {cores} cores{ram}; load before the start {load}\n"
-        f"- versions: Python {platform.python_version()}, {', '.join(packages)}"
-    )
 
 
 def arguments(sections: list[str]) -> argparse.Namespace:
@@ -82,9 +57,7 @@ def arguments(sections: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", help="where the pools are kept during the run; by default the temporary one"
     )
-    settings = parser.parse_args()
-    settings.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return settings
+    return parser.parse_args()
 
 
 def main() -> int:
@@ -93,11 +66,12 @@ def main() -> int:
         worker.main(sys.argv[2])
         return 0
 
+    import machine
     import table
     from sections import SECTIONS, Bench
 
     settings = arguments(list(SECTIONS))
-    print(machine(settings.cores))
+    print(machine.describe())
     print(f"- seeds: pools {settings.seed}, windows and stochastic greedy 0; alpha = 1 everywhere")
     if settings.quick:
         print("- --quick: tiny sizes, the figures mean nothing")

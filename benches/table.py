@@ -31,6 +31,8 @@ READING = """\
 - read/pick: rows evaluated per pick, the run's first pick (which sees every row) left out.
 - peak MB: most anonymous memory (RssAnon, read every 5 ms; 1 MB = 10⁶ bytes) of our process, the interpreter and numpy
   included; pages of the mapped pool are not in it.
+- picks that are ours: the same rows in both sets; float32 breaks the ties of unit rows at will, and each choice leads on.
+- BUSY: other programs took the named share of the machine's processor time meanwhile; measure such a row again.
 """
 
 

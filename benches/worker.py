@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import memory
+import machine
 import peers
 
 
@@ -28,7 +28,7 @@ def select(source: str, options: dict[str, Any], repeat: int = 1) -> dict[str, A
 
     warnings.simplefilter("ignore", spice_rs.SpiceWarning)
     seconds = []
-    with memory.PeakMemory() as peak:
+    with machine.PeakMemory() as peak:
         for _ in range(repeat):
             started = time.perf_counter()
             try:
@@ -53,7 +53,7 @@ JOBS = {
     "select": select,
     "torch": peers.torch_loop,
     "submodlib": peers.submodlib,
-    "bandwidth": memory.bandwidth,
+    "bandwidth": machine.bandwidth,
 }
 
 
@@ -64,7 +64,7 @@ def run(
     give_up: float | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Run a job in a process of its own and return what it measured.
+    """Run a job in a process of its own and return what it measured, and the share of the machine that others took.
 
     Raises:
         Unavailable: this spice_rs does not know a setting.
@@ -72,6 +72,7 @@ def run(
     """
     script = Path(__file__).with_name("selection.py")
     command = [python, str(script), "--worker", json.dumps({"job": job, **arguments})]
+    others = machine.OtherLoad()
     try:
         done = subprocess.run(
             command,
@@ -82,13 +83,15 @@ def run(
         )
     except subprocess.TimeoutExpired:
         raise Failed(f"given up after {give_up:g} s") from None
+    except OSError as error:
+        raise Failed(f"failed: {error}") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise Failed(f"failed: {last}")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Failed(f"failed with status {done.returncode}: {last}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     if "unavailable" in result:
         raise Unavailable(result["unavailable"])
-    return result
+    return {**result, "others": others.share()}
 
 
 def main(text: str) -> None:
