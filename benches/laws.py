@@ -53,3 +53,5 @@ def write_law(path: str | os.PathLike[str], name: str, n: int, d: int, seed: int
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, n, BLOCK):
             law(name, n, d, seed, start, min(n, start + BLOCK)).astype(dtype).tofile(file)
+        file.flush()
+        os.fsync(file.fileno())  # nothing is left to be written while a selection is timed
