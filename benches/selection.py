@@ -1,103 +1,92 @@
-"""Time `select` against the loop that a user would write in torch; prints one table.
+"""Time `select` against its peers, against its limits and against itself; prints one table.
 
-    python benches/selection.py [--rows 20000] [--dim 1024] [--picks 2000] [--laws clustered unit opposed flat]
+    python benches/selection.py                           everything: hours, most of them the large pools
+    python benches/selection.py --sections loop windows   some of it
+    python benches/selection.py --quick                   tiny sizes: does the script work? Its figures mean nothing
 
-The torch loop is one matmul `[w, mean] @ G.T` per pick over all rows in float32 on all cores, with the same formula. It is
-timed over its first `--loop-picks` picks and extrapolated linearly (every pick costs it the same). All runs of a law
-share one process and one pool (float16 for us, its float32 copy for torch, which has no fast float16 on CPUs).
+loop         n = 20 k and 100 k, d = 1024, k = 2 k: against a fused eager loop in torch, in two forms
+real         gradients of a language model: against the faster form
+deep         k ≫ d: rows read per pick, with and without the angle bound
+submodlib    against submodlib's LazyGreedy log-det, kernel and hand-over included
+windows      windows of 128: against one pass over the pool at the speed of memory
+paper        n = 97.5 k, d = 8192, k = 9750: time and memory against a limit
+million      n = 1 M, d = 1024, k = 10 k (--long: and 100 k): the same
+growth       n from 25 k to 200 k: exponents of time and of rows read
+threads      one thread against two
+approximate  ε-lazy and stochastic greedy: time and U against exact
+
+We read float16 files, as a store holds them; torch gets a float32 copy, made beforehand (it has no fast float16 on CPUs).
+A torch loop is timed over its first --loop-picks picks and extrapolated linearly, which leaves out what grows with the
+picks and so errs in its favour. All pools together take some 6 GB in --work-dir; they are deleted at the end.
+submodlib wants an environment of its own: `python -m venv V && V/bin/pip install submodlib-py`, then
+`--submodlib-python V/bin/python`.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import time
-import warnings
+import sys
+import tempfile
+from pathlib import Path
 
-import numpy as np
-import torch
+import worker
 
-import spice_rs
-from laws import LAWS, law
+REAL = Path(__file__).parents[1] / "../shared/data/gradients_smollm2.npz::gradients"
 
 
-def torch_loop(rows: torch.Tensor, picks: int, alpha: float, penalty: float) -> float:
-    """Run the fused eager loop; returns seconds."""
-    started = time.perf_counter()
-    norms = rows.norm(dim=1)
-    q = norms**2
-    taken = torch.zeros(len(rows), dtype=torch.bool)
-    total = torch.zeros(rows.shape[1])
-    directions: list[torch.Tensor] = []
-    alignment = torch.zeros(len(rows))
-    mean_norm = 0.0
-    for step in range(picks):
-        conflict = (-alignment / (norms * mean_norm + 1e-8)).clamp(min=0) if step else alignment
-        score = torch.log1p(alpha * q.clamp(min=0)) - penalty * conflict
-        best = int(score.masked_fill(taken, -torch.inf).argmax())
-        taken[best] = True
-        g = rows[best]
-        w = g.clone()
-        for earlier in directions:
-            w -= alpha * (earlier @ g) * earlier
-        w /= torch.sqrt(1 + alpha * q[best])
-        directions.append(w)
-        total += g
-        mean = total / (step + 1)
-        mean_norm = float(mean.norm())
-        products = torch.stack([w, mean]) @ rows.T  # (2, n): twice as fast as rows @ (d, 2)
-        q -= alpha * products[0] ** 2
-        alignment = products[1]
-    return time.perf_counter() - started
-
-
-def seconds(run) -> tuple[float, object]:
-    """Return (seconds, result)."""
-    started = time.perf_counter()
-    result = run()
-    return time.perf_counter() - started, result
-
-
-def main() -> None:
+def arguments(sections: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--dim", type=int, default=1024)
-    parser.add_argument("--picks", type=int, default=2000)
-    parser.add_argument("--loop-picks", type=int, default=60)
-    parser.add_argument("--eager-picks", type=int, default=60)
-    parser.add_argument("--penalty", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--laws", nargs="+", choices=LAWS, default=list(LAWS))
-    a = parser.parse_args()
-    warnings.simplefilter("ignore", spice_rs.SpiceWarning)
-
-    print(f"machine: {platform.machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}")
-    print(
-        f"pool: n = {a.rows}, d = {a.dim}, seed {a.seed}, float16; k = {a.picks}, alpha = 1, lambda = {a.penalty}"
+    parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as a smoke test")
+    parser.add_argument("--long", action="store_true", help="also pick 100 k of the million")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic pools")
+    parser.add_argument("--loop-picks", type=int, default=60, help="picks of a torch loop that are timed")
+    parser.add_argument(
+        "--eager-picks",
+        type=int,
+        default=0,
+        help="also time so many picks of our eager search, which may keep n × d float64 in memory",
     )
-    print(
-        f"torch loop and eager: first {a.loop_picks} and {a.eager_picks} picks, extrapolated linearly to {a.picks}\n"
+    parser.add_argument("--real", default=str(REAL), help="FILE.npz::MEMBER with real gradients")
+    parser.add_argument("--submodlib-python", help="an interpreter that has submodlib-py")
+    parser.add_argument(
+        "--give-up", type=float, metavar="SECONDS", help="end a measurement that takes longer"
     )
-    print("law         torch loop s   eager s   lazy s   lazy / torch loop   rows read per pick")
-    for name in a.laws:
-        rows = law(name, a.rows, a.dim, a.seed).astype(np.float16)
-        dense = torch.tensor(rows).float()
-        torch_loop(dense, 3, 1.0, a.penalty)  # warm up
-        loop = torch_loop(dense, a.loop_picks, 1.0, a.penalty) * a.picks / a.loop_picks
+    parser.add_argument(
+        "--work-dir", help="where the pools are kept during the run; by default the temporary one"
+    )
+    return parser.parse_args()
 
-        def run(k: int, search: str, rows: np.ndarray = rows):
-            return spice_rs.select(rows, k, conflict_penalty=a.penalty, search=search, progress=False)
 
-        eager = seconds(lambda run=run: run(a.eager_picks, "eager"))[0] * a.picks / a.eager_picks
-        lazy, selection = seconds(lambda run=run: run(a.picks, "lazy"))
-        print(
-            f"{name:10}  {loop:12.1f}  {eager:8.1f}  {lazy:7.1f}  {loop / lazy:16.1f} ×"
-            f"  {selection.rows_read[1:].mean():18.1f}",
-            flush=True,
-        )
+def main() -> int:
+    # A worker must not import more than it measures: what the table needs comes after this.
+    if sys.argv[1:2] == ["--worker"]:
+        worker.main(sys.argv[2])
+        return 0
+
+    import machine
+    import table
+    from sections import SECTIONS, Bench
+
+    settings = arguments(list(SECTIONS))
+    print(machine.describe())
+    print(f"- seeds: pools {settings.seed}, windows and stochastic greedy 0; alpha = 1 everywhere")
+    if settings.quick:
+        print("- --quick: tiny sizes, the figures mean nothing")
+    print(table.READING, flush=True)
+    print(table.heading(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="spice-bench-", dir=settings.work_dir) as folder:
+        bench = Bench(settings, Path(folder))
+        for name in SECTIONS:
+            if name in settings.sections:
+                bench.section = name
+                SECTIONS[name](bench)
+    if bench.failures:
+        print(f"{bench.failures} measurements failed; see their notes.", file=sys.stderr)
+    return 1 if bench.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

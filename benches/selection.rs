@@ -1,59 +1,93 @@
-//! `cargo bench`: both searches of the full objective on one synthetic pool, and the kernels they rest on.
+//! `cargo bench`: searches over one synthetic pool, and the kernels that they rest on.
+//!
+//! One function a subject; `criterion_group!` at the end lists them. A new search goes into [`SEARCHES`], a new kernel
+//! into [`kernels`] by one call of [`rate`], which states how much work a call does.
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use spice_core::linalg::Kernels;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
 use spice_core::selection::{Fisher, Method, Search, Settings, Survey, select};
 
-const ROWS: usize = 4_000;
-const DIM: usize = 256;
-const PICKS: usize = 200;
+/// Every search of the full objective, by name.
+const SEARCHES: [(&str, Search); 2] = [("eager", Search::Eager), ("lazy", Search::Lazy)];
 
-/// Rows around 50 centres with a decaying spectrum; a fixed sequence of pseudo-random numbers.
-fn clustered() -> Vec<f32> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut uniform = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
-    let mut normal = move || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
-    let spectrum: Vec<f32> = (0..DIM).map(|j| ((j + 1) as f32).powf(-0.7)).collect();
-    let centres: Vec<f32> = (0..50 * DIM).map(|cell| normal() * spectrum[cell % DIM]).collect();
-    let mut rows = Vec::with_capacity(ROWS * DIM);
-    for row in 0..ROWS {
-        let size = (0.6 * normal()).exp();
-        let centre = &centres[row % 50 * DIM..][..DIM];
-        rows.extend(centre.iter().zip(&spectrum).map(|(c, s)| size * (c + s * normal())));
+/// Cells of a vector that a kernel is timed on.
+const CELLS: usize = 1024;
+
+const SETTINGS: Settings = Settings {
+    alpha: 1.0,
+    conflict_penalty: 0.1,
+    early_stop: None,
+    fisher: Fisher::Full,
+    method: Method::Greedy,
+    search: Search::Lazy,
+};
+
+/// A matrix of float32 cells as it lies in a file.
+struct Matrix {
+    bytes: Vec<u8>,
+    rows: usize,
+    dim: usize,
+}
+
+impl Matrix {
+    /// Rows around 50 centres with a decaying spectrum; a fixed sequence of pseudo-random numbers.
+    fn clustered(rows: usize, dim: usize) -> Self {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut uniform = move || {
+            state =
+                state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        let mut normal = move || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
+        let spectrum: Vec<f32> = (0..dim).map(|j| ((j + 1) as f32).powf(-0.7)).collect();
+        let centres: Vec<f32> = (0..50 * dim).map(|cell| normal() * spectrum[cell % dim]).collect();
+        let mut bytes = Vec::with_capacity(rows * dim * size_of::<f32>());
+        for row in 0..rows {
+            let size = (0.6 * normal()).exp();
+            let centre = &centres[row % 50 * dim..][..dim];
+            for (c, s) in centre.iter().zip(&spectrum) {
+                bytes.extend((size * (c + s * normal())).to_le_bytes());
+            }
+        }
+        Self { bytes, rows, dim }
     }
-    rows
+
+    fn pool(&self) -> Pool<'_> {
+        let block =
+            RowBlock::new(&self.bytes, Dtype::F32, self.rows, self.dim).expect("an aligned matrix");
+        Pool::new(vec![block]).expect("a pool")
+    }
+}
+
+/// Times `call`, which does `work` each time, and reports work per second.
+fn rate<T>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    work: Throughput,
+    mut call: impl FnMut() -> T,
+) {
+    group.throughput(work);
+    group.bench_function(name, |bencher| bencher.iter(&mut call));
 }
 
 fn searches(criterion: &mut Criterion) {
-    let rows = clustered();
-    let bytes: Vec<u8> = rows.iter().flat_map(|cell| cell.to_le_bytes()).collect();
-    let pool = || {
-        let block = RowBlock::new(&bytes, Dtype::F32, ROWS, DIM).expect("an aligned matrix");
-        Pool::new(vec![block]).expect("a pool")
-    };
+    const PICKS: usize = 200;
+    let matrix = Matrix::clustered(4_000, 256);
     let monitor = Monitor::default();
-    let survey = Survey::new(pool(), false, &monitor).expect("finite rows");
+    let survey = Survey::new(matrix.pool(), false, &monitor).expect("finite rows");
 
-    let mut group = criterion.benchmark_group(format!("select {PICKS} of {ROWS} x {DIM}"));
+    let mut group =
+        criterion.benchmark_group(format!("select {PICKS} of {} x {}", matrix.rows, matrix.dim));
     group.sample_size(10);
-    for (name, search) in [("eager", Search::Eager), ("lazy", Search::Lazy)] {
-        let settings = Settings {
-            alpha: 1.0,
-            conflict_penalty: 0.1,
-            early_stop: None,
-            fisher: Fisher::Full,
-            method: Method::Greedy,
-            search,
-        };
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| select(&survey, &settings, Some(PICKS), &monitor).expect("a selection"));
+    for (name, search) in SEARCHES {
+        let settings = Settings { search, ..SETTINGS };
+        rate(&mut group, name, Throughput::Elements(PICKS as u64), || {
+            select(&survey, &settings, Some(PICKS), &monitor).expect("a selection")
         });
     }
     group.finish();
@@ -61,10 +95,11 @@ fn searches(criterion: &mut Criterion) {
 
 fn kernels(criterion: &mut Criterion) {
     let kernels = Kernels::default();
-    let (a, b) = (vec![1.25; 1024], vec![0.5; 1024]);
-    let mut group = criterion.benchmark_group("kernels, 1024 cells");
-    group.throughput(Throughput::Elements(1024));
-    group.bench_function("dot", |bencher| bencher.iter(|| kernels.dot(black_box(&a), black_box(&b))));
+    let (a, b) = (vec![1.25; CELLS], vec![0.5; CELLS]);
+    let mut group = criterion.benchmark_group(format!("kernels, {CELLS} cells"));
+    rate(&mut group, "dot", Throughput::Elements(CELLS as u64), || {
+        kernels.dot(black_box(&a), black_box(&b))
+    });
     group.finish();
 }
 
