@@ -90,12 +90,7 @@ impl WithSimd for Dots<'_> {
 }
 
 #[inline(always)]
-fn tiles<S: Simd, const R: usize, const P: usize>(
-    simd: S,
-    a: &[&[f64]],
-    b: &[&[f64]],
-    out: &mut [f64],
-) {
+fn tiles<S: Simd, const R: usize, const P: usize>(simd: S, a: &[&[f64]], b: &[&[f64]], out: &mut [f64]) {
     let width = b.len();
     for (j, b) in b.chunks(P).enumerate() {
         for (i, a) in a.chunks(R).enumerate() {

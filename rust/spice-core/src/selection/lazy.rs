@@ -16,8 +16,8 @@ use std::collections::BinaryHeap;
 use rayon::prelude::*;
 
 use super::greedy::{GROUP, Greedy, Leader};
-use super::run::Candidate;
 use super::objective::{Marginal, Objective};
+use super::run::Candidate;
 use super::{Pick, StopReason};
 use crate::error::Result;
 
@@ -61,8 +61,9 @@ pub(super) fn search<O: Objective>(
         index: greedy.index(rows[slot]),
         slot,
     };
-    let mut heap: BinaryHeap<Waiting> =
-        (0..rows.len()).map(|slot| waiting(slot, greedy.run.gain(marginals[slot].value), &greedy)).collect();
+    let mut heap: BinaryHeap<Waiting> = (0..rows.len())
+        .map(|slot| waiting(slot, greedy.run.gain(marginals[slot].value), &greedy))
+        .collect();
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
 

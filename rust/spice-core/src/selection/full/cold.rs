@@ -93,6 +93,11 @@ impl Cold {
         self.rows[name]
     }
 
+    /// Whether the row has not left.
+    pub(super) fn waits(&self, name: usize) -> bool {
+        self.values[name] >= 0.0
+    }
+
     /// Takes a row out; returns its row of the pool.
     pub(super) fn take(&mut self, name: usize) -> usize {
         self.values[name] = -1.0;
@@ -239,11 +244,7 @@ impl Cold {
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(
         &mut self,
-<<<<<<< HEAD
         names: &[usize],
-=======
-        names: &mut [usize],
->>>>>>> runs
         bar: Bar<'_>,
         directions: &Directions,
         epoch: &Epoch<'_>,
@@ -273,10 +274,6 @@ impl Cold {
             ages[..stale].sort_unstable_by_key(|&(.., name)| name);
             self.narrow_inverse(epoch, run);
         }
-<<<<<<< HEAD
-=======
-        let least = bar.least_value(run);
->>>>>>> runs
         let this = &*self;
         let (stale, younger) = ages.split_at(stale);
         let moved = stale

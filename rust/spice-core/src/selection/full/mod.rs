@@ -27,8 +27,8 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use super::run::{Candidate, Run};
-use super::{Pick, StopReason};
-use crate::error::Result;
+use super::{Pick, RESUME_REMEDY, StopReason};
+use crate::error::{Error, Result};
 use cold::{Bar, Cold};
 use directions::Directions;
 use drift::{Turn, angle};
@@ -177,16 +177,23 @@ impl<'a> Search<'a> {
     /// Takes the picks that an earlier run has `made`, without a search; `names` has the name of each row.
     fn replay(&mut self, made: &[Pick], names: &HashMap<usize, usize>) -> Result<()> {
         let mut cells = vec![0.0; self.run.survey.dim()];
-        for pick in made {
-            let slot = match self.hot.rows.iter().position(|&row| row == pick.row) {
-                Some(slot) => slot,
-                None => {
-                    self.promote(names.get(&pick.row).copied().into_iter())?;
-                    self.hot.len() - 1
-                }
-            };
-            self.run.replay(pick, self.hot.values[slot], &mut cells)?;
-            self.push(slot)?;
+        for batch in made.chunks(FIRST) {
+            let cold = batch.iter().filter_map(|pick| names.get(&pick.row).copied());
+            let cold: Vec<usize> = cold.filter(|&name| self.cold.waits(name)).collect();
+            self.promote(cold.into_iter())?;
+            for pick in batch {
+                let slot = self.hot.rows.iter().position(|&row| row == pick.row).ok_or_else(|| {
+                    let field = "picks to resume from";
+                    Error::invalid(
+                        field,
+                        format!("row {}", pick.index),
+                        "rows of the pool, once each",
+                        RESUME_REMEDY,
+                    )
+                })?;
+                self.run.replay(pick, self.hot.values[slot], &mut cells)?;
+                self.push(slot)?;
+            }
         }
         self.read = 0;
         Ok(())
@@ -384,7 +391,9 @@ impl<'a> Search<'a> {
         let mean_norm = 0.5 * self.run.mean.norm();
         let mut turns = Vec::new();
         let mut mean = None;
-        if self.strategy.angles && let Some(present) = &self.present {
+        if self.strategy.angles
+            && let Some(present) = &self.present
+        {
             self.cold.add_mean(present);
             turns = self.cold.turns(present, allowance);
             mean = Some(present.clone());
@@ -428,14 +437,10 @@ impl<'a> Search<'a> {
             capacity += capacity / 2;
         }
         self.cutoff = cutoff;
-        self.floor = if cutoff > 0.0 { self.run.value(cutoff) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
+        self.floor =
+            if cutoff > 0.0 { self.run.value(cutoff) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
         self.cold_gain = self.cold.largest_gain(slack, &self.run);
-        self.period = Some(Period {
-            first_pick: picks,
-            mean,
-            allowance,
-            mean_norm,
-        });
+        self.period = Some(Period { first_pick: picks, mean, allowance, mean_norm });
         Ok(())
     }
 
