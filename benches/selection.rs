@@ -10,22 +10,13 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use spice_core::linalg::Kernels;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
-use spice_core::selection::{Fisher, Method, Search, Settings, Survey, select};
+use spice_core::selection::{Search, Settings, Survey, select};
 
 /// Every search of the full objective, by name.
 const SEARCHES: [(&str, Search); 2] = [("eager", Search::Eager), ("lazy", Search::Lazy)];
 
 /// Cells of a vector that a kernel is timed on.
 const CELLS: usize = 1024;
-
-const SETTINGS: Settings = Settings {
-    alpha: 1.0,
-    conflict_penalty: 0.1,
-    early_stop: None,
-    fisher: Fisher::Full,
-    method: Method::Greedy,
-    search: Search::Lazy,
-};
 
 /// A matrix of float32 cells as it lies in a file.
 struct Matrix {
@@ -85,7 +76,7 @@ fn searches(criterion: &mut Criterion) {
         criterion.benchmark_group(format!("select {PICKS} of {} x {}", matrix.rows, matrix.dim));
     group.sample_size(10);
     for (name, search) in SEARCHES {
-        let settings = Settings { search, ..SETTINGS };
+        let settings = Settings { search, ..Settings::default() };
         rate(&mut group, name, Throughput::Elements(PICKS as u64), || {
             select(&survey, &settings, Some(PICKS), &monitor).expect("a selection")
         });

@@ -34,7 +34,8 @@ def select(
     progress: Progress = None,
     time_limit: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    search: Literal["lazy", "eager"] = "lazy",
+    search: Literal["lazy", "lazy_gain", "eager"] = "lazy",
+    hot_rows: int | None = None,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Selection:
@@ -72,8 +73,11 @@ def select(
         checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
             ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
             interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`.
-        search: "lazy" reads a row again only while it may win; "eager" reads every row at every pick and is there
-            to check the other against.
+        search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
+            Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
+            every row at every pick, keeps n × d float64 in memory and is there to check the others against.
+        hot_rows: rows that the lazy search of the full Fisher information follows pick by pick, by default as many
+            as the processor's caches hold. It changes time and memory, and no pick.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 
@@ -98,7 +102,12 @@ def select(
         array([0, 4, 1])
     """
     numbers = _check_numbers(
-        k=k, pool_size=pool_size, select_per_window=select_per_window, seed=seed, threads=threads
+        k=k,
+        pool_size=pool_size,
+        select_per_window=select_per_window,
+        seed=seed,
+        threads=threads,
+        hot_rows=hot_rows,
     )
     _check_budget(k, early_stop, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
@@ -151,6 +160,9 @@ def select(
             fisher=fisher,
             method=method,
             search=search,
+            hot_rows=numbers["hot_rows"],
+            epsilon=0.1,
+            seed=seed,
             order=order,
             pool_size=numbers["pool_size"],
             select_per_window=numbers["select_per_window"],

@@ -13,7 +13,7 @@ use spice_core::selection::{
 };
 
 fn settings(fisher: Fisher, search: Search, conflict_penalty: f64) -> Settings {
-    Settings { alpha: 1.0, conflict_penalty, early_stop: None, fisher, method: Method::Greedy, search }
+    Settings { conflict_penalty, fisher, search, ..Settings::default() }
 }
 
 /// Selects from rows given as one list of cells, cut into blocks after every `cut` rows.

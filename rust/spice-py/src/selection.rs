@@ -26,7 +26,7 @@ pub(crate) enum Rows<'py> {
 /// Selects rows; see `spice_rs.select` for what the arguments mean and what they default to.
 #[pyfunction]
 #[pyo3(signature = (source, *, dim, index, scale, unit, k, alpha, conflict_penalty, early_stop, fisher, method,
-                    search, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval))]
+                    search, hot_rows, epsilon, seed, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
@@ -42,6 +42,9 @@ pub(crate) fn select<'py>(
     fisher: &str,
     method: &str,
     search: &str,
+    hot_rows: Option<usize>,
+    epsilon: f64,
+    seed: u64,
     order: Option<PyReadonlyArray1<'py, i64>>,
     pool_size: Option<usize>,
     select_per_window: Option<usize>,
@@ -61,8 +64,24 @@ pub(crate) fn select<'py>(
             fisher,
             &[("full", Fisher::Full), ("diagonal", Fisher::Diagonal), ("scalar", Fisher::Scalar)],
         )?,
-        method: parse("method", method, &[("greedy", Method::Greedy), ("top_k", Method::TopK)])?,
-        search: parse("search", search, &[("lazy", Search::Lazy), ("eager", Search::Eager)])?,
+        method: parse(
+            "method",
+            method,
+            &[
+                ("greedy", Method::Greedy),
+                ("top_k", Method::TopK),
+                ("epsilon_lazy", Method::EpsilonLazy),
+                ("stochastic", Method::Stochastic),
+            ],
+        )?,
+        search: parse(
+            "search",
+            search,
+            &[("lazy", Search::Lazy), ("lazy_gain", Search::LazyGain), ("eager", Search::Eager)],
+        )?,
+        hot_rows,
+        epsilon,
+        seed,
     };
     let pool = pool(&source, dim, index, scale)?;
     let order: Option<Vec<usize>> =

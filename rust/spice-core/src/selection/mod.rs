@@ -47,6 +47,10 @@ pub enum Method {
     Greedy,
     /// The k largest Δ(∅); no interaction and no penalty.
     TopK,
+    /// Greedy, but content with a row whose score is at least 1 − ε times the best.
+    EpsilonLazy,
+    /// Greedy, each time over n/k·log(1/ε) rows drawn at random.
+    Stochastic,
 }
 
 /// How the best row of a greedy step is found. The picks do not depend on it.
@@ -54,8 +58,11 @@ pub enum Method {
 pub enum Search {
     /// Every row is evaluated at every pick: the oracle and the baseline.
     Eager,
-    /// Rows are evaluated while an earlier, larger Δ keeps them in the running.
+    /// Rows are evaluated while an earlier, larger Δ keeps them in the running, and an earlier angle to
+    /// the mean does not put them out of it.
     Lazy,
+    /// The same without angles: what Δ alone is worth as a bound.
+    LazyGain,
 }
 
 /// Everything that decides a selection.
@@ -73,6 +80,30 @@ pub struct Settings {
     pub method: Method,
     /// How the best row is found.
     pub search: Search,
+    /// Rows of the full objective that are followed pick by pick; `None` for what the caches hold. It
+    /// changes the time and the memory that a lazy search takes, and no pick.
+    pub hot_rows: Option<usize>,
+    /// ε of the approximate methods; inside (0, 1).
+    pub epsilon: f64,
+    /// Seed of [`Method::Stochastic`].
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    /// The paper's method with its α and λ, exactly.
+    fn default() -> Self {
+        Self {
+            alpha: 1.0,
+            conflict_penalty: 0.1,
+            early_stop: None,
+            fisher: Fisher::Full,
+            method: Method::Greedy,
+            search: Search::Lazy,
+            hot_rows: None,
+            epsilon: 0.1,
+            seed: 0,
+        }
+    }
 }
 
 impl Settings {
@@ -354,8 +385,8 @@ fn run(
         Fisher::Full => {
             let strategy = full::Strategy {
                 exhaustive: search == Search::Eager,
-                capacity: None,
-                angles: search != Search::Eager,
+                capacity: settings.hot_rows,
+                angles: search == Search::Lazy,
             };
             full::search(run, rows, budget, made, strategy)
         }
@@ -380,6 +411,6 @@ fn one_by_one<O: Objective>(
     greedy.replay(made, &mut rows)?;
     match search {
         Search::Eager => eager::search(greedy, rows, budget),
-        Search::Lazy => lazy::search(greedy, rows, budget),
+        Search::Lazy | Search::LazyGain => lazy::search(greedy, rows, budget),
     }
 }

@@ -257,13 +257,16 @@ impl Cold {
         let dim = run.survey.dim() as f64;
         let from_factor = |name: usize| {
             let (seen, norm_sq) = (self.seen[name] as usize, self.norm_sq(name, run));
+            if seen < directions.first() {
+                return true;
+            }
             if epoch.inverse().is_none() || seen >= epoch_start || norm_sq == 0.0 {
                 return false;
             }
             let ratio = self.values[name] / norm_sq;
             let rate = ((1.0 - ratio) / seen.max(1) as f64).max(0.5 / dim);
             let needed = (ratio - least / norm_sq) / rate;
-            seen < directions.first() || needed.min((directions.end() - seen) as f64) > 0.5 * dim
+            needed.min((directions.end() - seen) as f64) > 0.5 * dim
         };
         // Rows of one age together, each age in the order of the file.
         let mut ages: Vec<(bool, u32, usize)> =

@@ -122,7 +122,7 @@ impl<'a> Search<'a> {
     fn new(run: Run<'a>, rows: Vec<usize>, budget: usize, strategy: Strategy) -> Result<Self> {
         let dim = run.survey.dim();
         let epoch = Epoch::new(run.survey, run.alpha, rows.len(), run.monitor);
-        let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(256, 1024));
+        let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(256, 1024)).max(1);
         let count = rows.len();
         let mut search = Self {
             strategy,
@@ -408,7 +408,7 @@ impl<'a> Search<'a> {
                 (step.max(f64::MIN_POSITIVE), best.score - step)
             }
             None => {
-                let (top, level) = self.cold.gains_of_rank(FIRST, slack, &self.run);
+                let (top, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
                 ((top - level).max(1e-6 * top).max(f64::MIN_POSITIVE), level * (1.0 - 1e-12))
             }
         };
@@ -429,7 +429,7 @@ impl<'a> Search<'a> {
                 Some(best) if best.score > cutoff => break,
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
-                    let (_, level) = self.cold.gains_of_rank(FIRST, slack, &self.run);
+                    let (_, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
                     cutoff = level.min(cutoff - step);
                 }
             }
