@@ -4,6 +4,7 @@
 //! [`matrix::RowBlock`]s; a [`matrix::Pool`] is a read-only view over some of them; [`selection`]
 //! picks rows of a pool. The selection never imports the store.
 
+mod convert;
 pub mod error;
 pub mod linalg;
 pub mod matrix;

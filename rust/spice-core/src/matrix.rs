@@ -5,8 +5,7 @@
 //! a scale for every row. Rows leave a pool as `f64`, converted exactly, so what a computation sees
 //! does not depend on how the rows are spread over blocks.
 
-use half::slice::HalfFloatSliceExt;
-
+use crate::convert::{brains, halves, scale_doubles, singles};
 use crate::error::{Error, Result};
 
 /// The element type of stored rows; all little-endian.
@@ -126,41 +125,30 @@ impl<'a> RowBlock<'a> {
     /// # Panics
     /// If `row` or the length of `out` is out of range; callers have checked both.
     pub fn load(&self, row: usize, out: &mut [f64]) {
+        self.load_scaled(row, 1.0, out);
+    }
+
+    fn load_scaled(&self, row: usize, factor: f64, out: &mut [f64]) {
         let range = row * self.dim..(row + 1) * self.dim;
         match self.cells {
-            Cells::F16(cells) => cells[range].convert_to_f64_slice(out),
-            Cells::BF16(cells) => cells[range].convert_to_f64_slice(out),
-            Cells::F32(cells) => {
-                for (out, &cell) in out.iter_mut().zip(&cells[range]) {
-                    *out = f64::from(cell);
-                }
+            Cells::F16(cells) => halves::widen(&cells[range], factor, out),
+            Cells::BF16(cells) => brains::widen(&cells[range], factor, out),
+            Cells::F32(cells) => singles::widen(&cells[range], factor, out),
+            Cells::F64(cells) => {
+                out.iter_mut().zip(&cells[range]).for_each(|(out, cell)| *out = cell * factor);
             }
-            Cells::F64(cells) => out.copy_from_slice(&cells[range]),
         }
     }
 
-    /// Writes row `row` times `factor` to `out` (`dim` cells) in single precision, each cell rounded at most
-    /// three times.
+    /// Writes row `row` times `factor` to `out` (`dim` cells) in single precision.
     fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
         let range = row * self.dim..(row + 1) * self.dim;
-        let narrow = factor as f32;
         match self.cells {
-            // Halves leave room for a factor in single precision.
-            Cells::F16(cells) if (1e-30..1e30).contains(&factor) => {
-                cells[range].convert_to_f32_slice(out);
-                out.iter_mut().for_each(|cell| *cell *= narrow);
-            }
-            Cells::F16(cells) => scale(out, &cells[range], factor),
-            Cells::BF16(cells) => scale(out, &cells[range], factor),
-            Cells::F32(cells) => scale(out, &cells[range], factor),
-            Cells::F64(cells) => scale(out, &cells[range], factor),
+            Cells::F16(cells) => halves::scale(&cells[range], factor, out),
+            Cells::BF16(cells) => brains::scale(&cells[range], factor, out),
+            Cells::F32(cells) => singles::scale(&cells[range], factor, out),
+            Cells::F64(cells) => scale_doubles(&cells[range], factor, out),
         }
-    }
-}
-
-fn scale<T: Copy + Into<f64>>(out: &mut [f32], cells: &[T], factor: f64) {
-    for (out, &cell) in out.iter_mut().zip(cells) {
-        *out = (cell.into() * factor) as f32;
     }
 }
 
@@ -287,13 +275,7 @@ impl<'a> Pool<'a> {
     /// Writes row `row`, scaled, to `out` (`dim` cells).
     pub fn load(&self, row: usize, out: &mut [f64]) {
         let (block, local) = self.locate(row);
-        block.load(local, out);
-        if let Some(scale) = &self.scale {
-            let scale = scale[row];
-            if scale != 1.0 {
-                out.iter_mut().for_each(|cell| *cell *= scale);
-            }
-        }
+        block.load_scaled(local, self.scale.as_ref().map_or(1.0, |scale| scale[row]), out);
     }
 }
 

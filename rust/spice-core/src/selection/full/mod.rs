@@ -39,10 +39,14 @@ use hot::Hot;
 const PERIOD: usize = 64;
 /// Bytes of hot rows that are asked of the last cache.
 const HOT_BYTES: usize = 16 << 20;
+/// Bytes of hot rows where periods would be short otherwise.
+const MOST_HOT_BYTES: usize = 96 << 20;
 /// Rows that the first period starts with.
 const FIRST: usize = 256;
 /// Rows refreshed between two looks at the cutoff.
 const BATCH: usize = 2048;
+/// Periods after which angles that were of no use are tried again.
+const REST: usize = 8;
 /// Conflicts computed at once.
 const CONFLICTS: usize = 64;
 
@@ -84,6 +88,7 @@ struct Search<'a> {
     cold: Cold,
     directions: Directions,
     capacity: usize,
+    least_capacity: usize,
     /// No cold row scores higher.
     cutoff: f64,
     /// Hot rows below this value are left behind until the next period.
@@ -97,15 +102,21 @@ struct Search<'a> {
     turning: f64,
     /// Unit mean that the hot rows' angles are measured from.
     reference: Option<Vec<f64>>,
+    /// Whether that is the latest mean that the cold rows know.
+    shared: bool,
     /// The present unit mean; kept only if there is a penalty.
     present: Option<Vec<f64>>,
     /// Conflicts computed since hot angles were last measured.
     conflicts: usize,
+    /// Periods for which angles of cold rows are left alone, since they were of no use.
+    rest: usize,
 }
 
 /// What holds since the period began.
 struct Period {
     first_pick: usize,
+    /// Rows that were refreshed for it.
+    refreshed: usize,
     /// The unit mean at its start, how far it may turn, and the least ‖m‖ that was counted on.
     mean: Option<Vec<f64>>,
     allowance: f64,
@@ -130,6 +141,7 @@ impl<'a> Search<'a> {
             cold: Cold::new(rows, &run),
             directions: Directions::new(dim),
             capacity: fitting,
+            least_capacity: fitting,
             cutoff: f64::NEG_INFINITY,
             floor: f64::NEG_INFINITY,
             read: 0,
@@ -137,8 +149,10 @@ impl<'a> Search<'a> {
             period: None,
             turning: 0.0,
             reference: None,
+            shared: false,
             present: None,
             conflicts: 0,
+            rest: 0,
             epoch,
             run,
         };
@@ -314,6 +328,7 @@ impl<'a> Search<'a> {
     /// Measures all hot rows' angles to the present mean.
     fn measure_angles(&mut self) -> Result<()> {
         self.conflicts = 0;
+        self.shared = false;
         if self.run.penalty == 0.0 || !self.strategy.angles {
             return Ok(());
         }
@@ -351,7 +366,7 @@ impl<'a> Search<'a> {
         let cold = &mut self.cold;
         let added: Vec<_> = names.map(|name| (name, cold.take(name))).collect();
         self.hot.insert(added.into_iter(), &self.epoch, &self.run)?;
-        if self.reference.is_some() {
+        if self.shared {
             for slot in first..self.hot.len() {
                 if let Some(cosine) = self.cold.latest_cosine(self.hot.names[slot]) {
                     self.hot.cosines[slot] = cosine;
@@ -375,7 +390,7 @@ impl<'a> Search<'a> {
 
     /// Chooses a new cutoff, brings the cold rows above it up to date and makes hot what stays above it.
     fn start_period(&mut self) -> Result<()> {
-        let picks = self.run.picks();
+        let (picks, read) = (self.run.picks(), self.read);
         self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
         self.directions.extend(&self.epoch);
         self.floor = f64::NEG_INFINITY;
@@ -388,6 +403,7 @@ impl<'a> Search<'a> {
             self.turning = turned.max(0.7 * self.turning);
         }
         let allowance = 1.5 * self.turning;
+        self.balance(picks);
         let mean_norm = 0.5 * self.run.mean.norm();
         let mut turns = Vec::new();
         let mut mean = None;
@@ -398,6 +414,7 @@ impl<'a> Search<'a> {
             turns = self.cold.turns(present, allowance);
             mean = Some(present.clone());
             self.measure_angles()?;
+            self.shared = true;
         }
 
         let slack = self.epoch.slack();
@@ -440,8 +457,25 @@ impl<'a> Search<'a> {
         self.floor =
             if cutoff > 0.0 { self.run.value(cutoff) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
         self.cold_gain = self.cold.largest_gain(slack, &self.run);
-        self.period = Some(Period { first_pick: picks, mean, allowance, mean_norm });
+        let refreshed = (self.read - read) as usize;
+        self.period = Some(Period { first_pick: picks, refreshed, mean, allowance, mean_norm });
         Ok(())
+    }
+
+    /// Fits the number of hot rows to what the last period has cost: to follow many rows pick by pick, or
+    /// to refresh many rows once a period.
+    fn balance(&mut self, picks: usize) {
+        let Some(period) = &self.period else { return };
+        if self.strategy.capacity.is_some() {
+            return;
+        }
+        let followed = (picks - period.first_pick) * self.hot.len();
+        let full = self.hot.len() + picks - period.first_pick >= self.capacity;
+        if followed < period.refreshed && full {
+            self.capacity = (self.capacity * 3 / 2).min(MOST_HOT_BYTES / 8 / self.run.survey.dim());
+        } else if followed > 8 * period.refreshed {
+            self.capacity = (self.capacity * 2 / 3).max(self.least_capacity);
+        }
     }
 
     /// Sends hot rows back whose score is below `score`.
@@ -449,7 +483,7 @@ impl<'a> Search<'a> {
         for slot in (0..self.hot.len()).rev() {
             let gain = self.hot.gains[slot];
             if gain < score {
-                let cosine = self.reference.is_some().then(|| self.hot.cosines[slot]);
+                let cosine = self.shared.then(|| self.hot.cosines[slot]);
                 self.cold.put(
                     self.hot.names[slot],
                     self.hot.values[slot] * (1.0 + slack),
@@ -468,6 +502,7 @@ impl<'a> Search<'a> {
         let mut leader = self.best()?.map_or(-1.0, |found| found.best.score.exp_m1());
         let mut waiting = self.cold.above(bar, &self.run);
         let mut staying: Vec<(f64, usize)> = Vec::new();
+        let (mut measured, mut held) = (0, 0);
         while !waiting.is_empty() {
             let count = waiting.len().min(BATCH);
             if count < waiting.len() {
@@ -488,8 +523,10 @@ impl<'a> Search<'a> {
                     })
                     .collect();
                 let rows: Vec<usize> = unmeasured.iter().map(|&name| self.cold.row(name)).collect();
+                measured += rows.len();
                 for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &rows)?) {
                     self.cold.set_angle(name, Some(cosine));
+                    held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.reach);
                 }
             }
             for name in batch {
@@ -501,6 +538,9 @@ impl<'a> Search<'a> {
             }
             bar.reach = bar.reach.max((leader.ln_1p() - step).exp_m1());
             waiting.retain(|&(reach, _)| reach > bar.reach);
+        }
+        if measured > CONFLICTS && held < measured / 8 {
+            self.rest = REST;
         }
         staying.retain(|&(reach, _)| reach > bar.reach);
         if self.hot.len() + staying.len() > capacity {

@@ -1,0 +1,151 @@
+//! Stored cells as numbers: exact, and as fast as they can be read.
+//!
+//! The loops are plain; compiled for each instruction set and chosen at run time ([`pulp`]), they become
+//! vector code on every one of them.
+
+use half::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
+
+/// A stored number that single precision holds exactly.
+trait Narrow: Copy {
+    fn single(self) -> f32;
+}
+
+impl Narrow for f16 {
+    #[inline(always)]
+    fn single(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = bits & 0x7FFF;
+        // The exponent's bias grows by 112; that of infinities and NaN by as much again. Numbers below the
+        // smallest normal one are whole multiples of 2⁻²⁴.
+        let bias = if magnitude >= 0x7C00 { 224 << 23 } else { 112 << 23 };
+        let normal = (magnitude << 13) + bias;
+        let tiny = (magnitude as f32 * f32::from_bits(103 << 23)).to_bits();
+        let value = if magnitude < 0x400 { tiny } else { normal };
+        f32::from_bits(value | (bits & 0x8000) << 16)
+    }
+}
+
+impl Narrow for bf16 {
+    #[inline(always)]
+    fn single(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Narrow for f32 {
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self
+    }
+}
+
+/// `out = cells · factor` in double precision, rounded once.
+struct Widen<'a, T>(&'a [T], f64, &'a mut [f64]);
+
+impl<T: Narrow> WithSimd for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (out, &cell) in self.2.iter_mut().zip(self.0) {
+            *out = f64::from(cell.single()) * self.1;
+        }
+    }
+}
+
+/// `out = cells · factor` in single precision; the factor is rounded, then the product.
+struct Scale<'a, T>(&'a [T], f64, &'a mut [f32]);
+
+impl<T: Narrow> WithSimd for Scale<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let factor = self.1 as f32;
+        for (out, &cell) in self.2.iter_mut().zip(self.0) {
+            *out = cell.single() * factor;
+        }
+    }
+}
+
+/// The same by way of double precision, for factors that single precision cannot hold.
+struct ScaleWide<'a, T>(&'a [T], f64, &'a mut [f32]);
+
+impl<T: Copy + Into<f64>> WithSimd for ScaleWide<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (out, &cell) in self.2.iter_mut().zip(self.0) {
+            *out = (cell.into() * self.1) as f32;
+        }
+    }
+}
+
+macro_rules! cells {
+    ($name:ident, $type:ty) => {
+        pub(crate) mod $name {
+            use super::{Arch, Scale, ScaleWide, Widen};
+
+            /// `out = cells · factor`; exact if `factor` is a power of two.
+            pub(crate) fn widen(cells: &[$type], factor: f64, out: &mut [f64]) {
+                Arch::new().dispatch(Widen(cells, factor, out));
+            }
+
+            /// `out = cells · factor`, each cell with a relative error of at most 1.5 units of single precision
+            /// (or of an absolute error below the smallest normal number).
+            pub(crate) fn scale(cells: &[$type], factor: f64, out: &mut [f32]) {
+                if (1e-30..1e30).contains(&factor) {
+                    Arch::new().dispatch(Scale(cells, factor, out));
+                } else {
+                    Arch::new().dispatch(ScaleWide(cells, factor, out));
+                }
+            }
+        }
+    };
+}
+
+cells!(halves, half::f16);
+cells!(brains, half::bf16);
+cells!(singles, f32);
+
+/// `out = cells · factor` in single precision.
+pub(crate) fn scale_doubles(cells: &[f64], factor: f64, out: &mut [f32]) {
+    Arch::new().dispatch(ScaleWide(cells, factor, out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_converted_exactly() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut out = vec![0.0; all.len()];
+        halves::widen(&all, 1.0, &mut out);
+        for (half, out) in all.iter().zip(&out) {
+            assert!(half.to_f64().to_bits() == out.to_bits() || (half.is_nan() && out.is_nan()));
+            assert_eq!(half.to_f32().is_sign_negative(), half.single().is_sign_negative());
+        }
+    }
+
+    #[test]
+    fn every_bfloat_is_converted_exactly() {
+        let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let mut out = vec![0.0; all.len()];
+        brains::widen(&all, 1.0, &mut out);
+        for (brain, out) in all.iter().zip(&out) {
+            assert!(brain.to_f64().to_bits() == out.to_bits() || (brain.is_nan() && out.is_nan()));
+        }
+    }
+
+    #[test]
+    fn factors_that_single_precision_cannot_hold_are_applied_all_the_same() {
+        let mut out = [0.0_f32; 2];
+        singles::scale(&[3e-40, -1e-42], 1e41, &mut out);
+        assert!((out[0] / 30.0 - 1.0).abs() < 1e-4);
+        scale_doubles(&[1e200, 2e200], 1e-200, &mut out);
+        assert_eq!(out, [1.0, 2.0]);
+    }
+}
