@@ -91,6 +91,17 @@ fn kernels(criterion: &mut Criterion) {
     rate(&mut group, "dot", Throughput::Elements(CELLS as u64), || {
         kernels.dot(black_box(&a), black_box(&b))
     });
+    // Multiplications a second, for the tile that whitens rows.
+    let (left, right) = (vec![1.25; 16 * CELLS], vec![0.5; 48 * CELLS]);
+    let left: Vec<&[f64]> = left.chunks_exact(CELLS).collect();
+    let right: Vec<&[f64]> = right.chunks_exact(CELLS).collect();
+    let mut out = vec![0.0; 16 * 48];
+    rate(&mut group, "dots, 16 rows against 48", Throughput::Elements((16 * 48 * CELLS) as u64), || {
+        kernels.dots(black_box(&left), black_box(&right), &mut out);
+    });
+    rate(&mut group, "dots, 16 rows against 1", Throughput::Elements((16 * CELLS) as u64), || {
+        kernels.dots(black_box(&left), black_box(&right[..1]), &mut out);
+    });
     group.finish();
 }
 

@@ -170,7 +170,13 @@ fn tile<S: Simd, const R: usize, const P: usize>(
         let end = (first + CHUNK).min(len);
         let a: [&[f64]; R] = std::array::from_fn(|i| &a[i][first..end]);
         let b: [&[f64]; P] = std::array::from_fn(|j| &b[j][first..end]);
-        let chunk = chunk_tile(simd, a, b, term);
+        // The registers that the running sums of a pair fill.
+        let chunk = match S::F64_LANES {
+            8 => chunk_tile::<S, R, P, 2>(simd, a, b, term),
+            4 => chunk_tile::<S, R, P, 4>(simd, a, b, term),
+            2 => chunk_tile::<S, R, P, 8>(simd, a, b, term),
+            _ => chunk_tile::<S, R, P, LANES>(simd, a, b, term),
+        };
         for (total, chunk) in total.iter_mut().zip(&chunk) {
             for (total, chunk) in total.iter_mut().zip(chunk) {
                 *total += chunk;
@@ -182,7 +188,7 @@ fn tile<S: Simd, const R: usize, const P: usize>(
 }
 
 #[inline(always)]
-fn chunk_tile<S: Simd, const R: usize, const P: usize>(
+fn chunk_tile<S: Simd, const R: usize, const P: usize, const G: usize>(
     simd: S,
     a: [&[f64]; R],
     b: [&[f64]; P],
@@ -190,31 +196,29 @@ fn chunk_tile<S: Simd, const R: usize, const P: usize>(
 ) -> [[f64; P]; R] {
     let len = a[0].len();
     let whole = len - len % LANES;
-    let registers = LANES / S::F64_LANES;
-    let vectors = whole / S::F64_LANES;
-    let va: [&[S::f64s]; R] = std::array::from_fn(|i| &S::as_simd_f64s(&a[i][..whole]).0[..vectors]);
-    let vb: [&[S::f64s]; P] = std::array::from_fn(|j| &S::as_simd_f64s(&b[j][..whole]).0[..vectors]);
-    // The first `registers` of each line are used.
-    let mut sums = [[[simd.splat_f64s(0.0); LANES]; P]; R];
-    let mut at = 0;
-    while at + registers <= vectors {
-        for register in 0..registers {
-            let vb: [S::f64s; P] = std::array::from_fn(|j| vb[j][at + register]);
+    let steps = whole / LANES;
+    let va: [&[[S::f64s; G]]; R] =
+        std::array::from_fn(|i| &S::as_simd_f64s(&a[i][..whole]).0.as_chunks::<G>().0[..steps]);
+    let vb: [&[[S::f64s; G]]; P] =
+        std::array::from_fn(|j| &S::as_simd_f64s(&b[j][..whole]).0.as_chunks::<G>().0[..steps]);
+    let mut sums = [[[simd.splat_f64s(0.0); G]; P]; R];
+    for step in 0..steps {
+        for register in 0..G {
+            let vb: [S::f64s; P] = std::array::from_fn(|j| vb[j][step][register]);
             for i in 0..R {
-                let va = va[i][at + register];
+                let va = va[i][step][register];
                 for j in 0..P {
                     let product = term.vector(simd, va, vb[j]);
                     sums[i][j][register] = simd.add_f64s(sums[i][j][register], product);
                 }
             }
         }
-        at += registers;
     }
     let mut out = [[0.0; P]; R];
     for i in 0..R {
         for j in 0..P {
             let mut lanes = [0.0; LANES];
-            S::as_mut_simd_f64s(&mut lanes).0.copy_from_slice(&sums[i][j][..registers]);
+            S::as_mut_simd_f64s(&mut lanes).0.copy_from_slice(&sums[i][j]);
             for (lane, (&a, &b)) in lanes.iter_mut().zip(a[i][whole..].iter().zip(&b[j][whole..])) {
                 *lane += term.scalar(a, b);
             }
