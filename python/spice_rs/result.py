@@ -33,7 +33,8 @@ class Selection:
         scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ).
         overruled: (m,) bool, another row had a larger Δ: the penalty decided this pick.
         rows_read: (m,) int64 rows that were evaluated to find the pick.
-        log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, whatever the mode.
+        log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, whatever the mode; with
+            windows nan but for the last.
         stop_reason: "budget", "early_stop", "exhausted" or "time_limit"; with windows "time_limit" if any was not
             done, else "early_stop" if any stopped early.
         log_det: U(S) of all picks: the last of `log_dets`.

@@ -171,7 +171,8 @@ pub struct Selection {
     pub picks: Vec<Pick>,
     /// Why the last (with windows: any) greedy run ended before it had its budget, or that it had it.
     pub stop: StopReason,
-    /// U(S) = log det(I + αF_S) of the picks up to and including each, in nats, whatever the mode.
+    /// U(S) = log det(I + αF_S) of the picks up to and including each, in nats, whatever the mode; with windows
+    /// NaN but for the last.
     pub log_dets: Vec<f64>,
     /// U(S) of all picks: the last of `log_dets`.
     pub log_det: f64,
@@ -292,7 +293,11 @@ pub fn select_windows(
     let stop = [StopReason::TimeLimit, StopReason::EarlyStop].into_iter().find(|&reason| any(reason));
     let stop = stop.unwrap_or(StopReason::Budget);
     let picks: Vec<Pick> = parts.into_iter().flat_map(|(picks, _)| picks).collect();
-    let log_dets = log_dets(survey, settings.alpha, &rows_of(&picks), monitor)?;
+    // Windows are no run of their own: what their first picks amount to is nobody's budget.
+    let mut log_dets = vec![f64::NAN; picks.len()];
+    if let Some(last) = log_dets.last_mut() {
+        *last = log_det(survey, settings.alpha, &rows_of(&picks), monitor)?;
+    }
     Ok(Selection::new(picks, stop, log_dets))
 }
 
