@@ -81,11 +81,10 @@ def test_a_head_is_the_run_with_the_smaller_budget(keywords):
     assert run.settings["k"] == 200
 
 
-@pytest.mark.parametrize("keywords", [*MODES, {"pool_size": 100, "select_per_window": 30}], ids=str)
+@pytest.mark.parametrize("keywords", MODES, ids=str)
 @pytest.mark.parametrize("alpha", [1.0, 1e6])
 def test_log_dets_are_u_of_every_prefix(keywords, alpha):
-    budget = {} if "pool_size" in keywords else {"k": 90}
-    run = spice_rs.select(ROWS, alpha=alpha, **budget, **keywords)
+    run = spice_rs.select(ROWS, 90, alpha=alpha, **keywords)
     rows = ROWS.astype(np.float64)
     if keywords.get("normalize") == "unit":
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -99,6 +98,12 @@ def test_log_dets_of_more_picks_than_a_chunk_holds_match_the_definition():
     run = spice_rs.select(rows, 700, method="top_k")
     for t in (1, 2, 3, 4, 6, 7, 300, 699, 700):
         assert run.log_dets[t - 1] == pytest.approx(spice_rs.log_det(rows, run.indices[:t]), rel=1e-12)
+
+
+def test_of_windows_only_the_last_log_det_is_given():
+    run = spice_rs.select(ROWS, pool_size=100, select_per_window=30)
+    assert np.isnan(run.log_dets[:-1]).all()
+    assert run.log_det == run.log_dets[-1] == pytest.approx(oracle.log_det(ROWS[run.indices], 1.0), rel=1e-9)
 
 
 def test_a_head_of_windows_is_refused():

@@ -23,6 +23,8 @@ use crate::error::Result;
 
 /// Rows of the first batch of a step; each further batch is twice as long.
 const FIRST_BATCH: usize = 2 * GROUP;
+/// Of a pool this small a few rows are enough, and no second thread helps.
+const SMALL: usize = 1024;
 /// Rows of the longest batch.
 const LONGEST_BATCH: usize = 2048;
 
@@ -67,9 +69,10 @@ pub(super) fn search<O: Objective>(
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
 
+    let first_batch = if rows.len() <= SMALL { 3 } else { FIRST_BATCH };
     while greedy.run.picks() < budget {
         let mut leader = Leader::default();
-        let mut size = FIRST_BATCH;
+        let mut size = first_batch;
         scored.clear();
         loop {
             batch.clear();
