@@ -66,9 +66,44 @@ impl Bar<'_> {
 /// A row on its way through a refresh.
 struct Moving {
     name: usize,
+    norm_sq: f64,
     /// Upper bound of q/‖g‖².
     ratio: f64,
     seen: usize,
+    /// Directions that it has been taken through.
+    moved: usize,
+    /// How fast its bound fell in the last block of them, a direction.
+    rate: f64,
+}
+
+/// What a refresh has to work with.
+struct Way<'a> {
+    /// Bounds of q below this one need no more work.
+    least: f64,
+    directions: &'a Directions,
+    /// Picks before the epoch; 0 if there is no factor to start from.
+    epoch_start: usize,
+    dim: usize,
+}
+
+impl Way<'_> {
+    /// Whether it takes longer through the directions than from the factor, which costs as much as d/2
+    /// directions: by the rate at which the bound has fallen last, and by what was tried in vain.
+    fn is_long(&self, row: &Moving) -> bool {
+        if row.seen >= self.epoch_start {
+            return false;
+        }
+        let remaining = self.directions.end() - row.seen;
+        let needed = (row.ratio - self.least / row.norm_sq) / row.rate;
+        let price = self.dim / 2;
+        row.seen < self.directions.first()
+            || (remaining > price && (needed > price as f64 || row.moved > price))
+    }
+}
+
+/// q/‖g‖².
+fn unit(value: f64, norm_sq: f64) -> f64 {
+    if norm_sq > 0.0 { value / norm_sq } else { 0.0 }
 }
 
 impl Cold {
@@ -250,93 +285,84 @@ impl Cold {
         epoch: &Epoch<'_>,
         run: &Run<'_>,
     ) -> Result<()> {
-        let epoch_start = directions.end() - epoch.picks();
-        let least = bar.least_value(run);
-        // Which way is shorter: through the directions until the bound has fallen far enough, at the rate at
-        // which it has fallen so far, or from the factor, at the price of d/2 directions?
-        let dim = run.survey.dim() as f64;
-        let from_factor = |name: usize| {
-            let (seen, norm_sq) = (self.seen[name] as usize, self.norm_sq(name, run));
-            if seen < directions.first() {
-                return true;
-            }
-            if epoch.inverse().is_none() || seen >= epoch_start || norm_sq == 0.0 {
-                return false;
-            }
-            let ratio = self.values[name] / norm_sq;
-            let rate = ((1.0 - ratio) / seen.max(1) as f64).max(0.5 / dim);
-            let needed = (ratio - least / norm_sq) / rate;
-            needed.min((directions.end() - seen) as f64) > 0.5 * dim
-        };
-        // Rows of one age together, each age in the order of the file.
-        let mut ages: Vec<(bool, u32, usize)> =
-            names.iter().map(|&name| (!from_factor(name), self.seen[name], name)).collect();
-        ages.sort_unstable();
-        let stale = ages.partition_point(|&(younger, ..)| !younger);
-        if stale > 0 {
-            ages[..stale].sort_unstable_by_key(|&(.., name)| name);
+        if epoch.inverse().is_some() && self.inverse.is_empty() {
             self.narrow_inverse(epoch, run);
         }
+        let way = Way {
+            least: bar.least_value(run),
+            directions,
+            epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
+            dim: run.survey.dim(),
+        };
+        let mut names = names.to_vec();
+        // Rows of one age together, each age in the order of the file.
+        names.sort_unstable_by_key(|&name| (self.seen[name], name));
         let this = &*self;
-        let (stale, younger) = ages.split_at(stale);
-        let moved = stale
+        let moved = names
             .par_chunks(CHUNK)
-            .chain(younger.par_chunks(CHUNK))
-            .map_init(Vec::new, |cells, ages| {
-                run.check()?;
-                let mut moving = Vec::with_capacity(ages.len());
-                cells.resize(ages.len() * run.survey.dim(), 0.0);
-                for (&(.., name), cells) in ages.iter().zip(cells.chunks_exact_mut(run.survey.dim())) {
+            .map_init(Vec::new, |cells, names| {
+                cells.resize(names.len() * way.dim, 0.0);
+                let rows = names.iter().zip(cells.chunks_exact_mut(way.dim)).map(|(&name, cells)| {
                     run.survey.load_unit(this.rows[name], cells);
                     let norm_sq = this.norm_sq(name, run);
-                    let ratio = if norm_sq > 0.0 { this.values[name] / norm_sq } else { 0.0 };
-                    moving.push(Moving { name, ratio, seen: this.seen[name] as usize });
-                }
-                if !ages[0].0 {
-                    this.whiten(&mut moving, cells, epoch_start);
-                }
-                this.advance(moving, cells, least, directions, run)
+                    let (ratio, seen) = (this.values[name], this.seen[name] as usize);
+                    Moving { name, norm_sq, ratio: unit(ratio, norm_sq), seen, moved: 0, rate: f64::MAX }
+                });
+                let rows = rows.collect();
+                this.advance(rows, cells, &way, run)
             })
             .collect::<Result<Vec<_>>>()?;
         for row in moved.into_iter().flatten() {
-            self.values[row.name] = row.ratio * self.norm_sq(row.name, run);
+            self.values[row.name] = row.ratio * row.norm_sq;
             self.seen[row.name] = row.seen as u32;
         }
         Ok(())
     }
 
-    /// Moves the rows of a chunk, oldest first; `cells` holds them as unit rows.
+    /// Moves the rows of a chunk, oldest first, until each is up to date or below the bar; `cells` holds them as
+    /// unit rows.
     fn advance(
         &self,
         mut moving: Vec<Moving>,
         cells: &mut [f32],
-        least: f64,
-        directions: &Directions,
+        way: &Way<'_>,
         run: &Run<'_>,
     ) -> Result<Vec<Moving>> {
-        let dim = run.survey.dim();
+        let dim = way.dim;
         let mut done = Vec::with_capacity(moving.len());
         let mut products = vec![0.0_f32; moving.len() * BLOCK];
-        let end = directions.end();
+        let mut waiting = (Vec::new(), Vec::new()); // for the factor: rows and their cells
         loop {
-            // Those that need no more work leave; the rest closes up, oldest first.
-            let mut kept = 0;
-            let mut left = Vec::with_capacity(moving.len());
+            run.check()?;
+            // Those that go on by directions close up; they stay in the order of their age.
+            let mut left: Vec<Moving> = Vec::with_capacity(moving.len());
             for (i, row) in moving.into_iter().enumerate() {
-                if row.seen == end || row.ratio * self.norm_sq(row.name, run) < least {
+                let its_cells = i * dim..(i + 1) * dim;
+                if row.seen == way.directions.end() || row.ratio * row.norm_sq < way.least {
                     done.push(row);
+                } else if way.is_long(&row) {
+                    waiting.0.push(row);
+                    waiting.1.extend_from_slice(&cells[its_cells]);
                 } else {
-                    cells.copy_within(i * dim..(i + 1) * dim, kept * dim);
-                    kept += 1;
+                    cells.copy_within(its_cells, left.len() * dim);
                     left.push(row);
                 }
             }
             moving = left;
-            let Some(from) = moving.first().map(|row| row.seen) else { return Ok(done) };
-            run.check()?;
-            let to = (from + BLOCK).min(end);
+            if moving.is_empty() {
+                if waiting.0.is_empty() {
+                    return Ok(done);
+                }
+                self.whiten(&mut waiting.0, &waiting.1, way.epoch_start);
+                moving = std::mem::take(&mut waiting.0);
+                cells[..waiting.1.len()].copy_from_slice(&waiting.1);
+                waiting.1.clear();
+                continue;
+            }
+            let from = moving[0].seen;
+            let to = (from + BLOCK).min(way.directions.end());
             let count = moving.partition_point(|row| row.seen < to);
-            let (block, errors) = directions.range(from, to);
+            let (block, errors) = way.directions.range(from, to);
             product(&cells[..count * dim], block, dim, &mut products);
             for (row, products) in moving[..count].iter_mut().zip(products.chunks_exact(to - from)) {
                 let unseen = row.seen - from..;
@@ -348,6 +374,8 @@ impl Cold {
                         least * least
                     })
                     .sum();
+                row.rate = fall / (to - row.seen) as f64;
+                row.moved += to - row.seen;
                 row.ratio = (row.ratio - fall * (1.0 - 1e-9)).max(0.0);
                 row.seen = to;
             }
@@ -373,6 +401,7 @@ impl Cold {
         for (row, square) in moving.iter_mut().zip(squares) {
             let norm = square.sqrt() * (1.0 + 1e-9) + self.inverse_error;
             row.ratio = row.ratio.min(norm * norm);
+            row.rate = f64::MAX;
             row.seen = epoch_start;
         }
     }
