@@ -8,6 +8,7 @@ mod convert;
 pub mod error;
 pub mod linalg;
 pub mod matrix;
+mod memory;
 pub mod monitor;
 pub mod selection;
 pub mod store;

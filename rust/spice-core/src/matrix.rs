@@ -5,6 +5,8 @@
 //! a scale for every row. Rows leave a pool as `f64`, converted exactly, so what a computation sees
 //! does not depend on how the rows are spread over blocks.
 
+use std::ops::Range;
+
 use crate::convert::{brains, halves, scale_doubles, singles};
 use crate::error::{Error, Result};
 
@@ -125,11 +127,12 @@ impl<'a> RowBlock<'a> {
     /// # Panics
     /// If `row` or the length of `out` is out of range; callers have checked both.
     pub fn load(&self, row: usize, out: &mut [f64]) {
-        self.load_scaled(row, 1.0, out);
+        self.load_part(row, 0..self.dim, 1.0, out);
     }
 
-    fn load_scaled(&self, row: usize, factor: f64, out: &mut [f64]) {
-        let range = row * self.dim..(row + 1) * self.dim;
+    /// Writes the columns `part` of row `row`, times `factor`, to `out`.
+    fn load_part(&self, row: usize, part: Range<usize>, factor: f64, out: &mut [f64]) {
+        let range = row * self.dim + part.start..row * self.dim + part.end;
         match self.cells {
             Cells::F16(cells) => halves::widen(&cells[range], factor, out),
             Cells::BF16(cells) => brains::widen(&cells[range], factor, out),
@@ -274,8 +277,13 @@ impl<'a> Pool<'a> {
 
     /// Writes row `row`, scaled, to `out` (`dim` cells).
     pub fn load(&self, row: usize, out: &mut [f64]) {
+        self.load_part(row, 0..self.dim, out);
+    }
+
+    /// Writes the columns `part` of row `row`, scaled, to `out`.
+    pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
         let (block, local) = self.locate(row);
-        block.load_scaled(local, self.scale.as_ref().map_or(1.0, |scale| scale[row]), out);
+        block.load_part(local, part, self.scale.as_ref().map_or(1.0, |scale| scale[row]), out);
     }
 }
 

@@ -13,7 +13,7 @@ use pulp::{Simd, WithSimd};
 const LANES: usize = 16;
 
 /// Cells of a chunk: a tile of chunks stays in the first two caches however long the rows are.
-const CHUNK: usize = 4096;
+pub(crate) const CHUNK: usize = 4096;
 
 /// Vector kernels, with the instruction set chosen once.
 #[derive(Clone, Copy)]

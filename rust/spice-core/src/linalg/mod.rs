@@ -9,4 +9,4 @@ mod kernels;
 
 pub use cholesky::{Cholesky, add_outer_products};
 pub use kernels::Kernels;
-pub(crate) use kernels::{dot_twofold, two_sum};
+pub(crate) use kernels::{CHUNK, dot_twofold, two_sum};

@@ -1,5 +1,7 @@
 //! The first pass: every row is read once, checked, measured and, if asked for, made a unit row.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -86,6 +88,11 @@ impl<'a> Survey<'a> {
     /// Writes row `row` to `out` (`dim` cells).
     pub fn load(&self, row: usize, out: &mut [f64]) {
         self.pool.load(row, out);
+    }
+
+    /// Writes the columns `part` of row `row` to `out`.
+    pub(super) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
+        self.pool.load_part(row, part, out);
     }
 
     /// Writes row `row` divided by its norm to `out` (`dim` cells), in single precision; a zero row stays

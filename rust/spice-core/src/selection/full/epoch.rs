@@ -20,6 +20,7 @@
 //! matrix. A pool with far fewer rows than columns stays in it for good (the sample-space form): M then
 //! keeps an eigenvalue of 1 and what subtraction loses stays within what cond(M) excuses.
 
+use super::gram::Gram;
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, Kernels, add_outer_products};
 use crate::monitor::Monitor;
@@ -46,6 +47,8 @@ pub(super) struct Epoch<'a> {
     matrix: Vec<f64>,
     /// X = L⁻¹, row after row; empty while M = I.
     inverse: Vec<f64>,
+    /// All inner products, where rows are not looked at one by one; then nothing is whitened.
+    gram: Option<Gram>,
     /// Pool rows of the picks.
     rows: Vec<usize>,
     /// Their whitened rows, (t, d).
@@ -62,6 +65,8 @@ pub(super) struct Epoch<'a> {
 
 /// A row on its way through an epoch.
 pub(super) struct Follower<'a> {
+    /// Its row of the pool.
+    pub(super) row: usize,
     pub(super) whitened: &'a [f64],
     pub(super) coordinates: &'a mut [f64],
     pub(super) value: &'a mut f64,
@@ -84,6 +89,7 @@ impl<'a> Epoch<'a> {
             length: if factors { MIN_LENGTH.max(dim / 2) } else { usize::MAX },
             matrix: Vec::new(),
             inverse: Vec::new(),
+            gram: None,
             rows: Vec::new(),
             whitened: Vec::new(),
             coordinates: Vec::new(),
@@ -91,6 +97,21 @@ impl<'a> Epoch<'a> {
             growth: 0.0,
             trace: 0.0,
         }
+    }
+
+    /// Whether M is never factored.
+    pub(super) fn is_endless(&self) -> bool {
+        self.length == usize::MAX
+    }
+
+    /// Goes by the inner products of all rows from now on, at the start of an endless epoch.
+    pub(super) fn use_gram(&mut self, gram: Gram) {
+        self.gram = Some(gram);
+    }
+
+    /// Cells of a whitened row.
+    pub(super) fn row_len(&self) -> usize {
+        if self.gram.is_some() { 1 } else { self.survey.dim() }
     }
 
     /// Coordinates that a row needs room for if at most `budget` rows are picked.
@@ -122,6 +143,9 @@ impl<'a> Epoch<'a> {
     /// start of the epoch.
     pub(super) fn whiten(&self, rows: &[usize], cells: &mut Vec<f64>, out: &mut [f64]) -> Vec<f64> {
         let (dim, survey) = (self.survey.dim(), self.survey);
+        if self.gram.is_some() {
+            return rows.iter().map(|&row| survey.norm_sq()[row]).collect();
+        }
         if self.inverse.is_empty() {
             for (&row, out) in rows.iter().zip(out.chunks_exact_mut(dim)) {
                 survey.load(row, out);
@@ -153,9 +177,17 @@ impl<'a> Epoch<'a> {
         }
         let dim = self.survey.dim();
         products.resize(followers.len() * missing, 0.0);
-        let rows: Vec<&[f64]> = followers.iter().map(|follower| follower.whitened).collect();
-        let picks: Vec<&[f64]> = self.whitened[seen * dim..].chunks_exact(dim).collect();
-        self.kernels.dots(&rows, &picks, products);
+        if let Some(gram) = &self.gram {
+            for (follower, products) in followers.iter().zip(products.chunks_exact_mut(missing)) {
+                for (product, &pick) in products.iter_mut().zip(&self.rows[seen..]) {
+                    *product = gram.product(follower.row, pick);
+                }
+            }
+        } else {
+            let rows: Vec<&[f64]> = followers.iter().map(|follower| follower.whitened).collect();
+            let picks: Vec<&[f64]> = self.whitened[seen * dim..].chunks_exact(dim).collect();
+            self.kernels.dots(&rows, &picks, products);
+        }
         for (follower, products) in followers.iter_mut().zip(products.chunks_exact(missing)) {
             for (j, product) in (seen..).zip(products) {
                 let shared = self.kernels.dot(&follower.coordinates[..j], &self.coordinates[j]);
@@ -170,7 +202,9 @@ impl<'a> Epoch<'a> {
     pub(super) fn push(&mut self, row: usize, whitened: &[f64], coordinates: &[f64], value: f64) {
         self.growth += self.alpha * self.kernels.dot(whitened, whitened);
         self.trace += self.alpha * self.survey.norm_sq()[row];
-        self.whitened.extend_from_slice(whitened);
+        if self.gram.is_none() {
+            self.whitened.extend_from_slice(whitened);
+        }
         self.coordinates.push(coordinates[..self.rows.len()].to_vec());
         self.lengths.push((self.alpha / (1.0 + self.alpha * value.max(0.0))).sqrt());
         self.rows.push(row);

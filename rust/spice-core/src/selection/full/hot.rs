@@ -13,6 +13,7 @@ const SMALL: usize = 1 << 16;
 
 /// Rows that are followed pick by pick. A row is known by its slot; slots move when a row leaves.
 pub(super) struct Hot {
+    /// Cells of a whitened row.
     dim: usize,
     /// Room for coordinates.
     width: usize,
@@ -190,10 +191,12 @@ impl Group<'_> {
             let cells = self.whitened.chunks_exact(dim).zip(self.coordinates.chunks_exact_mut(width));
             let mut together: Vec<(&mut f64, Follower<'_>)> = Vec::with_capacity(self.rows.len());
             let numbers = self.values.iter_mut().zip(&mut *self.gains).zip(&mut *self.seen);
-            for (((value, gain), at), (whitened, coordinates)) in numbers.zip(cells) {
+            for (((value, gain), at), ((whitened, coordinates), &row)) in
+                numbers.zip(cells.zip(self.rows))
+            {
                 if *value >= floor && *at == seen {
                     *at = epoch.picks();
-                    together.push((gain, Follower { whitened, coordinates, value }));
+                    together.push((gain, Follower { row, whitened, coordinates, value }));
                 }
             }
             let (gains, mut followers): (Vec<_>, Vec<_>) = together.into_iter().unzip();

@@ -20,7 +20,9 @@ mod cold;
 mod directions;
 mod drift;
 mod epoch;
+mod gram;
 mod hot;
+mod memory;
 
 use std::collections::HashMap;
 
@@ -33,6 +35,7 @@ use cold::{Bar, Cold};
 use directions::Directions;
 use drift::{Turn, angle};
 use epoch::Epoch;
+use gram::Gram;
 use hot::Hot;
 
 /// Picks that a period is meant to last.
@@ -132,12 +135,26 @@ struct Found {
 impl<'a> Search<'a> {
     fn new(run: Run<'a>, rows: Vec<usize>, budget: usize, strategy: Strategy) -> Result<Self> {
         let dim = run.survey.dim();
-        let epoch = Epoch::new(run.survey, run.alpha, rows.len(), run.monitor);
-        let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(256, 1024)).max(1);
+        let mut epoch = Epoch::new(run.survey, run.alpha, rows.len(), run.monitor);
+        let by_gram = epoch.is_endless() && Gram::pays(rows.len(), dim, budget);
+        let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(32, 1024)).max(1);
         let count = rows.len();
+        let all_hot = strategy.exhaustive || by_gram || count <= fitting;
+        memory::Needs {
+            rows: count,
+            dim,
+            budget,
+            hot: if all_hot { count } else { fitting },
+            epoch: epoch.width(budget),
+            by_gram,
+        }
+        .check()?;
+        if by_gram {
+            epoch.use_gram(Gram::new(&rows, &run)?);
+        }
         let mut search = Self {
             strategy,
-            hot: Hot::new(dim, epoch.width(budget)),
+            hot: Hot::new(epoch.row_len(), epoch.width(budget)),
             cold: Cold::new(rows, &run),
             directions: Directions::new(dim),
             capacity: fitting,
@@ -156,7 +173,7 @@ impl<'a> Search<'a> {
             epoch,
             run,
         };
-        if strategy.exhaustive || count <= fitting {
+        if all_hot {
             search.promote(0..count)?;
         }
         Ok(search)
@@ -472,7 +489,8 @@ impl<'a> Search<'a> {
         let followed = (picks - period.first_pick) * self.hot.len();
         let full = self.hot.len() + picks - period.first_pick >= self.capacity;
         if followed < period.refreshed && full {
-            self.capacity = (self.capacity * 3 / 2).min(MOST_HOT_BYTES / 8 / self.run.survey.dim());
+            let most = (MOST_HOT_BYTES / 8 / self.run.survey.dim()).max(self.least_capacity);
+            self.capacity = (self.capacity * 3 / 2).min(most);
         } else if followed > 8 * period.refreshed {
             self.capacity = (self.capacity * 2 / 3).max(self.least_capacity);
         }
