@@ -26,7 +26,8 @@ def select(
     fisher: Literal["full", "diagonal", "scalar"] = "full",
     early_stop: float | None = None,
     normalize: Normalize = "auto",
-    method: Literal["greedy", "top_k"] = "greedy",
+    method: Literal["greedy", "top_k", "epsilon_lazy", "stochastic"] = "greedy",
+    epsilon: float = 0.1,
     pool_size: int | None = None,
     select_per_window: int | None = None,
     seed: int = 0,
@@ -60,11 +61,18 @@ def select(
         normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
             its loss reduction and token counts); "unit" for rows of length 1. "auto" is "mean" for a store of sums
             (the paper's loss; it favours short answers) and "none" for anything else.
-        method: "greedy", or "top_k" for the k largest Δ of single rows without interaction and penalty.
+        method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
+            approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
+            largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
+            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows`, not on `threads`. "stochastic"
+            looks at n/k·log(1/ε) random rows a step (Mirzasoleiman et al., AAAI 2015), so that on average over seeds
+            U ≥ (1 − 1/e − ε)·U*.
+        epsilon: ε in (0, 1) of the approximate methods.
         pool_size: cut a seeded permutation of the rows into windows of this size and select in each on its own, as
             the authors' released code does (with 128).
         select_per_window: rows to select from each window; the last window may be shorter.
-        seed: seed of the permutation, `numpy.random.default_rng(seed).permutation(n)`.
+        seed: seed of the permutation for windows, `numpy.random.default_rng(seed).permutation(n)`, and of
+            method="stochastic".
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (picks, gain of the latest pick, rows read so far).
@@ -129,6 +137,7 @@ def select(
         "early_stop": None if early_stop is None else float(early_stop),
         "normalize": normalized,
         "method": method,
+        "epsilon": float(epsilon) if method in ("epsilon_lazy", "stochastic") else None,
         "pool_size": numbers["pool_size"],
         "select_per_window": numbers["select_per_window"],
         "seed": numbers["seed"],
@@ -161,8 +170,8 @@ def select(
             method=method,
             search=search,
             hot_rows=numbers["hot_rows"],
-            epsilon=0.1,
-            seed=seed,
+            epsilon=float(epsilon),
+            seed=numbers["seed"] or 0,
             order=order,
             pool_size=numbers["pool_size"],
             select_per_window=numbers["select_per_window"],

@@ -118,6 +118,21 @@ impl Settings {
         let legal = penalty.is_finite() && penalty >= 0.0;
         let remedy = "The paper uses 0.1; 0 switches the penalty off.";
         number("conflict_penalty", penalty, legal, "a number of at least 0", remedy)?;
+        let approximate = matches!(self.method, Method::EpsilonLazy | Method::Stochastic);
+        let epsilon = self.epsilon;
+        if approximate {
+            let legal = epsilon > 0.0 && epsilon < 1.0;
+            let remedy = "A small number such as 0.05 stays close to the exact picks.";
+            number("epsilon", epsilon, legal, "a number between 0 and 1, both excluded", remedy)?;
+        }
+        if approximate && (self.fisher != Fisher::Full || self.search == Search::Eager) {
+            return Err(Error::invalid(
+                "method",
+                "an approximate one with another Fisher information or an eager search",
+                "fisher=\"full\" and a lazy search",
+                "Use method=\"greedy\": it is exact, and fast in the other modes.",
+            ));
+        }
         let omega = self.early_stop.unwrap_or(0.5);
         let remedy = "The paper uses 0.5; None switches early stop off.";
         number(
@@ -392,6 +407,9 @@ fn run(
                 exhaustive: search == Search::Eager,
                 capacity: settings.hot_rows,
                 angles: search == Search::Lazy,
+                epsilon: if settings.method == Method::EpsilonLazy { settings.epsilon } else { 0.0 },
+                sampling: (settings.method == Method::Stochastic)
+                    .then(|| full::Sampling::new(rows.len(), budget, settings.epsilon, settings.seed)),
             };
             full::search(run, rows, budget, made, strategy)
         }

@@ -140,6 +140,21 @@ impl Cold {
         self.rows[name]
     }
 
+    /// All rows, those that have left included.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Remembers that a row that has left will not come back.
+    pub(super) fn pick(&mut self, name: usize) {
+        self.values[name] = f64::NEG_INFINITY;
+    }
+
+    /// Whether that was remembered.
+    pub(super) fn is_picked(&self, name: usize) -> bool {
+        self.values[name] == f64::NEG_INFINITY
+    }
+
     /// Takes a row back whose q was at most `value` after `seen` picks.
     pub(super) fn put(&mut self, name: usize, value: f64, seen: usize, cosine: Option<f64>) {
         self.values[name] = value.max(0.0);

@@ -23,6 +23,7 @@ mod epoch;
 mod gram;
 mod hot;
 mod memory;
+mod stochastic;
 
 use std::collections::HashMap;
 
@@ -37,6 +38,7 @@ use drift::{Turn, angle};
 use epoch::Epoch;
 use gram::Gram;
 use hot::Hot;
+pub(super) use stochastic::Sampling;
 
 /// Picks that a period is meant to last.
 const PERIOD: usize = 64;
@@ -62,6 +64,10 @@ pub(super) struct Strategy {
     pub(super) capacity: Option<usize>,
     /// Whether angles bound conflicts.
     pub(super) angles: bool,
+    /// A row wins whose score is at least 1 − this of what any other can have; 0 for the best row.
+    pub(super) epsilon: f64,
+    /// Each step looks at a random part of the rows.
+    pub(super) sampling: Option<Sampling>,
 }
 
 /// Selects up to `budget` of `rows`; the first picks are `made`.
@@ -79,7 +85,10 @@ pub(super) fn search(
     };
     let mut search = Search::new(run, rows, budget, strategy)?;
     search.replay(made, &names)?;
-    let stop = search.run_to(budget)?;
+    let stop = match strategy.sampling {
+        None => search.run_to(budget)?,
+        Some(sampling) => search.run_sampled(budget, sampling)?,
+    };
     Ok(search.run.finish(stop))
 }
 
@@ -113,6 +122,8 @@ struct Search<'a> {
     conflicts: usize,
     /// Periods for which angles of cold rows are left alone, since they were of no use.
     rest: usize,
+    /// By name: whether a row takes part in this step; `None` if all do.
+    sample: Option<Vec<bool>>,
 }
 
 /// What holds since the period began.
@@ -170,6 +181,7 @@ impl<'a> Search<'a> {
             present: None,
             conflicts: 0,
             rest: 0,
+            sample: None,
             epoch,
             run,
         };
@@ -190,7 +202,8 @@ impl<'a> Search<'a> {
                 self.start_period()?;
             }
             let mut found = self.best()?;
-            if self.cold.waiting > 0 && found.as_ref().is_none_or(|f| f.best.score <= self.cutoff) {
+            if self.cold.waiting > 0 && !found.as_ref().is_some_and(|found| self.wins(found.best.score))
+            {
                 self.start_period()?;
                 found = self.best()?;
             }
@@ -203,6 +216,15 @@ impl<'a> Search<'a> {
             self.push(found.best.slot)?;
         }
         Ok(StopReason::Budget)
+    }
+
+    /// Whether a score is above the cutoff, or not by more than the tolerance below it.
+    fn wins(&self, score: f64) -> bool {
+        score > self.tolerated(self.cutoff)
+    }
+
+    fn tolerated(&self, cutoff: f64) -> f64 {
+        if cutoff > 0.0 { cutoff * (1.0 - self.strategy.epsilon) } else { cutoff }
     }
 
     /// Takes the picks that an earlier run has `made`, without a search; `names` has the name of each row.
@@ -223,6 +245,7 @@ impl<'a> Search<'a> {
                     )
                 })?;
                 self.run.replay(pick, self.hot.values[slot], &mut cells)?;
+                self.cold.pick(self.hot.names[slot]);
                 self.push(slot)?;
             }
         }
@@ -251,7 +274,9 @@ impl<'a> Search<'a> {
     /// The best hot row.
     fn best(&mut self) -> Result<Option<Found>> {
         let penalty = self.run.penalty;
-        let active = |slot: &usize| self.hot.values[*slot] >= self.floor;
+        let eligible =
+            |slot: usize| self.sample.as_ref().is_none_or(|sample| sample[self.hot.names[slot]]);
+        let active = |slot: &usize| self.hot.values[*slot] >= self.floor && eligible(*slot);
         let slots = (0..self.hot.len()).filter(active);
         if penalty == 0.0 {
             let best = slots.map(|slot| self.candidate(slot, 0.0)).reduce(better);
@@ -460,7 +485,7 @@ impl<'a> Search<'a> {
                 break;
             }
             match best {
-                Some(best) if best.score > cutoff => break,
+                Some(best) if best.score > self.tolerated(cutoff) => break,
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
                     let (_, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
@@ -471,8 +496,8 @@ impl<'a> Search<'a> {
             capacity += capacity / 2;
         }
         self.cutoff = cutoff;
-        self.floor =
-            if cutoff > 0.0 { self.run.value(cutoff) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
+        let least = self.tolerated(cutoff);
+        self.floor = if least > 0.0 { self.run.value(least) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
         self.cold_gain = self.cold.largest_gain(slack, &self.run);
         let refreshed = (self.read - read) as usize;
         self.period = Some(Period { first_pick: picks, refreshed, mean, allowance, mean_norm });

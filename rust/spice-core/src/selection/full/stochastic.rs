@@ -1,0 +1,125 @@
+//! Stochastic greedy: every step looks at a random sample of the rows that are left.
+//!
+//! After Mirzasoleiman, Badanidiyuru, Karbasi, Vondrák and Krause, *Lazier Than Lazy Greedy* (AAAI 2015): with samples of
+//! n/k·log(1/ε) rows, U of the k picks is in expectation at least 1 − 1/e − ε of the best there is (for λ = 0).
+//! A sample follows from the seed, the number of the step and the picks before it, and from nothing else.
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::Rng;
+
+use super::cold::Bar;
+use super::{Search, StopReason};
+use crate::error::Result;
+
+/// Steps whose samples are refreshed together.
+const STEPS: usize = 32;
+/// Rows made hot at once.
+const PROMOTED: usize = 8;
+
+/// How much of the rows a step looks at.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::selection) struct Sampling {
+    size: usize,
+    seed: u64,
+}
+
+impl Sampling {
+    /// Samples of n/k·log(1/ε) rows, at least one.
+    pub(in crate::selection) fn new(rows: usize, budget: usize, epsilon: f64, seed: u64) -> Self {
+        let size = (rows as f64 / budget as f64 * (1.0 / epsilon).ln()).ceil().max(1.0);
+        Self { size: size as usize, seed }
+    }
+}
+
+impl Search<'_> {
+    /// Selects up to `budget` rows, each the best of a sample.
+    pub(super) fn run_sampled(&mut self, budget: usize, sampling: Sampling) -> Result<StopReason> {
+        let mut cells = vec![0.0; self.run.survey.dim()];
+        let count = self.cold.len();
+        while self.run.picks() < budget {
+            let first = self.run.picks();
+            let steps = STEPS.min(budget - first);
+            // More than a step needs, since rows of it may be picked by the steps before.
+            let size = sampling.size + steps;
+            let samples: Vec<Vec<usize>> =
+                (first..first + steps).map(|step| self.draw(count, size, sampling.seed, step)).collect();
+            self.refresh_all(&samples)?;
+            for drawn in samples {
+                self.run.check()?;
+                if self.run.penalty > 0.0 {
+                    self.present = self.run.mean.direction();
+                }
+                let mut mask = vec![false; count];
+                let left = drawn.into_iter().filter(|&name| !self.cold.is_picked(name));
+                let sample: Vec<usize> = left.take(sampling.size).collect();
+                sample.iter().for_each(|&name| mask[name] = true);
+                self.sample = Some(mask);
+                let Some(found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
+                let overruled = self.run.penalty > 0.0 && found.largest_gain > found.best.gain;
+                let read = std::mem::take(&mut self.read);
+                if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
+                    return Ok(stop);
+                }
+                self.cold.pick(self.hot.names[found.best.slot]);
+                self.push(found.best.slot)?;
+            }
+        }
+        Ok(StopReason::Budget)
+    }
+
+    /// Up to `size` different rows that are not picked, in the order in which they are drawn.
+    fn draw(&self, count: usize, size: usize, seed: u64, step: usize) -> Vec<usize> {
+        let mut random = Pcg64::new(u128::from(seed), step as u128);
+        let size = size.min(count - self.run.picks());
+        let mut drawn = Vec::with_capacity(size);
+        let mut seen = vec![false; count];
+        while drawn.len() < size {
+            let name = ((u128::from(random.next_u64()) * count as u128) >> 64) as usize;
+            if !self.cold.is_picked(name) && !std::mem::replace(&mut seen[name], true) {
+                drawn.push(name);
+            }
+        }
+        drawn
+    }
+
+    /// Brings the bounds of all rows of some samples up to date; rows of earlier ones become cold again.
+    fn refresh_all(&mut self, samples: &[Vec<usize>]) -> Result<()> {
+        if self.hot.len() == self.cold.len() - self.run.picks() {
+            return Ok(()); // all rows are hot
+        }
+        let (picks, slack) = (self.run.picks(), self.epoch.slack());
+        self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
+        self.directions.extend(&self.epoch);
+        self.evict(f64::INFINITY, picks, slack);
+        let mut names = samples.concat();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|&name| !self.cold.is_fresh(name, picks));
+        self.read += names.len() as u64;
+        let bar = Bar { reach: 0.0, slack, turns: &[], mean_norm: 0.0 };
+        self.cold.refresh(&names, bar, &self.directions, &self.epoch, &self.run)
+    }
+
+    /// The best row of a sample.
+    fn best_of(&mut self, sample: &[usize]) -> Result<Option<super::Found>> {
+        let slack = self.epoch.slack();
+        let waiting = sample.iter().copied().filter(|&name| self.cold.waits(name));
+        let mut bounds: Vec<(f64, usize)> =
+            waiting.map(|name| (self.cold.gain(name, slack, &self.run), name)).collect();
+        bounds.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let mut bounds = bounds.into_iter().peekable();
+        loop {
+            let found = self.best()?;
+            let score = found.as_ref().map_or(f64::NEG_INFINITY, |found| found.best.score);
+            let portion: Vec<usize> =
+                std::iter::from_fn(|| bounds.next_if(|&(bound, _)| bound >= score))
+                    .take(PROMOTED)
+                    .map(|(_, name)| name)
+                    .collect();
+            if portion.is_empty() {
+                return Ok(found);
+            }
+            self.promote(portion.into_iter())?;
+        }
+    }
+}
