@@ -8,6 +8,7 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 
 use super::cold::Bar;
+use super::contest::Found;
 use super::{Search, StopReason};
 use crate::error::Result;
 
@@ -101,7 +102,7 @@ impl Search<'_> {
     }
 
     /// The best row of a sample.
-    fn best_of(&mut self, sample: &[usize]) -> Result<Option<super::Found>> {
+    fn best_of(&mut self, sample: &[usize]) -> Result<Option<Found>> {
         let slack = self.epoch.slack();
         let waiting = sample.iter().copied().filter(|&name| self.cold.waits(name));
         let mut bounds: Vec<(f64, usize)> =

@@ -1,0 +1,214 @@
+//! Periods: how far below the best score it pays to look, and what of the pool has to be looked at for that.
+
+use super::Search;
+use super::cold::Bar;
+use super::contest::cosines;
+use super::drift::angle;
+use crate::error::Result;
+
+/// Picks that a period is meant to last.
+const PERIOD: usize = 64;
+/// Bytes of hot rows where periods would be short otherwise.
+const MOST_HOT_BYTES: usize = 96 << 20;
+/// Rows that the first period starts with.
+pub(super) const FIRST: usize = 256;
+/// Rows refreshed between two looks at the cutoff.
+const BATCH: usize = 2048;
+/// Periods after which angles that were of no use are tried again.
+const REST: usize = 8;
+
+/// What holds since the period began.
+pub(super) struct Period {
+    first_pick: usize,
+    /// Rows that were refreshed for it.
+    refreshed: usize,
+    /// The unit mean at its start, how far it may turn, and the least ‖m‖ that was counted on.
+    mean: Option<Vec<f64>>,
+    allowance: f64,
+    mean_norm: f64,
+}
+
+impl Search<'_> {
+    /// Whether the mean has moved further than the bounds of the period allow for.
+    pub(super) fn is_stale(&self) -> bool {
+        let Some(period) = &self.period else { return true };
+        match (&period.mean, &self.present) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(mean), Some(present)) => {
+                angle(mean, present) > period.allowance || self.run.mean.norm() < period.mean_norm
+            }
+        }
+    }
+
+    /// Chooses a new cutoff, brings the cold rows above it up to date and makes hot what stays above it.
+    pub(super) fn start_period(&mut self) -> Result<()> {
+        let (picks, read) = (self.run.picks(), self.read);
+        self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
+        self.directions.extend(&self.epoch);
+        self.floor = f64::NEG_INFINITY;
+        // A walk at random: it turns with the root of the number of picks.
+        if let Some(period) = &self.period
+            && let (Some(before), Some(present)) = (&period.mean, &self.present)
+        {
+            let made = (picks - period.first_pick).max(1) as f64;
+            let turned = angle(before, present) * (PERIOD as f64 / made).sqrt();
+            self.turning = turned.max(0.7 * self.turning);
+        }
+        let allowance = 1.5 * self.turning;
+        self.balance(picks);
+        let mean_norm = 0.5 * self.run.mean.norm();
+        let mut turns = Vec::new();
+        let mut mean = None;
+        self.rest = self.rest.saturating_sub(1);
+        if self.strategy.angles
+            && self.rest == 0
+            && let Some(present) = &self.present
+        {
+            self.cold.add_mean(present);
+            turns = self.cold.turns(present, allowance);
+            mean = Some(present.clone());
+            self.measure_angles()?;
+            self.shared = true;
+        }
+
+        let slack = self.epoch.slack();
+        let best = self.best()?.map(|found| found.best);
+        let (mut step, mut cutoff) = match best {
+            Some(best) => {
+                let step = (self.run.decline(PERIOD) * PERIOD as f64).max(1e-6 * best.gain);
+                (step.max(f64::MIN_POSITIVE), best.score - step)
+            }
+            None => {
+                let (top, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                ((top - level).max(1e-6 * top).max(f64::MIN_POSITIVE), level * (1.0 - 1e-12))
+            }
+        };
+        self.evict(cutoff - 2.0 * step, picks, slack);
+        let mut capacity = self.capacity;
+        loop {
+            let bar = Bar { reach: cutoff.exp_m1(), slack, turns: &turns, mean_norm };
+            let raised = self.fill(bar, step, capacity)?;
+            if raised > bar.reach {
+                cutoff = raised.ln_1p() + 1e-12 * raised.ln_1p().abs();
+            }
+            let best = self.best()?.map(|found| found.best);
+            if self.cold.waiting == 0 {
+                cutoff = f64::NEG_INFINITY;
+                break;
+            }
+            match best {
+                Some(best) if best.score > self.tolerated(cutoff) => break,
+                Some(best) => cutoff = best.score.min(cutoff) - step,
+                None => {
+                    let (_, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                    cutoff = level.min(cutoff - step);
+                }
+            }
+            step *= 2.0;
+            capacity += capacity / 2;
+        }
+        self.cutoff = cutoff;
+        let least = self.tolerated(cutoff);
+        self.floor = if least > 0.0 { self.run.value(least) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
+        self.cold_gain = self.cold.largest_gain(slack, &self.run);
+        let refreshed = (self.read - read) as usize;
+        self.period = Some(Period { first_pick: picks, refreshed, mean, allowance, mean_norm });
+        Ok(())
+    }
+
+    /// Fits the number of hot rows to what the last period has cost: to follow many rows pick by pick, or
+    /// to refresh many rows once a period.
+    fn balance(&mut self, picks: usize) {
+        let Some(period) = &self.period else { return };
+        if self.strategy.capacity.is_some() {
+            return;
+        }
+        let followed = (picks - period.first_pick) * self.hot.len();
+        let full = self.hot.len() + picks - period.first_pick >= self.capacity;
+        if followed < period.refreshed && full {
+            let most = (MOST_HOT_BYTES / 8 / self.run.survey.dim()).max(self.least_capacity);
+            self.capacity = (self.capacity * 3 / 2).min(most);
+        } else if followed > 8 * period.refreshed {
+            self.capacity = (self.capacity * 2 / 3).max(self.least_capacity);
+        }
+    }
+
+    /// Sends hot rows back whose score is below `score`.
+    pub(super) fn evict(&mut self, score: f64, picks: usize, slack: f64) {
+        for slot in (0..self.hot.len()).rev() {
+            let gain = self.hot.gains[slot];
+            if gain < score {
+                let cosine = self.shared.then(|| self.hot.cosines[slot]);
+                self.cold.put(
+                    self.hot.names[slot],
+                    self.hot.values[slot] * (1.0 + slack),
+                    picks,
+                    cosine,
+                );
+                self.hot.remove(slot);
+            }
+        }
+    }
+
+    /// Makes hot what may reach above the bar, the highest first; returns what no cold row reaches above any
+    /// more: the bar, or something higher if there were too many rows above it.
+    fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
+        let picks = self.run.picks();
+        let mut leader = self.best()?.map_or(-1.0, |found| found.best.score.exp_m1());
+        let mut waiting = self.cold.above(bar, &self.run);
+        let mut staying: Vec<(f64, usize)> = Vec::new();
+        let (mut measured, mut held) = (0, 0);
+        while !waiting.is_empty() {
+            let count = waiting.len().min(BATCH);
+            if count < waiting.len() {
+                waiting.select_nth_unstable_by(count - 1, |a, b| b.0.total_cmp(&a.0));
+            }
+            let batch: Vec<usize> = waiting.drain(..count).map(|(_, name)| name).collect();
+            let stale: Vec<usize> =
+                batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
+            self.read += stale.len() as u64;
+            self.cold.refresh(&stale, bar, &self.directions, &self.epoch, &self.run)?;
+            if !bar.turns.is_empty() {
+                let unmeasured: Vec<usize> = batch
+                    .iter()
+                    .copied()
+                    .filter(|&name| {
+                        self.cold.latest_cosine(name).is_none()
+                            && self.cold.reach(name, bar, &self.run) > bar.reach
+                    })
+                    .collect();
+                let rows: Vec<usize> = unmeasured.iter().map(|&name| self.cold.row(name)).collect();
+                measured += rows.len();
+                for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &rows)?) {
+                    self.cold.set_angle(name, Some(cosine));
+                    held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.reach);
+                }
+            }
+            for name in batch {
+                let reach = self.cold.reach(name, bar, &self.run);
+                if reach > bar.reach {
+                    staying.push((reach, name));
+                    leader = leader.max(reach);
+                }
+            }
+            bar.reach = bar.reach.max((leader.ln_1p() - step).exp_m1());
+            waiting.retain(|&(reach, _)| reach > bar.reach);
+        }
+        if measured > FIRST && held < measured / 8 {
+            self.rest = REST;
+        }
+        staying.retain(|&(reach, _)| reach > bar.reach);
+        if self.hot.len() + staying.len() > capacity {
+            self.evict(bar.reach.ln_1p(), picks, bar.slack);
+        }
+        let room = capacity.saturating_sub(self.hot.len()).max(1);
+        if staying.len() > room {
+            staying.select_nth_unstable_by(room, |a, b| b.0.total_cmp(&a.0));
+            bar.reach = staying[room].0;
+            staying.truncate(room);
+        }
+        self.promote(staying.into_iter().map(|(_, name)| name))?;
+        Ok(bar.reach)
+    }
+}
