@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use spice_core::linalg::Kernels;
+use spice_core::linalg::{Cholesky, Kernels, add_outer_products, products_of};
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
 use spice_core::selection::{Search, Settings, Survey, select};
@@ -84,23 +84,50 @@ fn searches(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The parts of a selection with rows of 1024 cells; throughput in cells read or in multiplications.
 fn kernels(criterion: &mut Criterion) {
     let kernels = Kernels::default();
-    let (a, b) = (vec![1.25; CELLS], vec![0.5; CELLS]);
-    let mut group = criterion.benchmark_group(format!("kernels, {CELLS} cells"));
-    rate(&mut group, "dot", Throughput::Elements(CELLS as u64), || {
-        kernels.dot(black_box(&a), black_box(&b))
+    let (matrix, monitor) = (Matrix::clustered(4_096, CELLS), Monitor::default());
+    let mut group = criterion.benchmark_group(format!("kernels, rows of {CELLS} cells"));
+    let cells = |rows: usize| Throughput::Elements((rows * CELLS) as u64);
+
+    rate(&mut group, "first pass: norms, checks and hash of 4096 rows", cells(matrix.rows), || {
+        Survey::new(matrix.pool(), false, &monitor).expect("finite rows")
     });
-    // Multiplications a second, for the tile that whitens rows.
-    let (left, right) = (vec![1.25; 16 * CELLS], vec![0.5; 48 * CELLS]);
-    let left: Vec<&[f64]> = left.chunks_exact(CELLS).collect();
-    let right: Vec<&[f64]> = right.chunks_exact(CELLS).collect();
-    let mut out = vec![0.0; 16 * 48];
-    rate(&mut group, "dots, 16 rows against 48", Throughput::Elements((16 * 48 * CELLS) as u64), || {
-        kernels.dots(black_box(&left), black_box(&right), &mut out);
+
+    let (a, b) = (vec![1.25; 512 * CELLS], vec![0.5; 48 * CELLS]);
+    let rows: Vec<&[f64]> = a.chunks_exact(CELLS).collect();
+    let others: Vec<&[f64]> = b.chunks_exact(CELLS).collect();
+    let mut out = vec![0.0; 512 * 48];
+    rate(&mut group, "dot", cells(1), || kernels.dot(black_box(rows[0]), black_box(others[0])));
+    rate(&mut group, "hot step: 512 rows against a pick", cells(512), || {
+        kernels.dots(black_box(&rows), black_box(&others[..1]), &mut out);
     });
-    rate(&mut group, "dots, 16 rows against 1", Throughput::Elements((16 * CELLS) as u64), || {
-        kernels.dots(black_box(&left), black_box(&right[..1]), &mut out);
+    rate(&mut group, "whitening: 16 rows against 48 of X", cells(16 * 48), || {
+        kernels.dots(black_box(&rows[..16]), black_box(&others), &mut out);
+    });
+
+    let (units, directions) = (vec![0.03_f32; 128 * CELLS], vec![0.02_f32; 64 * CELLS]);
+    let mut products = vec![0.0; 128 * 64];
+    rate(&mut group, "refresh: 128 unit rows against 64 directions", cells(128 * 64), || {
+        products_of(black_box(&units), CELLS, black_box(&directions), CELLS, &mut products);
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group(format!("new epoch, {CELLS} columns"));
+    group.sample_size(10);
+    let cube = (CELLS * CELLS * CELLS / 3) as u64;
+    let mut matrix = vec![0.0; CELLS * CELLS];
+    (0..CELLS).for_each(|i| matrix[i * CELLS + i] = 1.0);
+    rate(&mut group, "outer products of 512 rows", cells(512 * CELLS / 2), || {
+        add_outer_products(&mut matrix, CELLS, black_box(&a), 1e-9);
+    });
+    rate(&mut group, "Cholesky factor", Throughput::Elements(cube / 2), || {
+        Cholesky::new(matrix.clone(), CELLS, || Ok(())).expect("uninterrupted").expect("definite")
+    });
+    let factor = Cholesky::new(matrix, CELLS, || Ok(())).expect("uninterrupted").expect("definite");
+    rate(&mut group, "inverse of the factor", Throughput::Elements(cube / 2), || {
+        factor.inverse(|| Ok(())).expect("uninterrupted")
     });
     group.finish();
 }

@@ -2,11 +2,14 @@
 //!
 //! [`Kernels`] are ours: everything that decides a pick goes through them, in `f64` and in one fixed
 //! order of operations. Matrix products, factorisations and inverses are faer's, run on one thread
-//! over blocks of fixed size; blocks are what is spread over threads.
+//! over blocks of fixed size; blocks are what is spread over threads. Products in single precision
+//! decide nothing: they bound, and say how far they may be off.
 
 mod cholesky;
 mod kernels;
+mod products;
 
 pub use cholesky::{Cholesky, add_outer_products};
 pub use kernels::Kernels;
 pub(crate) use kernels::{CHUNK, dot_twofold, two_sum};
+pub use products::{product_error, products_of};

@@ -10,20 +10,10 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::epoch::Epoch;
+use crate::linalg::product_error;
 
 /// Columns that one task works on.
 const BAND: usize = 128;
-
-/// Cells of a product that are summed in one go in f32; sums of such are added in f32 again.
-pub(super) const DEPTH: usize = 512;
-
-/// Relative error of a dot product of `dim` cells in f32, taken in parts of [`DEPTH`]: with any order of
-/// additions inside a part at most (part + number of parts)·u, and some more for the rounding of the
-/// operands and of the unit row's scale.
-pub(super) fn product_error(dim: usize) -> f64 {
-    let operations = dim.min(DEPTH) + dim.div_ceil(DEPTH) + 12;
-    operations as f64 * f64::from(f32::EPSILON) / 2.0 * 1.01
-}
 
 /// Directions of the latest picks.
 pub(super) struct Directions {

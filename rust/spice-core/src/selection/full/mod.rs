@@ -25,6 +25,7 @@ mod gram;
 mod hot;
 mod memory;
 mod period;
+mod refresh;
 mod stochastic;
 
 use std::collections::HashMap;

@@ -1,0 +1,221 @@
+//! Bringing the bounds of cold rows up to date, no further than needed.
+//!
+//! Rows are refreshed in chunks, by matrix products in f32 over unit rows. A row moves forward through the
+//! directions of the picks that it has not seen, block by block, and stops as soon as its bound has fallen
+//! below what is asked for: what it has not been taken through can be taken off later. Where that would
+//! take longer, it starts from the epoch's factor instead. All errors of f32 are on the safe side.
+
+use rayon::prelude::*;
+
+use super::cold::{Bar, Cold};
+use super::directions::Directions;
+use super::epoch::Epoch;
+use crate::error::Result;
+use crate::linalg::{product_error, products_of};
+use crate::selection::run::Run;
+
+/// Rows of a chunk.
+const CHUNK: usize = 128;
+/// Directions of a block: a row is looked at again after each.
+const BLOCK: usize = 64;
+/// Rows of X that are applied together.
+const BAND: usize = 128;
+
+/// A row on its way through a refresh.
+struct Moving {
+    name: usize,
+    norm_sq: f64,
+    /// Upper bound of q/‖g‖².
+    ratio: f64,
+    seen: usize,
+    /// Directions that it has been taken through.
+    moved: usize,
+    /// How fast its bound fell in the last block of them, a direction.
+    rate: f64,
+}
+
+/// What a refresh has to work with.
+struct Way<'a> {
+    /// Bounds of q below this one need no more work.
+    least: f64,
+    directions: &'a Directions,
+    /// Picks before the epoch; 0 if there is no factor to start from.
+    epoch_start: usize,
+    dim: usize,
+}
+
+impl Way<'_> {
+    /// Whether it takes longer through the directions than from the factor, which costs as much as d/2
+    /// directions: by the rate at which the bound has fallen last, and by what was tried in vain.
+    fn is_long(&self, row: &Moving) -> bool {
+        if row.seen >= self.epoch_start {
+            return false;
+        }
+        let remaining = self.directions.end() - row.seen;
+        let needed = (row.ratio - self.least / row.norm_sq) / row.rate;
+        let price = self.dim / 2;
+        row.seen < self.directions.first()
+            || (remaining > price && (needed > price as f64 || row.moved > price))
+    }
+}
+
+/// q/‖g‖².
+fn unit(value: f64, norm_sq: f64) -> f64 {
+    if norm_sq > 0.0 { value / norm_sq } else { 0.0 }
+}
+
+impl Cold {
+    /// Brings rows up to date as far as `bar` asks for: afterwards each is either up to date or its bound of
+    /// Δ is below the bar.
+    ///
+    /// # Errors
+    /// [`crate::Error::Interrupted`].
+    pub(super) fn refresh(
+        &mut self,
+        names: &[usize],
+        bar: Bar<'_>,
+        directions: &Directions,
+        epoch: &Epoch<'_>,
+        run: &Run<'_>,
+    ) -> Result<()> {
+        if self.factor.is_none() {
+            self.factor = epoch.inverse().map(|inverse| Factor::new(inverse, epoch.slack(), run));
+        }
+        let way = Way {
+            least: bar.least_value(run),
+            directions,
+            epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
+            dim: run.survey.dim(),
+        };
+        let mut names = names.to_vec();
+        // Rows of one age together, each age in the order of the file.
+        names.sort_unstable_by_key(|&name| (self.seen[name], name));
+        let this = &*self;
+        let moved = names
+            .par_chunks(CHUNK)
+            .map_init(Vec::new, |cells, names| {
+                cells.resize(names.len() * way.dim, 0.0);
+                let rows = names.iter().zip(cells.chunks_exact_mut(way.dim)).map(|(&name, cells)| {
+                    run.survey.load_unit(this.rows[name], cells);
+                    let norm_sq = this.norm_sq(name, run);
+                    let (ratio, seen) = (this.values[name], this.seen[name] as usize);
+                    Moving { name, norm_sq, ratio: unit(ratio, norm_sq), seen, moved: 0, rate: f64::MAX }
+                });
+                let rows = rows.collect();
+                this.advance(rows, cells, &way, run)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for row in moved.into_iter().flatten() {
+            self.values[row.name] = row.ratio * row.norm_sq;
+            self.seen[row.name] = row.seen as u32;
+        }
+        Ok(())
+    }
+
+    /// Moves the rows of a chunk, oldest first, until each is up to date or below the bar; `cells` holds them as
+    /// unit rows.
+    fn advance(
+        &self,
+        mut moving: Vec<Moving>,
+        cells: &mut [f32],
+        way: &Way<'_>,
+        run: &Run<'_>,
+    ) -> Result<Vec<Moving>> {
+        let dim = way.dim;
+        let mut done = Vec::with_capacity(moving.len());
+        let mut products = vec![0.0_f32; moving.len() * BLOCK];
+        let mut waiting = (Vec::new(), Vec::new()); // for the factor: rows and their cells
+        loop {
+            run.check()?;
+            // Those that go on by directions close up; they stay in the order of their age.
+            let mut left: Vec<Moving> = Vec::with_capacity(moving.len());
+            for (i, row) in moving.into_iter().enumerate() {
+                let its_cells = i * dim..(i + 1) * dim;
+                if row.seen == way.directions.end() || row.ratio * row.norm_sq < way.least {
+                    done.push(row);
+                } else if way.is_long(&row) {
+                    waiting.0.push(row);
+                    waiting.1.extend_from_slice(&cells[its_cells]);
+                } else {
+                    cells.copy_within(its_cells, left.len() * dim);
+                    left.push(row);
+                }
+            }
+            moving = left;
+            if moving.is_empty() {
+                if waiting.0.is_empty() {
+                    return Ok(done);
+                }
+                if let Some(factor) = &self.factor {
+                    factor.whiten(&mut waiting.0, &waiting.1, way.epoch_start);
+                }
+                moving = std::mem::take(&mut waiting.0);
+                cells[..waiting.1.len()].copy_from_slice(&waiting.1);
+                waiting.1.clear();
+                continue;
+            }
+            let from = moving[0].seen;
+            let to = (from + BLOCK).min(way.directions.end());
+            let count = moving.partition_point(|row| row.seen < to);
+            let (block, errors) = way.directions.range(from, to);
+            products_of(&cells[..count * dim], dim, block, dim, &mut products);
+            for (row, products) in moving[..count].iter_mut().zip(products.chunks_exact(to - from)) {
+                let unseen = row.seen - from..;
+                let fall: f64 = products[unseen.clone()]
+                    .iter()
+                    .zip(&errors[unseen])
+                    .map(|(&product, error)| {
+                        let least = (f64::from(product.abs()) - error).max(0.0);
+                        least * least
+                    })
+                    .sum();
+                row.rate = fall / (to - row.seen) as f64;
+                row.moved += to - row.seen;
+                row.ratio = (row.ratio - fall * (1.0 - 1e-9)).max(0.0);
+                row.seen = to;
+            }
+        }
+    }
+}
+
+/// X = L⁻¹ of the epoch in f32.
+pub(super) struct Factor {
+    /// Row after row.
+    cells: Vec<f32>,
+    /// How far ‖X ĝ‖ may be from the truth: γ‖X‖_F with the rounding to f32 included, and the error of X itself.
+    error: f64,
+}
+
+impl Factor {
+    fn new(inverse: &[f64], slack: f64, run: &Run<'_>) -> Self {
+        let norm = run.kernels.dot(inverse, inverse).sqrt();
+        Self {
+            cells: inverse.par_iter().map(|&cell| cell as f32).collect(),
+            error: (product_error(run.survey.dim()) + slack) * norm + f64::from(f32::MIN_POSITIVE),
+        }
+    }
+
+    /// Starts rows from ‖X ĝ‖², their bound after the first `epoch_start` picks.
+    fn whiten(&self, moving: &mut [Moving], cells: &[f32], epoch_start: usize) {
+        let dim = cells.len() / moving.len();
+        let mut squares = vec![0.0_f64; moving.len()];
+        let mut products = vec![0.0_f32; moving.len() * BAND];
+        let mut band = Vec::new();
+        for first in (0..dim).step_by(BAND) {
+            let end = (first + BAND).min(dim);
+            // Row i of X ends at column i.
+            band.clear();
+            band.extend((first..end).flat_map(|i| &self.cells[i * dim..][..end]));
+            products_of(cells, dim, &band, end, &mut products);
+            for (square, products) in squares.iter_mut().zip(products.chunks_exact(end - first)) {
+                *square += products.iter().map(|&y| f64::from(y) * f64::from(y)).sum::<f64>();
+            }
+        }
+        for (row, square) in moving.iter_mut().zip(squares) {
+            let norm = square.sqrt() * (1.0 + 1e-9) + self.error;
+            row.ratio = row.ratio.min(norm * norm);
+            row.rate = f64::MAX;
+            row.seen = epoch_start;
+        }
+    }
+}
