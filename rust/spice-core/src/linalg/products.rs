@@ -2,6 +2,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use pulp::{Simd, WithSimd};
 
 /// Cells that are summed in one go; sums of such parts are added up.
 const DEPTH: usize = 512;
@@ -33,6 +34,39 @@ pub fn products_of(a: &[f32], stride: usize, b: &[f32], len: usize, out: &mut [f
 pub fn product_error(dim: usize) -> f64 {
     let operations = dim.min(DEPTH) + dim.div_ceil(DEPTH) + 12;
     operations as f64 * f64::from(f32::EPSILON) / 2.0 * 1.01
+}
+
+/// `Σ max(0, |p| − e)²`, from below: what products that may be off by their errors are sure to amount to.
+pub(crate) fn sure_squares(products: &[f32], errors: &[f32]) -> f64 {
+    pulp::Arch::new().dispatch(SureSquares(products, errors))
+}
+
+struct SureSquares<'a>(&'a [f32], &'a [f32]);
+
+impl WithSimd for SureSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        const LANES: usize = 16;
+        let (products, products_rest) = self.0.as_chunks::<LANES>();
+        let (errors, errors_rest) = self.1.as_chunks::<LANES>();
+        let sure = |product: f32, error: f32| {
+            let least = (product.abs() - error).max(0.0);
+            least * least
+        };
+        let mut sums = [0.0_f32; LANES];
+        for (products, errors) in products.iter().zip(errors) {
+            for lane in 0..LANES {
+                sums[lane] += sure(products[lane], errors[lane]);
+            }
+        }
+        let rest = products_rest.iter().zip(errors_rest);
+        let total = sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
+            + rest.map(|(&product, &error)| f64::from(sure(product, error))).sum::<f64>();
+        // Sums of up to 2^10 products a lane have rounded by less.
+        total * (1.0 - 1e-4)
+    }
 }
 
 #[cfg(test)]
@@ -67,5 +101,15 @@ mod tests {
         let mut out = [0.0; 2];
         products_of(&[1.0, 2.0, 9.0, 3.0, 4.0, 9.0], 3, &[5.0, 6.0], 2, &mut out);
         assert_eq!(out, [17.0, 39.0]);
+    }
+
+    #[test]
+    fn squares_are_counted_from_below() {
+        let products: Vec<f32> = (0..83).map(|i| (i as f32 - 40.0) * 0.01).collect();
+        let errors = vec![0.005_f32; 83];
+        let exact: f64 = products.iter().map(|&p| f64::from((p.abs() - 0.005).max(0.0)).powi(2)).sum();
+        let sure = sure_squares(&products, &errors);
+        assert!(sure < exact && sure > exact * (1.0 - 2e-4));
+        assert_eq!(sure_squares(&[0.001, -0.002], &[0.005, 0.005]), 0.0);
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Directions {
     /// (t, d).
     narrow: Vec<f32>,
     /// e_j.
-    errors: Vec<f64>,
+    errors: Vec<f32>,
     /// The directions of this epoch in f64, (t, d): later ones follow from them.
     wide: Vec<f64>,
 }
@@ -44,7 +44,7 @@ impl Directions {
     }
 
     /// The directions of picks `from..to` as rows, and their errors.
-    pub(super) fn range(&self, from: usize, to: usize) -> (&[f32], &[f64]) {
+    pub(super) fn range(&self, from: usize, to: usize) -> (&[f32], &[f32]) {
         let (from, to) = (from - self.first, to - self.first);
         (&self.narrow[from * self.dim..to * self.dim], &self.errors[from..to])
     }
@@ -107,7 +107,8 @@ impl Directions {
                 }
             }
             let norm = row.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
-            self.errors.push(gamma * norm + f64::from(f32::MIN_POSITIVE));
+            let error = gamma * norm * (1.0 + 1e-6) + f64::from(f32::MIN_POSITIVE);
+            self.errors.push(error as f32);
             self.narrow.extend(row.iter().map(|&cell| cell as f32));
         }
     }

@@ -11,7 +11,7 @@ use super::cold::{Bar, Cold};
 use super::directions::Directions;
 use super::epoch::Epoch;
 use crate::error::Result;
-use crate::linalg::{product_error, products_of};
+use crate::linalg::{product_error, products_of, sure_squares};
 use crate::selection::run::Run;
 
 /// Rows of a chunk.
@@ -161,17 +161,10 @@ impl Cold {
             products_of(&cells[..count * dim], dim, block, dim, &mut products);
             for (row, products) in moving[..count].iter_mut().zip(products.chunks_exact(to - from)) {
                 let unseen = row.seen - from..;
-                let fall: f64 = products[unseen.clone()]
-                    .iter()
-                    .zip(&errors[unseen])
-                    .map(|(&product, error)| {
-                        let least = (f64::from(product.abs()) - error).max(0.0);
-                        least * least
-                    })
-                    .sum();
+                let fall = sure_squares(&products[unseen.clone()], &errors[unseen]);
                 row.rate = fall / (to - row.seen) as f64;
                 row.moved += to - row.seen;
-                row.ratio = (row.ratio - fall * (1.0 - 1e-9)).max(0.0);
+                row.ratio = (row.ratio - fall).max(0.0);
                 row.seen = to;
             }
         }
