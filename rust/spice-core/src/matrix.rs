@@ -111,6 +111,16 @@ impl<'a> RowBlock<'a> {
         self.dim
     }
 
+    /// The element type.
+    const fn dtype(&self) -> Dtype {
+        match self.cells {
+            Cells::F16(_) => Dtype::F16,
+            Cells::BF16(_) => Dtype::BF16,
+            Cells::F32(_) => Dtype::F32,
+            Cells::F64(_) => Dtype::F64,
+        }
+    }
+
     /// The stored bytes of row `row`.
     pub fn bytes(&self, row: usize) -> &[u8] {
         let range = row * self.dim..(row + 1) * self.dim;
@@ -262,6 +272,24 @@ impl<'a> Pool<'a> {
         (&self.blocks[block], row - self.starts[block])
     }
 
+    /// Whether two rows are the same bytes with the same scale.
+    pub(crate) fn same(&self, a: usize, b: usize) -> bool {
+        let ((block_a, local_a), (block_b, local_b)) = (self.locate(a), self.locate(b));
+        let scales = self.scale.as_ref().is_none_or(|scale| scale[a].to_bits() == scale[b].to_bits());
+        scales && block_a.dtype() == block_b.dtype() && block_a.bytes(local_a) == block_b.bytes(local_b)
+    }
+
+    /// A hash of the stored bytes of `row` alone.
+    pub(crate) fn content_hash(&self, row: usize) -> u64 {
+        let (block, local) = self.locate(row);
+        xxhash_rust::xxh3::xxh3_64(block.bytes(local))
+    }
+
+    /// The factor that `row` is multiplied by.
+    pub(crate) fn scale(&self, row: usize) -> f64 {
+        self.scale.as_ref().map_or(1.0, |scale| scale[row])
+    }
+
     /// A hash of the stored bytes of `row` and of its dataset index.
     pub(crate) fn hash(&self, row: usize) -> u64 {
         let (block, local) = self.locate(row);
@@ -271,7 +299,7 @@ impl<'a> Pool<'a> {
     /// Writes row `row`, scaled and times `factor`, to `out` (`dim` cells) in single precision.
     pub(crate) fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
         let (block, local) = self.locate(row);
-        let scale = self.scale.as_ref().map_or(1.0, |scale| scale[row]);
+        let scale = self.scale(row);
         block.load_narrow(local, scale * factor, out);
     }
 
@@ -283,7 +311,7 @@ impl<'a> Pool<'a> {
     /// Writes the columns `part` of row `row`, scaled, to `out`.
     pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
         let (block, local) = self.locate(row);
-        block.load_part(local, part, self.scale.as_ref().map_or(1.0, |scale| scale[row]), out);
+        block.load_part(local, part, self.scale(row), out);
     }
 }
 

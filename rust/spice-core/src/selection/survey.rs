@@ -112,6 +112,22 @@ impl<'a> Survey<'a> {
         &self.norm_sq
     }
 
+    /// Equal for rows that are the same to the bit, and mostly for no others.
+    pub(super) fn norm_key(&self, row: usize) -> u64 {
+        // The norm of unit rows is in their scale.
+        self.norm_sq[row].to_bits() ^ self.pool.scale(row).to_bits().rotate_left(32)
+    }
+
+    /// A hash of the stored bytes of `row`.
+    pub(super) fn content_hash(&self, row: usize) -> u64 {
+        self.pool.content_hash(row)
+    }
+
+    /// Whether two rows are the same to the bit.
+    pub(super) fn same(&self, a: usize, b: usize) -> bool {
+        self.pool.same(a, b)
+    }
+
     /// A hash of all rows as stored and of their dataset indices, whatever their order.
     pub fn fingerprint(&self) -> String {
         show(self.fingerprint)

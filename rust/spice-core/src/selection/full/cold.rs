@@ -208,6 +208,19 @@ impl Cold {
         latest.then(|| f64::from(self.cosines[name]))
     }
 
+    /// The waiting row of the largest Δ(∅), the lowest dataset index first: the first pick.
+    pub(super) fn first(&self, run: &Run<'_>) -> usize {
+        let largest = self.values.iter().copied().fold(0.0, f64::max);
+        // Norms that differ by rounding alone may have one Δ.
+        let near = (0..self.values.len()).filter(|&name| self.values[name] >= largest * (1.0 - 1e-12));
+        let order = |&a: &usize, &b: &usize| {
+            let index = |name: usize| run.survey.index(self.rows[name]);
+            let gain = |name: usize| run.gain(self.values[name]);
+            gain(a).total_cmp(&gain(b)).then(index(b).cmp(&index(a)))
+        };
+        near.max_by(order).unwrap_or(0)
+    }
+
     /// The largest bound of Δ among waiting rows; 0 if there is none.
     pub(super) fn largest_gain(&self, slack: f64, run: &Run<'_>) -> f64 {
         let largest = self.values.par_iter().copied().reduce(|| 0.0, f64::max);

@@ -27,6 +27,7 @@ mod memory;
 mod period;
 mod refresh;
 mod stochastic;
+mod twins;
 
 use std::collections::HashMap;
 
@@ -111,6 +112,8 @@ struct Search<'a> {
     conflicts: usize,
     /// Periods for which the angles of cold rows are left alone, since they were of no use.
     rest: usize,
+    /// By name: the twin that comes into sight when a row is picked.
+    twins: HashMap<usize, usize>,
     /// By name: whether a row takes part in this step; `None` if all do.
     sample: Option<Vec<bool>>,
 }
@@ -154,11 +157,17 @@ impl<'a> Search<'a> {
             conflicts: 0,
             rest: 0,
             sample: None,
+            twins: HashMap::new(),
             epoch,
             run,
         };
         if all_hot {
             search.promote(0..count)?;
+        } else if strategy.sampling.is_none() {
+            search.twins = twins::next_twins(&search.cold.rows, search.run.survey);
+            for &twin in search.twins.values() {
+                search.cold.take(twin);
+            }
         }
         Ok(search)
     }
@@ -170,12 +179,17 @@ impl<'a> Search<'a> {
             if self.run.penalty > 0.0 {
                 self.present = self.run.mean.direction();
             }
-            if self.cold.waiting > 0 && self.is_stale() {
+            if self.run.picks() == 0 && self.cold.waiting > 0 {
+                // Nothing has to be read for the first pick: the largest norm.
+                let first = self.cold.first(&self.run);
+                self.promote([first].into_iter())?;
+            } else if self.cold.waiting > 0 && self.is_stale() {
                 self.start_period()?;
             }
             let mut found = self.best()?;
-            if self.cold.waiting > 0 && !found.as_ref().is_some_and(|found| self.wins(found.best.score))
-            {
+            // Also where no row is cold: hot ones may have been left behind.
+            let partial = self.cold.waiting > 0 || self.floor > f64::NEG_INFINITY;
+            if partial && !found.as_ref().is_some_and(|found| self.wins(found.best.score)) {
                 self.start_period()?;
                 found = self.best()?;
             }
@@ -225,22 +239,28 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Moves a hot row to the picks of the epoch.
+    /// Moves a hot row to the picks of the epoch; its twin takes its place.
     fn push(&mut self, slot: usize) -> Result<()> {
-        let (row, value) = (self.hot.rows[slot], self.hot.values[slot]);
+        let (name, row, value) = (self.hot.names[slot], self.hot.rows[slot], self.hot.values[slot]);
         self.epoch.push(row, self.hot.whitened(slot), self.hot.coordinates(slot), value);
         self.hot.remove(slot);
-        if !self.epoch.is_over() {
+        if self.epoch.is_over() {
+            if self.cold.waiting > 0 {
+                self.directions.extend(&self.epoch);
+                self.directions.restart(2 * self.run.survey.dim());
+            }
+            self.epoch.restart()?;
+            self.cold.restart();
+            self.hot.whiten(0, &self.epoch, &self.run)?;
+        } else {
             self.hot.follow(self.floor, &self.epoch, &self.run);
-            return Ok(());
         }
-        if self.cold.waiting > 0 {
-            self.directions.extend(&self.epoch);
-            self.directions.restart(2 * self.run.survey.dim());
+        if let Some(twin) = self.twins.remove(&name) {
+            self.read += 1;
+            let row = self.cold.row(twin);
+            self.hot.insert([(twin, row)].into_iter(), &self.epoch, &self.run)?;
         }
-        self.epoch.restart()?;
-        self.cold.restart();
-        self.hot.whiten(0, &self.epoch, &self.run)
+        Ok(())
     }
 
     /// Makes cold rows hot.
