@@ -23,6 +23,8 @@ mod epoch;
 mod gram;
 mod hot;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 
