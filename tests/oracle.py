@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -23,17 +21,10 @@ class Scores:
 
 def full_scores(rows: np.ndarray, picked: list[int], alpha: float, penalty: float) -> Scores:
     """Scores of all rows given the picked ones, from the definitions, with the tolerance of a correct pick."""
-    rows = rows.astype(np.float64)
-    matrix = np.eye(rows.shape[1])
+    prefix = _Prefixes(rows.astype(np.float64), alpha, penalty)
     for i in picked:
-        matrix += alpha * np.outer(rows[i], rows[i])
-    # ‖L⁻¹g‖² is a sum of squares: nothing cancels.
-    solved = np.linalg.solve(np.linalg.cholesky(matrix), rows.T)
-    gain = np.log1p(alpha * (solved**2).sum(0))
-    conflict = conflicts(rows, picked)
-    cond = np.linalg.cond(matrix)
-    tolerance = 1e-10 * (gain + penalty * conflict) * max(1.0, cond * 1e-6)
-    return Scores(gain, conflict, gain - penalty * conflict, tolerance)
+        prefix.push(i)
+    return prefix.scores()
 
 
 def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
@@ -42,41 +33,99 @@ def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
     Dot products that cancel are taken again in exact arithmetic: where Δ is tiny, the rounding of a conflict that
     should be zero would decide.
     """
-    if not picked:
-        return np.zeros(len(rows))
-    rows = rows.astype(np.float64)
-    mean = np.array([math.fsum(column) for column in rows[picked].T]) / len(picked)
-    norms = np.sqrt((rows**2).sum(1)) * np.sqrt((mean**2).sum())
-    aligned = rows @ mean
-    for x in np.flatnonzero(np.abs(aligned) < 1e-3 * norms):
-        total = sum(
-            (Fraction(a) * Fraction(b) for i in picked for a, b in zip(rows[x], rows[i], strict=True)),
-            Fraction(),
-        )
-        aligned[x] = float(total / len(picked))
-    return np.maximum(0.0, -aligned / (norms + ETA))
+    return _Exact(rows.astype(np.float64)).conflicts(picked)
 
 
-def judge(rows: np.ndarray, picks: np.ndarray, alpha: float, penalty: float) -> str | None:
+class _Exact:
+    """Rows as whole numbers, all over one power of two: sums and products of them are exact."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+        self.norms = np.sqrt((rows**2).sum(1))
+        smallest = np.abs(rows[rows != 0]).min(initial=1.0)
+        self.power = 53 - int(np.frexp(smallest)[1])
+        self.cache: dict[int, np.ndarray] = {}
+        self.sum = np.zeros(rows.shape[1], object)
+        self.picked: list[int] = []
+
+    def whole(self, row: int) -> np.ndarray:
+        """The row times 2^power."""
+        if row not in self.cache:
+            mantissas, exponents = np.frexp(self.rows[row])
+            shifts = np.where(mantissas == 0, 0, exponents - 53 + self.power)
+            self.cache[row] = (mantissas * 2.0**53).astype(np.int64).astype(object) << shifts.astype(object)
+        return self.cache[row]
+
+    def conflicts(self, picked: list[int]) -> np.ndarray:
+        """See `conflicts`; quick if `picked` only grows from call to call."""
+        if not picked:
+            return np.zeros(len(self.rows))
+        if picked[: len(self.picked)] != self.picked:
+            self.sum, self.picked = np.zeros(self.rows.shape[1], object), []
+        for i in picked[len(self.picked) :]:
+            self.sum = self.sum + self.whole(i)
+        self.picked = list(picked)
+        # The quotient of two whole numbers is rounded once.
+        mean = np.array([cell / (len(picked) << self.power) for cell in self.sum])
+        norms = self.norms * np.sqrt((mean**2).sum())
+        aligned = self.rows @ mean
+        for x in np.flatnonzero(np.abs(aligned) < 1e-3 * norms):
+            aligned[x] = int(self.whole(x) @ self.sum) / (len(picked) << 2 * self.power)
+        return np.maximum(0.0, -aligned / (norms + ETA))
+
+
+class _Prefixes:
+    """Scores along a growing prefix."""
+
+    def __init__(self, rows: np.ndarray, alpha: float, penalty: float):
+        self.alpha, self.penalty = alpha, penalty
+        self.exact = _Exact(rows)
+        # Δ and the condition of I + αF depend on inner products alone: of long rows a triangle has them all.
+        self.rows = np.linalg.qr(rows.T, mode="r").T if rows.shape[1] > len(rows) else rows
+        self.matrix = np.eye(self.rows.shape[1])
+        self.picked: list[int] = []
+
+    def push(self, row: int) -> None:
+        self.matrix += self.alpha * np.outer(self.rows[row], self.rows[row])
+        self.picked.append(row)
+
+    def scores(self) -> Scores:
+        # ‖L⁻¹g‖² is a sum of squares: nothing cancels.
+        solved = np.linalg.solve(np.linalg.cholesky(self.matrix), self.rows.T)
+        gain = np.log1p(self.alpha * (solved**2).sum(0))
+        conflict = self.exact.conflicts(self.picked)
+        eigenvalues = np.linalg.eigvalsh(self.matrix)
+        # The least eigenvalue is 1 while there are directions that no pick has.
+        least = 1.0 if len(self.picked) < self.exact.rows.shape[1] else max(1.0, eigenvalues[0])
+        cond = eigenvalues[-1] / least
+        tolerance = 1e-10 * (gain + self.penalty * conflict) * max(1.0, cond * 1e-6)
+        return Scores(gain, conflict, gain - self.penalty * conflict, tolerance)
+
+
+def judge(rows: np.ndarray, picks: np.ndarray, alpha: float, penalty: float, every: int = 1) -> str | None:
     """Return why a run of the full mode is wrong, or None: at each of its own prefixes the pick must be best.
 
-    Bit-identical rows must be picked lowest index first.
+    Bit-identical rows must be picked lowest index first. With `every` > 1 only one in so many steps is judged, the
+    first and the last among them.
     """
     rows = rows.astype(np.float64)
-    taken: list[int] = []
+    prefix = _Prefixes(rows, alpha, penalty)
+    free = np.ones(len(rows), bool)
     for step, pick in enumerate(int(p) for p in picks):
-        at = full_scores(rows, taken, alpha, penalty)
-        free = np.ones(len(rows), bool)
-        free[taken] = False
         if not free[pick]:
             return f"step {step}: row {pick} was picked twice"
-        best = int(np.argmax(np.where(free, at.score, -np.inf)))
-        if at.score[pick] < at.score[best] - max(at.tolerance[best], at.tolerance[pick]):
-            return f"step {step}: picked {pick} ({at.score[pick]!r}), but {best} scores {at.score[best]!r}"
+        if step % every == 0 or step == len(picks) - 1:
+            at = prefix.scores()
+            best = int(np.argmax(np.where(free, at.score, -np.inf)))
+            if at.score[pick] < at.score[best] - max(at.tolerance[best], at.tolerance[pick]):
+                return (
+                    f"step {step}: picked {pick} ({at.score[pick]!r}), but {best} scores {at.score[best]!r}"
+                )
         twins = np.flatnonzero(free[:pick] & (rows[:pick] == rows[pick]).all(1))
         if twins.size:
             return f"step {step}: picked {pick} before its lower twin {twins[0]}"
-        taken.append(pick)
+        prefix.push(pick)
+        free[pick] = False
     return None
 
 

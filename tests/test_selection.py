@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,9 @@ import spice_rs
 from spice_rs import InvalidInputError, SpiceWarning
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
+HOT_ROWS = (1, 2, 3, 5, 9, 20, None)
+"""With fewer hot rows than rows, the rest is cold: bounds, refreshes, evictions and promotions."""
+THREADS = (1, 2, 3, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -41,30 +48,151 @@ def assert_same(a: spice_rs.Selection, b: spice_rs.Selection) -> None:
 # --- exactness ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(pools.cases(), st.sampled_from([1, 2, 3, 8]))
-def test_every_pick_is_best_at_its_own_prefix(case, threads):
-    eager = spice_rs.select(
-        case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, search="eager", threads=1
-    )
+@settings(max_examples=2400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pools.cases(), st.sampled_from([None, None, None, 0.1, 0.5, 0.9]), st.integers(0, 2**32))
+def test_every_pick_is_best_at_its_own_prefix_and_nothing_else_matters(case, omega, seed):
+    r = np.random.default_rng(seed)
+
+    def run(source=case.rows, **keywords):
+        keywords = {"threads": int(r.choice(THREADS)), **keywords}
+        return spice_rs.select(
+            source, case.k, alpha=case.alpha, conflict_penalty=case.penalty, early_stop=omega, **keywords
+        )
+
+    eager = run(search="eager", threads=1)
     assert oracle.judge(case.rows, eager.indices, case.alpha, case.penalty) is None
-    lazy = spice_rs.select(
-        case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, threads=threads
+    assert len(eager) == case.k or eager.stop_reason == "early_stop"
+    assert_same(eager, run(search="eager"))
+    for hot_rows in HOT_ROWS:
+        for search in ("lazy", "lazy_gain"):
+            assert_same(eager, run(search=search, hot_rows=hot_rows))
+    if case.rows.dtype != np.float64:
+        with tempfile.TemporaryDirectory() as folder:
+            assert_same(eager, run(in_shards(folder, case.rows, r), hot_rows=int(r.integers(1, 20))))
+
+
+def in_shards(folder: str, rows: np.ndarray, r: np.random.Generator) -> str:
+    """Write the rows to a store, in an order of its own, in shards of some size."""
+    order = r.permutation(len(rows))
+    per_shard = (
+        int(r.integers(1, len(rows) + 1)) if len(rows) < 8 else int(r.integers(len(rows) // 8, len(rows)))
     )
-    assert_same(eager, lazy)
+    store = os.path.join(folder, "store")
+    with spice_rs.GradientStore.create(
+        store, dim=rows.shape[1], dtype=rows.dtype.name, rows_per_shard=per_shard
+    ) as writer:
+        writer.append(rows[order], index=order)
+    return store
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    pools.cases(),
+    st.integers(5, 60),
+    st.sampled_from([None, 0.2, 0.6]),
+    st.sampled_from(["none", "unit"]),
+    st.sampled_from(HOT_ROWS[:-1]),
+    st.sampled_from(THREADS),
+)
+def test_windows_and_unit_rows_do_not_depend_on_the_search(case, size, omega, normalize, hot_rows, threads):
+    keywords = {
+        "alpha": case.alpha,
+        "conflict_penalty": case.penalty,
+        "early_stop": omega,
+        "normalize": normalize,
+    }
+    size = min(size, len(case.rows))
+    windows = {"pool_size": size, "select_per_window": -(-size // 2), "seed": case.k}
+    for budget in ({"k": case.k}, windows):
+        eager = spice_rs.select(case.rows, search="eager", threads=1, **budget, **keywords)
+        for search in ("lazy", "lazy_gain"):
+            lazy = spice_rs.select(
+                case.rows, search=search, hot_rows=hot_rows, threads=threads, **budget, **keywords
+            )
+            assert_same(eager, lazy)
+
+
+def seen_by_the_generator(look) -> None:
+    """Call `look` on some cases, the same every time."""
+    settings(
+        max_examples=200,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(given(pools.cases())(look))()
 
 
 def test_the_case_generator_makes_the_penalty_matter():
     decided = []
 
-    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-    @given(pools.cases())
-    def count(case):
+    def look(case):
         sel = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty)
-        decided.append(bool(sel.overruled.any()))
+        plain = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=0)
+        decided.append(bool(sel.overruled.any()) and sel.indices.tolist() != plain.indices.tolist())
 
-    count()
-    assert sum(decided) >= 15
+    seen_by_the_generator(look)
+    assert sum(decided) >= 40
+
+
+def test_the_case_generator_makes_gains_alone_loose_bounds():
+    loose = []
+
+    def look(case):
+        def read(search):
+            sel = spice_rs.select(
+                case.rows,
+                case.k,
+                alpha=case.alpha,
+                conflict_penalty=case.penalty,
+                search=search,
+                hot_rows=9,
+            )
+            return sel.rows_read.sum()
+
+        loose.append(read("lazy") * 1.3 < read("lazy_gain"))
+
+    seen_by_the_generator(look)
+    assert sum(loose) >= 6
+
+
+def test_the_case_generator_reaches_all_of_the_engine():
+    reached = Counter()
+
+    def look(case):
+        n, d = case.rows.shape
+        rows = case.rows.astype(np.float64)
+        sel = spice_rs.select(
+            rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, search="lazy_gain", hot_rows=2
+        )
+        norms = np.linalg.norm(rows, axis=1)
+        distinct = len(np.unique(rows, axis=0))
+        reached.update(
+            {
+                "refreshed again and again": bool(sel.rows_read.sum() > 3 * n),
+                "a second epoch": case.k > max(32, d // 2),
+                "a third epoch": case.k > 2 * max(32, d // 2),
+                "never an epoch": n <= d // 4,
+                "k = n": case.k == n,
+                "k = 20 d": case.k == 20 * d,
+                "twins": distinct < n,
+                "a zero row": bool((norms == 0).any()),
+                "equal norms": n > 1 and bool(np.ptp(norms) <= 1e-3 * norms.max()),
+                "low rank": bool(1 < np.linalg.matrix_rank(rows) < min(n, d)),
+                "norms below 1e-5": bool((norms[norms > 0] < 1e-5).any()),
+                "norms above 1e4": bool((norms > 1e4).any()),
+                "a mean of zero": bool((rows[sel.indices].cumsum(0) == 0).all(1).any()),
+                "opposite rows": bool((np.unique(rows, axis=0) == -np.unique(rows, axis=0)[::-1]).all()),
+                "penalty 10": case.penalty == 10,
+                "penalty 0": case.penalty == 0,
+                **{str(case.rows.dtype): True},
+            }
+        )
+
+    seen_by_the_generator(look)
+    rare = {name: count for name, count in reached.items() if count < 5}
+    assert not rare, rare
+    assert len(reached) == 19
 
 
 def test_the_oracle_finds_a_wrong_pick():
@@ -266,6 +394,95 @@ def test_threads_and_search_do_not_matter(fisher):
                 rows, 200, fisher=fisher, conflict_penalty=0.3, search=search, threads=threads
             )
             assert_same(reference, other)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0])
+@pytest.mark.parametrize("law", pools.LAWS)
+def test_hot_rows_and_threads_do_not_matter_at_a_size_where_rows_are_cold(law, penalty):
+    rows = pools.law(law, 1500, 64, 11).astype(np.float16)
+    eager = spice_rs.select(rows, 300, conflict_penalty=penalty, search="eager")
+    assert oracle.judge(rows, eager.indices, 1.0, penalty, every=17) is None
+    for hot_rows in (16, 64, None):
+        for threads in (1, 2):
+            lazy = spice_rs.select(rows, 300, conflict_penalty=penalty, hot_rows=hot_rows, threads=threads)
+            assert_same(eager, lazy)
+            assert lazy.rows_read.sum() > 1500  # not by having had all rows hot
+
+
+def test_more_means_than_angles_are_kept_from_leave_bounds_valid():
+    # A new period, and with it a mean to measure from, at nearly every pick.
+    rows = pools.law("opposed", 900, 6, 3)
+    eager = spice_rs.select(rows, 500, conflict_penalty=0.5, search="eager")
+    for hot_rows in (1, 4):
+        assert_same(eager, spice_rs.select(rows, 500, conflict_penalty=0.5, hot_rows=hot_rows))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+def test_long_rows_are_picked_alike_whether_or_not_all_inner_products_are_taken_at_once(penalty):
+    # From k = n/16 on the engine takes all of them; the first 8 picks tell the two ways apart.
+    r = np.random.default_rng(5)
+    side = r.choice([-1, 1], (130, 1)) * r.gamma(2, 0.7, (130, 1))
+    rows = (side * r.standard_normal(66_000) + 0.5 * r.standard_normal((130, 66_000))) / 128
+    rows = rows.astype(np.float16)
+    rows[77] = rows[3]
+    by_rows = spice_rs.select(rows, 8, conflict_penalty=penalty)
+    assert oracle.judge(rows, by_rows.indices, 1.0, penalty) is None
+    for keywords in ({}, {"search": "eager"}, {"hot_rows": 5}, {"threads": 3}):
+        at_once = spice_rs.select(rows, 9, conflict_penalty=penalty, **keywords)
+        for name in SERIES:
+            np.testing.assert_array_equal(getattr(at_once, name)[:8], getattr(by_rows, name), err_msg=name)
+
+
+def available_memory() -> int:
+    """Bytes that the machine can still give; 0 if it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+
+
+@pytest.mark.slow
+def test_unprojected_rows_of_a_million_columns():
+    if available_memory() < 12 << 30:
+        pytest.skip("needs 12 GB of free memory")
+    n, d, k, penalty, part = 500, 1_000_000, 50, 0.3, 20_000
+    r = np.random.default_rng(0)
+    rows = np.empty((n, d), np.float16)
+    gram = np.zeros((n, n))
+    side = (r.choice([-1, 1], (n, 1)) * r.gamma(2, 0.7, (n, 1)) * 1e-5).astype(np.float32)
+    size = (r.lognormal(0, 0.4, (n, 1)) * 2e-5).astype(np.float32)
+    for start in range(0, d, part):
+        noise = r.integers(-100, 101, (n, part), dtype=np.int8).astype(np.float32)
+        axis = r.integers(-100, 101, part, dtype=np.int8).astype(np.float32)
+        rows[:, start : start + part] = size * noise + side * axis
+        columns = rows[:, start : start + part].astype(np.float64)
+        gram += columns @ columns.T
+    picks, gains, conflict = greedy_by_gram(gram, k, penalty)
+    sel = spice_rs.select(rows, k, conflict_penalty=penalty)
+    assert sel.indices.tolist() == picks
+    np.testing.assert_allclose(sel.gains, gains, rtol=1e-10)
+    np.testing.assert_allclose(sel.conflict, conflict, atol=1e-10)
+    assert sel.overruled.any()
+
+
+def greedy_by_gram(gram: np.ndarray, k: int, penalty: float) -> tuple[list[int], list[float], list[float]]:
+    """The greedy picks (α = 1) of rows whose inner products are `gram`, with their Δ and conflict."""
+    norms, picks, gains, conflicts = np.sqrt(np.diag(gram)), [], [], []
+    for _ in range(k):
+        system = np.eye(len(picks)) + gram[np.ix_(picks, picks)]
+        q = norms**2 - (gram[:, picks] * np.linalg.solve(system, gram[picks]).T).sum(1)
+        against = np.zeros(len(gram))
+        if picks:
+            length = np.sqrt(gram[np.ix_(picks, picks)].sum()) / len(picks)
+            against = np.maximum(0.0, -gram[:, picks].mean(1) / (norms * length + oracle.ETA))
+        score = np.log1p(q) - penalty * against
+        score[picks] = -np.inf
+        best = int(np.argmax(score))
+        gains.append(np.log1p(q[best]))
+        conflicts.append(against[best])
+        picks.append(best)
+    return picks, gains, conflicts
 
 
 def test_element_types_hold_the_same_rows():

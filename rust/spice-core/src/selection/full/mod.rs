@@ -27,6 +27,8 @@ mod memory;
 mod period;
 mod refresh;
 mod stochastic;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 use std::collections::HashMap;
