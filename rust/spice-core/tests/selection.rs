@@ -96,6 +96,38 @@ fn pools() -> impl Strategy<Value = (Vec<f64>, usize)> {
     })
 }
 
+/// Many rows of few columns on both sides of an axis, some of them with their opposites: once gains are
+/// small, conflicts decide, and the mean turns far and may come back to zero.
+fn camps() -> impl Strategy<Value = (Vec<f64>, usize)> {
+    (
+        1_usize..5,
+        20_usize..100,
+        0.05..1.5_f64,
+        0.0..1.0_f64,
+        (prop::sample::select(vec![1.0, 1.0, 1e-4, 1e-6]), any::<u64>()),
+    )
+        .prop_map(|(dim, n, spread, pairs, (scale, seed))| {
+            let mut state = seed;
+            let mut next = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
+            };
+            let axis: Vec<f64> = (0..dim).map(|_| next()).collect();
+            let mut cells: Vec<f64> = Vec::with_capacity(n * dim);
+            while cells.len() < n * dim {
+                let opposite = next().abs() < pairs && !cells.is_empty();
+                let side = (next() + 0.4).signum() * (0.2 + 2.0 * next().abs());
+                for &along in &axis {
+                    let last = if cells.is_empty() { 0.0 } else { cells[cells.len().max(dim) - dim] };
+                    cells.push(if opposite { -last } else { scale * (side * along + spread * next()) });
+                }
+            }
+            (cells, dim)
+        })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -123,6 +155,52 @@ proptest! {
             picked.push(a.row);
         }
         prop_assert_eq!(picked.len(), k);
+    }
+
+    #[test]
+    fn neither_the_order_of_rows_nor_blocks_hot_rows_and_searches_matter(
+        (cells, dim) in prop_oneof![pools(), camps()],
+        penalty in prop::sample::select(vec![0.0, 0.01, 0.1, 1.0, 10.0]),
+        cuts in prop::collection::vec(0_usize..100, 0..6),
+        keys in prop::collection::vec(any::<u32>(), 100),
+        hot_rows in prop::sample::select(vec![1_usize, 2, 3, 5, 9, 20]),
+        early_stop in prop::sample::select(vec![None, None, Some(0.3)]),
+    ) {
+        let n = cells.len() / dim;
+        let with = |search, hot_rows| Settings {
+            hot_rows, early_stop, ..settings(Fisher::Full, search, penalty)
+        };
+        let eager = run(&cells, dim, n, n, &with(Search::Eager, None));
+        // The rows in another order, cut anywhere, empty blocks among them.
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by_key(|&row| keys[row]);
+        let moved: Vec<f64> =
+            order.iter().flat_map(|&row| &cells[row * dim..(row + 1) * dim]).copied().collect();
+        let mut ends: Vec<usize> = cuts.iter().map(|&cut| cut.min(n)).chain([n]).collect();
+        ends.sort_unstable();
+        let mut start = 0;
+        let blocks = ends.iter().map(|&end| {
+            let part = &moved[start * dim..end * dim];
+            let rows = end - start;
+            start = end;
+            RowBlock::new(bytemuck::cast_slice(part), Dtype::F64, rows, dim).unwrap()
+        });
+        let pool = Pool::new(blocks.collect()).unwrap();
+        let pool = pool.with_index(order.iter().map(|&row| row as i64).collect()).unwrap();
+        let monitor = Monitor::default();
+        let survey = Survey::new(pool, false, &monitor).unwrap();
+        for search in [Search::Lazy, Search::LazyGain] {
+            let other = select(&survey, &with(search, Some(hot_rows)), Some(n), &monitor).unwrap();
+            prop_assert_eq!(other.stop, eager.stop);
+            prop_assert_eq!(other.picks.len(), eager.picks.len());
+            for (a, b) in eager.picks.iter().zip(&other.picks) {
+                prop_assert_eq!(a.index, b.index);
+                prop_assert_eq!(a.overruled, b.overruled);
+                for (a, b) in [(a.gain, b.gain), (a.score, b.score), (a.conflict, b.conflict), (a.base, b.base)] {
+                    prop_assert_eq!(a.to_bits(), b.to_bits());
+                }
+            }
+        }
     }
 
     #[test]
