@@ -144,16 +144,16 @@ def test_a_resumed_run_ends_with_the_same_bits(keywords, cut, tmp_path):
 
 
 def test_an_exception_of_the_progress_function_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
-    rows = pools.law("opposed", 3000, 64, 2)
+    rows = pools.law("opposed", 12_000, 128, 2)
     file = tmp_path / "run"
-    kept = interrupted(rows, file, 5, monkeypatch, k=250, search="eager")
-    assert 5 <= kept < 250
+    kept = interrupted(rows, file, 5, monkeypatch, k=2000, search="eager")
+    assert 5 <= kept < 2000
     with pytest.raises(InvalidInputError, match=f"interrupted after {kept} picks"):
         Selection.load(file)
     seen = []
-    resumed = spice_rs.select(rows, 250, checkpoint=file, progress=lambda picks, *_: seen.append(picks))
+    resumed = spice_rs.select(rows, 2000, checkpoint=file, progress=lambda picks, *_: seen.append(picks))
     assert seen[0] >= kept  # nothing is searched for again
-    assert_same(resumed, spice_rs.select(rows, 250))
+    assert_same(resumed, spice_rs.select(rows, 2000))
 
 
 def test_a_checkpoint_serves_larger_and_smaller_budgets(tmp_path):
