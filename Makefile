@@ -31,8 +31,8 @@ format: $(VENV)/ready ## format all sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/built ## time the selection against a fused torch loop, and the kernels
-	$(BIN)/python benches/selection.py
+bench: $(VENV)/built ## time the selection against fused torch loops, and the kernels
+	$(BIN)/python benches/selection.py --sections loop deep
 	cargo bench
 
 wheel: $(VENV)/ready ## build the abi3 wheel into dist/

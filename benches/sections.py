@@ -18,7 +18,7 @@ import table
 import worker
 from laws import LAWS, write_law
 
-FORMS = ("G @ [w, m]", "[w, m] @ G.T")
+FORMS = ("G @ [w, m]", "linear(G, [w, m])")
 """The torch loops; the second is the faster one."""
 
 BUSY = 0.05
