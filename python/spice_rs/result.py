@@ -75,12 +75,17 @@ class Selection:
             k: picks to keep, 1 ≤ k ≤ len(self).
 
         Raises:
-            InvalidInputError: `k` is out of range, or the picks come from windows.
+            InvalidInputError: `k` is out of range, or the picks come from windows or from samples.
         """
         if self.settings["pool_size"] is not None:
             raise InvalidInputError(
                 "head: found picks of windows, expected those of one run: windows have budgets of their own and are not"
                 " nested. Select again with a smaller select_per_window."
+            )
+        if self.settings["method"] == "stochastic":
+            raise InvalidInputError(
+                "head: found picks of method='stochastic', expected those of another one: its samples depend on k."
+                " Select again with the smaller k."
             )
         whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
         if not whole or not 1 <= k <= len(self):

@@ -80,7 +80,8 @@ def select(
             rows and the last computation of U are always done. With `pool_size`: with the windows that are done.
         checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
             ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
-            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`.
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`, nor with an
+            approximate method.
         search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
             Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
@@ -122,6 +123,11 @@ def select(
         raise InvalidInputError(
             f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
             " Leave one out."
+        )
+    if checkpoint is not None and method in ("epsilon_lazy", "stochastic"):
+        raise InvalidInputError(
+            f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
+            " resumed to the same picks. Leave one out."
         )
     opened = open_source(source, dim=dim, dtype=dtype)
     normalized, scale, unit = opened.row_scale(normalize)

@@ -12,6 +12,9 @@
 //! a row and the mean changes no faster than the mean turns (`drift`), so an old angle bounds the
 //! conflict from below.
 //!
+//! Two shortcuts: rows that are the same to the bit wait for each other (`twins`), and where rows are few and
+//! long all inner products are taken at once (`gram`); then every row is hot.
+//!
 //! What decides is computed in one place and one order, for hot rows alone (`epoch`), so the picks do not
 //! depend on threads, chunks, capacities or on which rows happened to be hot. With every row hot, the
 //! same code is the eager search, the oracle.
