@@ -80,8 +80,8 @@ def select(
             rows and the last computation of U are always done. With `pool_size`: with the windows that are done.
         checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
             ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
-            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`, nor with an
-            approximate method.
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`,
+            nor with an approximate method.
         search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
             Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
