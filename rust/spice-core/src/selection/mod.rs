@@ -256,7 +256,9 @@ pub fn resume(
     }
     let log_dets = match (settings.method, settings.fisher) {
         // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
-        (Method::Greedy, Fisher::Full) if settings.alpha * largest(survey) < 1e4 => {
+        (Method::Greedy | Method::EpsilonLazy | Method::Stochastic, Fisher::Full)
+            if settings.alpha * largest(survey) < 1e4 =>
+        {
             let mut sum = 0.0;
             let add = |pick: &Pick| {
                 sum += pick.gain;
