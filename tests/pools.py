@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-KINDS = ("gauss", "low rank", "opposed", "camps", "few directions", "pairs", "integers")
+KINDS = ("gauss", "low rank", "opposed", "camps", "cone", "few directions", "pairs", "integers")
 
 
 def _directions(kind: str, n: int, d: int, r: np.random.Generator) -> np.ndarray:
@@ -87,6 +87,10 @@ def _directions(kind: str, n: int, d: int, r: np.random.Generator) -> np.ndarray
     if kind == "camps":  # of unequal size and free length: the few conflict with the many for ever
         side = r.choice([-1.0, 1.0], (n, 1), p=[0.3, 0.7]) * r.gamma(2, 0.7, (n, 1))
         return side * r.standard_normal(d) + 0.3 * r.standard_normal((n, d))
+    if kind == "cone":  # close to one direction, but for one or two rows: these are all that is cold for long
+        rows = r.standard_normal(d) + 0.1 * r.standard_normal((n, d))
+        rows[r.integers(0, n, 2)] *= -1
+        return rows
     if kind == "few directions":
         return r.standard_normal((3, d))[r.integers(0, 3, n)] * r.choice([1.0, -1.0, 0.5], (n, 1))
     if kind == "pairs":

@@ -26,7 +26,7 @@ import spice_rs
 from spice_rs import InvalidInputError, SpiceWarning
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
-HOT_ROWS = (1, 2, 3, 5, 9, 20, None)
+HOT_ROWS = (1, 2, 3, 5, 9, 20, 45, None)
 """With fewer hot rows than rows, the rest is cold: bounds, refreshes, evictions and promotions."""
 THREADS = (1, 2, 3, 8)
 

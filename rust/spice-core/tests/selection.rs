@@ -163,7 +163,7 @@ proptest! {
         penalty in prop::sample::select(vec![0.0, 0.01, 0.1, 1.0, 10.0]),
         cuts in prop::collection::vec(0_usize..100, 0..6),
         keys in prop::collection::vec(any::<u32>(), 100),
-        hot_rows in prop::sample::select(vec![1_usize, 2, 3, 5, 9, 20]),
+        hot_rows in prop::sample::select(vec![1_usize, 2, 3, 5, 9, 20, 45]),
         early_stop in prop::sample::select(vec![None, None, Some(0.3)]),
     ) {
         let n = cells.len() / dim;
