@@ -417,6 +417,28 @@ def test_more_means_than_angles_are_kept_from_leave_bounds_valid():
         assert_same(eager, spice_rs.select(rows, 500, conflict_penalty=0.5, hot_rows=hot_rows))
 
 
+def test_hot_rows_that_outlive_the_last_cold_row_stay_right_through_epochs():
+    # One row against a cone of others is cold for long; with it the last cold row is read for `overruled` alone.
+    for seed in range(40):
+        r = np.random.default_rng(seed)
+        rows = np.array([0, 0, 0, 1.0]) + 0.1 * r.standard_normal((65, 4))
+        rows[-1] *= -1
+        rows *= 1e-3
+        eager = spice_rs.select(rows, 65, search="eager")
+        for hot_rows in (30, 42, 60):
+            assert_same(eager, spice_rs.select(rows, 65, hot_rows=hot_rows))
+
+
+@pytest.mark.parametrize("penalty", [15.0, 30.0, 36.0, 100.0, 1e6])
+def test_penalties_far_above_every_gain_are_weighed_exactly(penalty):
+    r = np.random.default_rng(0)
+    for _ in range(300):
+        rows = r.standard_normal((r.integers(3, 20), r.integers(1, 3)))
+        eager = spice_rs.select(rows, len(rows), conflict_penalty=penalty, search="eager")
+        for hot_rows in (1, 2):
+            assert_same(eager, spice_rs.select(rows, len(rows), conflict_penalty=penalty, hot_rows=hot_rows))
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
 def test_long_rows_are_picked_alike_whether_or_not_all_inner_products_are_taken_at_once(penalty):
     # From k = n/16 on the engine takes all of them; the first 8 picks tell the two ways apart.

@@ -44,7 +44,8 @@ def select(
 
     At every step the row with the largest score Δ_x(S) − λ·conflict_x(S) is picked, equal scores by the lowest
     index (SPICE, arXiv 2601.23155). The picks are exactly those of the naive algorithm in float64, and do not depend
-    on `threads`, on `search` or on how the rows are spread over files.
+    on `threads`, on `search`, on `hot_rows` or on how the rows are spread over files. (The approximate methods say what
+    theirs depend on.)
 
     Args:
         source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
@@ -64,7 +65,7 @@ def select(
         method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
             approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
             largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
-            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows`, not on `threads`. "stochastic"
+            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows` and the processor, not on `threads`. "stochastic"
             looks at n/k·log(1/ε) random rows a step (Mirzasoleiman et al., AAAI 2015), so that on average over seeds
             U ≥ (1 − 1/e − ε)·U*.
         epsilon: ε in (0, 1) of the approximate methods.
@@ -86,7 +87,7 @@ def select(
             Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
         hot_rows: rows that the lazy search of the full Fisher information follows pick by pick, by default as many
-            as the processor's caches hold. It changes time and memory, and no pick.
+            as the processor's caches hold. It changes time and memory, and no pick of an exact method.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 

@@ -5,7 +5,7 @@
 //! rounded separately. So the result is the same bits on registers of any width, on any number of
 //! threads, and whether a row is taken alone or in a tile with others. Vector instructions are chosen
 //! at run time ([`pulp`]); a fused multiply-add would not be faster where it counts (multipliers and
-//! adders work side by side), and a machine without one would pick differently.
+//! adders work side by side), and without one these bits are the same on every machine.
 
 use pulp::{Simd, WithSimd};
 

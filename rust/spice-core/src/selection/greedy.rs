@@ -95,6 +95,7 @@ impl<'a, O: Objective> Greedy<'a, O> {
         }
         Ok(stop)
     }
+
     /// Takes the picks that an earlier run has `made` and drops them from `rows`, the candidates.
     ///
     /// Nothing is searched: a row's value is a function of the row and the picks before it.

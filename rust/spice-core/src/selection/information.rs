@@ -69,9 +69,15 @@ pub(super) fn log_dets(
         for (&row, cells) in chunk.iter().zip(solved.chunks_exact_mut(dim)) {
             survey.load(row, cells);
         }
-        add_outer_products(&mut matrix, dim, &solved, alpha);
-        monitor.check()?;
-        solved.par_chunks_mut(64 * dim).for_each(|rows| base.solve_lower(rows));
+        for batch in solved.chunks(BATCH * dim) {
+            monitor.check()?;
+            add_outer_products(&mut matrix, dim, batch, alpha);
+        }
+        solved.par_chunks_mut(64 * dim).try_for_each(|rows| {
+            monitor.check()?;
+            base.solve_lower(rows);
+            Ok(())
+        })?;
         let mut small = identity(chunk.len());
         add_outer_products(&mut small, chunk.len(), &transposed(&solved, dim), alpha);
         let before = base.log_det();

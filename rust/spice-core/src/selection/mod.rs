@@ -401,6 +401,10 @@ fn run(
         greedy.replay(made, &mut rows)?;
         return top_k::search(greedy, rows, budget);
     }
+    if settings.method == Method::Stochastic {
+        // Rows are drawn by their place, which must not depend on how they are spread over files.
+        rows.sort_unstable_by_key(|&row| survey.index(row));
+    }
     let run = Run::new(survey, settings, settings.conflict_penalty, monitor);
     let search = settings.search;
     match settings.fisher {

@@ -167,7 +167,8 @@ impl Cold {
             return odds;
         }
         let conflict = run.mean.least_conflict(against, self.norm_sq(name, run), bar.mean_norm);
-        let penalty = -run.penalty * conflict;
+        // Beyond, exp(score) − 1 is −1 in float64 and tells scores apart no more; a smaller penalty only bounds less.
+        let penalty = -(run.penalty * conflict).min(20.0);
         odds * penalty.exp() + penalty.exp_m1()
     }
 

@@ -145,6 +145,12 @@ impl Search<'_> {
             let first = self.hot.len();
             self.promote(names.into_iter())?;
             self.cold_gain = self.cold.largest_gain(slack, &self.run);
+            if self.cold.waiting == 0 {
+                // No period will follow that would catch up with the hot rows left behind.
+                self.cutoff = f64::NEG_INFINITY;
+                self.floor = f64::NEG_INFINITY;
+                self.hot.follow(self.floor, &self.epoch, &self.run);
+            }
             if self.hot.gains[first..].iter().any(|&other| other > gain) {
                 return Ok(true);
             }

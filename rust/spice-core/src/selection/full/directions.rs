@@ -10,6 +10,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::epoch::Epoch;
+use crate::error::Result;
 use crate::linalg::product_error;
 
 /// Columns that one task works on.
@@ -50,12 +51,15 @@ impl Directions {
     }
 
     /// Adds the directions of the epoch's picks that are still missing.
-    pub(super) fn extend(&mut self, epoch: &Epoch<'_>) {
+    ///
+    /// # Errors
+    /// Whatever stops the run.
+    pub(super) fn extend(&mut self, epoch: &Epoch<'_>) -> Result<()> {
         let dim = self.dim;
         let (known, picks) = (self.wide.len() / dim, epoch.picks());
         let added = picks - known;
         if added == 0 {
-            return;
+            return Ok(());
         }
         // W = C⁻¹ Z: C holds the coordinates of the picks, Z = Y X their rows times M_start⁻¹.
         let mut earlier = Mat::<f64>::zeros(added, known);
@@ -78,6 +82,7 @@ impl Directions {
         let bands: Vec<Vec<f64>> = starts
             .into_par_iter()
             .map(|start| {
+                epoch.check()?;
                 let width = BAND.min(dim - start);
                 let mut band = vec![0.0; added * width];
                 let mut target = MatMut::from_column_major_slice_mut(&mut band, added, width);
@@ -95,9 +100,9 @@ impl Directions {
                     matmul(target.as_mut(), Accum::Add, earlier.as_ref(), wide, -1.0, Par::Seq);
                 }
                 solve_lower_triangular_in_place(triangle.as_ref(), target.as_mut(), Par::Seq);
-                band
+                Ok(band)
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let gamma = product_error(dim) + epoch.slack();
         self.wide.resize(picks * dim, 0.0);
         for (i, row) in self.wide[known * dim..].chunks_exact_mut(dim).enumerate() {
@@ -111,6 +116,7 @@ impl Directions {
             self.errors.push(error as f32);
             self.narrow.extend(row.iter().map(|&cell| cell as f32));
         }
+        Ok(())
     }
 
     /// Ends the epoch, all of whose directions are known; keeps the latest `kept` directions.

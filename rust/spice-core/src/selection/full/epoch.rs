@@ -109,6 +109,13 @@ impl<'a> Epoch<'a> {
         self.gram = Some(gram);
     }
 
+    /// Whether M may have to be factored for so many picks.
+    pub(super) fn may_end(&self, budget: usize) -> bool {
+        let largest = self.survey.norm_sq().iter().copied().fold(0.0, f64::max);
+        let growth = self.alpha * largest * budget as f64;
+        !self.is_endless() && (budget >= self.length || growth > MAX_GROWTH)
+    }
+
     /// Cells of a whitened row.
     pub(super) fn row_len(&self) -> usize {
         if self.gram.is_some() { 1 } else { self.survey.dim() }
@@ -117,6 +124,11 @@ impl<'a> Epoch<'a> {
     /// Coordinates that a row needs room for if at most `budget` rows are picked.
     pub(super) fn width(&self, budget: usize) -> usize {
         self.length.min(budget)
+    }
+
+    /// Fails once the run is to stop.
+    pub(super) fn check(&self) -> Result<()> {
+        self.monitor.check()
     }
 
     /// Picks in this epoch.

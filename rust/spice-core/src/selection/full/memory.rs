@@ -13,6 +13,8 @@ pub(super) struct Needs {
     pub(super) hot: usize,
     /// Picks of the longest epoch.
     pub(super) epoch: usize,
+    /// Whether I + αF may have to be factored.
+    pub(super) factors: bool,
     /// Whether all inner products are taken at once.
     pub(super) by_gram: bool,
 }
@@ -28,7 +30,7 @@ impl Needs {
         }
         let whitened = 8.0 * dim * (hot + epoch);
         // M, the copy that becomes its factor, and the factor's inverse, twice.
-        let matrices = if budget > epoch { 28.0 * dim * dim } else { 0.0 };
+        let matrices = if self.factors { 28.0 * dim * dim } else { 0.0 };
         let waits = hot < rows;
         let directions =
             if waits { 8.0 * dim * epoch + 4.0 * dim * budget.min(2.0 * dim + epoch) } else { 0.0 };
@@ -74,6 +76,7 @@ mod tests {
             budget: 900_000,
             hot: 256,
             epoch: dim / 2,
+            factors: true,
             by_gram: false,
         };
         assert!(needs(64).check().is_ok());
@@ -83,8 +86,15 @@ mod tests {
 
     #[test]
     fn the_papers_pool_takes_two_gigabytes() {
-        let needs =
-            Needs { rows: 97_500, dim: 8192, budget: 9750, hot: 256, epoch: 4096, by_gram: false };
+        let needs = Needs {
+            rows: 97_500,
+            dim: 8192,
+            budget: 9750,
+            hot: 256,
+            epoch: 4096,
+            factors: true,
+            by_gram: false,
+        };
         assert!((1.8e9..3.2e9).contains(&needs.bytes()), "{}", needs.bytes());
     }
 }

@@ -137,6 +137,7 @@ impl<'a> Search<'a> {
             budget,
             hot: if all_hot { count } else { fitting },
             epoch: epoch.width(budget),
+            factors: epoch.may_end(budget),
             by_gram,
         }
         .check()?;
@@ -192,9 +193,8 @@ impl<'a> Search<'a> {
                 self.start_period()?;
             }
             let mut found = self.best()?;
-            // Also where no row is cold: hot ones may have been left behind.
-            let partial = self.cold.waiting > 0 || self.floor > f64::NEG_INFINITY;
-            if partial && !found.as_ref().is_some_and(|found| self.wins(found.best.score)) {
+            if self.cold.waiting > 0 && !found.as_ref().is_some_and(|found| self.wins(found.best.score))
+            {
                 self.start_period()?;
                 found = self.best()?;
             }
@@ -251,7 +251,7 @@ impl<'a> Search<'a> {
         self.hot.remove(slot);
         if self.epoch.is_over() {
             if self.cold.waiting > 0 {
-                self.directions.extend(&self.epoch);
+                self.directions.extend(&self.epoch)?;
                 self.directions.restart(2 * self.run.survey.dim());
             }
             self.epoch.restart()?;

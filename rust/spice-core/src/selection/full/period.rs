@@ -22,6 +22,8 @@ pub(super) struct Period {
     first_pick: usize,
     /// Rows that were refreshed for it.
     refreshed: usize,
+    /// How far computed values may be off, as its bounds allow for.
+    slack: f64,
     /// The unit mean at its start, how far it may turn, and the least ‖m‖ that was counted on.
     mean: Option<Vec<f64>>,
     allowance: f64,
@@ -32,6 +34,9 @@ impl Search<'_> {
     /// Whether the mean has moved further than the bounds of the period allow for.
     pub(super) fn is_stale(&self) -> bool {
         let Some(period) = &self.period else { return true };
+        if self.epoch.slack() > period.slack {
+            return true;
+        }
         match (&period.mean, &self.present) {
             (None, _) => false,
             (Some(_), None) => true,
@@ -45,7 +50,7 @@ impl Search<'_> {
     pub(super) fn start_period(&mut self) -> Result<()> {
         let (picks, read) = (self.run.picks(), self.read);
         self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
-        self.directions.extend(&self.epoch);
+        self.directions.extend(&self.epoch)?;
         self.floor = f64::NEG_INFINITY;
         // A walk at random: it turns with the root of the number of picks.
         if let Some(period) = &self.period
@@ -72,11 +77,14 @@ impl Search<'_> {
             self.shared = true;
         }
 
-        let slack = self.epoch.slack();
+        // Rounding grows with the picks; a period ends before it exceeds what its bounds allow for.
+        let slack = (4.0 * self.epoch.slack()).min(1.0);
         let best = self.best()?.map(|found| found.best);
         let (mut step, mut cutoff) = match best {
             Some(best) => {
-                let step = (self.run.decline(PERIOD) * PERIOD as f64).max(1e-6 * best.gain);
+                let step = (self.run.decline(PERIOD) * PERIOD as f64)
+                    .max(1e-6 * best.gain)
+                    .max(f64::EPSILON * best.score.abs());
                 (step.max(f64::MIN_POSITIVE), best.score - step)
             }
             None => {
@@ -87,9 +95,11 @@ impl Search<'_> {
         self.evict(cutoff - 2.0 * step, picks, slack);
         let mut capacity = self.capacity;
         loop {
+            self.run.check()?;
             let bar = Bar { reach: cutoff.exp_m1(), slack, turns: &turns, mean_norm };
             let raised = self.fill(bar, step, capacity)?;
-            if raised > bar.reach {
+            let crowded = raised > bar.reach;
+            if crowded {
                 cutoff = raised.ln_1p() + 1e-12 * raised.ln_1p().abs();
             }
             let best = self.best()?.map(|found| found.best);
@@ -106,14 +116,16 @@ impl Search<'_> {
                 }
             }
             step *= 2.0;
-            capacity += capacity / 2;
+            if crowded {
+                capacity = capacity.saturating_add(capacity / 2 + 1);
+            }
         }
         self.cutoff = cutoff;
         let least = self.tolerated(cutoff);
         self.floor = if least > 0.0 { self.run.value(least) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
         self.cold_gain = self.cold.largest_gain(slack, &self.run);
         let refreshed = (self.read - read) as usize;
-        self.period = Some(Period { first_pick: picks, refreshed, mean, allowance, mean_norm });
+        self.period = Some(Period { first_pick: picks, refreshed, slack, mean, allowance, mean_norm });
         Ok(())
     }
 
@@ -137,15 +149,10 @@ impl Search<'_> {
     /// Sends hot rows back whose score is below `score`.
     pub(super) fn evict(&mut self, score: f64, picks: usize, slack: f64) {
         for slot in (0..self.hot.len()).rev() {
-            let gain = self.hot.gains[slot];
-            if gain < score {
+            let bound = self.hot.values[slot] * (1.0 + slack);
+            if self.run.gain(bound) < score {
                 let cosine = self.shared.then(|| self.hot.cosines[slot]);
-                self.cold.put(
-                    self.hot.names[slot],
-                    self.hot.values[slot] * (1.0 + slack),
-                    picks,
-                    cosine,
-                );
+                self.cold.put(self.hot.names[slot], bound, picks, cosine);
                 self.hot.remove(slot);
             }
         }

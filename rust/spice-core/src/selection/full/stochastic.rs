@@ -90,7 +90,7 @@ impl Search<'_> {
         }
         let (picks, slack) = (self.run.picks(), self.epoch.slack());
         self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
-        self.directions.extend(&self.epoch);
+        self.directions.extend(&self.epoch)?;
         self.evict(f64::INFINITY, picks, slack);
         let mut names = samples.concat();
         names.sort_unstable();

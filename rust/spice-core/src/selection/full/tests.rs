@@ -83,7 +83,7 @@ impl<'a> Picked<'a> {
         if !self.epoch.is_over() {
             return false;
         }
-        self.directions.extend(&self.epoch);
+        self.directions.extend(&self.epoch).unwrap();
         self.directions.restart(2 * run.survey.dim());
         self.epoch.restart().unwrap();
         self.epochs += 1;
@@ -145,7 +145,7 @@ fn a_refreshed_bound_is_above_the_value_and_close_to_it() {
                 let aged =
                     |cold: &Cold| names.iter().filter(|&&name| !cold.is_fresh(name, count)).count();
                 assert!(aged(&cold) > 0);
-                picked.directions.extend(&picked.epoch);
+                picked.directions.extend(&picked.epoch).unwrap();
                 let Picked { epoch, directions, .. } = &picked;
                 let slack = epoch.slack();
                 cold.refresh(&names, bar(0.0, slack), directions, epoch, &run).unwrap();
@@ -184,7 +184,7 @@ fn a_row_that_has_missed_more_picks_than_are_kept_starts_from_the_factor() {
         (0..100).for_each(|row| {
             picked.push(row, &run);
         });
-        picked.directions.extend(&picked.epoch);
+        picked.directions.extend(&picked.epoch).unwrap();
         assert!(picked.directions.first() > 0);
         let names: Vec<usize> = (100..n).collect();
         let slack = picked.epoch.slack();
@@ -215,7 +215,7 @@ fn a_row_that_stops_below_the_bar_keeps_a_valid_bound() {
             if count % 50 != 0 {
                 continue;
             }
-            picked.directions.extend(&picked.epoch);
+            picked.directions.extend(&picked.epoch).unwrap();
             let slack = picked.epoch.slack();
             let bar = bar(0.5, slack);
             cold.refresh(&names, bar, &picked.directions, &picked.epoch, &run).unwrap();
@@ -314,7 +314,7 @@ fn what_a_pick_takes_from_a_value_is_its_direction_squared() {
             let mut row_cells = vec![0.0; dim];
             for pick in 0..picks {
                 picked.push(pick, &run);
-                picked.directions.extend(&picked.epoch);
+                picked.directions.extend(&picked.epoch).unwrap();
                 assert_eq!(picked.directions.end(), pick + 1);
                 let after = picked.values(&rest, &run);
                 let (direction, errors) = picked.directions.range(pick, pick + 1);
@@ -562,7 +562,7 @@ fn a_row_taken_back_is_bounded_by_what_it_was_when_it_left() {
         }
         assert_eq!(cold.waiting, n);
         let names: Vec<usize> = (0..n).collect();
-        picked.directions.extend(&picked.epoch);
+        picked.directions.extend(&picked.epoch).unwrap();
         let bar = bar(0.0, picked.epoch.slack());
         for fresh in [false, true] {
             if fresh {
