@@ -65,9 +65,9 @@ def select(
         method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
             approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
             largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
-            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows` and the processor, not on `threads`. "stochastic"
-            looks at n/k·log(1/ε) random rows a step (Mirzasoleiman et al., AAAI 2015), so that on average over seeds
-            U ≥ (1 − 1/e − ε)·U*.
+            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows` and the processor, not on
+            `threads`. "stochastic" looks at n/k·log(1/ε) random rows a step (Mirzasoleiman et al., AAAI 2015), so that
+            on average over seeds U ≥ (1 − 1/e − ε)·U*.
         epsilon: ε in (0, 1) of the approximate methods.
         pool_size: cut a seeded permutation of the rows into windows of this size and select in each on its own, as
             the authors' released code does (with 128).
