@@ -257,7 +257,7 @@ pub fn resume(
     let log_dets = match (settings.method, settings.fisher) {
         // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
         (Method::Greedy | Method::EpsilonLazy | Method::Stochastic, Fisher::Full)
-            if settings.alpha * largest(survey) < 1e4 =>
+            if settings.alpha * survey.largest_norm_sq() < 1e4 =>
         {
             let mut sum = 0.0;
             let add = |pick: &Pick| {
@@ -367,12 +367,8 @@ fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
 /// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
 const LARGEST_SIGNAL: f64 = 1e13;
 
-fn largest(survey: &Survey<'_>) -> f64 {
-    survey.norm_sq().iter().copied().fold(0.0, f64::max)
-}
-
 fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
-    let largest = alpha * largest(survey);
+    let largest = alpha * survey.largest_norm_sq();
     if largest <= LARGEST_SIGNAL {
         return Ok(());
     }

@@ -144,6 +144,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The score of the latest pick; 0 if there is none.
+    pub(super) fn latest_score(&self) -> f64 {
+        self.picks.last().map_or(0.0, |pick| pick.score)
+    }
+
     pub(super) fn picks(&self) -> usize {
         self.picks.len()
     }

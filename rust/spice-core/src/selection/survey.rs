@@ -17,6 +17,8 @@ pub struct Survey<'a> {
     pool: Pool<'a>,
     /// ‖g‖², (n,).
     norm_sq: Vec<f64>,
+    /// max ‖g‖².
+    largest: f64,
     fingerprint: u64,
     kernels: Kernels,
 }
@@ -66,8 +68,9 @@ impl<'a> Survey<'a> {
         if unit {
             pool.rescale(measured.iter().map(|&(_, factor)| factor));
         }
-        let norm_sq = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
-        Ok(Self { pool, norm_sq, fingerprint, kernels })
+        let norm_sq: Vec<f64> = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
+        let largest = norm_sq.iter().copied().fold(0.0, f64::max);
+        Ok(Self { pool, norm_sq, largest, fingerprint, kernels })
     }
 
     /// Number of rows.
@@ -110,6 +113,11 @@ impl<'a> Survey<'a> {
     /// ‖g‖² of every row, (n,).
     pub fn norm_sq(&self) -> &[f64] {
         &self.norm_sq
+    }
+
+    /// max ‖g‖².
+    pub(super) const fn largest_norm_sq(&self) -> f64 {
+        self.largest
     }
 
     /// Equal for rows that are the same to the bit, and mostly for no others.

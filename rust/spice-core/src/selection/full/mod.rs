@@ -65,6 +65,13 @@ pub(super) struct Strategy {
     pub(super) sampling: Option<Sampling>,
 }
 
+impl Strategy {
+    /// Whether a pick is the best of all rows.
+    const fn is_exact(&self) -> bool {
+        self.epsilon == 0.0 && self.sampling.is_none()
+    }
+}
+
 /// Selects up to `budget` of `rows`; the first picks are `made`.
 pub(super) fn search(
     run: Run<'_>,
@@ -199,6 +206,10 @@ impl<'a> Search<'a> {
                 found = self.best()?;
             }
             let Some(found) = found else { return Ok(StopReason::Exhausted) };
+            if self.epoch.is_doubtful(self.run.value(found.best.score)) {
+                self.restart()?;
+                continue;
+            }
             let overruled = self.overruled(&found)?;
             let read = std::mem::take(&mut self.read);
             if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
@@ -235,6 +246,11 @@ impl<'a> Search<'a> {
                         RESUME_REMEDY,
                     )
                 })?;
+                // As the run itself did: only then the values are the same bits.
+                let score = self.run.gain(self.hot.values[slot]) - self.run.penalty * pick.conflict;
+                if self.epoch.is_doubtful(self.run.value(score)) {
+                    self.restart()?;
+                }
                 self.run.replay(pick, self.hot.values[slot], &mut cells)?;
                 self.cold.pick(self.hot.names[slot]);
                 self.push(slot)?;
@@ -247,16 +263,13 @@ impl<'a> Search<'a> {
     /// Moves a hot row to the picks of the epoch; its twin takes its place.
     fn push(&mut self, slot: usize) -> Result<()> {
         let (name, row, value) = (self.hot.names[slot], self.hot.rows[slot], self.hot.values[slot]);
+        if self.strategy.is_exact() {
+            self.epoch.limit(self.run.value(self.run.latest_score() + self.run.penalty));
+        }
         self.epoch.push(row, self.hot.whitened(slot), self.hot.coordinates(slot), value);
         self.hot.remove(slot);
         if self.epoch.is_over() {
-            if self.cold.waiting > 0 {
-                self.directions.extend(&self.epoch)?;
-                self.directions.restart(2 * self.run.survey.dim());
-            }
-            self.epoch.restart()?;
-            self.cold.restart();
-            self.hot.whiten(0, &self.epoch, &self.run)?;
+            self.restart()?;
         } else {
             self.hot.follow(self.floor, &self.epoch, &self.run);
         }
@@ -266,6 +279,17 @@ impl<'a> Search<'a> {
             self.hot.insert([(twin, row)].into_iter(), &self.epoch, &self.run)?;
         }
         Ok(())
+    }
+
+    /// Starts the next epoch.
+    fn restart(&mut self) -> Result<()> {
+        if self.cold.waiting > 0 {
+            self.directions.extend(&self.epoch)?;
+            self.directions.restart(2 * self.run.survey.dim());
+        }
+        self.epoch.restart()?;
+        self.cold.restart();
+        self.hot.whiten(0, &self.epoch, &self.run)
     }
 
     /// Makes cold rows hot.

@@ -55,7 +55,11 @@ impl Search<'_> {
                 let sample: Vec<usize> = left.take(sampling.size).collect();
                 sample.iter().for_each(|&name| mask[name] = true);
                 self.sample = Some(mask);
-                let Some(found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
+                let Some(mut found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
+                if self.epoch.is_doubtful(self.run.value(found.best.score)) {
+                    self.restart()?;
+                    found = self.best_of(&sample)?.unwrap_or(found);
+                }
                 let overruled = self.run.penalty > 0.0 && found.largest_gain > found.best.gain;
                 let read = std::mem::take(&mut self.read);
                 if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
