@@ -191,6 +191,8 @@ def select(
         )
     finally:
         watcher.close()
+    for name in ("duplicates", "duplicate_of", "duplicate_cosine"):
+        del result[name]
     signal = alpha * result.pop("norm_sq")
     fingerprint = result.pop("fingerprint")
     settings["source"]["fingerprint"] = settings["source"]["fingerprint"] or fingerprint
