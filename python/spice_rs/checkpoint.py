@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import check_place
+from spice_rs.conditions import KEYS
 from spice_rs.errors import StoreMismatchError
 from spice_rs.result import Selection
 from spice_rs.saved import SavedRun, check_same, read_run, write_run
@@ -17,8 +18,8 @@ from spice_rs.sources import Source
 INTERVAL = 2.0
 """Seconds between two savings of a run that goes on."""
 
-COMPARED = ("alpha", "conflict_penalty", "fisher", "early_stop", "normalize", "method")
-"""The settings that have to be the same. The budget may grow or shrink: greedy picks are nested."""
+COMPARED = ("alpha", "conflict_penalty", "fisher", "early_stop", "normalize", "method", *KEYS)
+"""The settings that have to be the same. k may grow or shrink: greedy picks are nested, but for groups' minima."""
 
 COLUMNS = ("gains", "base", "conflict", "scores", "overruled", "rows_read")
 """What the core wants to know of each pick, after its position."""
@@ -50,6 +51,8 @@ class Checkpoint:
                 f"source.{key}": settings["source"][key] for key in ("rows", "dim", "dtype", "fingerprint")
             }
             wanted.update({key: settings[key] for key in COMPARED})
+            if any(minimum > 0 for _, minimum, _ in (settings["groups"] or {"quotas": []})["quotas"]):
+                wanted["k"] = settings["k"]
             check_same(path, {**run.settings, **source}, wanted, StoreMismatchError, remedy)
 
     def made(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
