@@ -172,7 +172,7 @@ def digest(*parts: npt.NDArray[Any] | list[Label]) -> str:
             whole.update(json.dumps(part).encode())
         else:
             whole.update(part.astype(part.dtype.newbyteorder("<")).tobytes())
-    return f"sha256:{whole.hexdigest()[:HASH_DIGITS]}"
+    return whole.hexdigest()[:HASH_DIGITS]
 
 
 def _read(data: Any, names: Mapping[str, str], rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:

@@ -78,7 +78,12 @@ class Conditions:
         minima = maxima = None
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
-            minima = np.array([self._minimum(code) for code in range(len(groups.labels))], np.float64)
+            minima = np.array(
+                [
+                    float(minimum) if self.costs is None else quotas.rounded_down(minimum, self.total)
+                    for minimum in groups.minima
+                ]
+            )
         return {
             "weights": self.weights,
             "multiplier": multiplier,
@@ -115,9 +120,9 @@ class Conditions:
             groups = {
                 "sha256": digest(self.groups.labels, self.groups.codes[order]),
                 "quotas": [
-                    [label, self._plain(self._minimum(code)), self._plain(maximum)]
-                    for code, (label, maximum) in enumerate(
-                        zip(self.groups.labels, self.groups.maxima, strict=True)
+                    [label, self._plain(minimum), self._plain(maximum)]
+                    for label, minimum, maximum in zip(
+                        self.groups.labels, self.groups.minima, self.groups.maxima, strict=True
                     )
                 ],
                 "pool": self.groups.counts,
@@ -195,13 +200,7 @@ class Conditions:
                 f" least the {_text(needed)} {unit} that the groups' minima still need. Include fewer, or raise {name}."
             )
 
-    def _minimum(self, code: int) -> float:
-        if self.groups is None:
-            return 0.0
-        minimum = self.groups.minima[code]
-        return float(minimum) if self.costs is None else quotas.rounded_down(minimum, self.total)
-
-    def _plain(self, value: float | Fraction | None) -> int | float | None:
+    def _plain(self, value: Fraction | None) -> int | float | None:
         """Return a quota as JSON holds it: a number of rows is whole."""
         return None if value is None else int(value) if self.costs is None else float(value)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spice_rs.atomic import check_place
 from spice_rs.errors import InvalidInputError, StoreMismatchError
-from spice_rs.saved import DUPLICATES, OPTIONAL, SERIES, SavedRun, check_same, read_run, write_run
+from spice_rs.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
 from spice_rs.sources import open_source
 
 Floats = npt.NDArray[np.float64]
@@ -130,7 +130,7 @@ class Selection:
             kept = ~np.isin(duplicates.of, self.indices[k:])
             duplicates = NearDuplicates(duplicates.rows[kept], duplicates.of[kept], duplicates.cosine[kept])
         return Selection(
-            **{name: getattr(self, name)[:k].copy() for name in SERIES if name not in OPTIONAL},
+            **{name: getattr(self, name)[:k].copy() for name in SERIES},
             stop_reason="budget",
             log_det=float(self.log_dets[k - 1]),
             signal=self.signal,
@@ -184,8 +184,9 @@ class Selection:
 
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
-        series = {name: getattr(self, name) for name in SERIES if name not in DUPLICATES}
-        series = {name: values for name, values in series.items() if values is not None}
+        series: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in SERIES}
+        if self.costs is not None:
+            series["costs"] = self.costs
         if self.groups is not None:
             codes = {quota[0]: code for code, quota in enumerate(self.quotas)}
             series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)

@@ -7,7 +7,7 @@ The format, version 1. All numbers are little-endian.
     data      one tensor after the other: of shape (m,), m being the number of picks, and three of shape (s,), s
               being the number of near-duplicates
 
-The tensors are those of `SERIES`, in that order and without gaps. Five are there only for some settings, and with
+The tensors are those of `TENSORS`, in that order and without gaps. Five are there only for some settings, and with
 `log_dets` only in a run that has ended:
 
     costs           if settings["budget"] is not null: the cost of each pick
@@ -52,14 +52,9 @@ SERIES = {
     "scores": "F64",
     "rows_read": "I64",
     "log_dets": "F64",
-    "costs": "F64",
-    "groups": "I64",
-    "duplicate_rows": "I64",
-    "duplicate_of": "I64",
-    "duplicate_cosines": "F64",
     "overruled": "BOOL",
 }
-"""The tensors in the order of the file, and their element types; see `spice_rs.Selection` for what they are."""
+"""The numbers of each pick and their element types; see `spice_rs.Selection` for what they are."""
 
 LAST = "log_dets"
 """The series that is there only when the run has ended."""
@@ -67,8 +62,21 @@ LAST = "log_dets"
 DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines")
 """The tensors that have an element for each near-duplicate."""
 
-OPTIONAL = {"costs": "budget", "groups": "groups", **dict.fromkeys(DUPLICATES, "max_similarity")}
-"""The tensors that a run has, when it has ended, only for some settings, and the setting of each."""
+OPTIONAL = {
+    "costs": ("F64", "budget"),
+    "groups": ("I64", "groups"),
+    "duplicate_rows": ("I64", "max_similarity"),
+    "duplicate_of": ("I64", "max_similarity"),
+    "duplicate_cosines": ("F64", "max_similarity"),
+}
+"""What a run that has ended has for some settings alone: element type, and the setting."""
+
+TENSORS = {
+    **{name: kind for name, kind in SERIES.items() if name != "overruled"},
+    **{name: kind for name, (kind, _) in OPTIONAL.items()},
+    "overruled": "BOOL",  # last, so that all others lie at multiples of 8 bytes
+}
+"""All tensors that there can be, in the order of the file, and their element types."""
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
@@ -86,7 +94,7 @@ class SavedRun:
     """What a file holds.
 
     Attributes:
-        series: name → (m,) or (s,) array, the names of `SERIES` that the run has.
+        series: name → (m,) or (s,) array, of the names in `TENSORS`, those that the run has.
         settings: `Selection.settings`.
         stop_reason: why the run ended; None if it has not.
         log_det: U of all picks; None if the run has not ended.
@@ -122,7 +130,7 @@ def write_run(path: str | os.PathLike[str], run: SavedRun) -> None:
         allow_nan=False,
     )
     names = _names(run.settings, ended=run.stop_reason is not None)
-    parts = [run.series[name].astype(_NUMPY[SERIES[name]]).tobytes() for name in names]
+    parts = [run.series[name].astype(_NUMPY[TENSORS[name]]).tobytes() for name in names]
     header = _header({name: len(run.series[name]) for name in names}, text, "0" * _DIGITS)
     contents = bytearray(len(header).to_bytes(_LENGTH, "little") + header + b"".join(parts))
     contents[_SEAL] = hashlib.sha256(contents).hexdigest().encode()
@@ -167,9 +175,9 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
         _corrupt(name, "checksum", metadata["checksum"], checksum)
     series, start = {}, 0
     for each, count in lengths.items():
-        dtype = _NUMPY[SERIES[each]]
+        dtype = _NUMPY[TENSORS[each]]
         array = np.frombuffer(data, dtype, count, start)
-        series[each] = array.astype(bool if SERIES[each] == "BOOL" else dtype.newbyteorder("="))
+        series[each] = array.astype(bool if TENSORS[each] == "BOOL" else dtype.newbyteorder("="))
         start += array.nbytes
     run = _run(name, metadata["run"], series)
     _check(name, run, ended=LAST in lengths)
@@ -196,16 +204,12 @@ def check_same(
 
 def _names(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
-    present = {name for name, setting in OPTIONAL.items() if settings.get(setting) is not None}
-    return [
-        name
-        for name in SERIES
-        if (ended and name in {LAST, *present}) or (name != LAST and name not in OPTIONAL)
-    ]
+    late = {LAST, *(name for name, (_, setting) in OPTIONAL.items() if settings[setting] is not None)}
+    return [name for name in TENSORS if (ended and name in late) or (name in SERIES and name != LAST)]
 
 
 def _bytes(name: str, count: int) -> int:
-    return count * _NUMPY[SERIES[name]].itemsize
+    return count * _NUMPY[TENSORS[name]].itemsize
 
 
 def _header(lengths: Mapping[str, int], run: str, digits: str) -> bytes:
@@ -221,7 +225,7 @@ def _header(lengths: Mapping[str, int], run: str, digits: str) -> bytes:
     start = 0
     for name, count in lengths.items():
         end = start + _bytes(name, count)
-        header[name] = {"dtype": SERIES[name], "shape": [count], "data_offsets": [start, end]}
+        header[name] = {"dtype": TENSORS[name], "shape": [count], "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)
@@ -262,8 +266,8 @@ def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
                 _corrupt(name, series, repr(found), "the shape of a list of rows")
     return {
         series: sizes[DUPLICATES[0] if series in DUPLICATES else "indices"]
-        for series in SERIES
-        if series in tensors or not (series == LAST or series in OPTIONAL)
+        for series in TENSORS
+        if series in tensors or (series in SERIES and series != LAST)
     }
 
 
@@ -315,7 +319,7 @@ def _check(name: str, run: SavedRun, *, ended: bool) -> None:
     for field, values in series.items():
         if field == LAST and settings["pool_size"] is not None:
             values = values[-1:]  # of windows, only the last says something
-        if SERIES[field] == "F64" and not np.isfinite(values).all():
+        if TENSORS[field] == "F64" and not np.isfinite(values).all():
             _corrupt(name, field, "NaN or infinity", "finite numbers")
     if (series["rows_read"] < 0).any():
         _corrupt(name, "rows_read", int(series["rows_read"].min()), "counts")
