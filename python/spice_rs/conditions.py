@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs import quotas
 from spice_rs.columns import digest
 from spice_rs.errors import InvalidInputError
 from spice_rs.quotas import Quotas
@@ -78,12 +77,7 @@ class Conditions:
         minima = maxima = None
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
-            minima = np.array(
-                [
-                    float(minimum) if self.costs is None else quotas.rounded_down(minimum, self.total)
-                    for minimum in groups.minima
-                ]
-            )
+            minima = np.array([float(minimum) for minimum in groups.minima])
         return {
             "weights": self.weights,
             "multiplier": multiplier,

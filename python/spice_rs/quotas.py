@@ -18,9 +18,6 @@ import numpy.typing as npt
 from spice_rs.columns import Label
 from spice_rs.errors import InvalidInputError
 
-GRID_BITS = 44
-"""Minima in cost units are multiples of the budget's power of two over 2^44: their sums are exact in float64."""
-
 MAX_TEXT = 16 << 20
 """Bytes that labels and quotas may take as JSON; a saved selection holds them in its header."""
 
@@ -95,12 +92,6 @@ def resolve(
             f"groups: found {len(labels)} labels of {text >> 20} MB, expected at most {MAX_TEXT >> 20} MB. Shorten them."
         )
     return quotas
-
-
-def rounded_down(minimum: Fraction, total: Fraction | None) -> float:
-    """Return a minimum in cost units as a float64 that sums exactly with the others."""
-    grid = Fraction(2) ** ((math.frexp(float(total))[1] if total else 0) - GRID_BITS)
-    return float(minimum // grid * grid)
 
 
 def _pool_shares(sizes: Sequence[Fraction], total: Fraction | None, *, whole: bool) -> list[Fraction]:
