@@ -320,7 +320,10 @@ def _both_runs(
         }
         for name, result in results.items()
     }
-    kept = "costed" if results["costed"]["log_det"] >= results["uncosted"]["log_det"] else "uncosted"
+    costed, uncosted = results["costed"], results["uncosted"]
+    # Two orders of the same rows have the same U, but for rounding.
+    same = set(costed["indices"].tolist()) == set(uncosted["indices"].tolist())
+    kept = "costed" if same or costed["log_det"] >= uncosted["log_det"] else "uncosted"
     result = results[kept]
     if any(each["stop_reason"] == "time_limit" for each in results.values()):
         result["stop_reason"] = "time_limit"
