@@ -510,7 +510,10 @@ def test_a_checkpoint_of_other_conditions_is_refused(name, tmp_path):
         spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **{**CONDITIONS, name: OTHERS[name]})
     with pytest.raises(StoreMismatchError, match="run: .*: found"):
         spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run")
-    spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **CONDITIONS)
+    resumed = spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **CONDITIONS)
+    whole = spice_rs.select(ROWS, 8, **CONDITIONS)
+    for series in ("indices", "gains", "scores", "log_dets", "groups"):
+        np.testing.assert_array_equal(getattr(resumed, series), getattr(whole, series))
 
 
 def test_minima_of_groups_tie_a_checkpoint_to_its_k(tmp_path):
