@@ -32,6 +32,22 @@ impl Candidate {
     }
 }
 
+/// What an earlier run leaves to this one.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Past<'a> {
+    /// Its picks.
+    pub(super) made: &'a [Pick],
+    /// The rows that it chose from, (n,), if there are more now: the picks are made again, against the new rows.
+    pub(super) old: Option<&'a [bool]>,
+}
+
+impl<'a> Past<'a> {
+    /// Picks that are taken without a search.
+    pub(super) const fn replayed(&self) -> &'a [Pick] {
+        if self.old.is_none() { self.made } else { &[] }
+    }
+}
+
 /// What a run ends with.
 #[derive(Default)]
 pub(super) struct Outcome {
