@@ -88,6 +88,19 @@ def select(
     made: tuple[NDArray[Any], ...] | None,
     checkpoint: Callable[[dict[str, Any]], object] | None,
     checkpoint_interval: float,
+    weights: NDArray[np.float64] | None = None,
+    multiplier: NDArray[np.float64] | None = None,
+    bonus: NDArray[np.float64] | None = None,
+    initial: NDArray[np.int64] | None = None,
+    include: NDArray[np.int64] | None = None,
+    exclude: NDArray[np.int64] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    minima: NDArray[np.float64] | None = None,
+    maxima: NDArray[np.float64] | None = None,
+    costs: NDArray[np.float64] | None = None,
+    budget: float | None = None,
+    max_similarity: float | None = None,
+    old: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]: ...
 def fingerprint(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
@@ -95,6 +108,7 @@ def fingerprint(
     dim: int,
     index: NDArray[np.int64] | None,
     threads: int | None,
+    positions: NDArray[np.int64] | None = None,
 ) -> str: ...
 def log_det(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
