@@ -299,20 +299,22 @@ fn start(
     let rows = conditions.candidates(survey);
     let candidates = rows.len() + conditions.include.len();
     let run = || run(survey, settings, conditions, rows, size, past, monitor);
-    let Outcome { picks, mut stop, duplicates } = match monitor.within_limit(run) {
+    let Outcome { picks, mut stop } = match monitor.within_limit(run) {
         // Whatever the limit cut short was no pick yet.
         Err(Error::TimeLimit) => {
             let picks = monitor.log();
             let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
-            Outcome { picks, stop, ..Outcome::default() }
+            Outcome { picks, stop }
         }
         result => result?,
     };
+    let duplicates = monitor.left_out();
+    let by_cost = conditions.limits.as_ref().is_some_and(|limits| limits.costs.is_some());
     let left = candidates - picks.len() - duplicates.len();
     match stop {
         StopReason::Budget if budget.is_none() => stop = StopReason::Exhausted,
         // Rows are left, but none that the budget pays for.
-        StopReason::Exhausted if budget.is_none() && conditions.limits.is_some() && left > 0 => {
+        StopReason::Exhausted if by_cost && left > 0 => {
             stop = StopReason::Budget;
         }
         _ => (),
