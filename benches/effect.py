@@ -38,7 +38,9 @@ def main() -> None:
     sources = np.array([labels[row] for row in archive["index"]])
     names = sorted(set(sources.tolist()))
     k, tenth = round(settings.share * len(rows)), settings.share
-    print(f"{len(rows)} rows of {rows.shape[1]} columns, {tokens.sum():,.0f} tokens; {settings.share:.0%} of them\n")
+    print(
+        f"{len(rows)} rows of {rows.shape[1]} columns, {tokens.sum():,.0f} tokens; {settings.share:.0%} of them\n"
+    )
 
     runs: dict[str, dict[str, object]] = {
         "none": {"k": k},
@@ -49,7 +51,9 @@ def main() -> None:
     heading = ["rows as", "constraints", "picks", *names, "tokens", "median tokens", "U", "kept run"]
     print("| " + " | ".join(heading) + " |\n|" + "---|" * len(heading))
     pool = [f"{(sources == name).mean():.0%}" for name in names]
-    print(f"| | (the pool) | {len(rows)} | {' | '.join(pool)} | {tokens.sum():,.0f} | {np.median(tokens):.0f} | | |")
+    print(
+        f"| | (the pool) | {len(rows)} | {' | '.join(pool)} | {tokens.sum():,.0f} | {np.median(tokens):.0f} | | |"
+    )
     warnings.simplefilter("ignore", spice_rs.SpiceWarning)
     for scale in ("none", "unit"):
         for name, options in runs.items():
@@ -71,7 +75,12 @@ def print_run(
 
 
 def print_picks(
-    head: list[str], picks: np.ndarray, sources: np.ndarray, tokens: np.ndarray, names: list[str], tail: list[str]
+    head: list[str],
+    picks: np.ndarray,
+    sources: np.ndarray,
+    tokens: np.ndarray,
+    names: list[str],
+    tail: list[str],
 ) -> None:
     shares = [f"{(sources[picks] == name).mean():.0%}" for name in names]
     numbers = [f"{tokens[picks].sum():,.0f}", f"{np.median(tokens[picks]):.0f}"]

@@ -355,7 +355,11 @@ def test_a_time_limit_in_the_middle_of_any_step_loses_no_pick():
     for limit in (0.2, 0.5, 0.9, 1.4):
         seen = [0]
         limited = spice_rs.select(
-            rows, 4000, search="eager", time_limit=limit, progress=lambda picks, *_, seen=seen: seen.append(picks)
+            rows,
+            4000,
+            search="eager",
+            time_limit=limit,
+            progress=lambda picks, *_, seen=seen: seen.append(picks),
         )
         assert limited.stop_reason == "time_limit"
         assert len(limited) == max(seen)
