@@ -1,6 +1,6 @@
 //! The conflict penalty: how far a row points against the mean of what is selected.
 
-use crate::linalg::{Kernels, dot_twofold, two_sum};
+use crate::linalg::{Kernels, dot_twofold};
 
 /// Keeps the quotient defined for zero rows (η of the paper).
 const ETA: f64 = 1e-8;
@@ -31,10 +31,7 @@ impl SelectedMean {
     /// Adds a picked row.
     pub(super) fn push(&mut self, kernels: Kernels, row: &[f64]) {
         self.count += 1.0;
-        for ((sum, rest), &cell) in self.sum.iter_mut().zip(&mut self.rest).zip(row) {
-            let (high, low) = two_sum(*sum, cell);
-            (*sum, *rest) = two_sum(high, low + *rest);
-        }
+        kernels.add_twofold(&mut self.sum, &mut self.rest, row);
         self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
     }
 

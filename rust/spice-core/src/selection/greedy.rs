@@ -38,11 +38,14 @@ impl Leader {
 pub(super) struct Greedy<'a, O> {
     pub(super) run: Run<'a>,
     objective: O,
+    /// Room for the row of a pick.
+    picked: Vec<f64>,
 }
 
 impl<'a, O: Objective> Greedy<'a, O> {
-    pub(super) const fn new(run: Run<'a>, objective: O) -> Self {
-        Self { run, objective }
+    pub(super) fn new(run: Run<'a>, objective: O) -> Self {
+        let picked = vec![0.0; run.survey.dim()];
+        Self { run, objective, picked }
     }
 
     /// The marginal of `row` while nothing is selected; reads no row.
@@ -63,35 +66,54 @@ impl<'a, O: Objective> Greedy<'a, O> {
         loaded: &mut Vec<f64>,
         mut each: impl FnMut(Candidate),
     ) {
-        let (run, dim) = (&self.run, self.run.survey.dim());
+        let dim = self.run.survey.dim();
         loaded.resize(rows.len() * dim, 0.0);
         for (&row, cells) in rows.iter().zip(loaded.chunks_exact_mut(dim)) {
-            run.survey.load(row, cells);
+            self.run.survey.load(row, cells);
         }
         self.objective.refresh(loaded, marginals);
         let loaded = loaded.chunks_exact(dim);
         for (offset, ((&row, cells), marginal)) in rows.iter().zip(loaded).zip(marginals).enumerate() {
-            let gain = run.gain(marginal.value);
-            // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
-            let conflict = if run.penalty > 0.0 { run.conflict(row, cells) } else { 0.0 };
-            each(Candidate {
-                slot: slot + offset,
-                row,
-                index: run.survey.index(row),
-                gain,
-                score: gain - run.penalty * conflict,
-            });
+            each(self.candidate(row, cells, marginal, slot + offset, f64::NEG_INFINITY));
         }
+    }
+
+    /// Scores one row, whose cells are at hand, as [`Greedy::score`] does; a row of Δ below `least` without its
+    /// conflict.
+    pub(super) fn score_one(
+        &self,
+        row: usize,
+        cells: &[f64],
+        marginal: &mut Marginal,
+        slot: usize,
+        least: f64,
+    ) -> Candidate {
+        self.objective.refresh(cells, std::slice::from_mut(marginal));
+        self.candidate(row, cells, marginal, slot, least)
+    }
+
+    fn candidate(
+        &self,
+        row: usize,
+        cells: &[f64],
+        marginal: &Marginal,
+        slot: usize,
+        least: f64,
+    ) -> Candidate {
+        let run = &self.run;
+        let gain = run.gain(marginal.value);
+        // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
+        let conflict = if run.penalty > 0.0 && gain >= least { run.conflict(row, cells) } else { 0.0 };
+        Candidate { slot, row, index: run.survey.index(row), gain, score: gain - run.penalty * conflict }
     }
 
     /// Adds the leader to the selected set, unless early stop says that the run is over.
     pub(super) fn accept(&mut self, leader: Leader, rows_read: u64) -> Result<Option<StopReason>> {
         let Some(best) = leader.best else { return Ok(Some(StopReason::Exhausted)) };
-        let mut cells = vec![0.0; self.run.survey.dim()];
         let overruled = leader.largest_gain > best.gain;
-        let stop = self.run.accept(&best, overruled, rows_read, &mut cells);
+        let stop = self.run.accept(&best, overruled, rows_read, &mut self.picked);
         if stop.is_none() {
-            self.objective.push(&cells);
+            self.objective.push(&self.picked);
         }
         Ok(stop)
     }
@@ -100,12 +122,12 @@ impl<'a, O: Objective> Greedy<'a, O> {
     ///
     /// Nothing is searched: a row's value is a function of the row and the picks before it.
     pub(super) fn replay(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
-        let (mut loaded, mut cells) = (Vec::new(), vec![0.0; self.run.survey.dim()]);
+        let mut loaded = Vec::new();
         for pick in made {
             let mut marginal = [self.start(pick.row)];
             self.score(&[pick.row], &mut marginal, 0, &mut loaded, |_| ());
-            self.run.replay(pick, marginal[0].value, &mut cells)?;
-            self.objective.push(&cells);
+            self.run.replay(pick, marginal[0].value, &mut self.picked)?;
+            self.objective.push(&self.picked);
         }
         let taken: HashSet<usize> = made.iter().map(|pick| pick.row).collect();
         rows.retain(|row| !taken.contains(row));
