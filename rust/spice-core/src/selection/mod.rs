@@ -219,7 +219,8 @@ pub fn select(
 /// differ, because what the first run knew of the rows that it left is lost.
 ///
 /// # Errors
-/// As [`select`]; [`Error::InvalidInput`] too if `made` cannot be the first picks of this run.
+/// As [`select`]; [`Error::InvalidInput`] too if `made` cannot be the first picks of this run, or if there are any
+/// and the method is an approximate one, whose later picks depend on what was known of the rows left.
 pub fn resume(
     survey: &Survey<'_>,
     settings: &Settings,
@@ -238,6 +239,11 @@ pub fn resume(
         ));
     }
     let size = budget.unwrap_or(n);
+    if !made.is_empty() && matches!(settings.method, Method::EpsilonLazy | Method::Stochastic) {
+        let found = format!("{} of an approximate run", made.len());
+        let remedy = "Start anew, or use method=\"greedy\".";
+        return Err(Error::invalid("picks to resume from", found, "those of an exact method", remedy));
+    }
     check_made(survey, made, size)?;
     made.iter().for_each(|&pick| monitor.accept(pick));
     let rows = (0..n).collect();
