@@ -118,16 +118,16 @@ fn add_rows(
 fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<Vec<f64>> {
     let (dim, count) = (survey.dim(), rows.len());
     let mut matrix = identity(count);
-    let mut cells = vec![0.0; dim];
     // In bands of columns: a band, transposed, is a list of rows of `count` cells.
-    let band = (1 << 22) / count + 1;
+    let band = ((1 << 22) / count + 1).min(dim);
+    let mut cells = vec![0.0; band];
     for first in (0..dim).step_by(band) {
         monitor.check()?;
         let width = band.min(dim - first);
         let mut columns = vec![0.0; width * count];
         for (i, &row) in rows.iter().enumerate() {
-            survey.load(row, &mut cells);
-            for (j, cell) in cells[first..first + width].iter().enumerate() {
+            survey.load_part(row, first..first + width, &mut cells[..width]);
+            for (j, cell) in cells[..width].iter().enumerate() {
                 columns[j * count + i] = *cell;
             }
         }

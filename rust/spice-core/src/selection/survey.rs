@@ -115,6 +115,11 @@ impl<'a> Survey<'a> {
         self.pool.load(row, out);
     }
 
+    /// Brings `row` into the caches.
+    pub(super) fn touch(&self, row: usize) {
+        self.pool.touch(row);
+    }
+
     /// Writes the columns `part` of row `row` to `out`.
     pub(super) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
         self.pool.load_part(row, part, out);
