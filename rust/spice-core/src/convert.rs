@@ -121,6 +121,35 @@ mod sixteen {
             }
         }
     }
+
+    /// [`super::Scale`] of halves.
+    pub(super) struct Scale<'a>(
+        pub(super) V4,
+        pub(super) &'a [f16],
+        pub(super) f64,
+        pub(super) &'a mut [f32],
+    );
+
+    impl WithSimd for Scale<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            let Self(simd, cells, factor, out) = self;
+            let factor = factor as f32;
+            let factors = simd.splat_f32s(factor);
+            let (cells, cells_rest) = cells.as_chunks::<16>();
+            let (out, out_rest) = out.as_chunks_mut::<16>();
+            for (out, &cells) in out.iter_mut().zip(cells) {
+                let bits: [u16; 16] = cells.map(f16::to_bits);
+                let singles = cast(simd.avx512f._mm512_cvtph_ps(cast(bits)));
+                *out = cast(simd.mul_f32s(singles, factors));
+            }
+            for (out, &cell) in out_rest.iter_mut().zip(cells_rest) {
+                *out = cell.single() * factor;
+            }
+        }
+    }
 }
 
 /// `out = cells · factor` in double precision.
@@ -132,14 +161,27 @@ fn widen_halves(cells: &[f16], factor: f64, out: &mut [f64]) {
     Arch::new().dispatch(Widen(cells, factor, out));
 }
 
+/// `out = cells · factor` in single precision.
+fn scale_halves(cells: &[f16], factor: f64, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        return Simd::vectorize(simd, sixteen::Scale(simd, cells, factor, out));
+    }
+    Arch::new().dispatch(Scale(cells, factor, out));
+}
+
 fn widen<T: Narrow>(cells: &[T], factor: f64, out: &mut [f64]) {
     Arch::new().dispatch(Widen(cells, factor, out));
 }
 
+fn scale<T: Narrow>(cells: &[T], factor: f64, out: &mut [f32]) {
+    Arch::new().dispatch(Scale(cells, factor, out));
+}
+
 macro_rules! cells {
-    ($name:ident, $type:ty, $widen:path) => {
+    ($name:ident, $type:ty, $widen:path, $scale:path) => {
         pub(crate) mod $name {
-            use super::{Arch, Scale, ScaleWide};
+            use super::{Arch, ScaleWide};
 
             /// `out = cells · factor`; exact if `factor` is a power of two.
             pub(crate) fn widen(cells: &[$type], factor: f64, out: &mut [f64]) {
@@ -150,7 +192,7 @@ macro_rules! cells {
             /// (or of an absolute error below the smallest normal number).
             pub(crate) fn scale(cells: &[$type], factor: f64, out: &mut [f32]) {
                 if (1e-30..1e30).contains(&factor) {
-                    Arch::new().dispatch(Scale(cells, factor, out));
+                    $scale(cells, factor, out);
                 } else {
                     Arch::new().dispatch(ScaleWide(cells, factor, out));
                 }
@@ -159,9 +201,9 @@ macro_rules! cells {
     };
 }
 
-cells!(halves, half::f16, super::widen_halves);
-cells!(brains, half::bf16, super::widen);
-cells!(singles, f32, super::widen);
+cells!(halves, half::f16, super::widen_halves, super::scale_halves);
+cells!(brains, half::bf16, super::widen, super::scale);
+cells!(singles, f32, super::widen, super::scale);
 
 /// `out = cells · factor` in single precision.
 pub(crate) fn scale_doubles(cells: &[f64], factor: f64, out: &mut [f32]) {

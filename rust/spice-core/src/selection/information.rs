@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::survey::Survey;
+use super::survey::{AHEAD, Survey};
 use super::{check_alpha, check_rows, check_scale};
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, add_outer_products};
@@ -106,9 +106,13 @@ fn add_rows(
     for batch in rows.chunks(BATCH) {
         monitor.check()?;
         cells.resize(batch.len() * dim, 0.0);
-        for (&row, cells) in batch.iter().zip(cells.chunks_exact_mut(dim)) {
-            survey.load(row, cells);
-        }
+        let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * dim));
+        parts.for_each(|(rows, cells)| {
+            survey.fetch(rows.iter().copied());
+            rows.iter()
+                .zip(cells.chunks_exact_mut(dim))
+                .for_each(|(&row, cells)| survey.load(row, cells));
+        });
         add_outer_products(matrix, dim, &cells, alpha);
     }
     Ok(())

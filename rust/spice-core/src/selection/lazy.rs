@@ -19,15 +19,13 @@ use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
 use super::run::{Candidate, Outcome, Past};
-use super::survey::Survey;
+use super::survey::{AHEAD, Survey};
 use crate::error::Result;
 
 /// Rows of the first batch of a step; each further batch is twice as long.
 const FIRST_BATCH: usize = 2 * GROUP;
 /// Rows of a pool that one thread searches.
 const SMALL: usize = 1024;
-/// Rows that are asked of memory together.
-const AHEAD: usize = 8;
 /// Rows of the longest batch.
 const LONGEST_BATCH: usize = 2048;
 
@@ -187,8 +185,7 @@ impl Unread {
     fn reads(&mut self, row: usize, survey: &Survey<'_>) {
         if self.rows.get(self.read) == Some(&row) {
             if self.read.is_multiple_of(AHEAD) {
-                // Rows of a window lie anywhere; asked for together they come sooner.
-                self.rows[self.read..].iter().take(AHEAD).for_each(|&row| survey.touch(row));
+                survey.fetch(self.rows[self.read..].iter().copied());
             }
             self.read += 1;
         }
