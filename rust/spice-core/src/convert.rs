@@ -227,6 +227,22 @@ mod tests {
     }
 
     #[test]
+    fn halves_come_out_the_same_sixteen_at_a_time_and_one_by_one() {
+        for len in [0, 1, 15, 16, 37, 64] {
+            let cells: Vec<f16> =
+                (0..len).map(|i| f16::from_bits((i * 1237 + 5) as u16 % 0x7C00)).collect();
+            for factor in [1.0, 0.3, 1e-20] {
+                let (mut wide, mut narrow) = (vec![0.0; len], vec![0.0; len]);
+                halves::widen(&cells, factor, &mut wide);
+                halves::scale(&cells, factor, &mut narrow);
+                assert!(wide.iter().zip(&cells).all(|(&out, cell)| out == cell.to_f64() * factor));
+                let factor = factor as f32;
+                assert!(narrow.iter().zip(&cells).all(|(&out, cell)| out == cell.to_f32() * factor));
+            }
+        }
+    }
+
+    #[test]
     fn every_bfloat_is_converted_exactly() {
         let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
         let mut out = vec![0.0; all.len()];

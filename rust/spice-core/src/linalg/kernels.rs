@@ -324,6 +324,16 @@ mod tests {
             assert_eq!(kernels.dot(&a, &b).to_bits(), narrow.to_bits());
             let narrow = DotSquared(&a, &b).with_simd(pulp::Scalar);
             assert_eq!(kernels.dot_squared(&a, &b).to_bits(), narrow.to_bits());
+            let (mut sum, mut rest) = (b.clone(), vec![0.0; len]);
+            kernels.add_twofold(&mut sum, &mut rest, &a);
+            let (mut narrow_sum, mut narrow_rest) = (b.clone(), vec![0.0; len]);
+            AddTwofold(&mut narrow_sum, &mut narrow_rest, &a).with_simd(pulp::Scalar);
+            assert_eq!((sum, rest), (narrow_sum, narrow_rest));
+            let (mut sum, mut inverse) = (vec![1.0; len], vec![1.0; len]);
+            kernels.add_fourth_powers(&mut sum, &mut inverse, &a, 0.7);
+            let (mut narrow_sum, mut narrow_inverse) = (vec![1.0; len], vec![1.0; len]);
+            AddFourthPowers(&mut narrow_sum, &mut narrow_inverse, &a, 0.7).with_simd(pulp::Scalar);
+            assert_eq!((sum, inverse), (narrow_sum, narrow_inverse));
         }
     }
 

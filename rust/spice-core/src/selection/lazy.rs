@@ -3,9 +3,9 @@
 //! U is submodular, so Δ_x never grows while rows are added, and the penalty is never negative:
 //! whatever Δ_x was at some earlier pick bounds today's *score* from above. (Yesterday's score would
 //! not: the conflict may shrink as the mean moves.) Rows wait in a heap by that bound. A step takes
-//! rows off the top in growing batches, scores them, and ends once the best score beats every bound
-//! that is left. Scores are computed by the same code as in the eager search and come out the same
-//! to the bit, so the picks are the same too.
+//! rows off the top in growing batches (of a small pool, such as a window, one by one), scores them, and ends
+//! once the best score beats every bound that is left. Scores are computed by the same code as in the
+//! eager search and come out the same to the bit, so the picks are the same too.
 //!
 //! The row of the largest merit is always among those read: rows left behind have merit ≤ bound < best
 //! score ≤ merit of the best. So `overruled` is exact as well.
