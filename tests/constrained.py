@@ -6,6 +6,7 @@ is the algorithm itself, written so that nobody can get it wrong. Limits are com
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -577,7 +578,13 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
     """Run the greedy algorithm of the contract; one row after the other, every sentence as it stands."""
     rows, c = rows.astype(np.float64), conditions
     n, groups = len(rows), range(len(c.names))
-    costs = [Fraction(float(cost)) for cost in c.costs]
+    # Whole numbers of a unit that all costs and limits are multiples of.
+    limits = [*c.minima, *c.maxima, c.total]
+    unit = math.lcm(GRAIN, *(limit.denominator for limit in limits if limit is not None))
+    costs = [int(Fraction(float(cost)) * unit) for cost in c.costs]
+    minima = [int(low * unit) for low in c.minima]
+    maxima = [None if high is None else int(high * unit) for high in c.maxima]
+    total = None if c.total is None else int(c.total * unit)
     prefix = _Prefixes(rows, c)
     barred = set(c.initial) | set(c.exclude)
     picks: list[int] = []
@@ -588,19 +595,19 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
     events: Counter = Counter()
     clear = True
 
-    def spent(group: int | None = None) -> Fraction:
-        return sum((costs[x] for x in picks if group is None or c.groups[x] == group), Fraction(0))
+    def spent(group: int | None = None) -> int:
+        return sum(costs[x] for x in picks if group is None or c.groups[x] == group)
 
     def fits() -> Callable[[int], bool]:
         used = [spent(g) for g in groups]
-        unmet = [max(Fraction(0), c.minima[g] - used[g]) for g in groups]
-        slack = None if c.total is None else (c.total - sum(used)) - sum(unmet)
+        unmet = [max(0, minima[g] - used[g]) for g in groups]
+        slack = None if total is None else (total - sum(used)) - sum(unmet)
         events["slack 0"] += slack == 0 and sum(unmet) > 0
 
         def eligible(x: int) -> bool:
             g = c.groups[x]
-            below = c.maxima[g] is None or used[g] + costs[x] <= c.maxima[g]
-            return below and (slack is None or max(Fraction(0), costs[x] - unmet[g]) <= slack)
+            below = maxima[g] is None or used[g] + costs[x] <= maxima[g]
+            return below and (slack is None or max(0, costs[x] - unmet[g]) <= slack)
 
         return eligible
 
@@ -641,10 +648,10 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
         for x in left:
             if x not in found and at.score[x] > at.score[best] and not eligible(x):
                 group, used = c.groups[x], spent(c.groups[x])
-                at_most = c.maxima[group]
+                at_most = maxima[group]
                 events["a maximum skips"] += at_most is not None and used + costs[x] > at_most
                 events["a minimum skips"] += at_most is None or used + costs[x] <= at_most
-                events["a row no longer fits"] += c.total is not None and spent() + costs[x] > c.total
+                events["a row no longer fits"] += total is not None and spent() + costs[x] > total
         for x in allowed:
             near = at.score[best] - at.score[x] <= 4 * max(at.tolerance[best], at.tolerance[x])
             clear &= x == best or not near or _same(rows, c, x, best)
@@ -679,7 +686,7 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
         near_duplicates=None
         if c.max_similarity is None
         else Duplicates(*(np.array([d[i] for d in duplicates]) for i in range(3))),
-        cost=float(spent()),
+        cost=spent() / unit,
         clear=bool(clear),
         events=+events,
     )

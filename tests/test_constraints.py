@@ -20,6 +20,7 @@ import pools
 import spice_rs
 from constrained import (
     Run,
+    _Prefixes,
     greedy_constrained,
     infeasible,
     judge_constrained,
@@ -118,6 +119,37 @@ def test_the_judge_accepts_the_naive_algorithm():
         assert naive(case)[1] is None
 
     for_cases(look, asked(), examples=100)
+
+
+def test_the_scores_of_the_oracle_follow_the_definitions():
+    rows = pools.law("opposed", 40, 5, 0).astype(np.float64)
+    r = np.random.default_rng(0)
+    weights, prior, costs = r.lognormal(0, 1, 40), r.standard_normal(40), r.integers(1, 9, 40)
+    keywords = {"weights": weights, "prior": prior, "prior_weight": 0.5, "initial": [4, 9], "alpha": 0.7}
+    conditions = resolve(40, {**keywords, "costs": costs, "budget": 30, "conflict_penalty": 0.4}).costed(True)
+    prefix = _Prefixes(rows, conditions)
+    for x in (3, 30, 12):
+        prefix.push(x)
+    order = [4, 9, 3, 30, 12]
+
+    def u(picked):
+        return np.linalg.slogdet(
+            np.eye(5) + 0.7 * sum(weights[x] * np.outer(rows[x], rows[x]) for x in picked)
+        )[1]
+
+    mean = sum(weights[x] * rows[x] for x in order) / sum(weights[x] for x in order)
+    at = prefix.scores()
+    assert prefix.log_det() == pytest.approx(u(order))
+    for x in (0, 5, 17):
+        gain = u([*order, x]) - u(order)
+        cosine = rows[x] @ mean / (np.linalg.norm(rows[x]) * np.linalg.norm(mean))
+        assert at.gain[x] == pytest.approx(gain)
+        assert at.conflict[x] == pytest.approx(max(0.0, -cosine), abs=1e-6)
+        assert at.score[x] == pytest.approx(
+            costs.mean() / costs[x] * gain - 0.4 * at.conflict[x] + 0.5 * prior[x]
+        )
+        assert at.merit[x] == pytest.approx(at.score[x] + 0.4 * at.conflict[x])
+    assert at.conflict.max() > 0.1
 
 
 def changed(made: Run, order: np.ndarray, **others) -> Run:
