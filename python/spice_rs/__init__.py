@@ -17,7 +17,7 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
-from spice_rs.result import Selection
+from spice_rs.result import NearDuplicates, Selection
 from spice_rs.selection import log_det, select
 from spice_rs.store import GradientStore
 
@@ -28,6 +28,7 @@ __all__ = [
     "CorruptStoreError",
     "GradientStore",
     "InvalidInputError",
+    "NearDuplicates",
     "Selection",
     "SpiceError",
     "SpiceWarning",

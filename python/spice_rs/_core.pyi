@@ -88,6 +88,18 @@ def select(
     made: tuple[NDArray[Any], ...] | None,
     checkpoint: Callable[[dict[str, Any]], object] | None,
     checkpoint_interval: float,
+    weights: NDArray[np.float64] | None,
+    multiplier: NDArray[np.float64] | None,
+    bonus: NDArray[np.float64] | None,
+    initial: NDArray[np.int64] | None,
+    include: NDArray[np.int64] | None,
+    exclude: NDArray[np.int64] | None,
+    groups: NDArray[np.int64] | None,
+    minima: NDArray[np.float64] | None,
+    maxima: NDArray[np.float64] | None,
+    costs: NDArray[np.float64] | None,
+    budget: float | None,
+    max_similarity: float | None,
 ) -> dict[str, Any]: ...
 def fingerprint(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import check_place
+from spice_rs.conditions import KEYS
 from spice_rs.errors import StoreMismatchError
 from spice_rs.result import Selection
 from spice_rs.saved import SavedRun, check_same, read_run, write_run
@@ -17,8 +18,16 @@ from spice_rs.sources import Source
 INTERVAL = 2.0
 """Seconds between two savings of a run that goes on."""
 
-COMPARED = ("alpha", "conflict_penalty", "fisher", "early_stop", "normalize", "method")
-"""The settings that have to be the same. The budget may grow or shrink: greedy picks are nested."""
+COMPARED = (
+    "alpha",
+    "conflict_penalty",
+    "fisher",
+    "early_stop",
+    "normalize",
+    "method",
+    *(key for key in KEYS if key != "groups"),
+)
+"""The settings that have to be the same. k may grow or shrink: greedy picks are nested, but for groups' minima."""
 
 COLUMNS = ("gains", "base", "conflict", "scores", "overruled", "rows_read")
 """What the core wants to know of each pick, after its position."""
@@ -46,10 +55,15 @@ class Checkpoint:
             run = self._run = read_run(path)
             remedy = "Resume with the settings and the source of the first run, or name another file to start anew."
             source = {f"source.{key}": value for key, value in run.settings["source"].items()}
+            source.update(_by_group(run.settings))
             wanted = {
                 f"source.{key}": settings["source"][key] for key in ("rows", "dim", "dtype", "fingerprint")
             }
             wanted.update({key: settings[key] for key in COMPARED})
+            groups = _by_group(settings)
+            wanted.update(groups)
+            if any(pair[0] > 0 for pair in groups.values() if isinstance(pair, list)):
+                wanted["k"] = settings["k"]
             check_same(path, {**run.settings, **source}, wanted, StoreMismatchError, remedy)
 
     def made(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
@@ -72,3 +86,12 @@ class Checkpoint:
         """Write, unless the file has more: a smaller budget takes nothing from a longer run."""
         if self._run is None or len(run) >= len(self._run):
             write_run(self._path, run)
+
+
+def _by_group(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what settings say of groups, one entry each, so that a message names the one that differs."""
+    groups = settings["groups"]
+    if groups is None:
+        return {"groups.sha256": None}
+    pairs = {f"groups[{label!r}]": pair for label, *pair in groups["quotas"]}
+    return {"groups.sha256": groups["sha256"], **pairs}

@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import spice_rs
@@ -21,6 +21,31 @@ from spice_rs.progress import bar
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+
+COLUMNS = ("groups", "costs", "weights", "prior")
+"""Arguments of `select` that are the name of a column here."""
+
+ROW_FILES = ("initial", "include", "exclude")
+"""Arguments of `select` that are a file of rows here."""
+
+WORDS = {
+    **dict.fromkeys(COLUMNS, ("COLUMN", "Here: a column of --data.")),
+    **dict.fromkeys(
+        ROW_FILES,
+        (
+            "FILE",
+            "Here: a file with one row number per line, picks as --out writes them, or what --save wrote.",
+        ),
+    ),
+    "group_shares": (
+        "pool|JSON|FILE",
+        'Here: pool, or JSON such as {"maths": [0.2, null]}, or a .json file of it.',
+    ),
+}
+"""What these arguments are on the command line: placeholder and explanation."""
+
+SHOWN_GROUPS = 50
+"""More groups than these are no table that anybody reads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,18 +81,50 @@ def _extract(model: str, data: str, out: str, **options: Any) -> None:
 
 def _select(source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
     from spice_rs.atomic import check_place
-    from spice_rs.picks import check_output, write_picks
+    from spice_rs.picks import check_output, read_rows, write_picks
+    from spice_rs.report import group_table
 
     check_output(out, data)
     if save is not None:
         check_place(save)
+    if any(options[name] is not None for name in COLUMNS):
+        options["data"] = data
+    for name in ROW_FILES:
+        if options[name] is not None:
+            options[name] = read_rows(options[name])
+    options["group_shares"] = _shares(options["group_shares"])
     selection = spice_rs.select(source, **options)
     if save is not None:
         selection.save(save)
     write_picks(selection, out, data)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
+    if selection.compared is not None:
+        runs = [
+            f"{name} log det {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+            for name, run in selection.compared.items()
+            if name != "kept"
+        ]
+        print(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
+    if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
+        print(group_table(selection), file=sys.stderr)
     if out != "-":
         print(f"{out}: {len(selection)} lines", file=sys.stderr)
+
+
+def _shares(text: str | None) -> Any:
+    """Return what `--group-shares` says: a word, or JSON in the argument or in a file."""
+    if text is None or not (text.lstrip().startswith("{") or text.endswith(".json")):
+        return text
+    try:
+        if text.endswith(".json"):
+            with open(text, encoding="utf-8") as file:
+                return json.load(file)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise spice_rs.InvalidInputError(
+            f"--group-shares: found no JSON ({error}), expected 'pool' or an object: label → [minimum, maximum]. For"
+            ' example {"maths": [0.2, null]}.'
+        ) from error
 
 
 def _info(store: str, as_json: bool) -> None:
@@ -131,12 +188,14 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
         "--out", default="-", help="JSON Lines file for the picks in order; - for stdout (default)"
     )
     select.add_argument(
-        "--data", help="the data the store was made from: each line is then the record with a key 'spice'"
+        "--data",
+        help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
+        " be named",
     )
     select.add_argument(
         "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
     )
-    _options(select, spice_rs.select, skip=("source",))
+    _options(select, spice_rs.select, skip=("source", "data"), words=WORDS)
 
     for name, run, summary in (
         ("info", _info, "show what a store holds, without reading gradients"),
@@ -171,6 +230,7 @@ def _options(
     *,
     skip: Sequence[str] = (),
     required: Sequence[str] = (),
+    words: Mapping[str, tuple[str, str]] | None = None,
 ) -> None:
     """Add an option for every parameter of `function` that can be given in words."""
     helps = _argument_docs(function)
@@ -183,6 +243,9 @@ def _options(
             continue
         flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
         text = helps.get(name, "")
+        if words and name in words:
+            keywords["metavar"], note = words[name]
+            text += f" {note}"
         if name in required:
             keywords["required"] = True
         else:

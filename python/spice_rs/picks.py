@@ -27,8 +27,8 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
         data: what the store was extracted from; None for the numbers alone.
 
     Yields:
-        The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}; without `data` that
-        inner object alone.
+        The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group" and "cost"
+        where the selection has them; without `data` that inner object alone.
 
     Raises:
         InvalidInputError: the data lacks a picked row, or a record has a key "spice" already.
@@ -43,6 +43,8 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
                 f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
                 " Give the data that the gradients were extracted from."
             )
+    more = {"group": selection.groups, "cost": selection.costs}
+    given = {name: values.tolist() for name, values in more.items() if values is not None}
     for rank, row in enumerate(selection.indices.tolist()):
         numbers = {
             "index": row,
@@ -50,6 +52,7 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
             "gain": float(selection.gains[rank]),
             "conflict": float(selection.conflict[rank]),
             "score": float(selection.scores[rank]),
+            **{name: values[rank] for name, values in given.items()},
         }
         if data is None:
             yield numbers
@@ -74,6 +77,50 @@ def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = N
         return
     with replacing(out) as file:
         file.writelines(line.encode() for line in lines)
+
+
+def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
+    """Return the dataset rows in a file: row numbers, picks as `write_picks` writes them, or a saved selection.
+
+    Args:
+        path: a saved selection, or text with one row number or one JSON object per line, or one JSON list of these.
+            Of an object counts the number under "spice"."index", or else under "index".
+
+    Raises:
+        InvalidInputError: there is no such file, or a line of it is something else.
+        StoreError: the saved selection is damaged.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            contents = file.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise InvalidInputError(f"{name}: found {found}, expected a file of rows. Check the path.") from error
+    if name.endswith(".safetensors") or contents[8:].startswith(b'{"__metadata__"'):
+        return Selection.load(path)
+    if contents.lstrip().startswith(b"["):
+        items = [("", contents)]
+    else:
+        lines = enumerate(contents.splitlines(), start=1)
+        items = [(f", line {number}", line) for number, line in lines if line.strip()]
+    rows: list[int] = []
+    for place, text in items:
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            parsed = None
+        for item in parsed if isinstance(parsed, list) else [parsed]:
+            inner = item.get(KEY, item) if isinstance(item, dict) else item
+            row = inner.get("index") if isinstance(inner, dict) else inner
+            if type(row) is not int:
+                found = repr(text[:60].decode(errors="replace") if parsed is None else item)
+                raise InvalidInputError(
+                    f"{name}{place}: found {found[:80]}, expected a row number, or an object with one under 'index' or"
+                    f" '{KEY}'. Write one per line."
+                )
+            rows.append(row)
+    return rows
 
 
 def check_output(out: str | os.PathLike[str], data: Any = None) -> None:

@@ -90,3 +90,50 @@ def bar(progress: Progress, *, total: int, what: str, unit: str) -> Bar:
     delay = 0 if always else DELAY
     drawn: Any = tqdm(total=total, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always)
     return drawn  # type: ignore[no-any-return]
+
+
+class Watcher:
+    """Turns what the core reports into a bar, or into calls of the user's function.
+
+    Args:
+        progress: what the user wants to see.
+        rows: rows of the source.
+        picks: picks that a run makes, or about as many.
+        runs: runs to come, one after the other; they are counted together.
+    """
+
+    def __init__(self, progress: Progress, rows: int, picks: int, runs: int = 1) -> None:
+        self._call = progress if callable(progress) else None
+        shown: Progress = False if self._call else progress
+        self._reading = bar(shown, total=rows * runs, what="read", unit="rows")
+        self._selecting = bar(shown, total=picks * runs, what="select", unit="picks")
+        self._runs, self._run = runs, 1
+        self._read = self._picked = self._evaluated = 0
+        self._before = (0, 0)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reading.close()
+        self._selecting.close()
+
+    def next_run(self) -> None:
+        """Go on counting from here."""
+        self._run += 1
+        self._read = 0
+        self._before, self._picked = (self._before[0] + self._picked, self._evaluated), 0
+
+    def __call__(self, surveyed: int, picks: int, gain: float, rows_read: int) -> None:
+        """Take what `_core.select` reports of the run that is going on."""
+        if self._call:
+            if picks > self._picked:
+                self._call(self._before[0] + picks, gain, self._before[1] + rows_read)
+        else:
+            self._reading.update(surveyed - self._read)
+            if picks > self._picked:
+                of = f", run {self._run} of {self._runs}" if self._runs > 1 else ""
+                self._selecting.set_postfix_str(f"gain {gain:.3g}{of}", refresh=False)
+                self._selecting.update(picks - self._picked)
+        self._read, self._picked = surveyed, picks
+        self._evaluated = self._before[1] + rows_read

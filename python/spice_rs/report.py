@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.result import Selection
+
 
 def composition_table(
     groups: Sequence[str], lengths: npt.ArrayLike, picked: npt.ArrayLike, *, unit: str = "tokens"
@@ -39,6 +41,40 @@ def composition_table(
             )
         )
     return _aligned(rows)
+
+
+def group_table(selection: Selection) -> str:
+    """Return a table of each group's share of the pool and of the picks, and of its limits.
+
+    Args:
+        selection: picks with groups.
+    """
+    groups, quotas = selection.settings["groups"], selection.quotas
+    labels = [] if selection.groups is None else selection.groups.tolist()
+    header = ["group", "pool", "share", "picks", "share", "minimum", "maximum"]
+    pool, picks = groups["pool"], [labels.count(quota[0]) for quota in quotas]
+    columns = [pool, _shares(pool), picks, _shares(picks)]
+    if selection.costs is not None:
+        costs = [float(selection.costs[np.array(labels, object) == quota[0]].sum()) for quota in quotas]
+        header[3:3] = ["cost", "share"]
+        header[7:7] = ["cost", "share"]
+        columns = [pool, _shares(pool), groups["pool_cost"], _shares(groups["pool_cost"])]
+        columns += [picks, _shares(picks), costs, _shares(costs)]
+    limits = [[_number(limit) for limit in quota[1:]] for quota in quotas]
+    rows = [
+        [str(quota[0]), *(_number(column[i]) for column in columns), *limits[i]]
+        for i, quota in enumerate(quotas)
+    ]
+    return _aligned([header, *rows])
+
+
+def _shares(amounts: Sequence[float]) -> list[str]:
+    whole = sum(amounts)
+    return [f"{amount / whole:.1%}" if whole else "-" for amount in amounts]
+
+
+def _number(value: object) -> str:
+    return "-" if value is None else f"{value:.10g}" if isinstance(value, int | float) else str(value)
 
 
 def _median(values: npt.NDArray[np.generic]) -> str:

@@ -13,10 +13,28 @@ import numpy.typing as npt
 
 from spice_rs.atomic import check_place
 from spice_rs.errors import InvalidInputError, StoreMismatchError
-from spice_rs.saved import SERIES, SavedRun, check_same, read_run, write_run
+from spice_rs.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
 from spice_rs.sources import open_source
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """The s rows that would have been picked, had they not been too similar to a row picked before.
+
+    Attributes:
+        rows: (s,) int64 dataset rows, in the order in which they were skipped.
+        of: (s,) int64 dataset row of the first pick (initial rows come first) that each is too similar to.
+        cosine: (s,) float64 ⟨g, g_of⟩/(‖g‖‖g_of‖), with its sign.
+    """
+
+    rows: npt.NDArray[np.int64]
+    of: npt.NDArray[np.int64]
+    cosine: Floats
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -30,16 +48,24 @@ class Selection:
         gains: (m,) float64 Δ_x(S), the marginal gain; log(1 + α gᵀ(I + αF_S)⁻¹g) with `fisher="full"`.
         base: (m,) float64 log(1 + α‖g‖²), what x is worth alone.
         conflict: (m,) float64 max(0, −⟨g, mean⟩/(‖g‖‖mean‖ + 1e-8)), in [0, 1].
-        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ).
-        overruled: (m,) bool, another row had a larger Δ: the penalty decided this pick.
+        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ). With a budget the Δ of the
+            costed run counts per cost, times the mean cost; with a prior it is added.
+        overruled: (m,) bool, another row that could have been picked was worth more before the penalty: the penalty
+            decided this pick. Nobody has to have been worth less than a row to include.
         rows_read: (m,) int64 rows that were evaluated to find the pick.
-        log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, whatever the mode; with
-            windows nan but for the last.
-        stop_reason: "budget", "early_stop", "exhausted" or "time_limit"; with windows "time_limit" if any was not
-            done, else "early_stop" if any stopped early.
+        log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, and of initial rows,
+            whatever the mode; with windows nan but for the last.
+        stop_reason: "budget" (k rows, or no row that is left fits the budget), "early_stop", "exhausted" (no row is
+            left that the conditions allow) or "time_limit"; with windows, and with the two runs of a budget,
+            "time_limit" if any was not done; with windows else "early_stop" if any stopped early.
         log_det: U(S) of all picks: the last of `log_dets`.
         signal: median of α‖g‖² over all rows of the source: far below 1 nothing interacts.
         settings: all settings and what is known of the source.
+        costs: (m,) float64 cost of each pick; None without a budget.
+        groups: (m,) label of each pick's group: int64, bool, or text as objects; None without groups.
+        near_duplicates: the rows that were skipped; None without `max_similarity`.
+        compared: the two runs of a budget, {"kept": "costed" or "uncosted", "costed": {"log_det", "picks", "cost"},
+            "uncosted": {…}}; None without a budget.
     """
 
     indices: npt.NDArray[np.int64]
@@ -54,11 +80,21 @@ class Selection:
     log_det: float
     signal: float
     settings: dict[str, Any]
+    costs: Floats | None = None
+    groups: npt.NDArray[Any] | None = None
+    near_duplicates: NearDuplicates | None = None
+    compared: dict[str, Any] | None = None
 
     @cached_property
     def epsilon(self) -> Floats:
         """(m,) float64 ε_x(S) = Δ − base ≤ 0: what interaction with S costs x (the ε-decomposition)."""
         return self.gains - self.base
+
+    @property
+    def forced(self) -> int:
+        """Number of picks that `include` asked for: the first ones."""
+        included = self.settings["include"]
+        return 0 if included is None else min(len(self), included["rows"])
 
     @property
     def half_life(self) -> int | None:
@@ -69,14 +105,42 @@ class Selection:
     def head(self, k: int) -> Selection:
         """Return the selection that the same run with a budget of `k` makes: its first `k` picks.
 
-        Greedy picks are nested, so that one long run holds all shorter ones. (The rows of windows are not.)
+        Greedy picks are nested, so that one long run holds all shorter ones. (The rows of windows are not, nor
+        those under a budget of cost or with minima for groups: what these force depends on the budget.)
+
+        `near_duplicates` keeps the rows that are too similar to one of the picks kept, or to an initial row; the
+        shorter run need not have come across all of them.
 
         Args:
-            k: picks to keep, 1 ≤ k ≤ len(self).
+            k: picks to keep, 1 ≤ k ≤ len(self), and no fewer than were to be included.
 
         Raises:
-            InvalidInputError: `k` is out of range, or the picks come from windows or from samples.
+            InvalidInputError: `k` is out of range, or the picks are not nested.
         """
+        self._check_nested()
+        least = max(1, self.forced)
+        whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not whole or not least <= k <= len(self):
+            raise InvalidInputError(
+                f"k: found {k!r}, expected a whole number from {least} to {len(self)}, the picks there are. Select more"
+                " rows for a larger one."
+            )
+        duplicates = self.near_duplicates
+        if duplicates is not None:
+            kept = ~np.isin(duplicates.of, self.indices[k:])
+            duplicates = NearDuplicates(duplicates.rows[kept], duplicates.of[kept], duplicates.cosine[kept])
+        return Selection(
+            **{name: getattr(self, name)[:k].copy() for name in SERIES},
+            stop_reason="budget",
+            log_det=float(self.log_dets[k - 1]),
+            signal=self.signal,
+            settings={**copy.deepcopy(self.settings), "k": int(k)},
+            groups=None if self.groups is None else self.groups[:k].copy(),
+            near_duplicates=duplicates,
+        )
+
+    def _check_nested(self) -> None:
+        """Refuse to cut picks that a run with a smaller budget would not have made."""
         if self.settings["pool_size"] is not None:
             raise InvalidInputError(
                 "head: found picks of windows, expected those of one run: windows have budgets of their own and are not"
@@ -87,19 +151,23 @@ class Selection:
                 "head: found picks of method='stochastic', expected those of another one: its samples depend on k."
                 " Select again with the smaller k."
             )
-        whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
-        if not whole or not 1 <= k <= len(self):
+        if self.settings["budget"] is not None:
             raise InvalidInputError(
-                f"k: found {k!r}, expected a whole number from 1 to {len(self)}, the picks there are. Select more rows"
-                " for a larger one."
+                "head: found picks under a budget of cost, expected those of a run with k: what still fits depends on the"
+                " budget. Select again with the smaller budget."
             )
-        return Selection(
-            **{name: getattr(self, name)[:k].copy() for name in SERIES},
-            stop_reason="budget",
-            log_det=float(self.log_dets[k - 1]),
-            signal=self.signal,
-            settings={**copy.deepcopy(self.settings), "k": int(k)},
-        )
+        label = next((label for label, minimum, _ in self.quotas if minimum > 0), None)
+        if label is not None:
+            raise InvalidInputError(
+                f"head: found picks with a minimum for group {label!r}, expected a run without minima: which rows they"
+                " force depends on k. Select again with the smaller k."
+            )
+
+    @property
+    def quotas(self) -> list[Any]:
+        """[label, minimum, maximum] of each group, in rows or cost units; maximum None for no limit."""
+        groups = self.settings["groups"]
+        return [] if groups is None else list(groups["quotas"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a file, whole or not at all: safetensors, with everything else as JSON in its header.
@@ -116,8 +184,15 @@ class Selection:
 
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
-        series = {name: getattr(self, name) for name in SERIES}
-        return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal)
+        series: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in SERIES}
+        if self.costs is not None:
+            series["costs"] = self.costs
+        if self.groups is not None:
+            codes = {quota[0]: code for code, quota in enumerate(self.quotas)}
+            series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)
+        if (near := self.near_duplicates) is not None:
+            series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine), strict=True))
+        return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
 
     @classmethod
     def load(
@@ -163,12 +238,20 @@ class Selection:
                 StoreMismatchError,
                 f"Give the source that was selected from ({run.settings['source']['name']}), as it was.",
             )
+        series = run.series
+        near = [series.pop(name) for name in DUPLICATES if name in series]
+        groups = series.pop("groups", None)
+        if groups is not None:
+            labels = [quota[0] for quota in run.settings["groups"]["quotas"]]
+            series["groups"] = as_labels(labels)[groups]
         return cls(
-            **run.series,
+            **series,
             stop_reason=run.stop_reason,
             log_det=run.log_det,
             signal=run.signal,
             settings=run.settings,
+            near_duplicates=NearDuplicates(*near) if near else None,
+            compared=run.compared,
         )
 
     def __len__(self) -> int:
@@ -176,8 +259,15 @@ class Selection:
 
     def __repr__(self) -> str:
         rows = self.settings["source"]["rows"]
+        budget = self.settings["budget"]
+        spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         return (
-            f"Selection({len(self)} of {rows} rows, {gains}log det {self.log_det:.6g},"
+            f"Selection({len(self)} of {rows} rows, {spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {int(self.overruled.sum())} picks, stopped: {self.stop_reason})"
         )
+
+
+def as_labels(labels: list[Any]) -> npt.NDArray[Any]:
+    """Return labels of groups as an array: text as objects, of any length and to the last letter."""
+    return np.array(labels, dtype=object if isinstance(labels[0], str) else None)

@@ -4,19 +4,29 @@ The format, version 1. All numbers are little-endian.
 
     8 bytes   length of the header
     header    JSON, padded with spaces to a multiple of 8 bytes
-    data      one tensor of shape (m,) after the other, m being the number of picks
+    data      one tensor after the other: of shape (m,), m being the number of picks, and three of shape (s,), s
+              being the number of near-duplicates
 
-The tensors are those of `SERIES`, in that order and without gaps; a run that has not ended has no `log_dets`. The
-header's `__metadata__` has, in this order, the keys
+The tensors are those of `TENSORS`, in that order and without gaps. Five are there only for some settings, and with
+`log_dets` only in a run that has ended:
+
+    costs           if settings["budget"] is not null: the cost of each pick
+    groups          if settings["groups"] is not null: the group of each pick, as its place in
+                    settings["groups"]["quotas"], a list of [label, minimum, maximum]
+    duplicate_rows, duplicate_of, duplicate_cosines
+                    (s,), if settings["max_similarity"] is not null: the rows that were skipped, what each is too
+                    similar to, and their cosine
+
+The header's `__metadata__` has, in this order, the keys
 
     checksum        "sha256:" and 64 hex digits: of the whole file, with zeros in place of these digits
     format          "spice-rs selection"
     format_version  "1"
-    run             JSON: {"settings", "stop_reason", "log_det", "signal"}; the last three are null in a run that
-                    has not ended
+    run             JSON: {"settings", "stop_reason", "log_det", "signal", "compared"}; all but the settings are null
+                    in a run that has not ended, and "compared" is null without a budget
 
-So m and the text of `run` determine every byte of the header, and a reader demands just that header. No length that
-a file states is believed before it agrees with the size of the file.
+So m, s and the text of `run` determine every byte of the header, and a reader demands just that header. No length
+that a file states is believed before it agrees with the size of the file.
 """
 
 from __future__ import annotations
@@ -44,15 +54,34 @@ SERIES = {
     "log_dets": "F64",
     "overruled": "BOOL",
 }
-"""The tensors in the order of the file, and their element types; see `spice_rs.Selection` for what they are."""
+"""The numbers of each pick and their element types; see `spice_rs.Selection` for what they are."""
 
 LAST = "log_dets"
 """The series that is there only when the run has ended."""
 
+DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines")
+"""The tensors that have an element for each near-duplicate."""
+
+OPTIONAL = {
+    "costs": ("F64", "budget"),
+    "groups": ("I64", "groups"),
+    "duplicate_rows": ("I64", "max_similarity"),
+    "duplicate_of": ("I64", "max_similarity"),
+    "duplicate_cosines": ("F64", "max_similarity"),
+}
+"""What a run that has ended has for some settings alone: element type, and the setting."""
+
+TENSORS = {
+    **{name: kind for name, kind in SERIES.items() if name != "overruled"},
+    **{name: kind for name, (kind, _) in OPTIONAL.items()},
+    "overruled": "BOOL",  # last, so that all others lie at multiples of 8 bytes
+}
+"""All tensors that there can be, in the order of the file, and their element types."""
+
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
 _VERSION = "1"
-_MAX_HEADER = 1 << 20
+_MAX_HEADER = 100_000_000  # as safetensors has it
 _LENGTH = 8
 _START = b'{"__metadata__":{"checksum":"sha256:'
 _DIGITS = 64
@@ -65,11 +94,12 @@ class SavedRun:
     """What a file holds.
 
     Attributes:
-        series: name → (m,) array, the names of `SERIES`.
+        series: name → (m,) or (s,) array, of the names in `TENSORS`, those that the run has.
         settings: `Selection.settings`.
         stop_reason: why the run ended; None if it has not.
         log_det: U of all picks; None if the run has not ended.
         signal: median of α‖g‖² over the source; None if the run has not ended.
+        compared: `Selection.compared`.
     """
 
     series: dict[str, npt.NDArray[Any]]
@@ -77,6 +107,7 @@ class SavedRun:
     stop_reason: str | None
     log_det: float | None
     signal: float | None
+    compared: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.series["indices"])
@@ -94,12 +125,13 @@ def write_run(path: str | os.PathLike[str], run: SavedRun) -> None:
             "stop_reason": run.stop_reason,
             "log_det": run.log_det,
             "signal": run.signal,
+            "compared": run.compared,
         },
         allow_nan=False,
     )
-    names = _names(run.stop_reason is not None)
-    parts = [run.series[name].astype(_NUMPY[SERIES[name]]).tobytes() for name in names]
-    header = _header(len(run), text, names, "0" * _DIGITS)
+    names = _names(run.settings, ended=run.stop_reason is not None)
+    parts = [run.series[name].astype(_NUMPY[TENSORS[name]]).tobytes() for name in names]
+    header = _header({name: len(run.series[name]) for name in names}, text, "0" * _DIGITS)
     contents = bytearray(len(header).to_bytes(_LENGTH, "little") + header + b"".join(parts))
     contents[_SEAL] = hashlib.sha256(contents).hexdigest().encode()
     with replacing(path) as file:
@@ -123,10 +155,11 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
                 _foreign(name, f"{size} bytes that start with no header of one")
             header = file.read(length)
             metadata, tensors = _parse(name, header)
-            count, names = _count(name, tensors)
-            if header != _header(count, metadata["run"], names, metadata["checksum"].removeprefix("sha256:")):
-                _corrupt(name, "header", "other tensors or metadata", f"those of {count} picks, in order")
-            expected = _LENGTH + length + sum(count * _NUMPY[SERIES[series]].itemsize for series in names)
+            lengths = _lengths(name, tensors)
+            if header != _header(lengths, metadata["run"], metadata["checksum"].removeprefix("sha256:")):
+                expected_tensors = f"those of {lengths['indices']} picks, in order"
+                _corrupt(name, "header", "other tensors or metadata", expected_tensors)
+            expected = _LENGTH + length + sum(_bytes(series, count) for series, count in lengths.items())
             if size != expected:
                 _corrupt(name, "file size", f"{size} bytes", f"{expected}")
             data = file.read(expected - _LENGTH - length)
@@ -141,13 +174,13 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
     if checksum != metadata["checksum"]:
         _corrupt(name, "checksum", metadata["checksum"], checksum)
     series, start = {}, 0
-    for each in names:
-        dtype = _NUMPY[SERIES[each]]
+    for each, count in lengths.items():
+        dtype = _NUMPY[TENSORS[each]]
         array = np.frombuffer(data, dtype, count, start)
-        series[each] = array.astype(bool if SERIES[each] == "BOOL" else dtype.newbyteorder("="))
+        series[each] = array.astype(bool if TENSORS[each] == "BOOL" else dtype.newbyteorder("="))
         start += array.nbytes
     run = _run(name, metadata["run"], series)
-    _check(name, run, ended=LAST in names)
+    _check(name, run, ended=LAST in lengths)
     return run
 
 
@@ -169,11 +202,17 @@ def check_same(
 # --- the header ---------------------------------------------------------------------------------------------------
 
 
-def _names(ended: bool) -> list[str]:
-    return [name for name in SERIES if ended or name != LAST]
+def _names(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
+    """Return the tensors that a run with these settings has."""
+    late = {LAST, *(name for name, (_, setting) in OPTIONAL.items() if settings[setting] is not None)}
+    return [name for name in TENSORS if (ended and name in late) or (name in SERIES and name != LAST)]
 
 
-def _header(count: int, run: str, names: list[str], digits: str) -> bytes:
+def _bytes(name: str, count: int) -> int:
+    return count * _NUMPY[TENSORS[name]].itemsize
+
+
+def _header(lengths: Mapping[str, int], run: str, digits: str) -> bytes:
     """Return the one header that a file with these contents has."""
     header: dict[str, Any] = {
         "__metadata__": {
@@ -184,9 +223,9 @@ def _header(count: int, run: str, names: list[str], digits: str) -> bytes:
         }
     }
     start = 0
-    for name in names:
-        end = start + count * _NUMPY[SERIES[name]].itemsize
-        header[name] = {"dtype": SERIES[name], "shape": [count], "data_offsets": [start, end]}
+    for name, count in lengths.items():
+        end = start + _bytes(name, count)
+        header[name] = {"dtype": TENSORS[name], "shape": [count], "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)
@@ -216,12 +255,20 @@ def _parse(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
     return metadata, parsed
 
 
-def _count(name: str, tensors: dict[str, Any]) -> tuple[int, list[str]]:
-    """Return the number of picks and the names of the series, still to be compared with the header."""
-    match tensors.get("indices"):
-        case {"shape": [int(count)]} if 0 <= count < 1 << 40:
-            return int(count), _names(LAST in tensors)  # true is 1, and spelled differently
-    _corrupt(name, "indices", repr(tensors.get("indices")), "the shape of a list of rows")
+def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
+    """Return the tensors in order with their lengths, still to be compared with the header and the settings."""
+    sizes = {"indices": 0, DUPLICATES[0]: 0}
+    for series in sizes:
+        match tensors.get(series):
+            case {"shape": [int(count)]} if 0 <= count < 1 << 40:
+                sizes[series] = int(count)  # true is 1, and spelled differently
+            case found if series == "indices" or series in tensors:
+                _corrupt(name, series, repr(found), "the shape of a list of rows")
+    return {
+        series: sizes[DUPLICATES[0] if series in DUPLICATES else "indices"]
+        for series in TENSORS
+        if series in tensors or (series in SERIES and series != LAST)
+    }
 
 
 # --- what the file says -------------------------------------------------------------------------------------------
@@ -241,34 +288,86 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
                 "method": str(),
                 "pool_size": int() | None,
                 "source": {"name": str(), "rows": int(), "dim": int(), "fingerprint": str()},
+                "budget": float() | None,
+                "groups": {"quotas": list()} | None,
+                "initial": {"rows": int()} | None,
+                "include": {"rows": int()} | None,
+                "max_similarity": float() | None,
             } as settings,
             "stop_reason": str() | None as stop_reason,
             "log_det": float() | None as log_det,
             "signal": float() | None as signal,
+            "compared": dict() | None as compared,
         }:
-            return SavedRun(series, settings, stop_reason, log_det, signal)
-    _corrupt(name, "run", text[:200], "settings, stop_reason, log_det and signal of a selection")
+            return SavedRun(series, settings, stop_reason, log_det, signal, compared)
+    _corrupt(name, "run", text[:200], "settings, stop_reason, log_det, signal and compared of a selection")
 
 
 def _check(name: str, run: SavedRun, *, ended: bool) -> None:
     """Check what every run has in common."""
-    series, rows = run.series, run.settings["source"]["rows"]
+    series, settings = run.series, run.settings
+    rows = settings["source"]["rows"]
     ends = [value is not None for value in (run.stop_reason, run.log_det, run.signal)]
     if ends != [ended] * 3:
         expected = f"one, with log_det and signal, beside {LAST} and nowhere else"
         _corrupt(name, "stop_reason", repr(run.stop_reason), expected)
+    if list(series) != _names(settings, ended=ended):
+        names = _names(settings, ended=ended)
+        _corrupt(name, "tensors", list(series), f"{names}, those of the settings")
     if len(run) > rows or len(np.unique(series["indices"])) < len(run):
         _corrupt(name, "indices", f"{len(run)} rows of {rows}", "different rows of the source")
     for field, values in series.items():
-        if field == LAST and run.settings["pool_size"] is not None:
+        if field == LAST and settings["pool_size"] is not None:
             values = values[-1:]  # of windows, only the last says something
-        if SERIES[field] == "F64" and not np.isfinite(values).all():
+        if TENSORS[field] == "F64" and not np.isfinite(values).all():
             _corrupt(name, field, "NaN or infinity", "finite numbers")
     if (series["rows_read"] < 0).any():
         _corrupt(name, "rows_read", int(series["rows_read"].min()), "counts")
-    last = float(series[LAST][-1]) if ended and len(run) else 0.0
-    if ended and (run.log_det != last or not np.isfinite(run.signal or 0.0)):
-        _corrupt(name, "log_det", run.log_det, f"{last}, the last of {LAST}, and a finite signal")
+    if not ended:
+        return
+    if not np.isfinite(run.signal or 0.0):
+        _corrupt(name, "signal", run.signal, "a finite number")
+    last = float(series[LAST][-1]) if len(run) else 0.0
+    at_start = not len(run) and settings["initial"] is not None  # U of the initial rows, which no series has
+    if not np.isfinite(run.log_det or 0.0) or (run.log_det != last and not at_start):
+        _corrupt(name, "log_det", run.log_det, f"{last}, the last of {LAST}")
+    _check_conditions(name, run)
+
+
+def _check_conditions(name: str, run: SavedRun) -> None:
+    """Check what budgets, groups and near-duplicates have added to a run that has ended."""
+    series, settings = run.series, run.settings
+    if settings["groups"] is not None:
+        quotas = settings["groups"]["quotas"]
+        for quota in quotas:
+            match quota:
+                case [str() | int(), int() | float() as least, int() | float() | None] if least >= 0:
+                    continue
+            _corrupt(name, "quotas", repr(quota), "[label, minimum, maximum]")
+        if len(run) and not 0 <= series["groups"].min() <= series["groups"].max() < len(quotas):
+            _corrupt(name, "groups", int(series["groups"].max()), f"places in {len(quotas)} quotas")
+    if settings["budget"] is not None and not (series["costs"] > 0).all():
+        _corrupt(name, "costs", float(series["costs"].min()), "costs above 0")
+    if settings["max_similarity"] is not None:
+        skipped = series[DUPLICATES[0]]
+        if len(np.unique(np.concatenate([series["indices"], skipped]))) < len(run) + len(skipped):
+            _corrupt(
+                name, DUPLICATES[0], f"{len(skipped)} rows, some twice or picked", "others than the picks"
+            )
+        if (np.abs(series[DUPLICATES[2]]) > 1 + 1e-6).any():
+            _corrupt(name, DUPLICATES[2], float(np.abs(series[DUPLICATES[2]]).max()), "cosines")
+    match run.compared:
+        case None if settings["budget"] is None:
+            return
+        case {
+            "kept": "costed" | "uncosted" as kept,
+            "costed": {"log_det": float(), "picks": int(), "cost": float()} as costed,
+            "uncosted": {"log_det": float(), "picks": int(), "cost": float()} as uncosted,
+        } if settings["budget"] is not None:
+            own = costed if kept == "costed" else uncosted
+            if (own["log_det"], own["picks"]) == (run.log_det, len(run)):
+                return
+    _corrupt(name, "compared", repr(run.compared), "the two runs of a budget, the kept one with this log_det")
 
 
 def _foreign(name: str, found: str) -> NoReturn:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.advice import inert_settings, unmet_conditions
+from spice_rs.arguments import check_budget, check_numbers
 from spice_rs.checkpoint import INTERVAL, Checkpoint
+from spice_rs.conditions import Conditions
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.progress import Progress, bar
+from spice_rs.progress import Progress, Watcher
+from spice_rs.requested import Requested
 from spice_rs.result import Selection
 from spice_rs.sources import Normalize, as_rows, open_source
 
@@ -23,6 +29,18 @@ def select(
     *,
     alpha: float = 1.0,
     conflict_penalty: float = 0.1,
+    data: Any = None,
+    groups: Any = None,
+    group_shares: Any = None,
+    costs: Any = None,
+    budget: float | None = None,
+    initial: Any = None,
+    include: Any = None,
+    exclude: Any = None,
+    max_similarity: float | None = None,
+    weights: Any = None,
+    prior: Any = None,
+    prior_weight: float = 1.0,
     fisher: Literal["full", "diagonal", "scalar"] = "full",
     early_stop: float | None = None,
     normalize: Normalize = "auto",
@@ -47,13 +65,52 @@ def select(
     on `threads`, on `search`, on `hot_rows` or on how the rows are spread over files. (The approximate methods say what
     theirs depend on.)
 
+    Conditions say what may be picked and what it is worth. They go together with one another and with every `fisher`
+    of the methods "greedy" and "top_k"; the other methods take `exclude` alone, windows (`pool_size`) none:
+
+    ==============================================  ==========  ==========  ==========================
+    condition                                       early_stop  checkpoint  head, and a checkpoint for
+                                                                            another k
+    ==============================================  ==========  ==========  ==========================
+    groups, maxima alone                            yes         yes         yes
+    groups with a minimum ("pool" has)              no          yes         no
+    costs, budget                                   yes         no          no
+    initial, include, exclude, max_similarity,      yes         yes         yes
+    weights, prior
+    ==============================================  ==========  ==========  ==========================
+
     Args:
         source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
             headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
             float32 or float64.
-        k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` allows, or `select_per_window` of every window.
+        k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` or `budget` allows, or `select_per_window` of
+            every window.
         alpha: weight α of the Fisher information.
         conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
+        data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
+        groups: label of each row: the name of a column of `data`, or (N,) texts, whole numbers or bools by dataset row.
+            Their shares among the picks are `group_shares`.
+        group_shares: what each group must and may have. "pool", the default with `groups`: as large a share of the
+            picks as of the rows that can be picked, to the row (largest remainders first), or of the cost with
+            `budget`. Or label → (minimum, maximum): None for no limit, a whole number of rows, or a float in [0, 1] as a
+            share of k, rounded inwards to whole rows (with `budget`: cost units, or a share of it); labels that are
+            missing have no limits. Rows that would leave too little for the minima of other groups are passed over.
+        costs: cost of each row: the name of a column of `data`, or (N,) numbers above 0 by dataset row. By default the
+            token counts of a store. Only with `budget`.
+        budget: whole cost that the picks may have, in place of k: 1 or more in cost units, a float below 1 as a share of
+            the cost of all rows. The search runs twice, with every gain divided by its row's cost over the mean cost
+            and without; the run with the larger U is returned, and `Selection.compared` has both.
+        initial: dataset rows that count as picked before the first pick, or a selection from the same source. They
+            cost nothing and are in no result.
+        include: dataset rows to pick first, in this order, or a selection from the same source.
+        exclude: dataset rows never to pick, or a selection from the same source.
+        max_similarity: τ in (0, 1): skip rows whose gradient has a cosine above τ or below −τ with that of a pick or
+            an initial row; `Selection.near_duplicates` lists those that would have been picked.
+        weights: weight w > 0 of each row in the Fisher information F = Σ w·g·gᵀ and in the mean of the picks: the
+            name of a column of `data`, or (N,) numbers by dataset row.
+        prior: what each row's score gets on top, times `prior_weight`: the name of a column of `data`, or (N,) numbers
+            by dataset row, for example a quality score.
+        prior_weight: factor of `prior`.
         fisher: "full" is the paper's formula. "diagonal" is the authors' released code, which keeps a diagonal of
             fourth powers (den_j += α·g_j⁴; Δ = log(1 + α Σ g_j²/den_j)): theirs, not the paper's. "scalar", theirs
             too, never changes: Δ = log(1 + α‖g‖²/(1 + α)).
@@ -76,13 +133,14 @@ def select(
             method="stochastic".
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
-            (picks, gain of the latest pick, rows read so far).
+            (picks, gain of the latest pick, rows read so far); with `budget` those of both runs together.
         time_limit: seconds after which the run ends with the picks it has, however few. The first reading of the
-            rows and the last computation of U are always done. With `pool_size`: with the windows that are done.
+            rows and the last computation of U are always done. With `pool_size`: with the windows that are done. With
+            `budget`: half of the time for each run.
         checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
             ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
-            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size`,
-            nor with an approximate method.
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size` or
+            `budget`, nor with an approximate method.
         search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
             Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
@@ -95,13 +153,14 @@ def select(
         The picks in order, with Δ, base, ε, conflict and score of each.
 
     Raises:
-        InvalidInputError: an argument is out of range, or a row holds a NaN or an infinity.
-        StoreMismatchError: the checkpoint is of other settings or of another source.
+        InvalidInputError: an argument is out of range, no selection can meet the conditions, or a row holds a NaN or an
+            infinity.
+        StoreMismatchError: the checkpoint is of other settings or of another source, or a selection given as rows is.
         StoreError: the source is no gradient store or a damaged one, or the checkpoint no checkpoint or a damaged one.
         KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
 
     Warns:
-        SpiceWarning: a setting does nothing on these rows, or a zero row was picked.
+        SpiceWarning: a setting does nothing on these rows, a condition was not met, or a zero row was picked.
 
     Example:
         >>> import numpy as np, spice_rs
@@ -111,7 +170,7 @@ def select(
         >>> spice_rs.select(rows, 3, conflict_penalty=0).indices
         array([0, 4, 1])
     """
-    numbers = _check_numbers(
+    numbers = check_numbers(
         k=k,
         pool_size=pool_size,
         select_per_window=select_per_window,
@@ -119,7 +178,21 @@ def select(
         threads=threads,
         hot_rows=hot_rows,
     )
-    _check_budget(k, early_stop, pool_size, select_per_window)
+    requested = Requested(
+        data=data,
+        groups=groups,
+        group_shares=group_shares,
+        costs=costs,
+        budget=budget,
+        initial=initial,
+        include=include,
+        exclude=exclude,
+        max_similarity=max_similarity,
+        weights=weights,
+        prior=prior,
+        prior_weight=prior_weight,
+    )
+    check_budget(k, early_stop, budget, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
         raise InvalidInputError(
             f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
@@ -130,8 +203,10 @@ def select(
             f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
             " resumed to the same picks. Leave one out."
         )
+    requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
     opened = open_source(source, dim=dim, dtype=dtype)
     normalized, scale, unit = opened.row_scale(normalize)
+    conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
     order = None
     if pool_size is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
@@ -148,6 +223,7 @@ def select(
         "pool_size": numbers["pool_size"],
         "select_per_window": numbers["select_per_window"],
         "seed": numbers["seed"],
+        **conditions.settings(),
         "source": {
             "name": opened.description,
             "rows": opened.rows,
@@ -161,9 +237,8 @@ def select(
         settings["source"]["fingerprint"] = opened.identify(numbers["threads"])
         keeper = Checkpoint(checkpoint, settings)
 
-    watcher = _Watcher(progress, opened.rows, k or opened.rows)
-    try:
-        result = _core.select(
+    def run(watcher: Watcher, seconds: float | None, *, costed: bool) -> dict[str, Any]:
+        return _core.select(
             opened.blocks,
             dim=opened.dim,
             index=opened.index,
@@ -184,24 +259,72 @@ def select(
             select_per_window=numbers["select_per_window"],
             threads=numbers["threads"],
             progress=watcher,
-            time_limit=None if time_limit is None else float(time_limit),
+            time_limit=seconds,
             made=keeper.made(opened) if keeper else None,
             checkpoint=keeper.save if keeper else None,
             checkpoint_interval=INTERVAL,
+            **conditions.for_core(costed=costed),
         )
-    finally:
-        watcher.close()
+
+    limit = None if time_limit is None else float(time_limit)
+    if conditions.costs is None:
+        watcher = Watcher(progress, opened.rows, k or opened.rows)
+        with watcher:
+            result, compared = run(watcher, limit, costed=False), None
+    else:
+        result, compared = _both_runs(run, conditions, progress, limit)
     signal = alpha * result.pop("norm_sq")
     fingerprint = result.pop("fingerprint")
     settings["source"]["fingerprint"] = settings["source"]["fingerprint"] or fingerprint
-    selection = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    selection = Selection(
+        **conditions.outcome(result),
+        compared=compared,
+        signal=float(np.median(signal)),
+        settings=settings,
+    )
     if keeper:
         keeper.finish(selection)
-    for message in inert_settings(
-        selection, linear_gain=float(signal[opened.positions(selection.indices)].sum())
-    ):
+    weighted = signal if conditions.weights is None else signal * conditions.weights
+    linear_gain = float(weighted[opened.positions(selection.indices)].sum())
+    for message in [
+        *inert_settings(selection, linear_gain=linear_gain),
+        *unmet_conditions(selection, conditions),
+    ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return selection
+
+
+def _both_runs(
+    run: Callable[..., dict[str, Any]], conditions: Conditions, progress: Progress, limit: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run under a budget of cost, with gains per cost and with gains as they are; return the better and a comparison.
+
+    Either rule alone can be far from the best: one dear row may be worth more than all the cheap ones, and many cheap
+    ones more than a dear one. The larger U of both is not.
+    """
+    rows, started = conditions.source.rows, time.monotonic()
+    results = {}
+    with Watcher(progress, rows, conditions.about_picks(), runs=2) as watcher:
+        for name in ("costed", "uncosted"):
+            seconds = limit
+            if limit is not None:  # half of it each; what the first leaves is the second's
+                spent = time.monotonic() - started
+                seconds = limit / 2 if name == "costed" else max(limit - spent, limit * 1e-3)
+            results[name] = run(watcher, seconds, costed=name == "costed")
+            watcher.next_run()
+    compared: dict[str, Any] = {
+        name: {
+            "log_det": result["log_det"],
+            "picks": len(result["indices"]),
+            "cost": conditions.cost_of(result["indices"]),
+        }
+        for name, result in results.items()
+    }
+    kept = "costed" if results["costed"]["log_det"] >= results["uncosted"]["log_det"] else "uncosted"
+    result = results[kept]
+    if any(each["stop_reason"] == "time_limit" for each in results.values()):
+        result["stop_reason"] = "time_limit"
+    return result, {"kept": kept, **compared}
 
 
 def log_det(
@@ -228,7 +351,7 @@ def log_det(
     Raises:
         InvalidInputError: a row is not in the source, or an argument is out of range.
     """
-    _check_numbers(threads=threads)
+    check_numbers(threads=threads)
     opened = open_source(source, dim=dim, dtype=dtype)
     _, scale, unit = opened.row_scale(normalize)
     positions = opened.positions(as_rows(rows))
@@ -242,106 +365,3 @@ def log_det(
         threads=threads,
     )
     return value
-
-
-def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
-    """Return a sentence for every setting that did nothing, and for picked zero rows.
-
-    Args:
-        selection: the picks.
-        linear_gain: Σ α‖g‖² over the picks, which U cannot exceed and equals if nothing interacts.
-    """
-    messages = []
-    settings, picks = selection.settings, len(selection)
-    penalty = settings["conflict_penalty"]
-    if settings["method"] == "greedy" and penalty > 0 and picks > 1 and not selection.overruled.any():
-        messages.append(
-            f"conflict_penalty={penalty:g} changed none of the {picks} picks (mean conflict of the picks"
-            f" {selection.conflict.mean():.3f}). Its size matters against Δ ({selection.gains[-1]:.3g} at the last pick):"
-            " try a larger one, a smaller alpha, or normalize='unit'."
-        )
-    if picks > 1 and 0 < linear_gain and selection.log_det > 0.99 * linear_gain:
-        messages.append(
-            f"alpha·‖g‖² is so small (median {selection.signal:.2g}) that U is linear: the picks do not interact and"
-            " the result is close to the largest norms. Try a larger alpha, or normalize='unit'."
-        )
-    first, last = (selection.gains.max(), selection.gains.min()) if picks else (0.0, 0.0)
-    if picks > 1 and last > 0.99 * first and selection.signal > 100:
-        messages.append(
-            f"alpha·‖g‖² is so large (median {selection.signal:.2g}) that every Δ is the same to 1 %: the order of the"
-            " picks says little. Try a smaller alpha, or normalize='unit'."
-        )
-    zero = np.flatnonzero(selection.base == 0)
-    if zero.size:
-        messages.append(
-            f"{zero.size} of the picks are rows of zeros (the first: row {selection.indices[zero[0]]}): they have Δ = 0 and"
-            " no conflict, and so beat rows whose penalty exceeds their Δ. Try a smaller k or conflict_penalty, and see"
-            " why these gradients vanish."
-        )
-    return messages
-
-
-def _check_numbers(**numbers: object) -> dict[str, int | None]:
-    checked: dict[str, int | None] = {}
-    for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-        if value is not None and not whole:
-            raise InvalidInputError(
-                f"{name}: found {value!r}, expected a whole number. Convert it with int()."
-            )
-        lowest = 0 if name == "seed" else 1
-        if value is not None and not lowest <= value < 1 << 31:  # type: ignore[operator]
-            raise InvalidInputError(
-                f"{name}: found {value}, expected {lowest} to 2147483647. Give a number in between."
-            )
-        checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
-    return checked
-
-
-def _check_budget(
-    k: int | None, early_stop: float | None, pool_size: int | None, per_window: int | None
-) -> None:
-    if pool_size is None:
-        if per_window is not None:
-            raise InvalidInputError(
-                "select_per_window: found it without pool_size, expected both or neither. Give pool_size=128 as well."
-            )
-        if k is None and early_stop is None:
-            raise InvalidInputError(
-                "k: found None, expected a number of rows. Give k, or early_stop to end by itself."
-            )
-    elif per_window is None or k is not None:
-        raise InvalidInputError(
-            f"pool_size: found k={k} and select_per_window={per_window} beside it, expected select_per_window and no k."
-            " Each window has a budget of its own."
-        )
-    elif per_window > pool_size:
-        raise InvalidInputError(
-            f"select_per_window: found {per_window}, expected at most pool_size={pool_size}. Select fewer, or widen it."
-        )
-
-
-class _Watcher:
-    """Turns what the core reports into a bar, or into calls of the user's function."""
-
-    def __init__(self, progress: Progress, rows: int, budget: int) -> None:
-        self._call = progress if callable(progress) else None
-        shown: Progress = False if self._call else progress
-        self._reading = bar(shown, total=rows, what="read", unit="rows")
-        self._selecting = bar(shown, total=budget, what="select", unit="picks")
-        self._read = self._picked = 0
-
-    def __call__(self, surveyed: int, picks: int, gain: float, rows_read: int) -> None:
-        if self._call:
-            if picks > self._picked:
-                self._call(picks, gain, rows_read)
-        else:
-            self._reading.update(surveyed - self._read)
-            if picks > self._picked:
-                self._selecting.set_postfix_str(f"gain {gain:.3g}", refresh=False)
-                self._selecting.update(picks - self._picked)
-        self._read, self._picked = surveyed, picks
-
-    def close(self) -> None:
-        self._reading.close()
-        self._selecting.close()

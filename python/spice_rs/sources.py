@@ -101,8 +101,8 @@ class Source:
         """Return the dataset row at a position of the source."""
         return position if self.index is None else int(self.index[position])
 
-    def positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the positions of dataset `rows`.
+    def positions(self, rows: npt.NDArray[np.int64], field: str = "rows") -> npt.NDArray[np.int64]:
+        """Return the positions of dataset `rows`, which the user gave as `field`.
 
         Raises:
             InvalidInputError: a row is not in the source.
@@ -114,7 +114,7 @@ class Source:
         missing = np.flatnonzero(index[positions] != rows)
         if missing.size:
             raise InvalidInputError(
-                f"rows: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
+                f"{field}: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
             )
         return positions
 
@@ -309,8 +309,8 @@ def _check_dtype(dtype: str, description: str = "dtype") -> None:
         )
 
 
-def as_rows(rows: Sequence[int] | npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return dataset rows as a 1-D int64 array.
+def as_rows(rows: Sequence[int] | npt.ArrayLike, field: str = "rows") -> npt.NDArray[np.int64]:
+    """Return dataset rows, which the user gave as `field`, as a 1-D int64 array.
 
     Raises:
         InvalidInputError: they are not whole numbers in one dimension.
@@ -318,7 +318,7 @@ def as_rows(rows: Sequence[int] | npt.ArrayLike) -> npt.NDArray[np.int64]:
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise InvalidInputError(
-            f"rows: found {array.dtype} of shape {array.shape}, expected whole numbers in one dimension."
+            f"{field}: found {array.dtype} of shape {array.shape}, expected whole numbers in one dimension."
             " Pass for example sel.indices."
         )
     return array.astype(np.int64)

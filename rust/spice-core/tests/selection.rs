@@ -8,8 +8,8 @@ use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
 use spice_core::selection::{
-    Fisher, Method, Search, Selection, Settings, StopReason, Survey, fingerprint, log_det, resume,
-    select, select_windows,
+    Conditions, Fisher, Method, Search, Selection, Settings, StopReason, Survey, fingerprint, log_det,
+    resume, select, select_windows,
 };
 
 fn settings(fisher: Fisher, search: Search, conflict_penalty: f64) -> Settings {
@@ -274,7 +274,15 @@ fn a_run_resumed_after_any_pick_ends_with_the_same_bits() {
             let whole = select(&survey, &settings, None, &monitor).unwrap();
             for cut in 0..=whole.picks.len() {
                 let watched = Monitor::default();
-                let resumed = resume(&survey, &settings, None, &whole.picks[..cut], &watched).unwrap();
+                let resumed = resume(
+                    &survey,
+                    &settings,
+                    &Conditions::default(),
+                    None,
+                    &whole.picks[..cut],
+                    &watched,
+                )
+                .unwrap();
                 let of = |selection: &Selection| {
                     let blind = |pick: &_| spice_core::selection::Pick { rows_read: 0, ..*pick };
                     selection.picks.iter().map(blind).collect::<Vec<_>>()
@@ -305,8 +313,15 @@ fn a_run_over_more_rows_than_are_hot_resumes_to_the_same_bits() {
         let settings = settings(Fisher::Full, Search::Lazy, penalty);
         let whole = select(&survey, &settings, Some(k), &monitor).unwrap();
         for cut in [1, 2, 7, 31, 32, 33, 64, 100, 149, 150] {
-            let resumed =
-                resume(&survey, &settings, Some(k), &whole.picks[..cut], &Monitor::default()).unwrap();
+            let resumed = resume(
+                &survey,
+                &settings,
+                &Conditions::default(),
+                Some(k),
+                &whole.picks[..cut],
+                &Monitor::default(),
+            )
+            .unwrap();
             for (found, expected) in resumed.picks.iter().zip(&whole.picks) {
                 let blind = spice_core::selection::Pick { rows_read: expected.rows_read, ..*found };
                 assert_eq!(blind, *expected, "λ {penalty}, {cut}");
@@ -325,7 +340,8 @@ fn picks_that_no_run_can_have_made_are_refused() {
     let settings = settings(Fisher::Full, Search::Lazy, 0.1);
     let made = select(&survey, &settings, Some(8), &monitor).unwrap().picks;
     let refused = |made: &[_]| {
-        let result = resume(&survey, &settings, Some(8), made, &Monitor::default());
+        let result =
+            resume(&survey, &settings, &Conditions::default(), Some(8), made, &Monitor::default());
         matches!(result, Err(Error::InvalidInput { .. }))
     };
     assert!(!refused(&made));
@@ -333,7 +349,9 @@ fn picks_that_no_run_can_have_made_are_refused() {
     assert!(refused(&[made[0], spice_core::selection::Pick { row: 20, ..made[1] }]));
     assert!(refused(&[made[1], made[0]]), "the gains are those of another order");
     assert!(refused(&[spice_core::selection::Pick { gain: f64::NAN, ..made[0] }]));
-    assert!(resume(&survey, &settings, Some(7), &made, &Monitor::default()).is_err());
+    assert!(
+        resume(&survey, &settings, &Conditions::default(), Some(7), &made, &Monitor::default()).is_err()
+    );
 }
 
 #[test]
@@ -352,7 +370,9 @@ fn a_time_limit_that_has_passed_keeps_what_was_made() {
     for (made, stop) in
         [(0, StopReason::TimeLimit), (29, StopReason::TimeLimit), (30, StopReason::Budget)]
     {
-        let limited = resume(&survey, &settings, Some(30), &whole.picks[..made], &late()).unwrap();
+        let limited =
+            resume(&survey, &settings, &Conditions::default(), Some(30), &whole.picks[..made], &late())
+                .unwrap();
         assert_eq!((limited.picks.as_slice(), limited.stop), (&whole.picks[..made], stop));
         assert_eq!(limited.log_dets, whole.log_dets[..made]);
     }

@@ -7,7 +7,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
-use spice_core::selection::{self, Fisher, Method, Pick, Search, Settings, StopReason, Survey};
+use spice_core::selection::{
+    self, Conditions, Fisher, Limits, Method, Pick, Search, Settings, StopReason, Survey,
+};
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
@@ -26,7 +28,9 @@ pub(crate) enum Rows<'py> {
 /// Selects rows; see `spice_rs.select` for what the arguments mean and what they default to.
 #[pyfunction]
 #[pyo3(signature = (source, *, dim, index, scale, unit, k, alpha, conflict_penalty, early_stop, fisher, method,
-                    search, hot_rows, epsilon, seed, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval))]
+                    search, hot_rows, epsilon, seed, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval,
+                    weights=None, multiplier=None, bonus=None, initial=None, include=None, exclude=None, groups=None,
+                    minima=None, maxima=None, costs=None, budget=None, max_similarity=None))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
@@ -54,6 +58,18 @@ pub(crate) fn select<'py>(
     made: Option<Made<'py>>,
     checkpoint: Option<Bound<'py, PyAny>>,
     checkpoint_interval: f64,
+    weights: Option<PyReadonlyArray1<'py, f64>>,
+    multiplier: Option<PyReadonlyArray1<'py, f64>>,
+    bonus: Option<PyReadonlyArray1<'py, f64>>,
+    initial: Option<PyReadonlyArray1<'py, i64>>,
+    include: Option<PyReadonlyArray1<'py, i64>>,
+    exclude: Option<PyReadonlyArray1<'py, i64>>,
+    groups: Option<PyReadonlyArray1<'py, i64>>,
+    minima: Option<PyReadonlyArray1<'py, f64>>,
+    maxima: Option<PyReadonlyArray1<'py, f64>>,
+    costs: Option<PyReadonlyArray1<'py, f64>>,
+    budget: Option<f64>,
+    max_similarity: Option<f64>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let settings = Settings {
         alpha,
@@ -84,28 +100,54 @@ pub(crate) fn select<'py>(
         seed,
     };
     let pool = pool(&source, dim, index, scale)?;
-    let order: Option<Vec<usize>> =
-        order.map(|order| order.as_array().iter().map(|&row| row as usize).collect());
+    let order = order.map(|order| rows_of(&order));
+    let rows = |rows: &Option<PyReadonlyArray1<'_, i64>>| rows.as_ref().map_or_else(Vec::new, rows_of);
+    let limited = groups.is_some() || budget.is_some();
+    let conditions = Conditions {
+        multiplier: multiplier.as_ref().map(numbers_of),
+        bonus: bonus.as_ref().map(numbers_of),
+        initial: rows(&initial),
+        include: rows(&include),
+        exclude: rows(&exclude),
+        limits: limited.then(|| Limits {
+            groups: groups.as_ref().map(rows_of),
+            minima: minima.as_ref().map_or_else(|| vec![0.0], numbers_of),
+            maxima: maxima.as_ref().map_or_else(|| vec![f64::INFINITY], numbers_of),
+            costs: costs.as_ref().map(numbers_of),
+            budget: budget.unwrap_or(k.unwrap_or(pool.len()) as f64),
+        }),
+        max_similarity,
+    };
+    let weights = weights.as_ref().map(numbers_of);
     let monitor = match time_limit {
         Some(seconds) => Monitor::with_time_limit(seconds).map_err(to_py)?,
         None => Monitor::default(),
     };
     let made = made.map(|made| made.picks(&pool)).transpose().map_err(to_py)?.unwrap_or_default();
     let work = || {
-        let survey = Survey::new(pool, unit, &monitor)?;
+        let mut survey = Survey::new(pool, unit, &monitor)?;
+        if let Some(weights) = weights {
+            survey = survey.with_weights(weights)?;
+        }
         let selection = match (order, pool_size, select_per_window) {
             (Some(order), Some(size), Some(per_window)) if size > 0 => {
                 let windows: Vec<&[usize]> = order.chunks(size).collect();
                 selection::select_windows(&survey, &settings, &windows, per_window, &monitor)?
             }
-            _ => selection::resume(&survey, &settings, k, &made, &monitor)?,
+            _ => selection::resume(&survey, &settings, &conditions, k, &made, &monitor)?,
         };
-        Ok((selection, survey.norm_sq().to_vec(), survey.fingerprint()))
+        let index = |row: usize| survey.index(row);
+        let duplicates: Vec<(i64, i64, f64)> = selection
+            .duplicates
+            .iter()
+            .map(|found| (index(found.row), index(found.of), found.cosine))
+            .collect();
+        Ok((selection, duplicates, survey.norm_sq().to_vec(), survey.fingerprint()))
     };
     let interval = Duration::try_from_secs_f64(checkpoint_interval).unwrap_or(Duration::MAX);
     let observer =
         Follower { py, progress, checkpoint, interval, saved: Instant::now(), saved_picks: made.len() };
-    let (selection, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
+    let (selection, duplicates, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
 
     let out = series(py, &selection.picks)?;
     out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
@@ -119,6 +161,12 @@ pub(crate) fn select<'py>(
         },
     )?;
     out.set_item("log_det", selection.log_det)?;
+    let rows: Vec<i64> = duplicates.iter().map(|found| found.0).collect();
+    out.set_item("duplicates", rows.into_pyarray(py))?;
+    let rows: Vec<i64> = duplicates.iter().map(|found| found.1).collect();
+    out.set_item("duplicate_of", rows.into_pyarray(py))?;
+    let cosines: Vec<f64> = duplicates.iter().map(|found| found.2).collect();
+    out.set_item("duplicate_cosine", cosines.into_pyarray(py))?;
     out.set_item("norm_sq", norm_sq.into_pyarray(py))?;
     out.set_item("fingerprint", fingerprint)?;
     Ok(out)
@@ -250,6 +298,15 @@ impl Made<'_> {
         };
         Ok((0..rows.len()).map(pick).collect())
     }
+}
+
+/// Positions or numbers of groups; whether they are in range is for the core to say.
+fn rows_of(rows: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
+    rows.as_array().iter().map(|&row| row as usize).collect()
+}
+
+fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {
+    numbers.as_array().to_vec()
 }
 
 /// The numbers of picks as arrays, under the names that `spice_rs.Selection` gives them.

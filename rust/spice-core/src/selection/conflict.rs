@@ -8,7 +8,9 @@ const ETA: f64 = 1e-8;
 /// Below this cosine a dot product has cancelled so far that it is taken again, in twice the digits.
 const SMALL_COSINE: f64 = 1e-4;
 
-/// The sum of the selected rows, and with it their mean m_S.
+/// The weighted sum of the selected rows, and with it their mean m_S.
+///
+/// Rows come times the root of their weight, as they enter F; the cosine does not mind, and η is scaled with them.
 ///
 /// Where Δ is tiny, the rounding of a conflict that should be zero would decide the pick. So the sum is
 /// carried in two parts, in which opposite rows leave nothing behind; the division by the count comes
@@ -28,14 +30,20 @@ impl SelectedMean {
         Self { sum: vec![0.0; dim], rest: vec![0.0; dim], norm: 0.0, count: 0.0 }
     }
 
-    /// Adds a picked row.
-    pub(super) fn push(&mut self, kernels: Kernels, row: &[f64]) {
-        self.count += 1.0;
+    /// Adds a selected row of weight `weight`, given as the row times √weight.
+    pub(super) fn push(&mut self, kernels: Kernels, row: &[f64], weight: f64) {
+        self.count += weight;
+        let root = weight.sqrt();
         for ((sum, rest), &cell) in self.sum.iter_mut().zip(&mut self.rest).zip(row) {
-            let (high, low) = two_sum(*sum, cell);
+            let (high, low) = two_sum(*sum, root * cell);
             (*sum, *rest) = two_sum(high, low + *rest);
         }
         self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
+    }
+
+    /// Whether nothing is selected.
+    pub(super) const fn is_blank(&self) -> bool {
+        self.count == 0.0
     }
 
     /// The mean as a unit vector; `None` while it is zero.
@@ -56,13 +64,13 @@ impl SelectedMean {
     }
 
     /// The least conflict of a row whose cosine to the mean is at most `−against`, while ‖m‖ ≥ `mean_norm`.
-    pub(super) fn least_conflict(&self, against: f64, norm_sq: f64, mean_norm: f64) -> f64 {
+    pub(super) fn least_conflict(&self, against: f64, norm_sq: f64, weight: f64, mean_norm: f64) -> f64 {
         let norms = norm_sq.sqrt() * mean_norm;
-        (against - 1e-9).max(0.0) * (norms / (norms + ETA))
+        (against - 1e-9).max(0.0) * (norms / (norms + ETA * weight.sqrt()))
     }
 
     /// `max(0, −⟨g, m⟩ / (‖g‖‖m‖ + η))`, in [0, 1]; 0 while nothing is selected.
-    pub(super) fn conflict(&self, kernels: Kernels, row: &[f64], norm_sq: f64) -> f64 {
+    pub(super) fn conflict(&self, kernels: Kernels, row: &[f64], norm_sq: f64, weight: f64) -> f64 {
         if self.count == 0.0 {
             return 0.0;
         }
@@ -71,7 +79,7 @@ impl SelectedMean {
         if aligned.abs() < SMALL_COSINE * norms {
             aligned = dot_twofold(row, &self.sum, &self.rest) / self.count;
         }
-        let against = -aligned / (norms + ETA);
+        let against = -aligned / (norms + ETA * weight.sqrt());
         // Not `max`: a negative zero must not get into a score.
         if against > 0.0 { against } else { 0.0 }
     }
@@ -85,7 +93,7 @@ mod tests {
     fn opposite_rows_leave_nothing_behind() {
         let (kernels, mut mean) = (Kernels::default(), SelectedMean::new(1));
         for cell in [1.0, 1e-17, 3e8, -1.0, -3e8] {
-            mean.push(kernels, &[cell]);
+            mean.push(kernels, &[cell], 1.0);
         }
         assert_eq!(mean.norm, 1e-17 / 5.0);
     }
@@ -94,12 +102,12 @@ mod tests {
     fn only_rows_against_the_mean_conflict() {
         let kernels = Kernels::default();
         let mut mean = SelectedMean::new(2);
-        assert_eq!(mean.conflict(kernels, &[1.0, 0.0], 1.0), 0.0);
-        mean.push(kernels, &[2.0, 0.0]);
-        mean.push(kernels, &[0.0, 2.0]);
+        assert_eq!(mean.conflict(kernels, &[1.0, 0.0], 1.0, 1.0), 0.0);
+        mean.push(kernels, &[2.0, 0.0], 1.0);
+        mean.push(kernels, &[0.0, 2.0], 1.0);
         let expected = 1.0 / (2.0_f64.sqrt() + 1e-8);
-        assert!((mean.conflict(kernels, &[-1.0, 0.0], 1.0) - expected).abs() < 1e-15);
-        assert_eq!(mean.conflict(kernels, &[1.0, 0.0], 1.0), 0.0);
-        assert_eq!(mean.conflict(kernels, &[0.0, 0.0], 0.0).to_bits(), 0.0_f64.to_bits());
+        assert!((mean.conflict(kernels, &[-1.0, 0.0], 1.0, 1.0) - expected).abs() < 1e-15);
+        assert_eq!(mean.conflict(kernels, &[1.0, 0.0], 1.0, 1.0), 0.0);
+        assert_eq!(mean.conflict(kernels, &[0.0, 0.0], 0.0, 1.0).to_bits(), 0.0_f64.to_bits());
     }
 }

@@ -5,9 +5,10 @@
 
 use rayon::prelude::*;
 
+use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
-use super::{Pick, StopReason};
+use super::run::Outcome;
 use crate::error::Result;
 
 /// Groups in one task.
@@ -17,7 +18,7 @@ pub(super) fn search<O: Objective>(
     mut greedy: Greedy<'_, O>,
     mut rows: Vec<usize>,
     budget: usize,
-) -> Result<(Vec<Pick>, StopReason)> {
+) -> Result<Outcome> {
     let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
     while greedy.run.picks() < budget {
         let leader = rows
@@ -30,13 +31,17 @@ pub(super) fn search<O: Objective>(
                 let groups = rows.chunks(GROUP).zip(marginals.chunks_mut(GROUP));
                 for (group, (rows, marginals)) in groups.enumerate() {
                     let slot = task * TASK + group * GROUP;
-                    greedy
-                        .score(rows, marginals, slot, scratch, |candidate| leader.consider(&candidate));
+                    greedy.score(rows, marginals, slot, scratch, |candidate| {
+                        if greedy.run.admits(candidate.row) {
+                            leader.consider(&candidate);
+                        }
+                    });
                 }
                 Ok(leader)
             })
             .try_reduce(Leader::default, |a, b| Ok(a.merge(b)))?;
-        if let Some(stop) = greedy.accept(leader, rows.len() as u64)? {
+        let near = leader.best.is_some_and(|best| greedy.run.is_near(best.row, None));
+        if !near && let Some(stop) = greedy.accept(leader, rows.len() as u64)? {
             return Ok(greedy.run.finish(stop));
         }
         if let Some(best) = leader.best {

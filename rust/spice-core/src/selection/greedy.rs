@@ -10,23 +10,29 @@ use crate::error::Result;
 /// Rows that are loaded and updated together: they share the reading of what updates them.
 pub(super) const GROUP: usize = 8;
 
-/// The best candidate so far and the largest Δ of any.
-#[derive(Clone, Copy, Debug, Default)]
+/// The best candidate so far and the largest merit of any.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Leader {
     pub(super) best: Option<Candidate>,
-    pub(super) largest_gain: f64,
+    largest_merit: f64,
+}
+
+impl Default for Leader {
+    fn default() -> Self {
+        Self { best: None, largest_merit: f64::NEG_INFINITY }
+    }
 }
 
 impl Leader {
     pub(super) fn consider(&mut self, candidate: &Candidate) {
-        self.largest_gain = self.largest_gain.max(candidate.gain);
+        self.largest_merit = self.largest_merit.max(candidate.merit);
         if self.best.is_none_or(|best| candidate.beats(&best)) {
             self.best = Some(*candidate);
         }
     }
 
     pub(super) fn merge(mut self, other: Self) -> Self {
-        self.largest_gain = self.largest_gain.max(other.largest_gain);
+        self.largest_merit = self.largest_merit.max(other.largest_merit);
         if let Some(candidate) = other.best {
             self.consider(&candidate);
         }
@@ -74,13 +80,7 @@ impl<'a, O: Objective> Greedy<'a, O> {
             let gain = run.gain(marginal.value);
             // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
             let conflict = if run.penalty > 0.0 { run.conflict(row, cells) } else { 0.0 };
-            each(Candidate {
-                slot: slot + offset,
-                row,
-                index: run.survey.index(row),
-                gain,
-                score: gain - run.penalty * conflict,
-            });
+            each(run.candidate(slot + offset, row, gain, conflict));
         }
     }
 
@@ -88,7 +88,7 @@ impl<'a, O: Objective> Greedy<'a, O> {
     pub(super) fn accept(&mut self, leader: Leader, rows_read: u64) -> Result<Option<StopReason>> {
         let Some(best) = leader.best else { return Ok(Some(StopReason::Exhausted)) };
         let mut cells = vec![0.0; self.run.survey.dim()];
-        let overruled = leader.largest_gain > best.gain;
+        let overruled = leader.largest_merit > best.merit;
         let stop = self.run.accept(&best, overruled, rows_read, &mut cells);
         if stop.is_none() {
             self.objective.push(&cells);
@@ -96,19 +96,38 @@ impl<'a, O: Objective> Greedy<'a, O> {
         Ok(stop)
     }
 
-    /// Takes the picks that an earlier run has `made` and drops them from `rows`, the candidates.
+    /// Adds the rows that are owned or forced and the picks that an earlier run has `made`, without a search, and drops
+    /// those from `rows`, the candidates.
     ///
-    /// Nothing is searched: a row's value is a function of the row and the picks before it.
-    pub(super) fn replay(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
-        let (mut loaded, mut cells) = (Vec::new(), vec![0.0; self.run.survey.dim()]);
+    /// A row's value is a function of the row and the picks before it.
+    pub(super) fn begin(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
+        let conditions = self.run.conditions;
+        let mut cells = vec![0.0; self.run.survey.dim()];
+        for &row in &conditions.initial {
+            self.run.check()?;
+            self.run.force(row, 0.0, false, &mut cells);
+            self.objective.push(&cells);
+        }
         for pick in made {
-            let mut marginal = [self.start(pick.row)];
-            self.score(&[pick.row], &mut marginal, 0, &mut loaded, |_| ());
-            self.run.replay(pick, marginal[0].value, &mut cells)?;
+            let value = self.value(pick.row);
+            self.run.replay(pick, value, &mut cells)?;
+            self.objective.push(&cells);
+        }
+        for &row in conditions.include.iter().skip(made.len()) {
+            self.run.check()?;
+            let value = self.value(row);
+            self.run.force(row, value, true, &mut cells);
             self.objective.push(&cells);
         }
         let taken: HashSet<usize> = made.iter().map(|pick| pick.row).collect();
         rows.retain(|row| !taken.contains(row));
         Ok(())
+    }
+
+    /// The value of a row at the current prefix.
+    fn value(&self, row: usize) -> f64 {
+        let mut marginal = [self.start(row)];
+        self.score(&[row], &mut marginal, 0, &mut Vec::new(), |_| ());
+        marginal[0].value
     }
 }

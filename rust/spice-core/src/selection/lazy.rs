@@ -7,18 +7,18 @@
 //! that is left. Scores are computed by the same code as in the eager search and come out the same
 //! to the bit, so the picks are the same too.
 //!
-//! The row of the largest Δ is always among those read: rows left behind have Δ ≤ bound < best
-//! score ≤ Δ of the best. So `overruled` is exact as well.
+//! The row of the largest merit is always among those read: rows left behind have merit ≤ bound < best
+//! score ≤ merit of the best. So `overruled` is exact as well.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
+use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
-use super::run::Candidate;
-use super::{Pick, StopReason};
+use super::run::{Candidate, Outcome};
 use crate::error::Result;
 
 /// Rows of the first batch of a step; each further batch is twice as long.
@@ -55,17 +55,18 @@ pub(super) fn search<O: Objective>(
     mut greedy: Greedy<'_, O>,
     rows: Vec<usize>,
     budget: usize,
-) -> Result<(Vec<Pick>, StopReason)> {
+) -> Result<Outcome> {
     let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
     let waiting = |slot: usize, gain: f64, greedy: &Greedy<'_, O>| Waiting {
         // A unit row's start is exactly 1, where its cells may give 1 and an ulp.
-        bound: gain * (1.0 + 1e-12),
+        bound: greedy.run.merit.of(rows[slot], gain * (1.0 + 1e-12)),
         index: greedy.index(rows[slot]),
         slot,
     };
     let mut heap: BinaryHeap<Waiting> = (0..rows.len())
         .map(|slot| waiting(slot, greedy.run.gain(marginals[slot].value), &greedy))
         .collect();
+    let mut read = 0; // since the last pick
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
 
@@ -80,7 +81,10 @@ pub(super) fn search<O: Objective>(
                 && let Some(top) = heap.peek()
                 && leader.best.is_none_or(|best| top.bound >= best.score)
             {
-                batch.push((top.slot, rows[top.slot], marginals[top.slot]));
+                // Once out, always out.
+                if greedy.run.admits(rows[top.slot]) {
+                    batch.push((top.slot, rows[top.slot], marginals[top.slot]));
+                }
                 heap.pop();
             }
             if batch.is_empty() {
@@ -101,7 +105,9 @@ pub(super) fn search<O: Objective>(
             }
             size = (2 * size).min(LONGEST_BATCH);
         }
-        if let Some(stop) = greedy.accept(leader, scored.len() as u64)? {
+        let near = leader.best.is_some_and(|best| greedy.run.is_near(best.row, None));
+        read += scored.len() as u64;
+        if !near && let Some(stop) = greedy.accept(leader, std::mem::take(&mut read))? {
             return Ok(greedy.run.finish(stop));
         }
         let picked = leader.best.map(|best| best.slot);

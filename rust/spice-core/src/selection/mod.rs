@@ -7,12 +7,16 @@
 //! rows, bit for bit. The method is that of *SPICE:
 //! Submodular Penalized Information-Conflict Selection*, arXiv 2601.23155.
 
+mod conditions;
 mod conflict;
 mod eager;
 mod full;
 mod greedy;
 mod information;
 mod lazy;
+mod ledger;
+mod merit;
+mod near;
 mod objective;
 mod run;
 mod survey;
@@ -22,11 +26,13 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+pub use conditions::{Conditions, Limits};
 use greedy::Greedy;
 pub use information::log_det;
 use information::log_dets;
+pub use near::NearDuplicate;
 use objective::{DiagonalFisher, FixedGain, Objective};
-use run::Run;
+use run::{Outcome, Run};
 pub use survey::{Survey, fingerprint};
 
 /// Which reading of the Fisher information Δ is computed with.
@@ -158,22 +164,23 @@ pub struct Pick {
     pub base: f64,
     /// conflict_x(S), in [0, 1].
     pub conflict: f64,
-    /// Δ − λ·conflict (for [`Method::TopK`]: Δ).
+    /// Δ − λ·conflict (for [`Method::TopK`]: Δ), with the m and b of [`Conditions`]: m·Δ − λ·conflict + b.
     pub score: f64,
-    /// Whether some other row had a larger Δ: the penalty decided.
+    /// Whether some other row that could be picked had a larger Δ (m·Δ + b): the penalty decided.
     pub overruled: bool,
     /// Rows evaluated to find it.
     pub rows_read: u64,
 }
 
 /// Why a selection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StopReason {
-    /// As many rows as asked for.
+    /// As many rows as asked for, or as the budget pays for.
+    #[default]
     Budget,
     /// The best Δ fell to ω times the first.
     EarlyStop,
-    /// No row was left.
+    /// No row was left that may be picked.
     Exhausted,
     /// The monitor's time limit passed.
     TimeLimit,
@@ -186,18 +193,13 @@ pub struct Selection {
     pub picks: Vec<Pick>,
     /// Why the last (with windows: any) greedy run ended before it had its budget, or that it had it.
     pub stop: StopReason,
-    /// U(S) = log det(I + αF_S) of the picks up to and including each, in nats, whatever the mode; with windows
-    /// NaN but for the last.
+    /// U(S) = log det(I + αF_S) of the picks up to and including each, and of the rows that were owned before, in nats,
+    /// whatever the mode; with windows NaN but for the last.
     pub log_dets: Vec<f64>,
-    /// U(S) of all picks: the last of `log_dets`.
+    /// U(S) of all picks: the last of `log_dets`, and of the rows that were owned if there are no picks.
     pub log_det: f64,
-}
-
-impl Selection {
-    fn new(picks: Vec<Pick>, stop: StopReason, log_dets: Vec<f64>) -> Self {
-        let log_det = log_dets.last().copied().unwrap_or(0.0);
-        Self { picks, stop, log_dets, log_det }
-    }
+    /// Rows that would have been picked, were they not too similar to selected ones.
+    pub duplicates: Vec<NearDuplicate>,
 }
 
 /// Selects up to `budget` rows of the whole pool; all of them if `budget` is `None`.
@@ -210,24 +212,39 @@ pub fn select(
     budget: Option<usize>,
     monitor: &Monitor,
 ) -> Result<Selection> {
-    resume(survey, settings, budget, &[], monitor)
+    resume(survey, settings, &Conditions::default(), budget, &[], monitor)
 }
 
-/// Goes on with a run whose first picks were `made` before, and ends with the same bits as [`select`] alone.
+/// Selects under conditions, going on with a run whose first picks were `made` before; without a budget as many rows as
+/// there are and the conditions allow. It ends with the same bits whatever part of the picks was made before.
 ///
-/// Those picks are replayed in order, without search; only what [`Pick::rows_read`] says of the later ones may
-/// differ, because what the first run knew of the rows that it left is lost.
+/// Picks made before are replayed in order, without search; only what [`Pick::rows_read`] says of the later ones may differ,
+/// because what the first run knew of the rows that it left is lost. So are its near-duplicates, but for those that are
+/// found again.
 ///
 /// # Errors
-/// As [`select`]; [`Error::InvalidInput`] too if `made` cannot be the first picks of this run.
+/// As [`select`]; [`Error::InvalidInput`] too if a condition is out of range, or if `made` cannot be the first picks
+/// of this run.
 pub fn resume(
     survey: &Survey<'_>,
     settings: &Settings,
+    conditions: &Conditions,
     budget: Option<usize>,
     made: &[Pick],
     monitor: &Monitor,
 ) -> Result<Selection> {
     check(survey, settings)?;
+    conditions.check(survey)?;
+    let approximate = matches!(settings.method, Method::EpsilonLazy | Method::Stochastic);
+    let beside = Conditions { exclude: Vec::new(), ..conditions.clone() };
+    if approximate && !beside.is_empty() {
+        return Err(Error::invalid(
+            "method",
+            "an approximate one beside limits, weights or owned rows",
+            "an exact method",
+            "Use method=\"greedy\".",
+        ));
+    }
     let n = survey.len();
     if budget.is_some_and(|k| k == 0 || k > n) {
         return Err(Error::invalid(
@@ -238,37 +255,49 @@ pub fn resume(
         ));
     }
     let size = budget.unwrap_or(n);
-    check_made(survey, made, size)?;
+    check_made(survey, conditions, made, size)?;
     made.iter().for_each(|&pick| monitor.accept(pick));
-    let rows = (0..n).collect();
-    let (picks, mut stop) =
-        match monitor.within_limit(|| run(survey, settings, rows, size, made, monitor)) {
-            // Whatever the limit cut short was no pick yet.
-            Err(Error::TimeLimit) => {
-                let picks = monitor.log();
-                let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
-                (picks, stop)
-            }
-            result => result?,
-        };
-    if budget.is_none() && stop == StopReason::Budget {
-        stop = StopReason::Exhausted;
+    let rows = conditions.candidates(survey);
+    let candidates = rows.len() + conditions.include.len();
+    let run = || run(survey, settings, conditions, rows, size, made, monitor);
+    let Outcome { picks, mut stop, duplicates } = match monitor.within_limit(run) {
+        // Whatever the limit cut short was no pick yet.
+        Err(Error::TimeLimit) => {
+            let picks = monitor.log();
+            let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
+            Outcome { picks, stop, ..Outcome::default() }
+        }
+        result => result?,
+    };
+    let left = candidates - picks.len() - duplicates.len();
+    match stop {
+        StopReason::Budget if budget.is_none() => stop = StopReason::Exhausted,
+        // Rows are left, but none that the budget pays for.
+        StopReason::Exhausted if budget.is_none() && conditions.limits.is_some() && left > 0 => {
+            stop = StopReason::Budget;
+        }
+        _ => (),
     }
+    let owned = log_det(survey, settings.alpha, &conditions.initial, monitor)?;
     let log_dets = match (settings.method, settings.fisher) {
         // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
         (Method::Greedy | Method::EpsilonLazy | Method::Stochastic, Fisher::Full)
-            if settings.alpha * largest(survey) < 1e4 =>
+            if settings.alpha * survey.largest_norm_sq() < 1e4 =>
         {
-            let mut sum = 0.0;
+            let mut sum = owned;
             let add = |pick: &Pick| {
                 sum += pick.gain;
                 sum
             };
             picks.iter().map(add).collect()
         }
-        _ => log_dets(survey, settings.alpha, &rows_of(&picks), monitor)?,
+        _ => {
+            let rows: Vec<usize> = conditions.initial.iter().copied().chain(rows_of(&picks)).collect();
+            log_dets(survey, settings.alpha, &rows, monitor)?.split_off(conditions.initial.len())
+        }
     };
-    Ok(Selection::new(picks, stop, log_dets))
+    let log_det = log_dets.last().copied().unwrap_or(owned);
+    Ok(Selection { picks, stop, log_dets, log_det, duplicates })
 }
 
 /// Selects `per_window` rows of every window on its own, F and the mean starting anew in each.
@@ -296,26 +325,27 @@ pub fn select_windows(
         ));
     }
     windows.iter().try_for_each(|window| check_rows(survey, window))?;
+    let none = Conditions::default();
     let select_within = |window: &&[usize]| {
         let budget = per_window.min(window.len());
-        match run(survey, settings, window.to_vec(), budget, &[], monitor) {
-            Err(Error::TimeLimit) => Ok((Vec::new(), StopReason::TimeLimit)),
+        match run(survey, settings, &none, window.to_vec(), budget, &[], monitor) {
+            Err(Error::TimeLimit) => Ok(Outcome { stop: StopReason::TimeLimit, ..Outcome::default() }),
             result => result,
         }
     };
-    let parts = monitor.within_limit(|| {
-        windows.par_iter().map(select_within).collect::<Result<Vec<(Vec<Pick>, _)>>>()
-    })?;
-    let any = |reason| parts.iter().any(|(_, stop)| *stop == reason);
+    let parts = monitor
+        .within_limit(|| windows.par_iter().map(select_within).collect::<Result<Vec<Outcome>>>())?;
+    let any = |reason| parts.iter().any(|part| part.stop == reason);
     let stop = [StopReason::TimeLimit, StopReason::EarlyStop].into_iter().find(|&reason| any(reason));
     let stop = stop.unwrap_or(StopReason::Budget);
-    let picks: Vec<Pick> = parts.into_iter().flat_map(|(picks, _)| picks).collect();
+    let picks: Vec<Pick> = parts.into_iter().flat_map(|part| part.picks).collect();
     // Windows are no run of their own: what their first picks amount to is nobody's budget.
     let mut log_dets = vec![f64::NAN; picks.len()];
+    let log_det = log_det(survey, settings.alpha, &rows_of(&picks), monitor)?;
     if let Some(last) = log_dets.last_mut() {
-        *last = log_det(survey, settings.alpha, &rows_of(&picks), monitor)?;
+        *last = log_det;
     }
-    Ok(Selection::new(picks, stop, log_dets))
+    Ok(Selection { picks, stop, log_dets, log_det, duplicates: Vec::new() })
 }
 
 fn rows_of(picks: &[Pick]) -> Vec<usize> {
@@ -341,13 +371,24 @@ fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
     }
 }
 
-/// Checks that `made` names rows of the pool, each once, and no more than the budget.
-fn check_made(survey: &Survey<'_>, made: &[Pick], budget: usize) -> Result<()> {
+/// Checks that `made` names rows that may be picked, each once, forced ones first, and no more than the budget.
+fn check_made(survey: &Survey<'_>, conditions: &Conditions, made: &[Pick], budget: usize) -> Result<()> {
     check_rows(survey, &rows_of(made))?;
     let mut taken = vec![false; survey.len()];
+    conditions.initial.iter().chain(&conditions.exclude).for_each(|&row| taken[row] = true);
+    let other = made.iter().zip(&conditions.include).find(|(pick, include)| pick.row != **include);
+    if let Some((pick, &include)) = other {
+        let expected = format!("row {}, which is to be included", survey.index(include));
+        return Err(Error::invalid(
+            "picks to resume from",
+            format!("row {}", pick.index),
+            expected,
+            RESUME_REMEDY,
+        ));
+    }
     let twice = made.iter().find(|pick| std::mem::replace(&mut taken[pick.row], true));
     let found = match twice {
-        Some(pick) => format!("row {} twice", pick.index),
+        Some(pick) => format!("row {} twice, or one that is owned or excluded", pick.index),
         None if made.len() > budget => format!("{} picks", made.len()),
         None => return Ok(()),
     };
@@ -367,12 +408,8 @@ fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
 /// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
 const LARGEST_SIGNAL: f64 = 1e13;
 
-fn largest(survey: &Survey<'_>) -> f64 {
-    survey.norm_sq().iter().copied().fold(0.0, f64::max)
-}
-
 fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
-    let largest = alpha * largest(survey);
+    let largest = alpha * survey.largest_norm_sq();
     if largest <= LARGEST_SIGNAL {
         return Ok(());
     }
@@ -388,24 +425,25 @@ fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
 fn run(
     survey: &Survey<'_>,
     settings: &Settings,
+    conditions: &Conditions,
     mut rows: Vec<usize>,
     budget: usize,
     made: &[Pick],
     monitor: &Monitor,
-) -> Result<(Vec<Pick>, StopReason)> {
+) -> Result<Outcome> {
     let (kernels, alpha, dim) = (survey.kernels(), settings.alpha, survey.dim());
     if settings.method == Method::TopK {
         let factor = if settings.fisher == Fisher::Scalar { 1.0 / (1.0 + alpha) } else { 1.0 };
-        let run = Run::new(survey, settings, 0.0, monitor);
+        let run = Run::new(survey, settings, 0.0, conditions, monitor);
         let mut greedy = Greedy::new(run, FixedGain { factor });
-        greedy.replay(made, &mut rows)?;
+        greedy.begin(made, &mut rows)?;
         return top_k::search(greedy, rows, budget);
     }
     if settings.method == Method::Stochastic {
         // Rows are drawn by their place, which must not depend on how they are spread over files.
         rows.sort_unstable_by_key(|&row| survey.index(row));
     }
-    let run = Run::new(survey, settings, settings.conflict_penalty, monitor);
+    let run = Run::new(survey, settings, settings.conflict_penalty, conditions, monitor);
     let search = settings.search;
     match settings.fisher {
         Fisher::Full => {
@@ -436,8 +474,8 @@ fn one_by_one<O: Objective>(
     mut rows: Vec<usize>,
     budget: usize,
     made: &[Pick],
-) -> Result<(Vec<Pick>, StopReason)> {
-    greedy.replay(made, &mut rows)?;
+) -> Result<Outcome> {
+    greedy.begin(made, &mut rows)?;
     match search {
         Search::Eager => eager::search(greedy, rows, budget),
         Search::Lazy | Search::LazyGain => lazy::search(greedy, rows, budget),

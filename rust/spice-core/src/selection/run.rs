@@ -1,6 +1,10 @@
 //! What every greedy run keeps, whatever its objective and its search: picks, their mean, when to stop.
 
+use super::conditions::Conditions;
 use super::conflict::SelectedMean;
+use super::ledger::Ledger;
+use super::merit::Merit;
+use super::near::{Near, NearDuplicate};
 use super::survey::Survey;
 use super::{Pick, RESUME_REMEDY, Settings, StopReason};
 use crate::error::{Error, Result};
@@ -15,6 +19,8 @@ pub(super) struct Candidate {
     pub(super) row: usize,
     pub(super) index: i64,
     pub(super) gain: f64,
+    /// The score without its penalty.
+    pub(super) merit: f64,
     pub(super) score: f64,
 }
 
@@ -26,6 +32,14 @@ impl Candidate {
     }
 }
 
+/// What a run ends with.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) picks: Vec<Pick>,
+    pub(super) stop: StopReason,
+    pub(super) duplicates: Vec<NearDuplicate>,
+}
+
 /// A greedy run in progress.
 pub(super) struct Run<'a> {
     pub(super) survey: &'a Survey<'a>,
@@ -35,6 +49,10 @@ pub(super) struct Run<'a> {
     pub(super) penalty: f64,
     pub(super) monitor: &'a Monitor,
     pub(super) mean: SelectedMean,
+    pub(super) merit: Merit<'a>,
+    pub(super) conditions: &'a Conditions,
+    ledger: Option<Ledger<'a>>,
+    near: Option<Near>,
     early_stop: Option<f64>,
     picks: Vec<Pick>,
 }
@@ -44,6 +62,7 @@ impl<'a> Run<'a> {
         survey: &'a Survey<'a>,
         settings: &Settings,
         penalty: f64,
+        conditions: &'a Conditions,
         monitor: &'a Monitor,
     ) -> Self {
         Self {
@@ -53,6 +72,10 @@ impl<'a> Run<'a> {
             penalty,
             monitor,
             mean: SelectedMean::new(survey.dim()),
+            merit: Merit::new(conditions),
+            conditions,
+            ledger: conditions.limits.as_ref().map(Ledger::new),
+            near: conditions.max_similarity.map(Near::new),
             early_stop: settings.early_stop,
             picks: Vec::new(),
         }
@@ -67,9 +90,76 @@ impl<'a> Run<'a> {
         gain.exp_m1() / self.alpha
     }
 
+    /// The value below which a row's merit is below `merit`; negative if it never is.
+    pub(super) fn value_at(&self, row: usize, merit: f64) -> f64 {
+        self.value(self.merit.gain(row, merit))
+    }
+
     /// conflict of `row` at the current prefix; `cells` holds the row.
     pub(super) fn conflict(&self, row: usize, cells: &[f64]) -> f64 {
-        self.mean.conflict(self.kernels, cells, self.survey.norm_sq()[row])
+        self.mean.conflict(self.kernels, cells, self.survey.norm_sq()[row], self.survey.weight(row))
+    }
+
+    /// The least conflict of a row whose cosine to the mean is at most `−against`, while ‖m‖ ≥ `mean_norm`.
+    pub(super) fn least_conflict(&self, row: usize, against: f64, mean_norm: f64) -> f64 {
+        let (norm_sq, weight) = (self.survey.norm_sq()[row], self.survey.weight(row));
+        self.mean.least_conflict(against, norm_sq, weight, mean_norm)
+    }
+
+    /// A row of the given Δ and conflict.
+    pub(super) fn candidate(&self, slot: usize, row: usize, gain: f64, conflict: f64) -> Candidate {
+        let merit = self.merit.of(row, gain);
+        let score = merit - self.penalty * conflict;
+        Candidate { slot, row, index: self.survey.index(row), gain, merit, score }
+    }
+
+    /// Equal for rows that nothing but their cells can tell apart, and mostly for no others.
+    pub(super) fn terms_key(&self, row: usize) -> u64 {
+        let (multiplier, bonus) = self.merit.key(row);
+        let (group, cost) = self.terms(row);
+        let parts = [multiplier, bonus, group as u64, cost.to_bits()];
+        parts
+            .into_iter()
+            .fold(0, |key: u64, part| (key.rotate_left(17) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// Whether two rows are the same in everything that decides on them but their dataset index.
+    pub(super) fn are_alike(&self, a: usize, b: usize) -> bool {
+        self.merit.key(a) == self.merit.key(b)
+            && self.terms(a) == self.terms(b)
+            && self.survey.same(a, b)
+    }
+
+    /// Group and cost of a row.
+    fn terms(&self, row: usize) -> (usize, f64) {
+        let limits = self.conditions.limits.as_ref();
+        limits.map_or((0, 1.0), |limits| (limits.group(row), limits.cost(row)))
+    }
+
+    /// Whether the limits let the row be picked next. Once false, it stays so.
+    pub(super) fn admits(&self, row: usize) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| ledger.admits(row))
+    }
+
+    /// Whether some row may have become ineligible without being picked.
+    pub(super) const fn is_limited(&self) -> bool {
+        self.ledger.is_some()
+    }
+
+    /// Whether the row is too similar to a selected one; notes it if so. `value` is its q, if it is known.
+    pub(super) fn is_near(&mut self, row: usize, value: Option<f64>) -> bool {
+        let Some(near) = &mut self.near else { return false };
+        if value.is_some_and(|value| near.is_far(value, self.survey.norm_sq()[row])) {
+            return false;
+        }
+        let found = near.of(row, self.survey);
+        near.found.extend(found);
+        found.is_some()
+    }
+
+    /// Whether nothing is selected, nor owned.
+    pub(super) const fn is_blank(&self) -> bool {
+        self.mean.is_blank()
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -91,12 +181,31 @@ impl<'a> Run<'a> {
             return Some(StopReason::EarlyStop);
         }
         self.survey.load(best.row, cells);
+        let conflict = self.conflict(best.row, cells);
+        self.take(best, conflict, overruled, rows_read, cells);
+        None
+    }
+
+    /// Adds a row of value `value` that competes with none: a pick if it is `include`d, else one that is owned already;
+    /// `cells` gets it.
+    pub(super) fn force(&mut self, row: usize, value: f64, include: bool, cells: &mut [f64]) {
+        self.survey.load(row, cells);
+        if include {
+            let conflict = self.conflict(row, cells);
+            let candidate = self.candidate(0, row, self.gain(value), conflict);
+            self.take(&candidate, conflict, false, 1, cells);
+        } else {
+            self.add(row, cells);
+        }
+    }
+
+    fn take(&mut self, best: &Candidate, conflict: f64, overruled: bool, rows_read: u64, cells: &[f64]) {
         let pick = Pick {
             row: best.row,
             index: best.index,
             gain: best.gain,
             base: self.base(best.row),
-            conflict: self.conflict(best.row, cells),
+            conflict,
             score: best.score,
             overruled,
             rows_read,
@@ -104,7 +213,6 @@ impl<'a> Run<'a> {
         // Before anything is done with it: a time limit that passes meanwhile must not lose the pick.
         self.monitor.accept(pick);
         self.record(pick, cells);
-        None
     }
 
     /// Records a pick of an earlier run, whose row has `value` now; `cells` gets its row.
@@ -126,8 +234,18 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, pick: Pick, cells: &[f64]) {
-        self.mean.push(self.kernels, cells);
+        self.add(pick.row, cells);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.spend(pick.row);
+        }
         self.picks.push(pick);
+    }
+
+    fn add(&mut self, row: usize, cells: &[f64]) {
+        self.mean.push(self.kernels, cells, self.survey.weight(row));
+        if let Some(near) = &mut self.near {
+            near.push(row, self.survey, self.alpha);
+        }
     }
 
     /// log(1 + α‖g‖²).
@@ -137,18 +255,35 @@ impl<'a> Run<'a> {
 
     /// How much the score fell from one pick to the next, on average over the latest `picks` picks.
     pub(super) fn decline(&self, picks: usize) -> f64 {
-        let latest = &self.picks[self.picks.len().saturating_sub(picks)..];
+        let competed = &self.picks[self.conditions.include.len().min(self.picks.len())..];
+        let latest = &competed[competed.len().saturating_sub(picks)..];
         match latest {
             [first, .., last] => (first.score - last.score) / (latest.len() - 1) as f64,
             _ => 0.0,
         }
     }
 
+    /// No row that can still be picked has a larger value, as the latest pick tells; infinite if that was forced.
+    pub(super) fn most_value(&self) -> f64 {
+        match self.picks.last() {
+            Some(pick) if self.picks.len() > self.conditions.include.len() => {
+                self.value(self.merit.most_gain(pick.score + self.penalty))
+            }
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// No row that competes with a winner of this score has a smaller value, unless this is negative.
+    pub(super) fn least_value(&self, score: f64) -> f64 {
+        self.value(self.merit.least_gain(score))
+    }
+
     pub(super) fn picks(&self) -> usize {
         self.picks.len()
     }
 
-    pub(super) fn finish(self, stop: StopReason) -> (Vec<Pick>, StopReason) {
-        (self.picks, stop)
+    pub(super) fn finish(self, stop: StopReason) -> Outcome {
+        let duplicates = self.near.map_or_else(Vec::new, |near| near.found);
+        Outcome { picks: self.picks, stop, duplicates }
     }
 }

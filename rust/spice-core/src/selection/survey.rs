@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::conditions::check_numbers;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::matrix::Pool;
@@ -17,6 +18,10 @@ pub struct Survey<'a> {
     pool: Pool<'a>,
     /// ‖g‖², (n,).
     norm_sq: Vec<f64>,
+    /// max ‖g‖².
+    largest: f64,
+    /// Weight of each row, (n,); all 1 if `None`.
+    weights: Option<Vec<f64>>,
     fingerprint: u64,
     kernels: Kernels,
 }
@@ -66,8 +71,28 @@ impl<'a> Survey<'a> {
         if unit {
             pool.rescale(measured.iter().map(|&(_, factor)| factor));
         }
-        let norm_sq = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
-        Ok(Self { pool, norm_sq, fingerprint, kernels })
+        let norm_sq: Vec<f64> = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
+        let largest = norm_sq.iter().copied().fold(0.0, f64::max);
+        Ok(Self { pool, norm_sq, largest, weights: None, fingerprint, kernels })
+    }
+
+    /// Gives every row a weight w > 0: F = Σ w ggᵀ, and the mean is weighted too. From now on rows are read times √w,
+    /// and norms are of such rows.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming the first weight that is not positive, or if there is not one for each row.
+    pub fn with_weights(mut self, weights: Vec<f64>) -> Result<Self> {
+        check_numbers("weights", Some(&weights), self.len(), true)?;
+        self.pool.rescale(weights.iter().map(|weight| weight.sqrt()));
+        self.norm_sq.iter_mut().zip(&weights).for_each(|(norm_sq, weight)| *norm_sq *= weight);
+        self.largest = self.norm_sq.iter().copied().fold(0.0, f64::max);
+        self.weights = Some(weights);
+        Ok(self)
+    }
+
+    /// Weight of a row.
+    pub(super) fn weight(&self, row: usize) -> f64 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[row])
     }
 
     /// Number of rows.
@@ -110,6 +135,11 @@ impl<'a> Survey<'a> {
     /// ‖g‖² of every row, (n,).
     pub fn norm_sq(&self) -> &[f64] {
         &self.norm_sq
+    }
+
+    /// max ‖g‖².
+    pub(super) const fn largest_norm_sq(&self) -> f64 {
+        self.largest
     }
 
     /// Equal for rows that are the same to the bit, and mostly for no others.

@@ -1,24 +1,32 @@
-//! The released code's default: the rows of largest Δ(∅), no interaction.
+//! The released code's default: the rows of largest Δ(∅), or of the largest merit with it, no interaction.
 
+use super::StopReason;
 use super::greedy::{Greedy, Leader};
 use super::objective::Objective;
-use super::run::Candidate;
-use super::{Pick, StopReason};
+use super::run::{Candidate, Outcome};
 use crate::error::Result;
 
 pub(super) fn search<O: Objective>(
     mut greedy: Greedy<'_, O>,
     mut rows: Vec<usize>,
     budget: usize,
-) -> Result<(Vec<Pick>, StopReason)> {
-    let gain = |row: usize, greedy: &Greedy<'_, O>| greedy.run.gain(greedy.start(row).value);
+) -> Result<Outcome> {
+    let merit = |row: usize, greedy: &Greedy<'_, O>| {
+        greedy.run.merit.of(row, greedy.run.gain(greedy.start(row).value))
+    };
     rows.sort_by(|&a, &b| {
-        let descending = gain(b, &greedy).total_cmp(&gain(a, &greedy));
+        let descending = merit(b, &greedy).total_cmp(&merit(a, &greedy));
         descending.then_with(|| greedy.index(a).cmp(&greedy.index(b)))
     });
     let mut scratch = Vec::new();
-    for &row in rows.iter().take(budget - greedy.run.picks()) {
+    for &row in &rows {
         greedy.run.check()?;
+        if greedy.run.picks() == budget {
+            return Ok(greedy.run.finish(StopReason::Budget));
+        }
+        if !greedy.run.admits(row) || greedy.run.is_near(row, None) {
+            continue;
+        }
         let mut leader = Leader::default();
         let mut consider = |candidate: Candidate| leader.consider(&candidate);
         greedy.score(&[row], &mut [greedy.start(row)], 0, &mut scratch, &mut consider);
@@ -26,5 +34,6 @@ pub(super) fn search<O: Objective>(
             return Ok(greedy.run.finish(stop));
         }
     }
-    Ok(greedy.run.finish(StopReason::Budget))
+    let full = greedy.run.picks() == budget;
+    Ok(greedy.run.finish(if full { StopReason::Budget } else { StopReason::Exhausted }))
 }

@@ -34,8 +34,8 @@ pub(super) struct Cold {
 /// What a row must reach to be worth more work.
 #[derive(Clone, Copy)]
 pub(super) struct Bar<'a> {
-    /// exp(score) − 1 of the smallest score of interest.
-    pub(super) reach: f64,
+    /// The smallest score of interest.
+    pub(super) score: f64,
     /// How far a computed q may be off.
     pub(super) slack: f64,
     /// How far the mean has turned, and may still turn, since each of the means; empty if unknown.
@@ -45,9 +45,9 @@ pub(super) struct Bar<'a> {
 }
 
 impl Bar<'_> {
-    /// Bounds of q below this one are below the bar whatever the conflict; not negative.
-    pub(super) fn least_value(&self, run: &Run<'_>) -> f64 {
-        (self.reach / run.alpha / (1.0 + self.slack) * (1.0 - 1e-12)).max(0.0)
+    /// Bounds of the row's q below this one are below the bar whatever the conflict; not negative.
+    pub(super) fn least_value(&self, row: usize, run: &Run<'_>) -> f64 {
+        (run.value_at(row, self.score) / (1.0 + self.slack) * (1.0 - 1e-12)).max(0.0)
     }
 }
 
@@ -155,52 +155,52 @@ impl Cold {
         self.seen[name] as usize == picks
     }
 
-    /// Upper bound of exp(score) − 1 while `bar` holds: the order of scores, mostly without a logarithm.
+    /// Upper bound of the score while `bar` holds.
     pub(super) fn reach(&self, name: usize, bar: Bar<'_>, run: &Run<'_>) -> f64 {
-        let odds = run.alpha * self.values[name] * (1.0 + bar.slack);
-        let mean = self.mean[name];
+        let (merit, mean) = (self.merit(name, bar.slack, run), self.mean[name]);
         if mean == UNKNOWN || bar.turns.is_empty() || self.cosines[name] >= 0.0 {
-            return odds;
+            return merit;
         }
         let against = -bar.turns[usize::from(mean)].cosine(f64::from(self.cosines[name]));
         if against <= 0.0 {
-            return odds;
+            return merit;
         }
-        let conflict = run.mean.least_conflict(against, self.norm_sq(name, run), bar.mean_norm);
-        // Beyond, exp(score) − 1 is −1 in float64 and tells scores apart no more; a smaller penalty only bounds less.
-        let penalty = -(run.penalty * conflict).min(20.0);
-        odds * penalty.exp() + penalty.exp_m1()
+        merit - run.penalty * run.least_conflict(self.rows[name], against, bar.mean_norm)
     }
 
     pub(super) fn norm_sq(&self, name: usize, run: &Run<'_>) -> f64 {
         run.survey.norm_sq()[self.rows[name]]
     }
 
-    /// Upper bound of Δ.
-    pub(super) fn gain(&self, name: usize, slack: f64, run: &Run<'_>) -> f64 {
-        run.gain(self.values[name] * (1.0 + slack))
+    /// Upper bound of the merit.
+    pub(super) fn merit(&self, name: usize, slack: f64, run: &Run<'_>) -> f64 {
+        run.merit.of(self.rows[name], run.gain(self.values[name] * (1.0 + slack)))
     }
 
     /// All waiting rows that reach above the bar, with what they reach, in the order of rows.
     pub(super) fn above(&self, bar: Bar<'_>, run: &Run<'_>) -> Vec<(f64, usize)> {
-        let least = bar.least_value(run);
+        // Mostly without a logarithm: no value below this one is enough for any row.
+        let least = (run.least_value(bar.score) / (1.0 + bar.slack) * (1.0 - 1e-12)).max(0.0);
         let chunks = self.values.par_chunks(1 << 12).enumerate();
         let found: Vec<Vec<(f64, usize)>> = chunks
             .map(|(chunk, values)| {
                 let names = (chunk << 12..).zip(values).filter(|&(_, &value)| value >= least);
                 let reaches = names.map(|(name, _)| (self.reach(name, bar, run), name));
-                reaches.filter(|&(reach, _)| reach > bar.reach).collect()
+                reaches.filter(|&(reach, _)| reach > bar.score).collect()
             })
             .collect();
         found.concat()
     }
 
-    /// The names of all waiting rows whose Δ may exceed `gain`, largest bound first.
-    pub(super) fn with_gain_above(&self, gain: f64, slack: f64, run: &Run<'_>) -> Vec<usize> {
-        let above = |name: &usize| self.values[*name] >= 0.0 && self.gain(*name, slack, run) > gain;
-        let mut names: Vec<usize> = (0..self.values.len()).filter(above).collect();
-        names.sort_by(|&a, &b| self.values[b].total_cmp(&self.values[a]));
-        names
+    /// The names of all waiting rows whose merit may exceed `merit`, largest bound first.
+    pub(super) fn with_merit_above(&self, merit: f64, slack: f64, run: &Run<'_>) -> Vec<usize> {
+        let names = (0..self.values.len()).filter(|&name| self.waits(name));
+        let mut above: Vec<(f64, usize)> = names
+            .map(|name| (self.merit(name, slack, run), name))
+            .filter(|&(bound, _)| bound > merit)
+            .collect();
+        above.sort_by(|a, b| b.0.total_cmp(&a.0));
+        above.into_iter().map(|(_, name)| name).collect()
     }
 
     /// The cosine of a row, if it is to the latest mean; also of a row that has left.
@@ -209,35 +209,37 @@ impl Cold {
         latest.then(|| f64::from(self.cosines[name]))
     }
 
-    /// The waiting row of the largest Δ(∅), the lowest dataset index first: the first pick.
-    pub(super) fn first(&self, run: &Run<'_>) -> usize {
-        let largest = self.values.iter().copied().fold(0.0, f64::max);
-        // Norms that differ by rounding alone may have one Δ.
-        let near = (0..self.values.len()).filter(|&name| self.values[name] >= largest * (1.0 - 1e-12));
-        let order = |&a: &usize, &b: &usize| {
+    /// The waiting row of the largest merit with Δ(∅), the lowest dataset index first: the first pick.
+    pub(super) fn first(&self, run: &Run<'_>) -> Option<usize> {
+        let merit = |name: usize| self.merit(name, 0.0, run);
+        let waiting = (0..self.values.len()).filter(|&name| self.waits(name));
+        let order = |a: &(f64, usize), b: &(f64, usize)| {
             let index = |name: usize| run.survey.index(self.rows[name]);
-            let gain = |name: usize| run.gain(self.values[name]);
-            gain(a).total_cmp(&gain(b)).then(index(b).cmp(&index(a)))
+            a.0.total_cmp(&b.0).then_with(|| index(b.1).cmp(&index(a.1)))
         };
-        near.max_by(order).unwrap_or(0)
+        waiting.map(|name| (merit(name), name)).max_by(order).map(|(_, name)| name)
     }
 
-    /// The largest bound of Δ among waiting rows; 0 if there is none.
-    pub(super) fn largest_gain(&self, slack: f64, run: &Run<'_>) -> f64 {
-        let largest = self.values.par_iter().copied().reduce(|| 0.0, f64::max);
-        run.gain(largest * (1.0 + slack))
+    /// The largest bound of the merit among waiting rows; −∞ if there is none.
+    pub(super) fn largest_merit(&self, slack: f64, run: &Run<'_>) -> f64 {
+        if run.merit.is_gain() {
+            let largest = self.values.par_iter().copied().reduce(|| -1.0, f64::max);
+            return if largest < 0.0 { f64::NEG_INFINITY } else { run.gain(largest * (1.0 + slack)) };
+        }
+        let waiting = (0..self.values.len()).into_par_iter().filter(|&name| self.waits(name));
+        waiting.map(|name| self.merit(name, slack, run)).reduce(|| f64::NEG_INFINITY, f64::max)
     }
 
-    /// The largest bound of Δ, and the one that `count` waiting rows reach (or all, if they are fewer).
-    pub(super) fn gains_of_rank(&self, count: usize, slack: f64, run: &Run<'_>) -> (f64, f64) {
-        let mut values: Vec<f64> = self.values.iter().copied().filter(|&value| value >= 0.0).collect();
-        if values.is_empty() {
+    /// The largest bound of the merit, and the one that `count` waiting rows reach (or all, if they are fewer).
+    pub(super) fn merits_of_rank(&self, count: usize, slack: f64, run: &Run<'_>) -> (f64, f64) {
+        let waiting = (0..self.values.len()).filter(|&name| self.waits(name));
+        let mut merits: Vec<f64> = waiting.map(|name| self.merit(name, slack, run)).collect();
+        if merits.is_empty() {
             return (0.0, 0.0);
         }
-        let rank = count.min(values.len()) - 1;
-        let (larger, &mut value, _) = values.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
-        let top = larger.iter().copied().fold(value, f64::max);
-        (run.gain(top * (1.0 + slack)), run.gain(value * (1.0 + slack)))
+        let rank = count.min(merits.len()) - 1;
+        let (larger, &mut merit, _) = merits.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
+        (larger.iter().copied().fold(merit, f64::max), merit)
     }
 
     /// The epoch is over.

@@ -1,6 +1,6 @@
 //! One step: the best of the hot rows.
 //!
-//! Δ of every hot row is at hand; a conflict takes a reading of the row. So conflicts are computed in the
+//! The merit of every hot row is at hand; a conflict takes a reading of the row. So conflicts are computed in the
 //! order of what a row can still score, and only while that reaches the best score found.
 
 use rayon::prelude::*;
@@ -12,26 +12,28 @@ use crate::selection::run::{Candidate, Run};
 
 /// Conflicts computed at once.
 const CONFLICTS: usize = 64;
-/// Rows made hot at once to find one with a larger Δ.
+/// Rows made hot at once to find one with a larger merit.
 const WITNESSES: usize = 32;
 
-/// The best hot row, and the largest Δ of any hot row that is up to date.
+/// The best hot row, and the largest merit of any hot row that is up to date.
 pub(super) struct Found {
     pub(super) best: Candidate,
-    pub(super) largest_gain: f64,
+    pub(super) largest_merit: f64,
 }
 
 impl Search<'_> {
     /// The best hot row.
     pub(super) fn best(&mut self) -> Result<Option<Found>> {
         let penalty = self.run.penalty;
-        let eligible =
-            |slot: usize| self.sample.as_ref().is_none_or(|sample| sample[self.hot.names[slot]]);
-        let active = |slot: &usize| self.hot.values[*slot] >= self.floor && eligible(*slot);
+        let eligible = |slot: usize| {
+            self.run.admits(self.hot.rows[slot])
+                && self.sample.as_ref().is_none_or(|sample| sample[self.hot.names[slot]])
+        };
+        let active = |slot: &usize| self.hot.is_active(*slot) && eligible(*slot);
         let slots = (0..self.hot.len()).filter(active);
         if penalty == 0.0 {
             let best = slots.map(|slot| self.candidate(slot, 0.0)).reduce(better);
-            return Ok(best.map(|best| Found { best, largest_gain: best.gain }));
+            return Ok(best.map(|best| Found { best, largest_merit: best.merit }));
         }
         let turn = match (&self.reference, &self.present) {
             (Some(reference), Some(present)) if self.strategy.angles => {
@@ -40,24 +42,24 @@ impl Search<'_> {
             _ => None,
         };
         let norm = self.run.mean.norm();
-        let mut largest_gain = 0.0_f64;
+        let mut largest_merit = f64::NEG_INFINITY;
         let mut bounds: Vec<(f64, usize)> = slots
             .map(|slot| {
-                let gain = self.hot.gains[slot];
-                largest_gain = largest_gain.max(gain);
+                let row = self.hot.rows[slot];
+                let merit = self.run.merit.of(row, self.hot.gains[slot]);
+                largest_merit = largest_merit.max(merit);
                 let against = turn.map_or(0.0, |turn| -turn.cosine(self.hot.cosines[slot]));
                 let bound = if against > 0.0 {
-                    let norm_sq = self.run.survey.norm_sq()[self.hot.rows[slot]];
-                    gain - penalty * self.run.mean.least_conflict(against, norm_sq, norm)
+                    merit - penalty * self.run.least_conflict(row, against, norm)
                 } else {
-                    gain
+                    merit
                 };
                 (bound, slot)
             })
             .collect();
         if self.strategy.exhaustive {
             let best = self.conflicting(&bounds)?;
-            return Ok(best.map(|best| Found { best, largest_gain }));
+            return Ok(best.map(|best| Found { best, largest_merit }));
         }
         // In the order of bounds, in growing portions, while a bound reaches the best score.
         let mut best: Option<Candidate> = None;
@@ -85,18 +87,11 @@ impl Search<'_> {
         if self.conflicts > self.hot.len() {
             self.measure_angles()?;
         }
-        Ok(best.map(|best| Found { best, largest_gain }))
+        Ok(best.map(|best| Found { best, largest_merit }))
     }
 
     fn candidate(&self, slot: usize, conflict: f64) -> Candidate {
-        let (row, gain) = (self.hot.rows[slot], self.hot.gains[slot]);
-        Candidate {
-            slot,
-            row,
-            index: self.run.survey.index(row),
-            gain,
-            score: gain - self.run.penalty * conflict,
-        }
+        self.run.candidate(slot, self.hot.rows[slot], self.hot.gains[slot], conflict)
     }
 
     /// The best of some hot rows, their conflicts computed.
@@ -131,27 +126,28 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Whether a row with a larger Δ than the best one's lost by its conflict.
+    /// Whether a row with a larger merit than the best one's lost by its conflict.
     pub(super) fn overruled(&mut self, found: &Found) -> Result<bool> {
-        let gain = found.best.gain;
-        if self.run.penalty == 0.0 || found.largest_gain > gain {
+        let merit = found.best.merit;
+        if self.run.penalty == 0.0 || found.largest_merit > merit {
             return Ok(self.run.penalty > 0.0);
         }
-        // Rows whose angle has kept them cold may have a larger Δ all the same.
-        while self.cold_gain > gain {
+        // Rows whose angle has kept them cold may have a larger merit all the same.
+        while self.cold_merit > merit {
             let slack = self.epoch.slack();
-            let mut names = self.cold.with_gain_above(gain, slack, &self.run);
+            self.retire();
+            let mut names = self.cold.with_merit_above(merit, slack, &self.run);
             names.truncate(WITNESSES);
             let first = self.hot.len();
             self.promote(names.into_iter())?;
-            self.cold_gain = self.cold.largest_gain(slack, &self.run);
+            self.cold_merit = self.cold.largest_merit(slack, &self.run);
             if self.cold.waiting == 0 {
                 // No period will follow that would catch up with the hot rows left behind.
                 self.cutoff = f64::NEG_INFINITY;
-                self.floor = f64::NEG_INFINITY;
-                self.hot.follow(self.floor, &self.epoch, &self.run);
+                self.hot.catch_up(&self.epoch, &self.run);
             }
-            if self.hot.gains[first..].iter().any(|&other| other > gain) {
+            let larger = |slot| self.run.merit.of(self.hot.rows[slot], self.hot.gains[slot]) > merit;
+            if (first..self.hot.len()).any(larger) {
                 return Ok(true);
             }
         }

@@ -13,10 +13,12 @@
 //! Subtractions lose digits once q has fallen far, and coordinates cost work, so an epoch ends
 //!
 //! - after d/2 picks: from there on a fresh start is the cheaper update;
-//! - as soon as some row may have lost five digits. For every row
-//!   q_start/q ≤ λ_max(X M Xᵀ) ≤ 1 + α Σ_j ‖y_j‖², and the sum is cheap.
+//! - before a pick that may have lost digits, by two bounds that both have to fail. For every row
+//!   q_start/q ≤ λ_max(X M Xᵀ) ≤ 1 + α Σ_j ‖y_j‖². And what subtraction leaves of a row is off by some ulps of
+//!   its q_start, which is small beside the q of whoever wins unless the winner is far below the largest
+//!   q_start of all that can still compete; the first pick of an epoch bounds that one.
 //!
-//! Both depend on the picks alone. In the first epoch M = I and y = g, so a small budget never pays for a
+//! Both depend on the picks and the next winner alone. In the first epoch M = I and y = g, so a small budget never pays for a
 //! matrix. A pool with far fewer rows than columns stays in it for good (the sample-space form): M then
 //! keeps an eigenvalue of 1 and what subtraction loses stays within what cond(M) excuses.
 
@@ -28,6 +30,8 @@ use crate::selection::survey::Survey;
 
 /// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
 const MAX_GROWTH: f64 = 1e5;
+/// How far, in parts of the largest q_start, a winner may have fallen: some ulps of that one leave ten digits too.
+const LEAST_PART: f64 = 1e-4;
 /// Shortest regular epoch; below, a factorisation costs less than keeping count.
 const MIN_LENGTH: usize = 32;
 /// Widest matrix that is factored: three of them take 6 GB.
@@ -59,6 +63,10 @@ pub(super) struct Epoch<'a> {
     lengths: Vec<f64>,
     /// α Σ ‖y_j‖².
     growth: f64,
+    /// No row that can still win started the epoch with a larger q.
+    ceiling: f64,
+    /// max ‖g‖² over the pool.
+    largest: f64,
     /// α Σ ‖g‖² over the picks of all epochs: 1 + trace bounds cond(M).
     trace: f64,
 }
@@ -95,6 +103,8 @@ impl<'a> Epoch<'a> {
             coordinates: Vec::new(),
             lengths: Vec::new(),
             growth: 0.0,
+            ceiling: survey.largest_norm_sq(),
+            largest: survey.largest_norm_sq(),
             trace: 0.0,
         }
     }
@@ -111,8 +121,7 @@ impl<'a> Epoch<'a> {
 
     /// Whether M may have to be factored for so many picks.
     pub(super) fn may_end(&self, budget: usize) -> bool {
-        let largest = self.survey.norm_sq().iter().copied().fold(0.0, f64::max);
-        let growth = self.alpha * largest * budget as f64;
+        let growth = self.alpha * self.largest * budget as f64;
         !self.is_endless() && (budget >= self.length || growth > MAX_GROWTH)
     }
 
@@ -222,9 +231,21 @@ impl<'a> Epoch<'a> {
         self.rows.push(row);
     }
 
+    /// Notes at the first pick of the epoch that no row which can still win has a larger q than `most`.
+    pub(super) fn limit(&mut self, most: f64) {
+        if self.rows.is_empty() {
+            self.ceiling = most.min(self.largest);
+        }
+    }
+
     /// Whether the epoch is over.
     pub(super) fn is_over(&self) -> bool {
-        self.length != usize::MAX && (self.rows.len() >= self.length || self.growth > MAX_GROWTH)
+        self.rows.len() >= self.length
+    }
+
+    /// Whether too few digits may be left to tell rows of value `least`, which the winner has at least, from others.
+    pub(super) fn is_doubtful(&self, least: f64) -> bool {
+        self.length != usize::MAX && self.growth > MAX_GROWTH && least < LEAST_PART * self.ceiling
     }
 
     /// Starts the next epoch: every row has to be whitened anew.

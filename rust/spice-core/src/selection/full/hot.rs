@@ -28,6 +28,8 @@ pub(super) struct Hot {
     seen: Vec<usize>,
     /// Cosine to the mean that angles are measured from; above 0 where unknown.
     pub(super) cosines: Vec<f64>,
+    /// A row whose value is below its floor is left behind: it cannot win for now.
+    floors: Vec<f64>,
     /// (m, d).
     whitened: Vec<f64>,
     /// (m, width).
@@ -37,6 +39,7 @@ pub(super) struct Hot {
 /// The rows of one task.
 struct Group<'a> {
     rows: &'a [usize],
+    floors: &'a [f64],
     values: &'a mut [f64],
     gains: &'a mut [f64],
     seen: &'a mut [usize],
@@ -55,6 +58,7 @@ impl Hot {
             gains: Vec::new(),
             seen: Vec::new(),
             cosines: Vec::new(),
+            floors: Vec::new(),
             whitened: Vec::new(),
             coordinates: Vec::new(),
         }
@@ -92,6 +96,7 @@ impl Hot {
         self.gains.resize(len, 0.0);
         self.seen.resize(len, 0);
         self.cosines.resize(len, 1.0);
+        self.floors.resize(len, f64::NEG_INFINITY);
         self.whitened.resize(len * self.dim, 0.0);
         self.coordinates.resize(len * self.width, 0.0);
         self.whiten(first, epoch, run)
@@ -110,7 +115,7 @@ impl Hot {
                 let values = epoch.whiten(group.rows, cells, group.whitened);
                 group.values.copy_from_slice(&values);
                 group.seen.fill(0);
-                group.follow(dim, width, f64::NEG_INFINITY, epoch, run, products);
+                group.follow(dim, width, true, epoch, run, products);
                 // With no pick in the epoch nothing was followed.
                 for (gain, &value) in group.gains.iter_mut().zip(&*group.values) {
                     *gain = run.gain(value);
@@ -120,20 +125,42 @@ impl Hot {
         )
     }
 
-    /// Brings every row whose value is at least `floor` up to date. The others fall behind, and are
-    /// caught up by a call with a lower floor.
-    pub(super) fn follow(&mut self, floor: f64, epoch: &Epoch<'_>, run: &Run<'_>) {
+    /// Brings every row that is not below its floor up to date.
+    pub(super) fn follow(&mut self, epoch: &Epoch<'_>, run: &Run<'_>) {
+        self.follow_some(false, epoch, run);
+    }
+
+    /// Brings all rows up to date and forgets their floors.
+    pub(super) fn catch_up(&mut self, epoch: &Epoch<'_>, run: &Run<'_>) {
+        self.floors.fill(f64::NEG_INFINITY);
+        self.follow_some(true, epoch, run);
+    }
+
+    /// Leaves behind whatever has, or comes to have, a merit below `merit`.
+    pub(super) fn leave_below(&mut self, merit: f64, run: &Run<'_>) {
+        for (floor, &row) in self.floors.iter_mut().zip(&self.rows) {
+            let least = run.value_at(row, merit);
+            *floor = if least > 0.0 { least * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
+        }
+    }
+
+    /// Whether the row is up to date, or was left behind.
+    pub(super) fn is_active(&self, slot: usize) -> bool {
+        self.values[slot] >= self.floors[slot]
+    }
+
+    fn follow_some(&mut self, all: bool, epoch: &Epoch<'_>, run: &Run<'_>) {
         let (dim, width) = (self.dim, self.width);
         let mut groups = self.groups(0);
         if groups.len() * GROUP * dim < SMALL {
             let mut products = Vec::new();
             for group in &mut groups {
-                group.follow(dim, width, floor, epoch, run, &mut products);
+                group.follow(dim, width, all, epoch, run, &mut products);
             }
         } else {
             let least = groups.len().div_ceil(4 * rayon::current_num_threads());
             groups.into_par_iter().with_min_len(least).for_each_init(Vec::new, |products, mut group| {
-                group.follow(dim, width, floor, epoch, run, products);
+                group.follow(dim, width, all, epoch, run, products);
             });
         }
     }
@@ -151,6 +178,7 @@ impl Hot {
         self.gains.swap_remove(slot);
         self.seen.swap_remove(slot);
         self.cosines.swap_remove(slot);
+        self.floors.swap_remove(slot);
     }
 
     fn groups(&mut self, first: usize) -> Vec<Group<'_>> {
@@ -162,11 +190,11 @@ impl Hot {
         let cells = self.whitened[first * dim..]
             .chunks_mut(GROUP * dim)
             .zip(self.coordinates[first * width..].chunks_mut(GROUP * width));
-        let rows = self.rows[first..].chunks(GROUP);
+        let rows = self.rows[first..].chunks(GROUP).zip(self.floors[first..].chunks(GROUP));
         rows.zip(cells)
-            .map_while(|(rows, (whitened, coordinates))| {
+            .map_while(|((rows, floors), (whitened, coordinates))| {
                 let ((values, gains), seen) = lists.next()?;
-                Some(Group { rows, values, gains, seen, whitened, coordinates })
+                Some(Group { rows, floors, values, gains, seen, whitened, coordinates })
             })
             .collect()
     }
@@ -177,24 +205,24 @@ impl Group<'_> {
         &mut self,
         dim: usize,
         width: usize,
-        floor: f64,
+        all: bool,
         epoch: &Epoch<'_>,
         run: &Run<'_>,
         products: &mut Vec<f64>,
     ) {
         // Rows that have seen equally much go together; mostly that is all of them.
         while let Some(seen) = (0..self.rows.len())
-            .filter(|&i| self.values[i] >= floor && self.seen[i] < epoch.picks())
+            .filter(|&i| (all || self.values[i] >= self.floors[i]) && self.seen[i] < epoch.picks())
             .map(|i| self.seen[i])
             .min()
         {
             let cells = self.whitened.chunks_exact(dim).zip(self.coordinates.chunks_exact_mut(width));
             let mut together: Vec<(&mut f64, Follower<'_>)> = Vec::with_capacity(self.rows.len());
             let numbers = self.values.iter_mut().zip(&mut *self.gains).zip(&mut *self.seen);
-            for (((value, gain), at), ((whitened, coordinates), &row)) in
-                numbers.zip(cells.zip(self.rows))
+            for (((value, gain), at), ((whitened, coordinates), (&row, floor))) in
+                numbers.zip(cells.zip(self.rows.iter().zip(self.floors)))
             {
-                if *value >= floor && *at == seen {
+                if (all || *value >= *floor) && *at == seen {
                     *at = epoch.picks();
                     together.push((gain, Follower { row, whitened, coordinates, value }));
                 }

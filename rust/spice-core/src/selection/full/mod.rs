@@ -8,7 +8,7 @@
 //! in matrix products, over the few rows that may still matter.
 //!
 //! Why a bound stays a bound: U is submodular, so Δ_x never grows while rows are added, and what a pick
-//! takes from it can be taken off late or in part. The penalty is never negative, and the angle between
+//! takes from it can be taken off late or in part. A row's m and b never change. The penalty is never negative, and the angle between
 //! a row and the mean changes no faster than the mean turns (`drift`), so an old angle bounds the
 //! conflict from below.
 //!
@@ -36,9 +36,9 @@ mod twins;
 
 use std::collections::HashMap;
 
-use super::run::Run;
-use super::{Pick, RESUME_REMEDY, StopReason};
-use crate::error::{Error, Result};
+use super::run::{Outcome, Run};
+use super::{Pick, StopReason};
+use crate::error::Result;
 use cold::Cold;
 use directions::Directions;
 use epoch::Epoch;
@@ -47,6 +47,8 @@ use hot::Hot;
 use period::{FIRST, Period};
 pub(super) use stochastic::Sampling;
 
+/// What forced rows are called: they are no candidates and have no place among the cold ones.
+const FORCED: usize = usize::MAX;
 /// Bytes of hot rows that are asked of the last cache.
 const HOT_BYTES: usize = 16 << 20;
 
@@ -65,21 +67,31 @@ pub(super) struct Strategy {
     pub(super) sampling: Option<Sampling>,
 }
 
-/// Selects up to `budget` of `rows`; the first picks are `made`.
+impl Strategy {
+    /// Whether a pick is the best of all rows.
+    const fn is_exact(&self) -> bool {
+        self.epsilon == 0.0 && self.sampling.is_none()
+    }
+}
+
+/// Selects up to `budget` of `rows`, the candidates; the first picks are `made`.
 pub(super) fn search(
     run: Run<'_>,
     rows: Vec<usize>,
     budget: usize,
     made: &[Pick],
     strategy: Strategy,
-) -> Result<(Vec<Pick>, StopReason)> {
+) -> Result<Outcome> {
     let names = if made.is_empty() {
         HashMap::new()
     } else {
         rows.iter().enumerate().map(|(name, &row)| (row, name)).collect()
     };
     let mut search = Search::new(run, rows, budget, strategy)?;
+    let conditions = search.run.conditions;
+    search.force(&conditions.initial, false)?;
     search.replay(made, &names)?;
+    search.force(conditions.include.get(made.len()..).unwrap_or(&[]), true)?;
     let stop = match strategy.sampling {
         None => search.run_to(budget)?,
         Some(sampling) => search.run_sampled(budget, sampling)?,
@@ -98,12 +110,10 @@ struct Search<'a> {
     least_capacity: usize,
     /// No cold row scores higher.
     cutoff: f64,
-    /// Hot rows below this value are left behind until the next period.
-    floor: f64,
     /// Rows refreshed or made hot since the last pick.
     read: u64,
-    /// No cold row has a larger Δ.
-    cold_gain: f64,
+    /// No cold row has a larger merit.
+    cold_merit: f64,
     period: Option<Period>,
     /// How far the mean turns in one period, by the latest ones, in radians.
     turning: f64,
@@ -142,6 +152,8 @@ impl<'a> Search<'a> {
         }
         .check()?;
         if by_gram {
+            let mut rows = rows.clone();
+            rows.extend(run.conditions.forced());
             epoch.use_gram(Gram::new(&rows, &run)?);
         }
         let mut search = Self {
@@ -152,9 +164,8 @@ impl<'a> Search<'a> {
             capacity: fitting,
             least_capacity: fitting,
             cutoff: f64::NEG_INFINITY,
-            floor: f64::NEG_INFINITY,
             read: 0,
-            cold_gain: 0.0,
+            cold_merit: f64::NEG_INFINITY,
             period: None,
             turning: 0.0,
             reference: None,
@@ -170,7 +181,7 @@ impl<'a> Search<'a> {
         if all_hot {
             search.promote(0..count)?;
         } else if strategy.sampling.is_none() {
-            search.twins = twins::next_twins(&search.cold.rows, search.run.survey);
+            search.twins = twins::next_twins(&search.cold.rows, &search.run);
             for &twin in search.twins.values() {
                 search.cold.take(twin);
             }
@@ -185,10 +196,11 @@ impl<'a> Search<'a> {
             if self.run.penalty > 0.0 {
                 self.present = self.run.mean.direction();
             }
-            if self.run.picks() == 0 && self.cold.waiting > 0 {
-                // Nothing has to be read for the first pick: the largest norm.
+            if self.run.is_blank() && self.cold.waiting > 0 {
+                // Nothing has to be read for the first pick: its norm tells.
+                self.retire();
                 let first = self.cold.first(&self.run);
-                self.promote([first].into_iter())?;
+                self.promote(first.into_iter())?;
             } else if self.cold.waiting > 0 && self.is_stale() {
                 self.start_period()?;
             }
@@ -199,6 +211,14 @@ impl<'a> Search<'a> {
                 found = self.best()?;
             }
             let Some(found) = found else { return Ok(StopReason::Exhausted) };
+            if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
+                self.restart()?;
+                continue;
+            }
+            if self.run.is_near(found.best.row, Some(self.hot.values[found.best.slot])) {
+                self.leave(found.best.slot)?;
+                continue;
+            }
             let overruled = self.overruled(&found)?;
             let read = std::mem::take(&mut self.read);
             if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
@@ -226,17 +246,13 @@ impl<'a> Search<'a> {
             let cold: Vec<usize> = cold.filter(|&name| self.cold.waits(name)).collect();
             self.promote(cold.into_iter())?;
             for pick in batch {
-                let slot = self.hot.rows.iter().position(|&row| row == pick.row).ok_or_else(|| {
-                    let field = "picks to resume from";
-                    Error::invalid(
-                        field,
-                        format!("row {}", pick.index),
-                        "rows of the pool, once each",
-                        RESUME_REMEDY,
-                    )
-                })?;
+                let slot = self.bring(pick.row)?;
+                // As the run itself did: only then the values are the same bits.
+                let gain = self.run.gain(self.hot.values[slot]);
+                let score = self.run.candidate(slot, pick.row, gain, pick.conflict).score;
+                self.settle(self.run.least_value(score))?;
                 self.run.replay(pick, self.hot.values[slot], &mut cells)?;
-                self.cold.pick(self.hot.names[slot]);
+                self.mark_picked(slot);
                 self.push(slot)?;
             }
         }
@@ -244,28 +260,82 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
+    /// Adds rows that compete with none, as picks if they are to be `include`d.
+    fn force(&mut self, rows: &[usize], include: bool) -> Result<()> {
+        let mut cells = vec![0.0; self.run.survey.dim()];
+        for &row in rows {
+            self.run.check()?;
+            let slot = self.bring(row)?;
+            self.settle(self.hot.values[slot])?;
+            self.run.force(row, self.hot.values[slot], include, &mut cells);
+            self.push(slot)?;
+        }
+        self.read = 0;
+        Ok(())
+    }
+
+    /// The slot of a row that is hot, or becomes so.
+    fn bring(&mut self, row: usize) -> Result<usize> {
+        if let Some(slot) = self.hot.rows.iter().position(|&other| other == row) {
+            return Ok(slot);
+        }
+        self.hot.insert([(FORCED, row)].into_iter(), &self.epoch, &self.run)?;
+        Ok(self.hot.len() - 1)
+    }
+
+    /// Starts the next epoch if too few digits may be left for a winner of at least this value.
+    fn settle(&mut self, least: f64) -> Result<()> {
+        if self.epoch.is_doubtful(least) { self.restart() } else { Ok(()) }
+    }
+
+    fn mark_picked(&mut self, slot: usize) {
+        let name = self.hot.names[slot];
+        if name != FORCED {
+            self.cold.pick(name);
+        }
+    }
+
     /// Moves a hot row to the picks of the epoch; its twin takes its place.
     fn push(&mut self, slot: usize) -> Result<()> {
         let (name, row, value) = (self.hot.names[slot], self.hot.rows[slot], self.hot.values[slot]);
+        if self.strategy.is_exact() {
+            self.epoch.limit(self.run.most_value());
+        }
         self.epoch.push(row, self.hot.whitened(slot), self.hot.coordinates(slot), value);
         self.hot.remove(slot);
         if self.epoch.is_over() {
-            if self.cold.waiting > 0 {
-                self.directions.extend(&self.epoch)?;
-                self.directions.restart(2 * self.run.survey.dim());
-            }
-            self.epoch.restart()?;
-            self.cold.restart();
-            self.hot.whiten(0, &self.epoch, &self.run)?;
+            self.restart()?;
         } else {
-            self.hot.follow(self.floor, &self.epoch, &self.run);
+            self.hot.follow(&self.epoch, &self.run);
         }
+        self.show_twin(name)
+    }
+
+    /// Gives up a hot row for good; its twin takes its place.
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        let name = self.hot.names[slot];
+        self.hot.remove(slot);
+        self.show_twin(name)
+    }
+
+    fn show_twin(&mut self, name: usize) -> Result<()> {
         if let Some(twin) = self.twins.remove(&name) {
             self.read += 1;
             let row = self.cold.row(twin);
             self.hot.insert([(twin, row)].into_iter(), &self.epoch, &self.run)?;
         }
         Ok(())
+    }
+
+    /// Starts the next epoch.
+    fn restart(&mut self) -> Result<()> {
+        if self.cold.waiting > 0 {
+            self.directions.extend(&self.epoch)?;
+            self.directions.restart(2 * self.run.survey.dim());
+        }
+        self.epoch.restart()?;
+        self.cold.restart();
+        self.hot.whiten(0, &self.epoch, &self.run)
     }
 
     /// Makes cold rows hot.

@@ -1,5 +1,7 @@
 //! Periods: how far below the best score it pays to look, and what of the pool has to be looked at for that.
 
+use rayon::prelude::*;
+
 use super::Search;
 use super::cold::Bar;
 use super::contest::cosines;
@@ -49,9 +51,14 @@ impl Search<'_> {
     /// Chooses a new cutoff, brings the cold rows above it up to date and makes hot what stays above it.
     pub(super) fn start_period(&mut self) -> Result<()> {
         let (picks, read) = (self.run.picks(), self.read);
-        self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
+        self.retire();
+        for slot in (0..self.hot.len()).rev() {
+            if !self.run.admits(self.hot.rows[slot]) {
+                self.hot.remove(slot);
+            }
+        }
+        self.hot.catch_up(&self.epoch, &self.run);
         self.directions.extend(&self.epoch)?;
-        self.floor = f64::NEG_INFINITY;
         // A walk at random: it turns with the root of the number of picks.
         if let Some(period) = &self.period
             && let (Some(before), Some(present)) = (&period.mean, &self.present)
@@ -83,25 +90,24 @@ impl Search<'_> {
         let (mut step, mut cutoff) = match best {
             Some(best) => {
                 let step = (self.run.decline(PERIOD) * PERIOD as f64)
-                    .max(1e-6 * best.gain)
+                    .max(1e-6 * best.merit.abs())
                     .max(f64::EPSILON * best.score.abs());
                 (step.max(f64::MIN_POSITIVE), best.score - step)
             }
             None => {
-                let (top, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
-                ((top - level).max(1e-6 * top).max(f64::MIN_POSITIVE), level * (1.0 - 1e-12))
+                let (top, level) = self.cold.merits_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                let step = (top - level).max(1e-6 * top.abs()).max(f64::MIN_POSITIVE);
+                (step, level - 1e-12 * level.abs())
             }
         };
         self.evict(cutoff - 2.0 * step, picks, slack);
         let mut capacity = self.capacity;
         loop {
             self.run.check()?;
-            let bar = Bar { reach: cutoff.exp_m1(), slack, turns: &turns, mean_norm };
+            let bar = Bar { score: cutoff, slack, turns: &turns, mean_norm };
             let raised = self.fill(bar, step, capacity)?;
-            let crowded = raised > bar.reach;
-            if crowded {
-                cutoff = raised.ln_1p() + 1e-12 * raised.ln_1p().abs();
-            }
+            let crowded = raised > cutoff;
+            cutoff = raised;
             let best = self.best()?.map(|found| found.best);
             if self.cold.waiting == 0 {
                 cutoff = f64::NEG_INFINITY;
@@ -111,7 +117,8 @@ impl Search<'_> {
                 Some(best) if best.score > self.tolerated(cutoff) => break,
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
-                    let (_, level) = self.cold.gains_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                    let (_, level) =
+                        self.cold.merits_of_rank(self.capacity.min(FIRST), slack, &self.run);
                     cutoff = level.min(cutoff - step);
                 }
             }
@@ -121,9 +128,8 @@ impl Search<'_> {
             }
         }
         self.cutoff = cutoff;
-        let least = self.tolerated(cutoff);
-        self.floor = if least > 0.0 { self.run.value(least) * (1.0 - 1e-9) } else { f64::NEG_INFINITY };
-        self.cold_gain = self.cold.largest_gain(slack, &self.run);
+        self.hot.leave_below(self.tolerated(cutoff), &self.run);
+        self.cold_merit = self.cold.largest_merit(slack, &self.run);
         let refreshed = (self.read - read) as usize;
         self.period = Some(Period { first_pick: picks, refreshed, slack, mean, allowance, mean_norm });
         Ok(())
@@ -150,7 +156,7 @@ impl Search<'_> {
     pub(super) fn evict(&mut self, score: f64, picks: usize, slack: f64) {
         for slot in (0..self.hot.len()).rev() {
             let bound = self.hot.values[slot] * (1.0 + slack);
-            if self.run.gain(bound) < score {
+            if self.run.merit.of(self.hot.rows[slot], self.run.gain(bound)) < score {
                 let cosine = self.shared.then(|| self.hot.cosines[slot]);
                 self.cold.put(self.hot.names[slot], bound, picks, cosine);
                 self.hot.remove(slot);
@@ -158,11 +164,28 @@ impl Search<'_> {
         }
     }
 
+    /// Takes out cold rows that the limits have closed for good.
+    pub(super) fn retire(&mut self) {
+        if !self.run.is_limited() {
+            return;
+        }
+        let closed = self
+            .cold
+            .rows
+            .par_iter()
+            .enumerate()
+            .filter(|&(name, &row)| self.cold.waits(name) && !self.run.admits(row));
+        let closed: Vec<usize> = closed.map(|(name, _)| name).collect();
+        for name in closed {
+            self.cold.take(name);
+        }
+    }
+
     /// Makes hot what may reach above the bar, the highest first; returns what no cold row reaches above any
     /// more: the bar, or something higher if there were too many rows above it.
     fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
         let picks = self.run.picks();
-        let mut leader = self.best()?.map_or(-1.0, |found| found.best.score.exp_m1());
+        let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
         let mut waiting = self.cold.above(bar, &self.run);
         let mut staying: Vec<(f64, usize)> = Vec::new();
         let (mut measured, mut held) = (0, 0);
@@ -182,40 +205,40 @@ impl Search<'_> {
                     .copied()
                     .filter(|&name| {
                         self.cold.latest_cosine(name).is_none()
-                            && self.cold.reach(name, bar, &self.run) > bar.reach
+                            && self.cold.reach(name, bar, &self.run) > bar.score
                     })
                     .collect();
                 let rows: Vec<usize> = unmeasured.iter().map(|&name| self.cold.row(name)).collect();
                 measured += rows.len();
                 for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &rows)?) {
                     self.cold.set_angle(name, Some(cosine));
-                    held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.reach);
+                    held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.score);
                 }
             }
             for name in batch {
                 let reach = self.cold.reach(name, bar, &self.run);
-                if reach > bar.reach {
+                if reach > bar.score {
                     staying.push((reach, name));
                     leader = leader.max(reach);
                 }
             }
-            bar.reach = bar.reach.max((leader.ln_1p() - step).exp_m1());
-            waiting.retain(|&(reach, _)| reach > bar.reach);
+            bar.score = bar.score.max(leader - step);
+            waiting.retain(|&(reach, _)| reach > bar.score);
         }
         if measured > FIRST && held < measured / 8 {
             self.rest = REST;
         }
-        staying.retain(|&(reach, _)| reach > bar.reach);
+        staying.retain(|&(reach, _)| reach > bar.score);
         if self.hot.len() + staying.len() > capacity {
-            self.evict(bar.reach.ln_1p(), picks, bar.slack);
+            self.evict(bar.score, picks, bar.slack);
         }
         let room = capacity.saturating_sub(self.hot.len()).max(1);
         if staying.len() > room {
             staying.select_nth_unstable_by(room, |a, b| b.0.total_cmp(&a.0));
-            bar.reach = staying[room].0;
+            bar.score = staying[room].0;
             staying.truncate(room);
         }
         self.promote(staying.into_iter().map(|(_, name)| name))?;
-        Ok(bar.reach)
+        Ok(bar.score)
     }
 }

@@ -25,6 +25,8 @@ const BAND: usize = 128;
 struct Moving {
     name: usize,
     norm_sq: f64,
+    /// A q/‖g‖² below this one needs no more work.
+    least: f64,
     /// Upper bound of q/‖g‖².
     ratio: f64,
     seen: usize,
@@ -36,8 +38,6 @@ struct Moving {
 
 /// What a refresh has to work with.
 struct Way<'a> {
-    /// Bounds of q below this one need no more work.
-    least: f64,
     directions: &'a Directions,
     /// Picks before the epoch; 0 if there is no factor to start from.
     epoch_start: usize,
@@ -52,7 +52,7 @@ impl Way<'_> {
             return false;
         }
         let remaining = self.directions.end() - row.seen;
-        let needed = (row.ratio - self.least / row.norm_sq) / row.rate;
+        let needed = (row.ratio - row.least) / row.rate;
         let price = self.dim / 2;
         row.seen < self.directions.first()
             || (remaining > price && (needed > price as f64 || row.moved > price))
@@ -82,7 +82,6 @@ impl Cold {
             self.factor = epoch.inverse().map(|inverse| Factor::new(inverse, epoch.slack(), run));
         }
         let way = Way {
-            least: bar.least_value(run),
             directions,
             epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
             dim: run.survey.dim(),
@@ -98,8 +97,9 @@ impl Cold {
                 let rows = names.iter().zip(cells.chunks_exact_mut(way.dim)).map(|(&name, cells)| {
                     run.survey.load_unit(this.rows[name], cells);
                     let norm_sq = this.norm_sq(name, run);
-                    let (ratio, seen) = (this.values[name], this.seen[name] as usize);
-                    Moving { name, norm_sq, ratio: unit(ratio, norm_sq), seen, moved: 0, rate: f64::MAX }
+                    let (ratio, seen) = (unit(this.values[name], norm_sq), this.seen[name] as usize);
+                    let least = bar.least_value(this.rows[name], run) / norm_sq;
+                    Moving { name, norm_sq, least, ratio, seen, moved: 0, rate: f64::MAX }
                 });
                 let rows = rows.collect();
                 this.advance(rows, cells, &way, run)
@@ -131,7 +131,7 @@ impl Cold {
             let mut left: Vec<Moving> = Vec::with_capacity(moving.len());
             for (i, row) in moving.into_iter().enumerate() {
                 let its_cells = i * dim..(i + 1) * dim;
-                if row.seen == way.directions.end() || row.ratio * row.norm_sq < way.least {
+                if row.seen == way.directions.end() || row.ratio < row.least {
                     done.push(row);
                 } else if way.is_long(&row) {
                     waiting.0.push(row);

@@ -55,8 +55,12 @@ impl Search<'_> {
                 let sample: Vec<usize> = left.take(sampling.size).collect();
                 sample.iter().for_each(|&name| mask[name] = true);
                 self.sample = Some(mask);
-                let Some(found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
-                let overruled = self.run.penalty > 0.0 && found.largest_gain > found.best.gain;
+                let Some(mut found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
+                if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
+                    self.restart()?;
+                    found = self.best_of(&sample)?.unwrap_or(found);
+                }
+                let overruled = self.run.penalty > 0.0 && found.largest_merit > found.best.merit;
                 let read = std::mem::take(&mut self.read);
                 if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
                     return Ok(stop);
@@ -89,7 +93,7 @@ impl Search<'_> {
             return Ok(()); // all rows are hot
         }
         let (picks, slack) = (self.run.picks(), self.epoch.slack());
-        self.hot.follow(f64::NEG_INFINITY, &self.epoch, &self.run);
+        self.hot.catch_up(&self.epoch, &self.run);
         self.directions.extend(&self.epoch)?;
         self.evict(f64::INFINITY, picks, slack);
         let mut names = samples.concat();
@@ -97,7 +101,7 @@ impl Search<'_> {
         names.dedup();
         names.retain(|&name| !self.cold.is_fresh(name, picks));
         self.read += names.len() as u64;
-        let bar = Bar { reach: 0.0, slack, turns: &[], mean_norm: 0.0 };
+        let bar = Bar { score: 0.0, slack, turns: &[], mean_norm: 0.0 };
         self.cold.refresh(&names, bar, &self.directions, &self.epoch, &self.run)
     }
 
@@ -106,7 +110,7 @@ impl Search<'_> {
         let slack = self.epoch.slack();
         let waiting = sample.iter().copied().filter(|&name| self.cold.waits(name));
         let mut bounds: Vec<(f64, usize)> =
-            waiting.map(|name| (self.cold.gain(name, slack, &self.run), name)).collect();
+            waiting.map(|name| (self.cold.merit(name, slack, &self.run), name)).collect();
         bounds.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let mut bounds = bounds.into_iter().peekable();
         loop {

@@ -8,10 +8,13 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use crate::selection::survey::Survey;
+use crate::selection::run::Run;
 
 /// The next twin of each row that has one; rows by their place in `rows`.
-pub(super) fn next_twins(rows: &[usize], survey: &Survey<'_>) -> HashMap<usize, usize> {
+///
+/// Rows that limits or merits tell apart are no twins.
+pub(super) fn next_twins(rows: &[usize], run: &Run<'_>) -> HashMap<usize, usize> {
+    let survey = run.survey;
     // Twins have one norm; only where norms agree are rows looked at.
     let mut places: Vec<(u64, usize)> =
         rows.iter().enumerate().map(|(place, &row)| (survey.norm_key(row), place)).collect();
@@ -23,7 +26,10 @@ pub(super) fn next_twins(rows: &[usize], survey: &Survey<'_>) -> HashMap<usize, 
         .flat_map_iter(|alike| {
             let mut rows: Vec<(u64, i64, usize)> = alike
                 .iter()
-                .map(|&(_, place)| (survey.content_hash(rows[place]), survey.index(rows[place]), place))
+                .map(|&(_, place)| {
+                    let row = rows[place];
+                    (survey.content_hash(row) ^ run.terms_key(row), survey.index(row), place)
+                })
                 .collect();
             rows.sort_unstable();
             let pairs: Vec<(usize, usize)> = rows
@@ -33,7 +39,7 @@ pub(super) fn next_twins(rows: &[usize], survey: &Survey<'_>) -> HashMap<usize, 
                 .collect();
             pairs
         })
-        .filter(|&(place, next)| survey.same(rows[place], rows[next]))
+        .filter(|&(place, next)| run.are_alike(rows[place], rows[next]))
         .collect();
     chains.into_iter().collect()
 }
@@ -43,6 +49,7 @@ mod tests {
     use super::*;
     use crate::matrix::{Dtype, Pool, RowBlock};
     use crate::monitor::Monitor;
+    use crate::selection::{Conditions, Settings, Survey};
 
     #[test]
     fn twins_follow_each_other_by_their_dataset_index() {
@@ -50,8 +57,11 @@ mod tests {
             [[3.0, 4.0], [4.0, 3.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0], [0.0, 0.0]];
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F32, 6, 2).unwrap();
         let pool = Pool::new(vec![block]).unwrap().with_index(vec![9, 1, 5, 2, 7, 0]).unwrap();
-        let survey = Survey::new(pool, false, &Monitor::default()).unwrap();
-        let next = next_twins(&[0, 1, 2, 3, 4, 5], &survey);
+        let monitor = Monitor::default();
+        let survey = Survey::new(pool, false, &monitor).unwrap();
+        let (settings, conditions) = (Settings::default(), Conditions::default());
+        let run = Run::new(&survey, &settings, 0.1, &conditions, &monitor);
+        let next = next_twins(&[0, 1, 2, 3, 4, 5], &run);
         assert_eq!(next, HashMap::from([(2, 4), (4, 0), (5, 3)]));
     }
 }

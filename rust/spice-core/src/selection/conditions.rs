@@ -1,0 +1,170 @@
+//! What a user asks of a selection besides its settings: limits, rows that are owned or forced, what rows are worth.
+
+use super::ledger::Ledger;
+use super::survey::Survey;
+use crate::error::{Error, Result};
+
+/// Conditions of a run; all rows are rows of the pool. The default asks for nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// m_x > 0 of each row, (n,): the score is m_x·Δ_x − λ·conflict_x + b_x; all 1 if `None`.
+    pub multiplier: Option<Vec<f64>>,
+    /// b_x of each row, (n,); all 0 if `None`.
+    pub bonus: Option<Vec<f64>>,
+    /// Rows owned already: they enter F and the mean, are no picks and cost nothing.
+    pub initial: Vec<usize>,
+    /// The first picks, in this order.
+    pub include: Vec<usize>,
+    /// Rows that are never picked.
+    pub exclude: Vec<usize>,
+    /// How much of what may be picked.
+    pub limits: Option<Limits>,
+    /// τ in (0, 1): no row is picked whose |cosine| to a selected row exceeds it, unless it is forced.
+    pub max_similarity: Option<f64>,
+}
+
+/// Groups with a minimum and a maximum each, and a total budget.
+///
+/// A row x of group G is eligible while G's maximum leaves room for it, and the budget pays for x and for what all
+/// groups lack to their minima afterwards. Both only ever get stricter, so that a row once ineligible stays so.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Group of each row, (n,); all rows are of group 0 if `None`.
+    pub groups: Option<Vec<usize>>,
+    /// Least cost of the picks of each group, (g,).
+    pub minima: Vec<f64>,
+    /// Largest cost of the picks of each group, (g,).
+    pub maxima: Vec<f64>,
+    /// Cost of each row, (n,); 1 if `None`.
+    pub costs: Option<Vec<f64>>,
+    /// Largest cost of all picks.
+    pub budget: f64,
+}
+
+impl Conditions {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        let Self { multiplier, bonus, initial, include, exclude, limits, max_similarity } = self;
+        multiplier.is_none()
+            && bonus.is_none()
+            && initial.is_empty()
+            && include.is_empty()
+            && exclude.is_empty()
+            && limits.is_none()
+            && max_similarity.is_none()
+    }
+
+    /// Owned rows and forced ones, in the order in which they are added.
+    pub(super) fn forced(&self) -> impl Iterator<Item = usize> {
+        self.initial.iter().chain(&self.include).copied()
+    }
+
+    /// The rows that compete: neither owned nor forced nor excluded.
+    pub(super) fn candidates(&self, survey: &Survey<'_>) -> Vec<usize> {
+        let mut free = vec![true; survey.len()];
+        self.forced().chain(self.exclude.iter().copied()).for_each(|row| free[row] = false);
+        (0..survey.len()).filter(|&row| free[row]).collect()
+    }
+
+    /// # Errors
+    /// [`Error::InvalidInput`] naming what is out of range, of another length or listed twice.
+    pub(super) fn check(&self, survey: &Survey<'_>) -> Result<()> {
+        let n = survey.len();
+        check_numbers("multiplier", self.multiplier.as_deref(), n, true)?;
+        check_numbers("bonus", self.bonus.as_deref(), n, false)?;
+        let mut listed = vec![false; n];
+        for row in self.forced().chain(self.exclude.iter().copied()) {
+            if row >= n || std::mem::replace(&mut listed[row], true) {
+                let found =
+                    if row < n { format!("row {} twice", survey.index(row)) } else { row.to_string() };
+                let expected = format!("rows from 0 to {}, each in one list, once", n - 1);
+                return Err(Error::invalid(
+                    "initial, include, exclude",
+                    found,
+                    expected,
+                    "Leave it out.",
+                ));
+            }
+        }
+        if let Some(tau) = self.max_similarity
+            && !(tau > 0.0 && tau < 1.0)
+        {
+            let expected = "a number between 0 and 1, both excluded";
+            let remedy = "0.95 leaves out near-duplicates alone; None switches it off.";
+            return Err(Error::invalid("max_similarity", tau, expected, remedy));
+        }
+        let Some(limits) = &self.limits else { return Ok(()) };
+        limits.check(n)?;
+        let mut ledger = Ledger::new(limits);
+        for &row in &self.include {
+            if !ledger.admits(row) {
+                let found = format!("row {}, which costs {}", survey.index(row), limits.cost(row));
+                let expected = "rows that the budget and the maximum of their group have room for";
+                return Err(Error::invalid(
+                    "include",
+                    found,
+                    expected,
+                    "Leave it out, or raise the budget.",
+                ));
+            }
+            ledger.spend(row);
+        }
+        Ok(())
+    }
+}
+
+impl Limits {
+    /// Cost of a row.
+    pub(super) fn cost(&self, row: usize) -> f64 {
+        self.costs.as_ref().map_or(1.0, |costs| costs[row])
+    }
+
+    /// Group of a row.
+    pub(super) fn group(&self, row: usize) -> usize {
+        self.groups.as_ref().map_or(0, |groups| groups[row])
+    }
+
+    fn check(&self, n: usize) -> Result<()> {
+        check_numbers("costs", self.costs.as_deref(), n, true)?;
+        let count = self.minima.len();
+        let groups = self.groups.as_deref().unwrap_or(&[]);
+        let lengths =
+            count > 0 && self.maxima.len() == count && (self.groups.is_none() || groups.len() == n);
+        let sound = |(least, most): (&f64, &f64)| *least >= 0.0 && least.is_finite() && most >= least;
+        if !lengths
+            || groups.iter().any(|&group| group >= count)
+            || !self.minima.iter().zip(&self.maxima).all(sound)
+            || !(self.budget >= 0.0 && self.budget.is_finite())
+        {
+            let expected =
+                "a group of every row, 0 <= minimum <= maximum of every group, and a finite budget";
+            return Err(Error::invalid(
+                "limits",
+                "something else",
+                expected,
+                "Check groups and shares.",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Checks numbers that belong to rows.
+pub(super) fn check_numbers(
+    field: &str,
+    values: Option<&[f64]>,
+    n: usize,
+    positive: bool,
+) -> Result<()> {
+    let Some(values) = values else { return Ok(()) };
+    let kind = if positive { "positive" } else { "finite" };
+    let expected = format!("{n} {kind} numbers, one for each row");
+    let remedy = "Give one number for every row of the source.";
+    if values.len() != n {
+        return Err(Error::invalid(field, format!("{} numbers", values.len()), expected, remedy));
+    }
+    match values.iter().position(|value| !value.is_finite() || (positive && *value <= 0.0)) {
+        None => Ok(()),
+        Some(row) => Err(Error::invalid(format!("{field} of row {row}"), values[row], expected, remedy)),
+    }
+}

@@ -1,0 +1,67 @@
+//! What a row is worth before its conflict is taken off: m·Δ + b.
+//!
+//! m and b are constants of a row, so a bound of Δ is a bound of the merit, and laziness stays exact.
+
+use super::conditions::Conditions;
+
+/// m and b of all rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merit<'a> {
+    multiplier: Option<&'a [f64]>,
+    bonus: Option<&'a [f64]>,
+    /// The least and the largest m and b.
+    multipliers: (f64, f64),
+    bonuses: (f64, f64),
+}
+
+impl<'a> Merit<'a> {
+    pub(super) fn new(conditions: &'a Conditions) -> Self {
+        let range = |values: Option<&[f64]>, default: f64| match values {
+            None => (default, default),
+            Some(values) => (
+                values.iter().copied().fold(f64::INFINITY, f64::min),
+                values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            ),
+        };
+        let (multiplier, bonus) = (conditions.multiplier.as_deref(), conditions.bonus.as_deref());
+        Self { multiplier, bonus, multipliers: range(multiplier, 1.0), bonuses: range(bonus, 0.0) }
+    }
+
+    /// Whether the merit is Δ itself.
+    pub(super) const fn is_gain(&self) -> bool {
+        self.multiplier.is_none() && self.bonus.is_none()
+    }
+
+    /// m·Δ + b; grows with Δ, rounded or not.
+    pub(super) fn of(&self, row: usize, gain: f64) -> f64 {
+        if self.is_gain() { gain } else { self.multiplier(row) * gain + self.bonus(row) }
+    }
+
+    /// The Δ with which a row's merit is `merit`.
+    pub(super) fn gain(&self, row: usize, merit: f64) -> f64 {
+        if self.is_gain() { merit } else { (merit - self.bonus(row)) / self.multiplier(row) }
+    }
+
+    /// No row whose merit is at least `merit` has a smaller Δ, unless this is negative.
+    pub(super) fn least_gain(&self, merit: f64) -> f64 {
+        (merit - self.bonuses.1) / self.multipliers.1
+    }
+
+    /// No row whose merit is at most `merit` has a larger Δ.
+    pub(super) fn most_gain(&self, merit: f64) -> f64 {
+        (merit - self.bonuses.0) / self.multipliers.0
+    }
+
+    /// m and b of a row as bits: rows that agree in them and in Δ agree in merit.
+    pub(super) fn key(&self, row: usize) -> (u64, u64) {
+        (self.multiplier(row).to_bits(), self.bonus(row).to_bits())
+    }
+
+    fn multiplier(&self, row: usize) -> f64 {
+        self.multiplier.map_or(1.0, |values| values[row])
+    }
+
+    fn bonus(&self, row: usize) -> f64 {
+        self.bonus.map_or(0.0, |values| values[row])
+    }
+}

@@ -1,0 +1,87 @@
+//! Near-duplicates: rows that point almost where a selected row points, or almost against it.
+
+use rayon::prelude::*;
+
+use super::survey::Survey;
+use crate::linalg::{product_error, products_of};
+
+/// Selected rows that one task compares with.
+const CHUNK: usize = 256;
+
+/// A row that was left out since it is too similar to a selected one; rows of the pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NearDuplicate {
+    /// The row that was left out.
+    pub row: usize,
+    /// The first selected row that it is too similar to.
+    pub of: usize,
+    /// Their cosine.
+    pub cosine: f64,
+}
+
+/// The selected rows, as what others are compared with.
+pub(super) struct Near {
+    /// τ: rows are near-duplicates if their |cosine| exceeds it.
+    threshold: f64,
+    selected: Vec<usize>,
+    /// min over selected rows s of α‖s‖²/(1 + α‖s‖²).
+    strength: f64,
+    pub(super) found: Vec<NearDuplicate>,
+}
+
+impl Near {
+    pub(super) const fn new(threshold: f64) -> Self {
+        Self { threshold, selected: Vec::new(), strength: 1.0, found: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, row: usize, survey: &Survey<'_>, alpha: f64) {
+        self.selected.push(row);
+        let signal = alpha * survey.norm_sq()[row];
+        // A row of zeros is similar to nothing.
+        if signal > 0.0 {
+            self.strength = self.strength.min(signal / (1.0 + signal));
+        }
+    }
+
+    /// Whether q of a row is so large that no selected row can be near it.
+    ///
+    /// With s selected M ⪰ I + αssᵀ, so q ≤ ‖g‖²·(1 − cos²·α‖s‖²/(1 + α‖s‖²)).
+    pub(super) fn is_far(&self, value: f64, norm_sq: f64) -> bool {
+        value > norm_sq * (1.0 + 1e-6 - self.threshold * self.threshold * self.strength)
+    }
+
+    /// The first selected row that `row` is too similar to.
+    pub(super) fn of(&self, row: usize, survey: &Survey<'_>) -> Option<NearDuplicate> {
+        if survey.norm_sq()[row] == 0.0 {
+            return None;
+        }
+        let dim = survey.dim();
+        let mut unit = vec![0.0_f32; dim];
+        survey.load_unit(row, &mut unit);
+        let error = product_error(dim) + 1e-6;
+        let compare = |cells: &mut Vec<f32>, selected: &[usize]| {
+            cells.resize(selected.len() * dim, 0.0);
+            for (&other, cells) in selected.iter().zip(cells.chunks_exact_mut(dim)) {
+                survey.load_unit(other, cells);
+            }
+            let mut products = vec![0.0_f32; selected.len()];
+            products_of(&unit, dim, cells, dim, &mut products);
+            let close = |product: f32| f64::from(product.abs()) + error > self.threshold;
+            selected.iter().zip(products).filter(|&(_, product)| close(product)).find_map(|(&of, _)| {
+                let cosine = cosine(row, of, survey);
+                (cosine.abs() > self.threshold).then_some(NearDuplicate { row, of, cosine })
+            })
+        };
+        let chunks = self.selected.par_chunks(CHUNK);
+        chunks.map_init(Vec::new, compare).find_first(Option::is_some).flatten()
+    }
+}
+
+/// The cosine of two rows, neither of them zero.
+fn cosine(a: usize, b: usize, survey: &Survey<'_>) -> f64 {
+    let (mut left, mut right) = (vec![0.0; survey.dim()], vec![0.0; survey.dim()]);
+    survey.load(a, &mut left);
+    survey.load(b, &mut right);
+    let norms = survey.norm_sq()[a].sqrt() * survey.norm_sq()[b].sqrt();
+    survey.kernels().dot(&left, &right) / norms
+}
