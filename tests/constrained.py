@@ -256,10 +256,10 @@ class _Prefixes:
             self.similarity = np.maximum(self.similarity, np.abs(cosine))
 
     def log_det(self) -> float:
-        scaled = self.rows[self.order] * np.sqrt(self.conditions.weights[self.order])[:, None]
-        if len(scaled) < scaled.shape[1]:
-            scaled = scaled.T
-        return oracle.log_det(scaled, self.conditions.alpha)
+        """U of all rows so far; singular values keep the digits that a product of rows would lose."""
+        weights = self.conditions.alpha * self.conditions.weights[self.order]
+        values = np.linalg.svd(self.rows[self.order] * np.sqrt(weights)[:, None], compute_uv=False)
+        return float(np.log1p(values**2).sum())
 
     def scores(self) -> Scores:
         alpha, penalty = self.conditions.alpha, self.conditions.penalty

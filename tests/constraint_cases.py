@@ -57,7 +57,11 @@ def asked(draw: st.DrawFn, kinds: tuple[str, ...] | None = None, readings: bool 
     free = np.setdiff1d(np.arange(n), keywords.get("initial", []) + keywords.get("exclude", []))
     if "weights" in kinds:
         few_bits = r.choice([0.25, 0.5, 1, 1.5, 2, 3, 4, 16], n)
-        keywords["weights"] = r.choice([few_bits, few_bits, few_bits, r.lognormal(0, 1, n)])
+        weights = r.choice([few_bits, few_bits, few_bits, r.lognormal(0, 1, n)])
+        lengths = (case.rows.astype(np.float64) ** 2).sum(1)
+        while (case.alpha * weights * lengths).max() > 1e12:  # float64 has no digits beyond
+            weights = weights / 4
+        keywords["weights"] = weights
     if "prior" in kinds:
         size = r.choice([0.01, 0.3, 3.0])
         keywords["prior"] = r.choice([size * r.standard_normal(n), size * r.integers(-1, 2, n)])
