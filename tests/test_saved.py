@@ -153,7 +153,9 @@ def test_the_format_is_the_one_of_version_1(saved):
     assert list(metadata) == ["checksum", "format", "format_version", "run"]
     assert (metadata["format"], metadata["format_version"]) == ("spice-rs selection", "1")
     run = json.loads(metadata["run"])
+    assert list(run) == ["settings", "stop_reason", "log_det", "signal", "compared"]
     assert run["settings"] == selection.settings
+    assert run["compared"] is None
     assert (run["stop_reason"], run["log_det"], run["signal"]) == (
         "budget",
         selection.log_det,
@@ -171,11 +173,63 @@ def test_the_format_is_the_one_of_version_1(saved):
     assert contents == sealed(contents)
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A selection with all that conditions can add, and the bytes of its file."""
+    rows = ROWS.copy()
+    rows[30:40] = rows[:10]  # twins are near-duplicates
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpiceWarning)
+        selection = spice_rs.select(
+            rows,
+            budget=30,
+            costs=1 + np.arange(60) % 2,
+            groups=["even", "odd"] * 30,
+            group_shares={"odd": (4, None)},
+            include=[3],
+            max_similarity=0.95,
+            conflict_penalty=0.3,
+        )
+    file = tmp_path_factory.mktemp("saved") / "sel.safetensors"
+    selection.save(file)
+    return selection, file.read_bytes()
+
+
+def test_conditions_add_tensors_to_the_format_of_version_1(conditional):
+    """Spelled out by hand as well."""
+    selection, contents = conditional
+    length = int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8 : 8 + length])
+    run = json.loads(header.pop("__metadata__")["run"])
+    assert run["compared"] == selection.compared
+    assert run["settings"]["groups"]["quotas"] == [["even", 0.0, None], ["odd", 4.0, None]]
+    m, s = len(selection), len(selection.near_duplicates)
+    assert m > 5
+    assert s > 0
+    optional = {
+        "costs": ("F64", selection.costs),
+        "groups": ("I64", np.array([["even", "odd"].index(label) for label in selection.groups])),
+        "duplicate_rows": ("I64", selection.near_duplicates.rows),
+        "duplicate_of": ("I64", selection.near_duplicates.of),
+        "duplicate_cosines": ("F64", selection.near_duplicates.cosine),
+    }
+    assert list(header)[7:] == [*optional, "overruled"]
+    data, start = contents[8 + length :], 7 * 8 * m
+    for name, (dtype, values) in optional.items():
+        end = start + 8 * len(values)
+        assert header[name] == {"dtype": dtype, "shape": [len(values)], "data_offsets": [start, end]}
+        assert data[start:end] == values.tobytes()
+        start = end
+    assert len(data) == start + m
+    assert contents == sealed(contents)
+
+
 # --- files that are damaged, foreign or made up --------------------------------------------------------------------
 
 
-def test_every_cut_and_every_flipped_bit_is_found(saved, tmp_path):
-    _, contents = saved
+@pytest.mark.parametrize("which", ["saved", "conditional"])
+def test_every_cut_and_every_flipped_bit_is_found(which, request, tmp_path):
+    _, contents = request.getfixturevalue(which)
     file = tmp_path / "sel"
     lengths = [*range(0, len(contents), 7), len(contents) - 1]
     for length in lengths:
@@ -240,6 +294,59 @@ def test_numbers_that_no_run_has_are_refused(name, value, says, saved, tmp_path)
     values = getattr(selection, name).copy()
     values[-1] = values[0] if value == "first" else value
     (tmp_path / "sel").write_bytes(sealed(contents[:start] + values.tobytes() + contents[start + 200 :]))
+    with pytest.raises(CorruptStoreError) as caught:
+        Selection.load(tmp_path / "sel")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b'\\"max_similarity\\": 0.95', b'\\"max_similarity\\": null', "tensors: found ['indices'"),
+        (b'\\"budget\\": 30.0', b'\\"budget\\": null', "tensors: found ['indices'"),
+        (b'\\"budget\\": 30.0', b'\\"budget\\": true', "run: found"),
+        (b'[\\"odd\\", 4.0, null]', b'[\\"odd\\", null, 4.0]', "quotas: found ['odd', None, 4.0]"),
+        (b', [\\"odd\\", 4.0, null]]', b"]" + b" " * 22, "groups: found 1, expected places in 1 quotas"),
+        (b'\\"costed\\": {\\"log_det\\": ', b'\\"costed\\": {\\"log_det\\":-', "compared: found"),
+        (b'\\"uncosted\\": {\\"log_det\\": ', b'\\"uncosted\\": {\\"log_deX\\": ', "compared: found"),
+        (b'"duplicate_of":{"dtype":"I64","shape":[', b'"duplicate_of":{"dtype":"I64","shape":[0', "JSON"),
+        (b'"duplicate_of"', b'"duplicate_on"', "header: found other tensors"),
+        (b'"duplicate_rows"', b'"duplicate_rowz"', "header: found other tensors"),
+        (b'"costs":{', b'"costz":{', "header: found other tensors"),
+    ],
+)
+def test_conditions_made_up_with_a_fitting_checksum_are_refused(old, new, says, conditional, tmp_path):
+    selection, contents = conditional
+    assert old in contents
+    if selection.compared["kept"] == "uncosted" and b"costed" in old:
+        old, new = old.replace(b'"costed', b'"uncosted'), new.replace(b'"costed', b'"uncosted')
+    altered = contents.replace(old, new, 1)
+    length = int.from_bytes(contents[:8], "little") + len(altered) - len(contents)
+    (tmp_path / "sel").write_bytes(sealed(length.to_bytes(8, "little") + altered[8:]))
+    with pytest.raises(StoreError) as caught:
+        Selection.load(tmp_path / "sel")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("costs", 0.0, "costs: found 0.0, expected costs above 0"),
+        ("costs", np.nan, "costs: found NaN"),
+        ("groups", 2, "groups: found 2, expected places in 2 quotas"),
+        ("groups", -1, "groups: found"),
+        ("duplicate_rows", 3, "duplicate_rows: found"),
+        ("duplicate_cosines", 1.5, "duplicate_cosines: found 1.5, expected cosines"),
+        ("duplicate_cosines", np.inf, "duplicate_cosines: found NaN or infinity"),
+    ],
+)
+def test_numbers_of_conditions_that_no_run_has_are_refused(name, value, says, conditional, tmp_path):
+    _, contents = conditional
+    length = int.from_bytes(contents[:8], "little")
+    tensor = json.loads(contents[8 : 8 + length])[name]
+    end = 8 + length + tensor["data_offsets"][1]
+    cell = np.array(value, "<f8" if tensor["dtype"] == "F64" else "<i8").tobytes()
+    (tmp_path / "sel").write_bytes(sealed(contents[: end - 8] + cell + contents[end:]))
     with pytest.raises(CorruptStoreError) as caught:
         Selection.load(tmp_path / "sel")
     assert says in str(caught.value)

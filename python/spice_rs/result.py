@@ -46,12 +46,12 @@ class Selection:
     Attributes:
         indices: (m,) int64 dataset rows (row numbers for arrays).
         gains: (m,) float64 Δ_x(S), the marginal gain; log(1 + α gᵀ(I + αF_S)⁻¹g) with `fisher="full"`.
-        base: (m,) float64 log(1 + α‖g‖²), what x is worth alone.
+        base: (m,) float64 log(1 + α‖g‖²), what x is worth alone; with weights log(1 + αw‖g‖²).
         conflict: (m,) float64 max(0, −⟨g, mean⟩/(‖g‖‖mean‖ + 1e-8)), in [0, 1].
-        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ). With a budget the Δ of the
-            costed run counts per cost, times the mean cost; with a prior it is added.
-        overruled: (m,) bool, another row that could have been picked was worth more before the penalty: the penalty
-            decided this pick. Nobody has to have been worth less than a row to include.
+        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ); in the costed run of a budget
+            with Δ·(mean cost)/(own cost) for Δ; with a prior plus `prior_weight` times it.
+        overruled: (m,) bool, another row that could have been picked had a larger Δ (a larger score but for the
+            penalty): the penalty decided this pick. False for rows to include.
         rows_read: (m,) int64 rows that were evaluated to find the pick.
         log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, and of initial rows,
             whatever the mode; with windows nan but for the last.
@@ -59,7 +59,7 @@ class Selection:
             left that the conditions allow) or "time_limit"; with windows, and with the two runs of a budget,
             "time_limit" if any was not done; with windows else "early_stop" if any stopped early.
         log_det: U(S) of all picks: the last of `log_dets`.
-        signal: median of α‖g‖² over all rows of the source: far below 1 nothing interacts.
+        signal: median of αw‖g‖² over all rows of the source: far below 1 nothing interacts. (w is 1 without weights.)
         settings: all settings and what is known of the source.
         costs: (m,) float64 cost of each pick; None without a budget.
         groups: (m,) label of each pick's group: int64, bool, or text as objects; None without groups.

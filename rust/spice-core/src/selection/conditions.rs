@@ -131,21 +131,17 @@ impl Limits {
         let lengths =
             count > 0 && self.maxima.len() == count && (self.groups.is_none() || groups.len() == n);
         let sound = |(least, most): (&f64, &f64)| *least >= 0.0 && least.is_finite() && most >= least;
-        if !lengths
-            || groups.iter().any(|&group| group >= count)
-            || !self.minima.iter().zip(&self.maxima).all(sound)
-            || !(self.budget >= 0.0 && self.budget.is_finite())
-        {
-            let expected =
-                "a group of every row, 0 <= minimum <= maximum of every group, and a finite budget";
-            return Err(Error::invalid(
-                "limits",
-                "something else",
-                expected,
-                "Check groups and shares.",
-            ));
+        let placed = groups.iter().all(|&group| group < count);
+        let ordered = self.minima.iter().zip(&self.maxima).all(sound);
+        if lengths && placed && ordered && self.budget >= 0.0 && self.budget.is_finite() {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::invalid(
+            "limits",
+            "something else",
+            "a group of every row, 0 <= minimum <= maximum of every group, and a finite budget",
+            "Check groups and shares.",
+        ))
     }
 }
 

@@ -278,6 +278,11 @@ impl<'a> Run<'a> {
         self.value(self.merit.least_gain(score))
     }
 
+    /// Number of picks and of rows owned before.
+    pub(super) fn selected(&self) -> usize {
+        self.conditions.initial.len() + self.picks.len()
+    }
+
     pub(super) fn picks(&self) -> usize {
         self.picks.len()
     }

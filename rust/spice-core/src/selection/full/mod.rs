@@ -136,6 +136,8 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(run: Run<'a>, rows: Vec<usize>, budget: usize, strategy: Strategy) -> Result<Self> {
         let dim = run.survey.dim();
+        // Rows that are owned go through the epochs as picks do.
+        let budget = budget + run.conditions.initial.len();
         let mut epoch = Epoch::new(run.survey, run.alpha, rows.len(), run.monitor);
         let by_gram = epoch.is_endless() && Gram::pays(rows.len(), dim, budget);
         let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(32, 1024)).max(1);

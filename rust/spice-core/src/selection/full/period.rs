@@ -50,7 +50,7 @@ impl Search<'_> {
 
     /// Chooses a new cutoff, brings the cold rows above it up to date and makes hot what stays above it.
     pub(super) fn start_period(&mut self) -> Result<()> {
-        let (picks, read) = (self.run.picks(), self.read);
+        let (picks, read) = (self.run.selected(), self.read);
         self.retire();
         for slot in (0..self.hot.len()).rev() {
             if !self.run.admits(self.hot.rows[slot]) {
@@ -184,7 +184,7 @@ impl Search<'_> {
     /// Makes hot what may reach above the bar, the highest first; returns what no cold row reaches above any
     /// more: the bar, or something higher if there were too many rows above it.
     fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
-        let picks = self.run.picks();
+        let picks = self.run.selected();
         let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
         let mut waiting = self.cold.above(bar, &self.run);
         let mut staying: Vec<(f64, usize)> = Vec::new();

@@ -92,7 +92,7 @@ impl Search<'_> {
         if self.hot.len() == self.cold.len() - self.run.picks() {
             return Ok(()); // all rows are hot
         }
-        let (picks, slack) = (self.run.picks(), self.epoch.slack());
+        let (picks, slack) = (self.run.selected(), self.epoch.slack());
         self.hot.catch_up(&self.epoch, &self.run);
         self.directions.extend(&self.epoch)?;
         self.evict(f64::INFINITY, picks, slack);
