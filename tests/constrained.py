@@ -255,11 +255,13 @@ class _Prefixes:
             self.cosines.append(cosine)
             self.similarity = np.maximum(self.similarity, np.abs(cosine))
 
-    def log_det(self) -> float:
-        """U of all rows so far; singular values keep the digits that a product of rows would lose."""
+    def log_det(self) -> tuple[float, float]:
+        """U of all rows so far and what it may be off; singular values keep the digits that products would lose."""
         weights = self.conditions.alpha * self.conditions.weights[self.order]
         values = np.linalg.svd(self.rows[self.order] * np.sqrt(weights)[:, None], compute_uv=False)
-        return float(np.log1p(values**2).sum())
+        value = float(np.log1p(values**2).sum())
+        cond = 1 + float(values.max(initial=0.0)) ** 2
+        return value, 1e-9 * max(1e-3, value) + 1e-15 * cond
 
     def scores(self) -> Scores:
         alpha, penalty = self.conditions.alpha, self.conditions.penalty
@@ -367,11 +369,12 @@ class _Judge:
             self.limits.take(pick)
             self.free[pick] = False
             if self.every == 1 or step == len(self.picks) - 1:
-                expected, found = self.prefix.log_det(), float(self.run.log_dets[step])
-                if abs(found - expected) > 1e-8 * max(1.0, abs(expected)):
-                    return f"step {step}: log_dets {found!r}, expected {expected!r}"
-        if abs(self.run.log_det - self.prefix.log_det()) > 1e-8 * max(1.0, abs(self.run.log_det)):
-            return f"log_det {self.run.log_det!r}, expected {self.prefix.log_det()!r}"
+                (expected, margin), found = self.prefix.log_det(), float(self.run.log_dets[step])
+                if not abs(found - expected) <= margin:
+                    return f"step {step}: log_dets {found!r}, expected {expected!r} ± {margin:.2g}"
+        expected, margin = self.prefix.log_det()
+        if not abs(self.run.log_det - expected) <= margin:
+            return f"log_det {self.run.log_det!r}, expected {expected!r} ± {margin:.2g}"
         return self._end(first_gain) or self._duplicates()
 
     def _forms(self) -> str | None:
@@ -565,6 +568,7 @@ class Run:
     overruled: np.ndarray
     log_dets: np.ndarray
     log_det: float
+    margin: float
     stop_reason: str
     forced: int
     near_duplicates: Duplicates | None
@@ -625,7 +629,7 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
         trace.append((at.gain[x], prefix.base[x], at.conflict[x], at.score[x], overruled))
         prefix.push(x)
         picks.append(x)
-        log_dets.append(prefix.log_det())
+        log_dets.append(prefix.log_det()[0])
 
     for x in c.include:
         take(x, prefix.scores(), False)
@@ -680,7 +684,8 @@ def greedy_constrained(rows: np.ndarray, conditions: Conditions) -> Run:
         *columns[:4],
         overruled=columns[4].astype(bool),
         log_dets=np.array(log_dets),
-        log_det=prefix.log_det() if prefix.order else 0.0,
+        log_det=prefix.log_det()[0],
+        margin=prefix.log_det()[1],
         stop_reason=reason,
         forced=len(c.include),
         near_duplicates=None

@@ -139,7 +139,7 @@ def test_the_scores_of_the_oracle_follow_the_definitions():
 
     mean = sum(weights[x] * rows[x] for x in order) / sum(weights[x] for x in order)
     at = prefix.scores()
-    assert prefix.log_det() == pytest.approx(u(order))
+    assert prefix.log_det()[0] == pytest.approx(u(order))
     for x in (0, 5, 17):
         gain = u([*order, x]) - u(order)
         cosine = rows[x] @ mean / (np.linalg.norm(rows[x]) * np.linalg.norm(mean))
@@ -336,7 +336,7 @@ def fields_are_true(case: Asked, sel: Selection) -> None:
     for name, other in both.items():
         made = greedy_constrained(case.rows, case.conditions.costed(name == "costed"))
         if made.clear:
-            assert other["log_det"] == pytest.approx(made.log_det, rel=1e-8, abs=1e-12)
+            assert other["log_det"] == pytest.approx(made.log_det, rel=0, abs=2 * made.margin)
             assert (other["picks"], other["cost"]) == (len(made.indices), made.cost)
 
 
@@ -642,6 +642,9 @@ def test_excluded_rows_might_as_well_not_be_there():
         for name in ("initial", "include"):
             keywords[name] = [place[row] for row in keywords[name]]
         labels = np.asarray(case.keywords["groups"])
+        if isinstance(shares := keywords.get("group_shares"), dict):
+            left = labels[keep].tolist()
+            keywords["group_shares"] = {name: pair for name, pair in shares.items() if name in left}
         order = [label for label in dict.fromkeys(labels.tolist()) if label in labels[keep]]
         assume(order == list(dict.fromkeys(labels[keep].tolist())))  # ties of shares are broken by it
         whole, part = run(case), spice_rs.select(case.rows[keep], **keywords)
@@ -662,15 +665,34 @@ def test_owned_rows_that_are_the_first_picks_of_a_run_go_on_with_the_rest():
         m = int(part * len(whole))
         assume(0 < m < len(whole))
         rest = run(case.without(k=case.keywords["k"] - m, initial=whole.indices[:m]))
-        for name in ("indices", "gains", "base", "conflict", "scores", "overruled"):
-            np.testing.assert_array_equal(getattr(whole, name)[m:], getattr(rest, name), err_msg=name)
-        np.testing.assert_allclose(rest.log_dets, whole.log_dets[m:], rtol=1e-9)
         assert whole.stop_reason == rest.stop_reason
-        head = whole.head(m)
-        assert_same(run(case.without(k=case.keywords["k"] - m, initial=head)), rest)
+        if whole.indices[m:].tolist() != rest.indices.tolist():
+            assert not greedy_constrained(case.rows, case.conditions).clear  # rounding may decide
+            return
+        for name in ("base", "conflict", "overruled"):
+            np.testing.assert_array_equal(getattr(whole, name)[m:], getattr(rest, name), err_msg=name)
+        prefix = _Prefixes(case.rows.astype(np.float64), case.conditions)
+        for x in whole.indices:
+            prefix.push(x)
+        slip = prefix.scores().slip
+        np.testing.assert_allclose(rest.gains, whole.gains[m:], rtol=slip)
+        np.testing.assert_allclose(rest.log_dets, whole.log_dets[m:], rtol=0, atol=2 * prefix.log_det()[1])
+        assert_same(run(case.without(k=case.keywords["k"] - m, initial=whole.head(m))), rest)
 
     for_cases(look, asked(("exclude", "weights", "prior")), st.floats(0, 1), examples=60)
     for_cases(look, asked(()), st.floats(0, 1), examples=60)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"fisher": "diagonal"}, {"fisher": "scalar"}, {"method": "top_k"}], ids=str
+)
+@pytest.mark.parametrize("m", [1, 17, 120])
+def test_owned_rows_go_on_with_the_same_bits_where_no_digits_are_lost(keywords, m):
+    rows = pools.law("opposed", 400, 24, 1)
+    whole = spice_rs.select(rows, 200, conflict_penalty=0.3, **keywords)
+    rest = spice_rs.select(rows, 200 - m, conflict_penalty=0.3, initial=whole.indices[:m], **keywords)
+    for name in ("indices", "gains", "base", "conflict", "scores", "overruled"):
+        np.testing.assert_array_equal(getattr(whole, name)[m:], getattr(rest, name), err_msg=name)
 
 
 def test_included_rows_that_are_the_first_picks_of_a_run_change_nothing():
@@ -1101,7 +1123,7 @@ def test_an_interrupted_run_under_conditions_ends_with_the_same_bits(keywords, t
         {"group_shares": {"x": (1, 20), "y": (None, 150)}},
         {"weights": None},
         {"weights": EVERYTHING["weights"][::-1].copy()},
-        {"prior": None},
+        {"prior": None, "prior_weight": 1.0},
         {"prior": EVERYTHING["prior"] + 1e-9},
         {"prior_weight": 0.25},
         {"initial": [9, 8]},
