@@ -313,8 +313,8 @@ def test_every_pick_is_the_best_eligible_one_and_nothing_else_matters(kinds):
     for_cases(look, asked(kinds), st.integers(0, 2**32), examples=EXAMPLES[kinds])
 
 
-def fields_are_true(case: Asked, sel: Selection) -> None:
-    """What a selection says beside its series."""
+def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> None:
+    """What a selection says beside its series; with `other_run` also of the run that was not kept."""
     keywords, picks = case.keywords, sel.indices
     if "groups" in keywords:
         labels = np.asarray(keywords["groups"]).tolist()
@@ -333,7 +333,7 @@ def fields_are_true(case: Asked, sel: Selection) -> None:
     assert kept == {"log_det": sel.log_det, "picks": len(sel), "cost": sel.costs.sum()}
     better = "costed" if both["costed"]["log_det"] >= both["uncosted"]["log_det"] else "uncosted"
     assert sel.compared["kept"] == better
-    for name, other in both.items():
+    for name, other in both.items() if other_run else ():
         made = greedy_constrained(case.rows, case.conditions.costed(name == "costed"))
         if made.clear:
             assert other["log_det"] == pytest.approx(made.log_det, rel=0, abs=2 * made.margin)
@@ -368,6 +368,38 @@ def test_long_runs_with_a_budget_of_tokens_stay_exact(grouped):
     assert verdict(case, sel, every=61) is None
     assert_same(sel, run(case, hot_rows=100, threads=3))
     assert_same(sel, run(case, search="eager"))
+
+
+@pytest.mark.parametrize("budget", [False, True], ids=["rows", "budget"])
+@pytest.mark.parametrize("law", ["clustered", "opposed"])
+def test_everything_together_is_exact_at_a_size_where_rows_are_cold(law, budget):
+    rows = pools.law(law, 1500, 64, 11)
+    r = np.random.default_rng(3)
+    rows[r.integers(0, 1500, 40)] = rows[r.integers(0, 1500, 40)] * r.choice([1.0, -1.0, 2.0], (40, 1))
+    order = r.permutation(1500).tolist()
+    keywords = {
+        "groups": r.choice(6, 1500, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05]),
+        "weights": r.choice([0.5, 1, 2, 3], 1500),
+        "prior": 0.3 * r.standard_normal(1500),
+        "initial": order[:20],
+        "include": order[20:25],
+        "exclude": order[25:400],
+        "max_similarity": 0.9,
+        "conflict_penalty": 0.5,
+    }
+    if budget:
+        keywords.update(
+            costs=r.integers(1, 30, 1500), budget=4000, group_shares={0: (None, 900), 4: (0.125, None)}
+        )
+    else:
+        keywords.update(k=300, group_shares={0: (None, 60), 4: (30, 40), 5: (0.125, None)})
+    case = Asked(rows, keywords)
+    eager = run(case, search="eager")
+    assert verdict(case, eager) is None
+    fields_are_true(case, eager, other_run=False)
+    for hot_rows in (16, 64, None):
+        for search in ("lazy", "lazy_gain"):
+            assert_same(eager, run(case, search=search, hot_rows=hot_rows, threads=2), overruled=False)
 
 
 # --- quotas and budgets ------------------------------------------------------------------------------------------
@@ -526,6 +558,18 @@ def test_a_budget_is_a_share_of_the_cost_of_all_rows():
     share = spice_rs.select(rows, costs=costs, budget=0.25, exclude=[0, 59])
     whole = spice_rs.select(rows, costs=costs, budget=0.25 * costs.sum(), exclude=[0, 59])
     assert_same(share, whole)
+
+
+def test_a_store_that_cannot_say_what_rows_cost_is_refused(tmp_path):
+    rows = pools.law("clustered", 20, 6, 0)
+    for name, tokens in (("none", None), ("zero", np.array([1] * 19 + [0], np.int32))):
+        (tmp_path / name).mkdir()
+        columns = {} if tokens is None else {"num_tokens": tokens}
+        store = in_shards(str(tmp_path / name), rows, np.random.default_rng(1), **columns)
+        with pytest.raises(InvalidInputError) as caught:
+            spice_rs.select(store, budget=300)
+        assert "tokens" in str(caught.value) or "costs" in str(caught.value)
+        assert tokens is None or "19" in str(caught.value)
 
 
 def test_costs_are_the_learned_tokens_of_the_store_unless_given(tmp_path):
@@ -793,6 +837,15 @@ def test_a_skipped_near_duplicate_names_the_first_pick_it_is_too_close_to():
     assert duplicates_of(spice_rs.select(rows, 2, max_similarity=0.9, conflict_penalty=0.0)) == []
 
 
+def test_a_row_at_the_threshold_is_not_too_similar():
+    rows = np.array([[2.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0.5, 0]])
+    sel = spice_rs.select(rows, 3, max_similarity=0.5, conflict_penalty=0.0)
+    assert (sorted(sel.indices.tolist()), sel.stop_reason) == ([0, 1, 2], "budget")
+    below = spice_rs.select(rows, 3, max_similarity=0.4999999, conflict_penalty=0.0)
+    assert below.stop_reason == "exhausted"
+    assert duplicates_of(below)[0] in [(0, 1, 0.5), (1, 0, 0.5)]
+
+
 def test_included_rows_may_be_near_duplicates():
     rows = np.array([[4.0, 0], [3, 0], [2, 0], [0, 1]])
     sel = spice_rs.select(rows, 3, max_similarity=0.5, include=[2, 1])
@@ -833,6 +886,10 @@ def test_an_early_stop_looks_at_the_gain_and_not_at_the_merit():
 def test_early_stop_goes_with_maxima_and_not_with_minima():
     rows = pools.law("clustered", 100, 5, 1)
     labels = np.arange(100) % 2
+    endless = Asked(rows, {"groups": labels, "group_shares": {0: (None, 5)}, "early_stop": 0.3})
+    sel = run(endless)
+    assert sel.stop_reason == "early_stop"
+    assert verdict(endless, sel) is None
     case = Asked(rows, {"k": 50, "groups": labels, "group_shares": {0: (None, 5)}, "early_stop": 0.3})
     assert verdict(case, run(case)) is None
     for shares in ("pool", None, {1: (1, None)}, {1: (0.1, 0.9)}):
@@ -1111,6 +1168,32 @@ def test_an_interrupted_run_under_conditions_ends_with_the_same_bits(keywords, t
     )
     assert seen[0] >= 20
     assert_same_file(resumed, spice_rs.select(rows, k, **keywords))
+
+
+def test_any_run_that_is_nested_resumes_to_the_same_bits():
+    def look(case, part):
+        k = case.keywords["k"]
+        cut = max(int(part * k), len(case.keywords["include"]), 1)
+        whole = run(case)
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "run")
+            run(case.without(k=cut), checkpoint=file)
+            assert_same_file(run(case, checkpoint=file), whole)
+
+    for_cases(
+        look, asked(("initial", "include", "exclude", "weights", "prior")), st.floats(0, 1), examples=60
+    )
+
+
+@pytest.mark.parametrize("keywords", [NESTED[0], NESTED[4], EVERYTHING], ids=of_kinds)
+def test_a_run_that_had_no_time_goes_on_under_its_conditions(keywords, tmp_path):
+    file = tmp_path / "run"
+    limited = spice_rs.select(POOL, 60, checkpoint=file, time_limit=1e-9, **keywords)
+    assert limited.stop_reason == "time_limit"
+    assert len(limited) < 60
+    assert_same_file(
+        spice_rs.select(POOL, 60, checkpoint=file, **keywords), spice_rs.select(POOL, 60, **keywords)
+    )
 
 
 @pytest.mark.parametrize(
