@@ -469,6 +469,17 @@ def test_a_share_that_means_a_whole_number_of_rows_is_that_number(share):
         assert counts_of(sel)["a"] == round(100 * share), shares
 
 
+@pytest.mark.parametrize(("part", "whole"), [(1, 3), (2, 3), (5, 6), (3, 7), (1, 49), (13, 49)])
+def test_a_share_that_is_a_quotient_of_rows_is_that_many_rows(part, whole):
+    # 1/3 in float64 is a little less than a third of 9 rows, 2/3 a little more than two thirds.
+    rows = pools.law("flat", 4 * whole, 6, 2)
+    labels = np.arange(4 * whole) < 2 * part
+    for k in (whole, 2 * whole):
+        count = part * k // whole
+        sel = spice_rs.select(rows, k, groups=labels, group_shares={True: (part / whole, part / whole)})
+        assert counts_of(sel)[True] == count
+
+
 @pytest.mark.parametrize("count", [3, 6, 7, 9, 10, 11, 13])
 def test_pool_shares_of_cost_that_are_whole_are_filled_to_the_last(count):
     # Quotas that sum to the budget leave no slack, and rounding must not make that less than none.
@@ -967,6 +978,8 @@ PAID = {"groups": LABELS, "costs": COSTS, "budget": 20}
         ({"budget": 5, "costs": [*COSTS[:-1], -2.0]}, ["costs", "11", "-2"]),
         ({"budget": 5, "costs": [*COSTS[:4], float("nan"), *COSTS[5:]]}, ["costs", "4", "nan"]),
         ({"budget": 5, "costs": [*COSTS[:4], float("inf"), *COSTS[5:]]}, ["costs", "4", "inf"]),
+        ({"budget": 0.5, "costs": [1e308] * 12}, ["costs"]),
+        ({"budget": 1.0, "costs": np.geomspace(1e-300, 1e300, 12)}, ["costs"]),
         ({"budget": 5, "costs": COSTS, "checkpoint": "run"}, ["checkpoint", "budget"]),
         # Similarity, weights, priors.
         ({"k": 2, "max_similarity": 0.0}, ["max_similarity", "0"]),
