@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import constraints
 import machine
 import spice_rs
 import table
@@ -90,13 +91,16 @@ class Bench:
         repeat: int = 1,
         *,
         optional: bool = False,
+        asked: list[Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Time our own selection."""
+        """Time our own selection; `asked`: see `worker.select`."""
         options = {"normalize": "none", **options, "conflict_penalty": penalty}
         if k is not None:
             options["k"] = k
-        result = self.run("select", source=pool.path, options=options, repeat=repeat, optional=optional)
+        result = self.run(
+            "select", source=pool.path, options=options, repeat=repeat, optional=optional, asked=asked
+        )
         shown = {
             "pool": pool.name,
             "n": pool.n,
@@ -198,8 +202,9 @@ def real(bench: Bench) -> None:
     pool = Pool("real", *rows.shape, str(rows.dtype), str(path))
     for share in (0.1, 0.5):
         for normalize in ("none", "unit"):
-            ours = bench.select(pool, round(share * pool.n), 0.1, normalize=normalize)
-            bench.against_torch(pool, ours, FORMS[1])
+            ours = bench.select(pool, round(share * pool.n), 0.1, 3, normalize=normalize)
+            for form in FORMS:
+                bench.against_torch(pool, ours, form)
     return None
 
 
@@ -314,6 +319,20 @@ def approximate(bench: Bench) -> None:
             bench.row(ours, label, "exact", exact["seconds"], note)
 
 
+def limits(bench: Bench) -> None:
+    pool, k = bench.pool("clustered", 100_000, 1024), bench.size("k", 2000)
+    plain = bench.select(pool, k, 0.1, 3)
+    bench.row(plain, "nothing asked")
+    for name in constraints.NAMES:
+        ours = bench.select(pool, None, 0.1, 3, asked=[name, pool.n, k, bench.settings.seed])
+        ours["shown"]["k"] = ours.get("picks")
+        note = ""
+        if ours.get("compared"):
+            runs = {run: ours["compared"][run]["picks"] for run in ("costed", "uncosted")}
+            note = "two runs: " + ", ".join(f"{run} {picks} picks" for run, picks in runs.items())
+        bench.row(ours, name, "nothing asked", plain["seconds"], note, "goal 0.67 ×")
+
+
 def approximations() -> Iterator[dict[str, Any]]:
     """Settings that give up exactness for speed; the stated guarantees hold without penalty."""
     for epsilon in (0.01, 0.1, 0.3):
@@ -335,5 +354,6 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
         growth,
         threads,
         approximate,
+        limits,
     )
 }

@@ -5,7 +5,7 @@
     python benches/selection.py --quick                   tiny sizes: does the script work? Its figures mean nothing
 
 loop         n = 20 k and 100 k, d = 1024, k = 2 k: against a fused eager loop in torch, in two forms
-real         gradients of a language model: against the faster form
+real         gradients of a language model: the same
 deep         k ≫ d: rows read per pick, with and without the angle bound
 submodlib    against submodlib's LazyGreedy log-det, kernel and hand-over included
 windows      windows of 128: against one pass over the pool at the speed of memory
@@ -14,6 +14,7 @@ million      n = 1 M, d = 1024, k = 10 k (--long: and 100 k): the same
 growth       n from 25 k to 200 k: exponents of time and of rows read
 threads      one thread against two
 approximate  ε-lazy and stochastic greedy: time and U against exact
+limits       groups, budgets of cost, near-duplicates, weights, priors, owned rows: against a run without them
 
 We read float16 files, as a store holds them; torch gets a float32 copy, made beforehand (it has no fast float16 on CPUs).
 A torch loop is timed over its first --loop-picks picks and extrapolated linearly, which leaves out what grows with the

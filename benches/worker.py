@@ -22,10 +22,19 @@ class Unavailable(Failed):
     """A setting that this version of spice_rs does not have, or does not accept."""
 
 
-def select(source: str, options: dict[str, Any], repeat: int = 1) -> dict[str, Any]:
-    """Time `spice_rs.select`, opening the source included; the fastest of `repeat` runs."""
+def select(
+    source: str, options: dict[str, Any], repeat: int = 1, asked: list[Any] | None = None
+) -> dict[str, Any]:
+    """Time `spice_rs.select`, opening the source included; the fastest of `repeat` runs.
+
+    `asked`: arguments of `constraints.asked`, for options that are too long for a command line.
+    """
     import spice_rs
 
+    if asked is not None:
+        import constraints
+
+        options = {**options, **constraints.asked(*asked)}
     warnings.simplefilter("ignore", spice_rs.SpiceWarning)
     seconds = []
     with machine.PeakMemory() as peak:
@@ -46,6 +55,7 @@ def select(source: str, options: dict[str, Any], repeat: int = 1) -> dict[str, A
         "peak": peak.bytes,
         "log_det": selection.log_det,
         "indices": selection.indices[:1000].tolist(),
+        "compared": getattr(selection, "compared", None),
     }
 
 

@@ -267,6 +267,15 @@ def test_equal_costs_keep_the_costed_run():
     assert sel.indices.tolist() == spice_rs.select(ROWS, 9).indices.tolist()
 
 
+def test_the_same_rows_in_another_order_keep_the_costed_run():
+    for seed in range(20):  # U of both is the same but for rounding
+        rows = np.random.default_rng(seed).standard_normal((30, 5))
+        sel = spice_rs.select(rows, budget=1000, costs=np.arange(30) + 1)
+        assert len(sel) == 30
+        assert sel.stop_reason == "exhausted"
+        assert sel.compared["kept"] == "costed"
+
+
 def test_costs_are_the_tokens_of_a_store_unless_given(store, calls):
     path, index = store
     sel = spice_rs.select(path, budget=40)
@@ -402,6 +411,7 @@ SHARES = "group_shares"
         ({"initial": [1, 2], "exclude": [5, 1]}, "exclude: found row 1, which is in initial too"),
         ({"exclude": range(51)}, "k: found 10 and 9 rows that are neither initial nor excluded, expected 1 to 9"),
         ({"exclude": range(40), "initial": range(40, 60)}, "k: found 10 and 0 rows that are neither"),
+        ({"k": 61, "groups": LABELS}, "k: found 61, expected a number from 1 to 60, the rows of the source"),
         ({"include": range(11)}, "include: found 11 rows, expected at most k=10"),
         ({"include": [0, 3], "groups": LABELS, SHARES: {LABELS[0]: (None, 0)}}, f"of group {LABELS[0]!r}, expected at"),
         (
@@ -500,7 +510,10 @@ def test_a_checkpoint_of_other_conditions_is_refused(name, tmp_path):
         spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **{**CONDITIONS, name: OTHERS[name]})
     with pytest.raises(StoreMismatchError, match="run: .*: found"):
         spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run")
-    spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **CONDITIONS)
+    resumed = spice_rs.select(ROWS, 8, checkpoint=tmp_path / "run", **CONDITIONS)
+    whole = spice_rs.select(ROWS, 8, **CONDITIONS)
+    for series in ("indices", "gains", "scores", "log_dets", "groups"):
+        np.testing.assert_array_equal(getattr(resumed, series), getattr(whole, series))
 
 
 def test_minima_of_groups_tie_a_checkpoint_to_its_k(tmp_path):

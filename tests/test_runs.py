@@ -348,14 +348,22 @@ def test_a_time_limit_ends_a_run_with_a_prefix_of_its_picks(tmp_path):
     assert_same(spice_rs.select(rows, m + 3, checkpoint=tmp_path / "run"), spice_rs.select(rows, m + 3))
 
 
-def test_a_time_limit_in_the_middle_of_a_long_step_loses_no_pick():
-    # Rows this long make the engine factor its 700 × 700 matrix after almost every pick.
-    rows = pools.law("flat", 1500, 700, 1).astype(np.float64) * 1e4
-    seen = []
-    limited = spice_rs.select(rows, 1500, time_limit=1.5, progress=lambda picks, *_: seen.append(picks))
-    assert limited.stop_reason == "time_limit"
-    assert len(limited) == max(seen)
-    np.testing.assert_array_equal(limited.indices, spice_rs.select(rows, len(limited)).indices)
+def test_a_time_limit_in_the_middle_of_any_step_loses_no_pick():
+    # Of the eager search most steps are passes over the rows, some factor a 700 × 700 matrix.
+    rows = pools.law("flat", 4000, 700, 1).astype(np.float64)
+    whole = spice_rs.select(rows, 4000)
+    for limit in (0.2, 0.5, 0.9, 1.4):
+        seen = [0]
+        limited = spice_rs.select(
+            rows,
+            4000,
+            search="eager",
+            time_limit=limit,
+            progress=lambda picks, *_, seen=seen: seen.append(picks),
+        )
+        assert limited.stop_reason == "time_limit"
+        assert len(limited) == max(seen)
+        np.testing.assert_array_equal(limited.indices, whole.indices[: len(limited)])
 
 
 def test_a_time_limit_shorter_than_the_first_reading_gives_no_picks(tmp_path):

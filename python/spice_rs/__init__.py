@@ -17,6 +17,7 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
+from spice_rs.growth import extend
 from spice_rs.result import NearDuplicates, Selection
 from spice_rs.selection import log_det, select
 from spice_rs.store import GradientStore
@@ -35,6 +36,7 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "extend",
     "extract",
     "log_det",
     "select",

@@ -100,6 +100,7 @@ def select(
     costs: NDArray[np.float64] | None = None,
     budget: float | None = None,
     max_similarity: float | None = None,
+    old: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]: ...
 def fingerprint(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
@@ -107,6 +108,7 @@ def fingerprint(
     dim: int,
     index: NDArray[np.int64] | None,
     threads: int | None,
+    positions: NDArray[np.int64] | None = None,
 ) -> str: ...
 def log_det(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],

@@ -31,7 +31,7 @@ ROW_FILES = ("initial", "include", "exclude")
 WORDS = {
     **dict.fromkeys(COLUMNS, ("COLUMN", "Here: a column of --data.")),
     **dict.fromkeys(
-        ROW_FILES,
+        (*ROW_FILES, "old_rows"),
         (
             "FILE",
             "Here: a file with one row number per line, picks as --out writes them, or what --save wrote.",
@@ -107,6 +107,25 @@ def _select(source: str, out: str, data: str | None, save: str | None, **options
         print(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
     if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
         print(group_table(selection), file=sys.stderr)
+    if out != "-":
+        print(f"{out}: {len(selection)} lines", file=sys.stderr)
+
+
+def _extend(earlier: str, source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
+    from spice_rs.atomic import check_place
+    from spice_rs.picks import check_output, read_rows, write_picks
+
+    check_output(out, data)
+    if save is not None:
+        check_place(save)
+    if options["old_rows"] is not None:
+        rows = read_rows(options["old_rows"])
+        options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
+    selection = spice_rs.extend(spice_rs.Selection.load(earlier), source, **options)
+    if save is not None:
+        selection.save(save)
+    write_picks(selection, out, data)
+    print(repr(selection), file=sys.stderr)
     if out != "-":
         print(f"{out}: {len(selection)} lines", file=sys.stderr)
 
@@ -196,6 +215,14 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
         "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
     )
     _options(select, spice_rs.select, skip=("source", "data"), words=WORDS)
+
+    extend = _command(commands, "extend", _extend, "select again from a pool that has grown")
+    extend.add_argument("earlier", metavar="SELECTION", help="what `select --save` wrote of the smaller pool")
+    extend.add_argument("source", metavar="SOURCE", help="the pool as it is now")
+    extend.add_argument("--out", default="-", help="as for select")
+    extend.add_argument("--data", help="as for select: the data that the grown pool was made from")
+    extend.add_argument("--save", metavar="FILE", help="as for select")
+    _options(extend, spice_rs.extend, skip=("selection", "source"), words=WORDS)
 
     for name, run, summary in (
         ("info", _info, "show what a store holds, without reading gradients"),

@@ -74,7 +74,9 @@ def _shares(amounts: Sequence[float]) -> list[str]:
 
 
 def _number(value: object) -> str:
-    return "-" if value is None else f"{value:.10g}" if isinstance(value, int | float) else str(value)
+    return (
+        "-" if value is None else f"{round(value, 1):.12g}" if isinstance(value, int | float) else str(value)
+    )
 
 
 def _median(values: npt.NDArray[np.generic]) -> str:

@@ -215,7 +215,11 @@ class Requested:
 
 def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows | None) -> None:
     left = int(candidates.sum())
-    if left == 0 or (left < len(candidates) and k is not None and k > left):
+    if k is not None and k > left == len(candidates):
+        raise InvalidInputError(
+            f"k: found {k}, expected a number from 1 to {left}, the rows of the source. Ask for fewer rows."
+        )
+    if left == 0 or (k is not None and k > left):
         raise InvalidInputError(
             f"k: found {k} and {left} rows that are neither initial nor excluded, expected 1 to {max(left, 1)}. Select"
             " fewer, or exclude fewer."

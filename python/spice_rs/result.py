@@ -97,6 +97,11 @@ class Selection:
         return 0 if included is None else min(len(self), included["rows"])
 
     @property
+    def kept(self) -> int | None:
+        """Number of first picks that `extend` found unchanged; None for other selections."""
+        return self.settings.get("kept")
+
+    @property
     def half_life(self) -> int | None:
         """Number of picks after which Δ first was at most half of the first; None if it never was."""
         below = np.flatnonzero(self.gains <= 0.5 * self.gains[0]) if len(self) else np.empty(0)
@@ -129,12 +134,15 @@ class Selection:
         if duplicates is not None:
             kept = ~np.isin(duplicates.of, self.indices[k:])
             duplicates = NearDuplicates(duplicates.rows[kept], duplicates.of[kept], duplicates.cosine[kept])
+        settings = {**copy.deepcopy(self.settings), "k": int(k)}
+        if self.kept is not None:
+            settings["kept"] = min(self.kept, int(k))
         return Selection(
             **{name: getattr(self, name)[:k].copy() for name in SERIES},
             stop_reason="budget",
             log_det=float(self.log_dets[k - 1]),
             signal=self.signal,
-            settings={**copy.deepcopy(self.settings), "k": int(k)},
+            settings=settings,
             groups=None if self.groups is None else self.groups[:k].copy(),
             near_duplicates=duplicates,
         )
@@ -261,9 +269,10 @@ class Selection:
         rows = self.settings["source"]["rows"]
         budget = self.settings["budget"]
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
+        kept = "" if self.kept is None else f"{self.kept} picks kept, {self.rows_read.sum()} rows read, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         return (
-            f"Selection({len(self)} of {rows} rows, {spent}{gains}log det {self.log_det:.6g},"
+            f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {int(self.overruled.sum())} picks, stopped: {self.stop_reason})"
         )
 

@@ -79,6 +79,8 @@ def select(
     weights, prior
     ==============================================  ==========  ==========  ==========================
 
+    `extend` takes selections without conditions only.
+
     Args:
         source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
             headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
@@ -225,13 +227,7 @@ def select(
         "select_per_window": numbers["select_per_window"],
         "seed": numbers["seed"],
         **conditions.settings(),
-        "source": {
-            "name": opened.description,
-            "rows": opened.rows,
-            "dim": opened.dim,
-            "dtype": opened.dtype,
-            "fingerprint": opened.fingerprint,
-        },
+        "source": opened.identity(),
     }
     keeper = None
     if checkpoint is not None:
@@ -275,8 +271,7 @@ def select(
     else:
         result, compared = _both_runs(run, conditions, progress, limit)
     signal = alpha * result.pop("norm_sq")
-    fingerprint = result.pop("fingerprint")
-    settings["source"]["fingerprint"] = settings["source"]["fingerprint"] or fingerprint
+    settings["source"] = opened.identity(result.pop("fingerprint"))
     selection = Selection(
         **conditions.outcome(result),
         compared=compared,
@@ -320,7 +315,10 @@ def _both_runs(
         }
         for name, result in results.items()
     }
-    kept = "costed" if results["costed"]["log_det"] >= results["uncosted"]["log_det"] else "uncosted"
+    costed, uncosted = results["costed"], results["uncosted"]
+    # Two orders of the same rows have the same U, but for rounding.
+    same = set(costed["indices"].tolist()) == set(uncosted["indices"].tolist())
+    kept = "costed" if same or costed["log_det"] >= uncosted["log_det"] else "uncosted"
     result = results[kept]
     if any(each["stop_reason"] == "time_limit" for each in results.values()):
         result["stop_reason"] = "time_limit"

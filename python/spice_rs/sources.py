@@ -97,6 +97,17 @@ class Source:
             self.blocks, dim=self.dim, index=self.index, threads=threads
         )
 
+    def identity(self, content: str | None = None) -> dict[str, Any]:
+        """Return what a selection remembers of its source; `content` is the hash of the rows that the core returns."""
+        return {
+            "name": self.description,
+            "rows": self.rows,
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint or content,
+            "content": content,
+        }
+
     def dataset_row(self, position: int) -> int:
         """Return the dataset row at a position of the source."""
         return position if self.index is None else int(self.index[position])

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::selection::Pick;
+use crate::selection::{NearDuplicate, Pick};
 
 /// Shared between a computation and whoever watches it; every field is updated as work goes on.
 ///
@@ -19,6 +19,8 @@ pub struct Monitor {
     rows_read: AtomicU64,
     /// Every accepted pick. A run that ends in the middle of a step has its result here.
     log: Mutex<Vec<Pick>>,
+    /// The same of every near-duplicate that was left out.
+    duplicates: Mutex<Vec<NearDuplicate>>,
     deadline: Option<Instant>,
     /// Whether the deadline counts now; see [`Monitor::within_limit`].
     limited: AtomicBool,
@@ -101,6 +103,16 @@ impl Monitor {
         self.picks.fetch_add(1, Relaxed);
         self.gain.store(pick.gain.to_bits(), Relaxed);
         self.rows_read.fetch_add(pick.rows_read, Relaxed);
+    }
+
+    /// Takes note of a near-duplicate that is left out.
+    pub(crate) fn leave_out(&self, found: NearDuplicate) {
+        self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+    }
+
+    /// Near-duplicates that were left out so far.
+    pub(crate) fn left_out(&self) -> Vec<NearDuplicate> {
+        self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Pick>> {

@@ -410,6 +410,6 @@ fn the_fingerprint_alone_is_the_one_of_a_survey() {
     };
     let monitor = Monitor::default();
     let expected = Survey::new(pool(700), false, &monitor).unwrap().fingerprint();
-    assert_eq!(fingerprint(&pool(700), &monitor).unwrap(), expected);
-    assert_eq!(fingerprint(&pool(33), &monitor).unwrap(), expected);
+    assert_eq!(fingerprint(&pool(700), None, &monitor).unwrap(), expected);
+    assert_eq!(fingerprint(&pool(33), None, &monitor).unwrap(), expected);
 }

@@ -30,7 +30,7 @@ pub(crate) enum Rows<'py> {
 #[pyo3(signature = (source, *, dim, index, scale, unit, k, alpha, conflict_penalty, early_stop, fisher, method,
                     search, hot_rows, epsilon, seed, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval,
                     weights=None, multiplier=None, bonus=None, initial=None, include=None, exclude=None, groups=None,
-                    minima=None, maxima=None, costs=None, budget=None, max_similarity=None))]
+                    minima=None, maxima=None, costs=None, budget=None, max_similarity=None, old=None))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
@@ -70,6 +70,7 @@ pub(crate) fn select<'py>(
     costs: Option<PyReadonlyArray1<'py, f64>>,
     budget: Option<f64>,
     max_similarity: Option<f64>,
+    old: Option<PyReadonlyArray1<'py, bool>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let settings = Settings {
         alpha,
@@ -119,6 +120,7 @@ pub(crate) fn select<'py>(
         max_similarity,
     };
     let weights = weights.as_ref().map(numbers_of);
+    let old: Option<Vec<bool>> = old.map(|old| old.as_array().to_vec());
     let monitor = match time_limit {
         Some(seconds) => Monitor::with_time_limit(seconds).map_err(to_py)?,
         None => Monitor::default(),
@@ -134,7 +136,10 @@ pub(crate) fn select<'py>(
                 let windows: Vec<&[usize]> = order.chunks(size).collect();
                 selection::select_windows(&survey, &settings, &windows, per_window, &monitor)?
             }
-            _ => selection::resume(&survey, &settings, &conditions, k, &made, &monitor)?,
+            _ => match &old {
+                None => selection::resume(&survey, &settings, &conditions, k, &made, &monitor)?,
+                Some(old) => selection::extend(&survey, &settings, k, &made, old, &monitor)?,
+            },
         };
         let index = |row: usize| survey.index(row);
         let duplicates: Vec<(i64, i64, f64)> = selection
@@ -196,19 +201,21 @@ pub(crate) fn log_det(
     watch(py, &monitor, threads, (), work)
 }
 
-/// What [`select`] returns as "fingerprint", of rows that nobody selects from.
+/// What [`select`] returns as "fingerprint", of rows that nobody selects from; of those at `positions` if given.
 #[pyfunction]
-#[pyo3(signature = (source, *, dim, index, threads))]
+#[pyo3(signature = (source, *, dim, index, threads, positions=None))]
 pub(crate) fn fingerprint(
     py: Python<'_>,
     source: Vec<Rows<'_>>,
     dim: usize,
     index: Option<PyReadonlyArray1<'_, i64>>,
     threads: Option<usize>,
+    positions: Option<PyReadonlyArray1<'_, i64>>,
 ) -> PyResult<String> {
+    let rows = positions.as_ref().map(rows_of);
     let pool = pool(&source, dim, index, None)?;
     let monitor = Monitor::default();
-    watch(py, &monitor, threads, (), || selection::fingerprint(&pool, &monitor))
+    watch(py, &monitor, threads, (), || selection::fingerprint(&pool, rows.as_deref(), &monitor))
 }
 
 /// Reports to Python: to the caller of [`select`] and to whoever keeps its picks.

@@ -15,11 +15,13 @@ pub(super) const GROUP: usize = 8;
 pub(super) struct Leader {
     pub(super) best: Option<Candidate>,
     largest_merit: f64,
+    /// Whether a row that was not considered is known to have a larger merit.
+    pub(super) overruled: bool,
 }
 
 impl Default for Leader {
     fn default() -> Self {
-        Self { best: None, largest_merit: f64::NEG_INFINITY }
+        Self { best: None, largest_merit: f64::NEG_INFINITY, overruled: false }
     }
 }
 
@@ -88,7 +90,7 @@ impl<'a, O: Objective> Greedy<'a, O> {
     pub(super) fn accept(&mut self, leader: Leader, rows_read: u64) -> Result<Option<StopReason>> {
         let Some(best) = leader.best else { return Ok(Some(StopReason::Exhausted)) };
         let mut cells = vec![0.0; self.run.survey.dim()];
-        let overruled = leader.largest_merit > best.merit;
+        let overruled = leader.overruled || leader.largest_merit > best.merit;
         let stop = self.run.accept(&best, overruled, rows_read, &mut cells);
         if stop.is_none() {
             self.objective.push(&cells);

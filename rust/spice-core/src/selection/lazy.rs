@@ -11,14 +11,14 @@
 //! score ≤ merit of the best. So `overruled` is exact as well.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use rayon::prelude::*;
 
 use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
-use super::run::{Candidate, Outcome};
+use super::run::{Candidate, Outcome, Past};
 use crate::error::Result;
 
 /// Rows of the first batch of a step; each further batch is twice as long.
@@ -55,6 +55,7 @@ pub(super) fn search<O: Objective>(
     mut greedy: Greedy<'_, O>,
     rows: Vec<usize>,
     budget: usize,
+    grown: Past<'_>,
 ) -> Result<Outcome> {
     let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
     let waiting = |slot: usize, gain: f64, greedy: &Greedy<'_, O>| Waiting {
@@ -63,15 +64,39 @@ pub(super) fn search<O: Objective>(
         index: greedy.index(rows[slot]),
         slot,
     };
+    let start = |slot: usize, marginals: &[Marginal], greedy: &Greedy<'_, O>| {
+        waiting(slot, greedy.run.gain(marginals[slot].value), greedy)
+    };
+    // Rows that an earlier run has judged are asleep, out of the heap, while its picks still win.
+    let old = |slot: usize| grown.old.is_some_and(|old| old[rows[slot]]);
+    let mut made = grown.made.iter();
+    let mut asleep: Vec<usize> = (0..rows.len()).filter(|&slot| old(slot)).collect();
+    let slots: HashMap<usize, usize> = asleep.iter().map(|&slot| (rows[slot], slot)).collect();
     let mut heap: BinaryHeap<Waiting> = (0..rows.len())
-        .map(|slot| waiting(slot, greedy.run.gain(marginals[slot].value), &greedy))
+        .filter(|&slot| !old(slot))
+        .map(|slot| start(slot, &marginals, &greedy))
         .collect();
+    let mut taken = vec![false; rows.len()];
+    let mut latest = f64::INFINITY; // the latest score of the earlier run
     let mut read = 0; // since the last pick
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
 
     let first_batch = if rows.len() <= SMALL { 3 } else { FIRST_BATCH };
     while greedy.run.picks() < budget {
+        let expected = if asleep.is_empty() { None } else { made.next() };
+        match expected.and_then(|pick| slots.get(&pick.row)) {
+            Some(&slot) => heap.push(start(slot, &marginals, &greedy)),
+            None => {
+                // No old row scores higher than the pick that beat it.
+                let most = latest + greedy.run.penalty;
+                let back = std::mem::take(&mut asleep).into_iter().filter(|&slot| !taken[slot]);
+                heap.extend(back.map(|slot| {
+                    let start = start(slot, &marginals, &greedy);
+                    Waiting { bound: start.bound.min(most + 1e-12 * most.abs()), ..start }
+                }));
+            }
+        }
         let mut leader = Leader::default();
         let mut size = first_batch;
         scored.clear();
@@ -105,8 +130,21 @@ pub(super) fn search<O: Objective>(
             }
             size = (2 * size).min(LONGEST_BATCH);
         }
-        let near = leader.best.is_some_and(|best| greedy.run.is_near(best.row, None));
         read += scored.len() as u64;
+        if let Some(pick) = expected {
+            latest = pick.score;
+            leader.overruled |= pick.overruled;
+            taken[slots[&pick.row]] = true;
+            if leader.best.is_none_or(|best| best.row != pick.row) {
+                // The earlier run ends here; all rows compete for this step.
+                heap.extend(
+                    scored.iter().map(|candidate| waiting(candidate.slot, candidate.gain, &greedy)),
+                );
+                made = [].iter();
+                continue;
+            }
+        }
+        let near = leader.best.is_some_and(|best| greedy.run.is_near(best.row, None));
         if !near && let Some(stop) = greedy.accept(leader, std::mem::take(&mut read))? {
             return Ok(greedy.run.finish(stop));
         }

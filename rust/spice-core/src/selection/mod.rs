@@ -32,7 +32,7 @@ pub use information::log_det;
 use information::log_dets;
 pub use near::NearDuplicate;
 use objective::{DiagonalFisher, FixedGain, Objective};
-use run::{Outcome, Run};
+use run::{Outcome, Past, Run};
 pub use survey::{Survey, fingerprint};
 
 /// Which reading of the Fisher information Δ is computed with.
@@ -233,6 +233,39 @@ pub fn resume(
     made: &[Pick],
     monitor: &Monitor,
 ) -> Result<Selection> {
+    start(survey, settings, conditions, budget, Past { made, old: None }, monitor)
+}
+
+/// Selects from a pool that has grown since a run over its rows `old` (n,) made the picks `made`: with the same bits as
+/// [`select`], but as long as the picks stay the same only new rows are looked at.
+///
+/// # Errors
+/// As [`select`]; [`Error::InvalidInput`] too if `made` cannot be picks of such a run.
+pub fn extend(
+    survey: &Survey<'_>,
+    settings: &Settings,
+    budget: Option<usize>,
+    made: &[Pick],
+    old: &[bool],
+    monitor: &Monitor,
+) -> Result<Selection> {
+    let strangers = made.iter().any(|pick| !old.get(pick.row).is_some_and(|&old| old));
+    if old.len() != survey.len() || strangers {
+        let expected = "picks among the rows that were there before, and which of all rows those are";
+        return Err(Error::invalid("picks to extend", "others", expected, RESUME_REMEDY));
+    }
+    let past = Past { made, old: Some(old) };
+    start(survey, settings, &Conditions::default(), budget, past, monitor)
+}
+
+fn start(
+    survey: &Survey<'_>,
+    settings: &Settings,
+    conditions: &Conditions,
+    budget: Option<usize>,
+    past: Past<'_>,
+    monitor: &Monitor,
+) -> Result<Selection> {
     check(survey, settings)?;
     conditions.check(survey)?;
     let approximate = matches!(settings.method, Method::EpsilonLazy | Method::Stochastic);
@@ -255,25 +288,33 @@ pub fn resume(
         ));
     }
     let size = budget.unwrap_or(n);
-    check_made(survey, conditions, made, size)?;
-    made.iter().for_each(|&pick| monitor.accept(pick));
+    if conditions.include.len() > size {
+        let found = format!("{} rows", conditions.include.len());
+        return Err(Error::invalid("include", found, format!("at most {size}"), "Leave some out."));
+    }
+    if past.old.is_none() {
+        check_made(survey, conditions, past.made, size)?;
+        past.made.iter().for_each(|&pick| monitor.accept(pick));
+    }
     let rows = conditions.candidates(survey);
     let candidates = rows.len() + conditions.include.len();
-    let run = || run(survey, settings, conditions, rows, size, made, monitor);
-    let Outcome { picks, mut stop, duplicates } = match monitor.within_limit(run) {
+    let run = || run(survey, settings, conditions, rows, size, past, monitor);
+    let Outcome { picks, mut stop } = match monitor.within_limit(run) {
         // Whatever the limit cut short was no pick yet.
         Err(Error::TimeLimit) => {
             let picks = monitor.log();
             let stop = if picks.len() < size { StopReason::TimeLimit } else { StopReason::Budget };
-            Outcome { picks, stop, ..Outcome::default() }
+            Outcome { picks, stop }
         }
         result => result?,
     };
+    let duplicates = monitor.left_out();
+    let by_cost = conditions.limits.as_ref().is_some_and(|limits| limits.costs.is_some());
     let left = candidates - picks.len() - duplicates.len();
     match stop {
         StopReason::Budget if budget.is_none() => stop = StopReason::Exhausted,
         // Rows are left, but none that the budget pays for.
-        StopReason::Exhausted if budget.is_none() && conditions.limits.is_some() && left > 0 => {
+        StopReason::Exhausted if by_cost && left > 0 => {
             stop = StopReason::Budget;
         }
         _ => (),
@@ -328,7 +369,7 @@ pub fn select_windows(
     let none = Conditions::default();
     let select_within = |window: &&[usize]| {
         let budget = per_window.min(window.len());
-        match run(survey, settings, &none, window.to_vec(), budget, &[], monitor) {
+        match run(survey, settings, &none, window.to_vec(), budget, Past::default(), monitor) {
             Err(Error::TimeLimit) => Ok(Outcome { stop: StopReason::TimeLimit, ..Outcome::default() }),
             result => result,
         }
@@ -421,14 +462,14 @@ fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
     ))
 }
 
-/// One greedy run over `rows`; its first picks are `made`.
+/// One greedy run over `rows`.
 fn run(
     survey: &Survey<'_>,
     settings: &Settings,
     conditions: &Conditions,
     mut rows: Vec<usize>,
     budget: usize,
-    made: &[Pick],
+    past: Past<'_>,
     monitor: &Monitor,
 ) -> Result<Outcome> {
     let (kernels, alpha, dim) = (survey.kernels(), settings.alpha, survey.dim());
@@ -436,7 +477,7 @@ fn run(
         let factor = if settings.fisher == Fisher::Scalar { 1.0 / (1.0 + alpha) } else { 1.0 };
         let run = Run::new(survey, settings, 0.0, conditions, monitor);
         let mut greedy = Greedy::new(run, FixedGain { factor });
-        greedy.begin(made, &mut rows)?;
+        greedy.begin(past.replayed(), &mut rows)?;
         return top_k::search(greedy, rows, budget);
     }
     if settings.method == Method::Stochastic {
@@ -455,15 +496,15 @@ fn run(
                 sampling: (settings.method == Method::Stochastic)
                     .then(|| full::Sampling::new(rows.len(), budget, settings.epsilon, settings.seed)),
             };
-            full::search(run, rows, budget, made, strategy)
+            full::search(run, rows, budget, past, strategy)
         }
         Fisher::Diagonal => {
             let greedy = Greedy::new(run, DiagonalFisher::new(kernels, alpha, dim));
-            one_by_one(greedy, search, rows, budget, made)
+            one_by_one(greedy, search, rows, budget, past)
         }
         Fisher::Scalar => {
             let greedy = Greedy::new(run, FixedGain { factor: 1.0 / (1.0 + alpha) });
-            one_by_one(greedy, search, rows, budget, made)
+            one_by_one(greedy, search, rows, budget, past)
         }
     }
 }
@@ -473,11 +514,11 @@ fn one_by_one<O: Objective>(
     search: Search,
     mut rows: Vec<usize>,
     budget: usize,
-    made: &[Pick],
+    past: Past<'_>,
 ) -> Result<Outcome> {
-    greedy.begin(made, &mut rows)?;
+    greedy.begin(past.replayed(), &mut rows)?;
     match search {
         Search::Eager => eager::search(greedy, rows, budget),
-        Search::Lazy | Search::LazyGain => lazy::search(greedy, rows, budget),
+        Search::Lazy | Search::LazyGain => lazy::search(greedy, rows, budget, past),
     }
 }

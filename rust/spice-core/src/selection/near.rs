@@ -26,12 +26,11 @@ pub(super) struct Near {
     selected: Vec<usize>,
     /// min over selected rows s of α‖s‖²/(1 + α‖s‖²).
     strength: f64,
-    pub(super) found: Vec<NearDuplicate>,
 }
 
 impl Near {
     pub(super) const fn new(threshold: f64) -> Self {
-        Self { threshold, selected: Vec::new(), strength: 1.0, found: Vec::new() }
+        Self { threshold, selected: Vec::new(), strength: 1.0 }
     }
 
     pub(super) fn push(&mut self, row: usize, survey: &Survey<'_>, alpha: f64) {

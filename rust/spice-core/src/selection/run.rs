@@ -4,7 +4,7 @@ use super::conditions::Conditions;
 use super::conflict::SelectedMean;
 use super::ledger::Ledger;
 use super::merit::Merit;
-use super::near::{Near, NearDuplicate};
+use super::near::Near;
 use super::survey::Survey;
 use super::{Pick, RESUME_REMEDY, Settings, StopReason};
 use crate::error::{Error, Result};
@@ -32,12 +32,27 @@ impl Candidate {
     }
 }
 
+/// What an earlier run leaves to this one.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Past<'a> {
+    /// Its picks.
+    pub(super) made: &'a [Pick],
+    /// The rows that it chose from, (n,), if there are more now: the picks are made again, against the new rows.
+    pub(super) old: Option<&'a [bool]>,
+}
+
+impl<'a> Past<'a> {
+    /// Picks that are taken without a search.
+    pub(super) const fn replayed(&self) -> &'a [Pick] {
+        if self.old.is_none() { self.made } else { &[] }
+    }
+}
+
 /// What a run ends with.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) picks: Vec<Pick>,
     pub(super) stop: StopReason,
-    pub(super) duplicates: Vec<NearDuplicate>,
 }
 
 /// A greedy run in progress.
@@ -147,13 +162,15 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the row is too similar to a selected one; notes it if so. `value` is its q, if it is known.
-    pub(super) fn is_near(&mut self, row: usize, value: Option<f64>) -> bool {
-        let Some(near) = &mut self.near else { return false };
+    pub(super) fn is_near(&self, row: usize, value: Option<f64>) -> bool {
+        let Some(near) = &self.near else { return false };
         if value.is_some_and(|value| near.is_far(value, self.survey.norm_sq()[row])) {
             return false;
         }
         let found = near.of(row, self.survey);
-        near.found.extend(found);
+        if let Some(found) = found {
+            self.monitor.leave_out(found);
+        }
         found.is_some()
     }
 
@@ -288,7 +305,6 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn finish(self, stop: StopReason) -> Outcome {
-        let duplicates = self.near.map_or_else(Vec::new, |near| near.found);
-        Outcome { picks: self.picks, stop, duplicates }
+        Outcome { picks: self.picks, stop }
     }
 }

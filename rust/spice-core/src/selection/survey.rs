@@ -168,15 +168,21 @@ impl<'a> Survey<'a> {
     }
 }
 
-/// [`Survey::fingerprint`] of the rows of `pool`, without a survey: nothing is measured or checked.
+/// [`Survey::fingerprint`] of the rows of `pool`, or of some of them, without a survey: nothing is measured or checked.
 ///
 /// # Errors
-/// [`Error::Interrupted`].
-pub fn fingerprint(pool: &Pool<'_>, monitor: &Monitor) -> Result<String> {
-    let chunks = (0..pool.len()).into_par_iter().step_by(CHUNK).map(|first| {
+/// [`Error::InvalidInput`] if a row is out of range; [`Error::Interrupted`].
+pub fn fingerprint(pool: &Pool<'_>, rows: Option<&[usize]>, monitor: &Monitor) -> Result<String> {
+    let count = rows.map_or(pool.len(), <[usize]>::len);
+    if let Some(row) = rows.and_then(|rows| rows.iter().find(|&&row| row >= pool.len())) {
+        let expected = format!("rows from 0 to {}", pool.len() - 1);
+        return Err(Error::invalid("rows", row, expected, "Name rows of the source."));
+    }
+    let chunks = (0..count).into_par_iter().step_by(CHUNK).map(|first| {
         monitor.check()?;
-        let rows = first..(first + CHUNK).min(pool.len());
-        Ok(rows.fold(0_u64, |sum, row| sum.wrapping_add(pool.hash(row))))
+        let places = first..(first + CHUNK).min(count);
+        let row = |place: usize| rows.map_or(place, |rows| rows[place]);
+        Ok(places.fold(0_u64, |sum, place| sum.wrapping_add(pool.hash(row(place)))))
     });
     chunks.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b))).map(show)
 }

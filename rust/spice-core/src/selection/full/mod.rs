@@ -25,6 +25,7 @@ mod directions;
 mod drift;
 mod epoch;
 mod gram;
+mod growth;
 mod hot;
 mod memory;
 mod period;
@@ -36,10 +37,11 @@ mod twins;
 
 use std::collections::HashMap;
 
-use super::run::{Outcome, Run};
+use super::run::{Outcome, Past, Run};
 use super::{Pick, StopReason};
 use crate::error::Result;
 use cold::Cold;
+use contest::Found;
 use directions::Directions;
 use epoch::Epoch;
 use gram::Gram;
@@ -74,24 +76,32 @@ impl Strategy {
     }
 }
 
-/// Selects up to `budget` of `rows`, the candidates; the first picks are `made`.
+/// Selects up to `budget` of `rows`, the candidates, beginning with the picks of an earlier run.
 pub(super) fn search(
     run: Run<'_>,
     rows: Vec<usize>,
     budget: usize,
-    made: &[Pick],
+    past: Past<'_>,
     strategy: Strategy,
 ) -> Result<Outcome> {
+    let made = past.made;
     let names = if made.is_empty() {
         HashMap::new()
     } else {
         rows.iter().enumerate().map(|(name, &row)| (row, name)).collect()
     };
-    let mut search = Search::new(run, rows, budget, strategy)?;
+    let mut search = Search::new(run, rows, budget, past, strategy)?;
     let conditions = search.run.conditions;
     search.force(&conditions.initial, false)?;
-    search.replay(made, &names)?;
-    search.force(conditions.include.get(made.len()..).unwrap_or(&[]), true)?;
+    match past.old {
+        None => search.replay(made, &names)?,
+        Some(_) => {
+            if let Some(stop) = search.contest(&made[..made.len().min(budget)], &names)? {
+                return Ok(search.run.finish(stop));
+            }
+        }
+    }
+    search.force(conditions.include.get(past.replayed().len()..).unwrap_or(&[]), true)?;
     let stop = match strategy.sampling {
         None => search.run_to(budget)?,
         Some(sampling) => search.run_sampled(budget, sampling)?,
@@ -131,10 +141,18 @@ struct Search<'a> {
     twins: HashMap<usize, usize>,
     /// By name: whether a row takes part in this step; `None` if all do.
     sample: Option<Vec<bool>>,
+    /// Rows that an earlier run has judged, by name: out of sight while its picks still win.
+    asleep: Vec<usize>,
 }
 
 impl<'a> Search<'a> {
-    fn new(run: Run<'a>, rows: Vec<usize>, budget: usize, strategy: Strategy) -> Result<Self> {
+    fn new(
+        run: Run<'a>,
+        rows: Vec<usize>,
+        budget: usize,
+        past: Past<'_>,
+        strategy: Strategy,
+    ) -> Result<Self> {
         let dim = run.survey.dim();
         // Rows that are owned go through the epochs as picks do.
         let budget = budget + run.conditions.initial.len();
@@ -176,12 +194,18 @@ impl<'a> Search<'a> {
             conflicts: 0,
             rest: 0,
             sample: None,
+            asleep: Vec::new(),
             twins: HashMap::new(),
             epoch,
             run,
         };
         if all_hot {
             search.promote(0..count)?;
+        } else if let Some(old) = past.old {
+            search.asleep = (0..count).filter(|&name| old[search.cold.row(name)]).collect();
+            search.asleep.iter().for_each(|&name| {
+                search.cold.take(name);
+            });
         } else if strategy.sampling.is_none() {
             search.twins = twins::next_twins(&search.cold.rows, &search.run);
             for &twin in search.twins.values() {
@@ -194,6 +218,20 @@ impl<'a> Search<'a> {
     fn run_to(&mut self, budget: usize) -> Result<StopReason> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         while self.run.picks() < budget {
+            let Some(found) = self.find()? else { return Ok(StopReason::Exhausted) };
+            let overruled = self.overruled(&found)?;
+            let read = std::mem::take(&mut self.read);
+            if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
+                return Ok(stop);
+            }
+            self.push(found.best.slot)?;
+        }
+        Ok(StopReason::Budget)
+    }
+
+    /// The row to pick next.
+    fn find(&mut self) -> Result<Option<Found>> {
+        loop {
             self.run.check()?;
             if self.run.penalty > 0.0 {
                 self.present = self.run.mean.direction();
@@ -212,23 +250,15 @@ impl<'a> Search<'a> {
                 self.start_period()?;
                 found = self.best()?;
             }
-            let Some(found) = found else { return Ok(StopReason::Exhausted) };
+            let Some(found) = found else { return Ok(None) };
             if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
                 self.restart()?;
-                continue;
-            }
-            if self.run.is_near(found.best.row, Some(self.hot.values[found.best.slot])) {
+            } else if self.run.is_near(found.best.row, Some(self.hot.values[found.best.slot])) {
                 self.leave(found.best.slot)?;
-                continue;
+            } else {
+                return Ok(Some(found));
             }
-            let overruled = self.overruled(&found)?;
-            let read = std::mem::take(&mut self.read);
-            if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
-                return Ok(stop);
-            }
-            self.push(found.best.slot)?;
         }
-        Ok(StopReason::Budget)
     }
 
     /// Whether a score is above the cutoff, or not by more than the tolerance below it.
@@ -248,11 +278,12 @@ impl<'a> Search<'a> {
             let cold: Vec<usize> = cold.filter(|&name| self.cold.waits(name)).collect();
             self.promote(cold.into_iter())?;
             for pick in batch {
-                let slot = self.bring(pick.row)?;
+                let slot = self.bring(FORCED, pick.row)?;
                 // As the run itself did: only then the values are the same bits.
-                let gain = self.run.gain(self.hot.values[slot]);
-                let score = self.run.candidate(slot, pick.row, gain, pick.conflict).score;
-                self.settle(self.run.least_value(score))?;
+                let value = self.hot.values[slot];
+                let candidate = self.run.candidate(slot, pick.row, self.run.gain(value), pick.conflict);
+                let forced = self.run.picks() < self.run.conditions.include.len();
+                self.settle(if forced { value } else { self.run.least_value(candidate.score) })?;
                 self.run.replay(pick, self.hot.values[slot], &mut cells)?;
                 self.mark_picked(slot);
                 self.push(slot)?;
@@ -267,7 +298,7 @@ impl<'a> Search<'a> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         for &row in rows {
             self.run.check()?;
-            let slot = self.bring(row)?;
+            let slot = self.bring(FORCED, row)?;
             self.settle(self.hot.values[slot])?;
             self.run.force(row, self.hot.values[slot], include, &mut cells);
             self.push(slot)?;
@@ -277,11 +308,11 @@ impl<'a> Search<'a> {
     }
 
     /// The slot of a row that is hot, or becomes so.
-    fn bring(&mut self, row: usize) -> Result<usize> {
+    fn bring(&mut self, name: usize, row: usize) -> Result<usize> {
         if let Some(slot) = self.hot.rows.iter().position(|&other| other == row) {
             return Ok(slot);
         }
-        self.hot.insert([(FORCED, row)].into_iter(), &self.epoch, &self.run)?;
+        self.hot.insert([(name, row)].into_iter(), &self.epoch, &self.run)?;
         Ok(self.hot.len() - 1)
     }
 
@@ -331,7 +362,7 @@ impl<'a> Search<'a> {
 
     /// Starts the next epoch.
     fn restart(&mut self) -> Result<()> {
-        if self.cold.waiting > 0 {
+        if self.cold.waiting > 0 || !self.asleep.is_empty() {
             self.directions.extend(&self.epoch)?;
             self.directions.restart(2 * self.run.survey.dim());
         }

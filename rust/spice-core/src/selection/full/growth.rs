@@ -1,0 +1,65 @@
+//! A pool that has grown: the picks of the run before it grew, against the new rows alone.
+//!
+//! While the picks so far are the same, the next pick of the earlier run still beats every row that was there then, and
+//! by the same bits. So only new rows can beat it. Once one has, the rows of the earlier run come back, each with a
+//! bound that the pick which beat it has left.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Search;
+use crate::error::Result;
+use crate::selection::{Pick, StopReason};
+
+impl Search<'_> {
+    /// Takes the picks that the earlier run has `made` as long as no new row beats them; `names` has the name of each row.
+    pub(super) fn contest(
+        &mut self,
+        made: &[Pick],
+        names: &HashMap<usize, usize>,
+    ) -> Result<Option<StopReason>> {
+        let mut cells = vec![0.0; self.run.survey.dim()];
+        for pick in made {
+            if let Some(&name) = names.get(&pick.row) {
+                self.bring(name, pick.row)?;
+            }
+            let Some(found) = self.find()? else { return Ok(Some(StopReason::Exhausted)) };
+            if found.best.row != pick.row {
+                self.wake(pick.score);
+                return Ok(None);
+            }
+            // Rows asleep are beaten, but their merit may be larger: the earlier run knows.
+            let overruled = pick.overruled || self.overruled(&found)?;
+            let read = std::mem::take(&mut self.read);
+            if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
+                return Ok(Some(stop));
+            }
+            self.cold.pick(self.hot.names[found.best.slot]);
+            self.push(found.best.slot)?;
+        }
+        // As of the last pick's prefix: a later one only lowers bounds.
+        self.wake(made.last().map_or(f64::INFINITY, |pick| pick.score));
+        Ok(None)
+    }
+
+    /// Brings the rows of the earlier run back, none of which scores higher than `score`.
+    fn wake(&mut self, score: f64) {
+        let (seen, slack) = (self.run.selected(), self.epoch.slack());
+        let hot: HashSet<usize> = self.hot.names.iter().copied().collect();
+        for name in std::mem::take(&mut self.asleep) {
+            if self.cold.is_picked(name) || hot.contains(&name) {
+                continue;
+            }
+            let row = self.cold.row(name);
+            let (norm_sq, most) = (
+                self.run.survey.norm_sq()[row],
+                self.run.value_at(row, score + self.run.penalty) * (1.0 + slack),
+            );
+            if most < norm_sq {
+                self.cold.put(name, most, seen, None);
+            } else {
+                self.cold.put(name, norm_sq, 0, None);
+            }
+        }
+        self.period = None;
+    }
+}
