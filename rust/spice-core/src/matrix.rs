@@ -10,6 +10,9 @@ use std::ops::Range;
 use crate::convert::{brains, halves, scale_doubles, singles};
 use crate::error::{Error, Result};
 
+/// Bytes that memory gives at a time.
+const LINE: usize = 64;
+
 /// The element type of stored rows; all little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -301,6 +304,16 @@ impl<'a> Pool<'a> {
         let (block, local) = self.locate(row);
         let scale = self.scale(row);
         block.load_narrow(local, scale * factor, out);
+    }
+
+    /// Brings `row` into the caches, as soon as memory can.
+    pub(crate) fn touch(&self, row: usize) {
+        let (block, local) = self.locate(row);
+        let mut mix = 0;
+        for line in block.bytes(local).chunks(LINE) {
+            mix ^= line[0];
+        }
+        std::hint::black_box(mix);
     }
 
     /// Writes row `row`, scaled, to `out` (`dim` cells).

@@ -332,6 +332,31 @@ fn a_run_over_more_rows_than_are_hot_resumes_to_the_same_bits() {
 }
 
 #[test]
+fn approximate_runs_are_not_resumed() {
+    let cells = pool_of_twins(20, 4);
+    let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 20, 4).unwrap();
+    let monitor = Monitor::default();
+    let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
+    for method in [Method::EpsilonLazy, Method::Stochastic] {
+        let settings = Settings { method, ..settings(Fisher::Full, Search::Lazy, 0.1) };
+        let whole = select(&survey, &settings, Some(8), &monitor).unwrap();
+        let from = |count: usize| {
+            resume(
+                &survey,
+                &settings,
+                &Conditions::default(),
+                Some(8),
+                &whole.picks[..count],
+                &Monitor::default(),
+            )
+        };
+        assert_eq!(from(0).unwrap().picks, whole.picks);
+        let error = from(3).unwrap_err().to_string();
+        assert!(error.starts_with("picks to resume from: found 3 of an approximate run"), "{error}");
+    }
+}
+
+#[test]
 fn picks_that_no_run_can_have_made_are_refused() {
     let cells = pool_of_twins(20, 4);
     let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 20, 4).unwrap();

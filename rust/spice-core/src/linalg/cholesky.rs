@@ -1,5 +1,7 @@
 //! The Cholesky factor of I + αF, its inverse, and the sum of outer products that it is taken of.
 
+use std::collections::VecDeque;
+
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
@@ -23,12 +25,22 @@ pub fn add_outer_products(matrix: &mut [f64], dim: usize, rows: &[f64], alpha: f
         return;
     }
     let columns = MatRef::from_column_major_slice(rows, dim, count); // (d, t): a row of the pool is a column
-    matrix.par_chunks_mut(dim * PANEL).enumerate().for_each(|(panel, cells)| {
+    let update = |(panel, cells): (usize, &mut [f64])| {
         let (first, width) = (panel * PANEL, cells.len() / dim);
         let below = dim - first;
         let target = MatMut::from_column_major_slice_mut(cells, dim, width).subrows_mut(first, below);
         let (lhs, rhs) = (columns.subrows(first, below), columns.subrows(first, width).transpose());
         matmul(target, Accum::Add, lhs, rhs, alpha, Par::Seq);
+    };
+    // A long panel and a short one are one task: all tasks take equally long.
+    let mut panels: VecDeque<_> = matrix.chunks_mut(dim * PANEL).enumerate().collect();
+    let mut tasks = Vec::with_capacity(panels.len().div_ceil(2));
+    while let Some(long) = panels.pop_front() {
+        tasks.push((long, panels.pop_back()));
+    }
+    tasks.into_par_iter().with_max_len(1).for_each(|(long, short)| {
+        update(long);
+        short.into_iter().for_each(update);
     });
 }
 

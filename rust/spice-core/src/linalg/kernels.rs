@@ -47,6 +47,51 @@ impl Kernels {
     pub fn dots(self, a: &[&[f64]], b: &[&[f64]], out: &mut [f64]) {
         self.arch.dispatch(Dots(a, b, out));
     }
+
+    /// `sum + rest += cells`, the rest being what rounding leaves out of the sum.
+    pub(crate) fn add_twofold(self, sum: &mut [f64], rest: &mut [f64], cells: &[f64]) {
+        self.arch.dispatch(AddTwofold(sum, rest, cells));
+    }
+
+    /// `sum += alpha · cells⁴` and `inverse = 1/sum`.
+    pub(crate) fn add_fourth_powers(
+        self,
+        sum: &mut [f64],
+        inverse: &mut [f64],
+        cells: &[f64],
+        alpha: f64,
+    ) {
+        self.arch.dispatch(AddFourthPowers(sum, inverse, cells, alpha));
+    }
+}
+
+struct AddTwofold<'a>(&'a mut [f64], &'a mut [f64], &'a [f64]);
+
+impl WithSimd for AddTwofold<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for ((sum, rest), &cell) in self.0.iter_mut().zip(self.1).zip(self.2) {
+            let (high, low) = two_sum(*sum, cell);
+            (*sum, *rest) = two_sum(high, low + *rest);
+        }
+    }
+}
+
+struct AddFourthPowers<'a>(&'a mut [f64], &'a mut [f64], &'a [f64], f64);
+
+impl WithSimd for AddFourthPowers<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for ((sum, inverse), &cell) in self.0.iter_mut().zip(self.1).zip(self.2) {
+            let square = cell * cell;
+            *sum += self.3 * square * square;
+            *inverse = 1.0 / *sum; // monotone, rounded or not, as is all that follows from it
+        }
+    }
 }
 
 struct Dot<'a>(&'a [f64], &'a [f64]);
@@ -236,7 +281,8 @@ fn chunk_tile<S: Simd, const R: usize, const P: usize, const G: usize>(
 }
 
 /// `a + b` as its rounded value and the exact rest (Knuth).
-pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+#[inline(always)]
+fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let b_part = sum - a;
     (sum, (a - (sum - b_part)) + (b - b_part))
@@ -260,7 +306,7 @@ pub(crate) fn dot_twofold(a: &[f64], high: &[f64], low: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    pub(crate) fn cells(len: usize, seed: u64) -> Vec<f64> {
+    fn cells(len: usize, seed: u64) -> Vec<f64> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -11,6 +11,6 @@ mod products;
 
 pub use cholesky::{Cholesky, add_outer_products};
 pub use kernels::Kernels;
-pub(crate) use kernels::{CHUNK, dot_twofold, two_sum};
+pub(crate) use kernels::{CHUNK, dot_twofold};
 pub(crate) use products::sure_squares;
 pub use products::{product_error, products_of};

@@ -1,6 +1,6 @@
 //! The conflict penalty: how far a row points against the mean of what is selected.
 
-use crate::linalg::{Kernels, dot_twofold, two_sum};
+use crate::linalg::{Kernels, dot_twofold};
 
 /// Keeps the quotient defined for zero rows (η of the paper).
 const ETA: f64 = 1e-8;
@@ -33,10 +33,12 @@ impl SelectedMean {
     /// Adds a selected row of weight `weight`, given as the row times √weight.
     pub(super) fn push(&mut self, kernels: Kernels, row: &[f64], weight: f64) {
         self.count += weight;
-        let root = weight.sqrt();
-        for ((sum, rest), &cell) in self.sum.iter_mut().zip(&mut self.rest).zip(row) {
-            let (high, low) = two_sum(*sum, root * cell);
-            (*sum, *rest) = two_sum(high, low + *rest);
+        if weight == 1.0 {
+            kernels.add_twofold(&mut self.sum, &mut self.rest, row);
+        } else {
+            let root = weight.sqrt();
+            let weighted: Vec<f64> = row.iter().map(|cell| root * cell).collect();
+            kernels.add_twofold(&mut self.sum, &mut self.rest, &weighted);
         }
         self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
     }

@@ -46,11 +46,14 @@ impl Leader {
 pub(super) struct Greedy<'a, O> {
     pub(super) run: Run<'a>,
     objective: O,
+    /// Room for the row of a pick.
+    picked: Vec<f64>,
 }
 
 impl<'a, O: Objective> Greedy<'a, O> {
-    pub(super) const fn new(run: Run<'a>, objective: O) -> Self {
-        Self { run, objective }
+    pub(super) fn new(run: Run<'a>, objective: O) -> Self {
+        let picked = vec![0.0; run.survey.dim()];
+        Self { run, objective, picked }
     }
 
     /// The marginal of `row` while nothing is selected; reads no row.
@@ -71,29 +74,56 @@ impl<'a, O: Objective> Greedy<'a, O> {
         loaded: &mut Vec<f64>,
         mut each: impl FnMut(Candidate),
     ) {
-        let (run, dim) = (&self.run, self.run.survey.dim());
+        let dim = self.run.survey.dim();
         loaded.resize(rows.len() * dim, 0.0);
         for (&row, cells) in rows.iter().zip(loaded.chunks_exact_mut(dim)) {
-            run.survey.load(row, cells);
+            self.run.survey.load(row, cells);
         }
         self.objective.refresh(loaded, marginals);
         let loaded = loaded.chunks_exact(dim);
         for (offset, ((&row, cells), marginal)) in rows.iter().zip(loaded).zip(marginals).enumerate() {
-            let gain = run.gain(marginal.value);
-            // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
-            let conflict = if run.penalty > 0.0 { run.conflict(row, cells) } else { 0.0 };
-            each(run.candidate(slot + offset, row, gain, conflict));
+            each(self.candidate(row, cells, marginal, slot + offset, f64::NEG_INFINITY));
         }
+    }
+
+    /// Scores one row, whose cells are at hand, as [`Greedy::score`] does; a row of merit below `least` without
+    /// its conflict.
+    pub(super) fn score_one(
+        &self,
+        row: usize,
+        cells: &[f64],
+        marginal: &mut Marginal,
+        slot: usize,
+        least: f64,
+    ) -> Candidate {
+        self.objective.refresh(cells, std::slice::from_mut(marginal));
+        self.candidate(row, cells, marginal, slot, least)
+    }
+
+    fn candidate(
+        &self,
+        row: usize,
+        cells: &[f64],
+        marginal: &Marginal,
+        slot: usize,
+        least: f64,
+    ) -> Candidate {
+        let run = &self.run;
+        let candidate = run.candidate(slot, row, run.gain(marginal.value), 0.0);
+        // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
+        if run.penalty == 0.0 || candidate.merit < least {
+            return candidate;
+        }
+        run.candidate(slot, row, candidate.gain, run.conflict(row, cells))
     }
 
     /// Adds the leader to the selected set, unless early stop says that the run is over.
     pub(super) fn accept(&mut self, leader: Leader, rows_read: u64) -> Result<Option<StopReason>> {
         let Some(best) = leader.best else { return Ok(Some(StopReason::Exhausted)) };
-        let mut cells = vec![0.0; self.run.survey.dim()];
         let overruled = leader.overruled || leader.largest_merit > best.merit;
-        let stop = self.run.accept(&best, overruled, rows_read, &mut cells);
+        let stop = self.run.accept(&best, overruled, rows_read, &mut self.picked);
         if stop.is_none() {
-            self.objective.push(&cells);
+            self.objective.push(&self.picked);
         }
         Ok(stop)
     }
@@ -104,22 +134,21 @@ impl<'a, O: Objective> Greedy<'a, O> {
     /// A row's value is a function of the row and the picks before it.
     pub(super) fn begin(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
         let conditions = self.run.conditions;
-        let mut cells = vec![0.0; self.run.survey.dim()];
         for &row in &conditions.initial {
             self.run.check()?;
-            self.run.force(row, 0.0, false, &mut cells);
-            self.objective.push(&cells);
+            self.run.force(row, 0.0, false, &mut self.picked);
+            self.objective.push(&self.picked);
         }
         for pick in made {
             let value = self.value(pick.row);
-            self.run.replay(pick, value, &mut cells)?;
-            self.objective.push(&cells);
+            self.run.replay(pick, value, &mut self.picked)?;
+            self.objective.push(&self.picked);
         }
         for &row in conditions.include.iter().skip(made.len()) {
             self.run.check()?;
             let value = self.value(row);
-            self.run.force(row, value, true, &mut cells);
-            self.objective.push(&cells);
+            self.run.force(row, value, true, &mut self.picked);
+            self.objective.push(&self.picked);
         }
         let taken: HashSet<usize> = made.iter().map(|pick| pick.row).collect();
         rows.retain(|row| !taken.contains(row));

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::survey::Survey;
+use super::survey::{AHEAD, Survey};
 use super::{check_alpha, check_rows, check_scale};
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, add_outer_products};
@@ -106,9 +106,13 @@ fn add_rows(
     for batch in rows.chunks(BATCH) {
         monitor.check()?;
         cells.resize(batch.len() * dim, 0.0);
-        for (&row, cells) in batch.iter().zip(cells.chunks_exact_mut(dim)) {
-            survey.load(row, cells);
-        }
+        let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * dim));
+        parts.for_each(|(rows, cells)| {
+            survey.fetch(rows.iter().copied());
+            rows.iter()
+                .zip(cells.chunks_exact_mut(dim))
+                .for_each(|(&row, cells)| survey.load(row, cells));
+        });
         add_outer_products(matrix, dim, &cells, alpha);
     }
     Ok(())
@@ -118,16 +122,16 @@ fn add_rows(
 fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<Vec<f64>> {
     let (dim, count) = (survey.dim(), rows.len());
     let mut matrix = identity(count);
-    let mut cells = vec![0.0; dim];
     // In bands of columns: a band, transposed, is a list of rows of `count` cells.
-    let band = (1 << 22) / count + 1;
+    let band = ((1 << 22) / count + 1).min(dim);
+    let mut cells = vec![0.0; band];
     for first in (0..dim).step_by(band) {
         monitor.check()?;
         let width = band.min(dim - first);
         let mut columns = vec![0.0; width * count];
         for (i, &row) in rows.iter().enumerate() {
-            survey.load(row, &mut cells);
-            for (j, cell) in cells[first..first + width].iter().enumerate() {
+            survey.load_part(row, first..first + width, &mut cells[..width]);
+            for (j, cell) in cells[..width].iter().enumerate() {
                 columns[j * count + i] = *cell;
             }
         }

@@ -19,11 +19,12 @@ use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
 use super::run::{Candidate, Outcome, Past};
+use super::survey::{AHEAD, Survey};
 use crate::error::Result;
 
 /// Rows of the first batch of a step; each further batch is twice as long.
 const FIRST_BATCH: usize = 2 * GROUP;
-/// Of a pool this small a few rows are enough, and no second thread helps.
+/// Rows of a pool that one thread searches.
 const SMALL: usize = 1024;
 /// Rows of the longest batch.
 const LONGEST_BATCH: usize = 2048;
@@ -72,17 +73,22 @@ pub(super) fn search<O: Objective>(
     let mut made = grown.made.iter();
     let mut asleep: Vec<usize> = (0..rows.len()).filter(|&slot| old(slot)).collect();
     let slots: HashMap<usize, usize> = asleep.iter().map(|&slot| (rows[slot], slot)).collect();
-    let mut heap: BinaryHeap<Waiting> = (0..rows.len())
-        .filter(|&slot| !old(slot))
-        .map(|slot| start(slot, &marginals, &greedy))
-        .collect();
     let mut taken = vec![false; rows.len()];
     let mut latest = f64::INFINITY; // the latest score of the earlier run
     let mut read = 0; // since the last pick
+    let mut all: Vec<Waiting> = (0..rows.len())
+        .filter(|&slot| !old(slot))
+        .map(|slot| start(slot, &marginals, &greedy))
+        .collect();
+    // A small pool is searched row by row: no second thread helps, and no row is read in vain.
+    let mut unread = (rows.len() <= SMALL).then(|| {
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        Unread { rows: all.iter().map(|waiting| rows[waiting.slot]).collect(), read: 0 }
+    });
+    let mut heap = BinaryHeap::from(all);
     let mut scored: Vec<Candidate> = Vec::new();
     let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
-
-    let first_batch = if rows.len() <= SMALL { 3 } else { FIRST_BATCH };
+    let mut cells = if unread.is_some() { vec![0.0; greedy.run.survey.dim()] } else { Vec::new() };
     while greedy.run.picks() < budget {
         let expected = if asleep.is_empty() { None } else { made.next() };
         match expected.and_then(|pick| slots.get(&pick.row)) {
@@ -98,7 +104,7 @@ pub(super) fn search<O: Objective>(
             }
         }
         let mut leader = Leader::default();
-        let mut size = first_batch;
+        let mut size = if unread.is_some() { 1 } else { FIRST_BATCH };
         scored.clear();
         loop {
             batch.clear();
@@ -117,18 +123,29 @@ pub(super) fn search<O: Objective>(
             }
             greedy.run.check()?;
             let first = scored.len();
-            scored.par_extend(
-                batch
-                    .par_chunks_mut(GROUP)
-                    .map_init(Vec::new, |scratch, group| score_group(&greedy, group, scratch))
-                    .flatten_iter(),
-            );
+            if let Some(unread) = &mut unread {
+                let least = leader.best.map_or(f64::NEG_INFINITY, |best| best.score);
+                scored.extend(batch.iter_mut().map(|(slot, row, marginal)| {
+                    unread.reads(*row, greedy.run.survey);
+                    greedy.run.survey.load(*row, &mut cells);
+                    greedy.score_one(*row, &cells, marginal, *slot, least)
+                }));
+            } else {
+                scored.par_extend(
+                    batch
+                        .par_chunks_mut(GROUP)
+                        .map_init(Vec::new, |scratch, group| score_group(&greedy, group, scratch))
+                        .flatten_iter(),
+                );
+            }
             for (&(slot, _, marginal), candidate) in batch.iter().zip(&mut scored[first..]) {
                 candidate.slot = slot;
                 marginals[slot] = marginal;
                 leader.consider(candidate);
             }
-            size = (2 * size).min(LONGEST_BATCH);
+            if unread.is_none() {
+                size = (2 * size).min(LONGEST_BATCH);
+            }
         }
         read += scored.len() as u64;
         if let Some(pick) = expected {
@@ -153,6 +170,26 @@ pub(super) fn search<O: Objective>(
         heap.extend(left.map(|candidate| waiting(candidate.slot, candidate.gain, &greedy)));
     }
     Ok(greedy.run.finish(StopReason::Budget))
+}
+
+/// The rows of a small pool in the order in which they are read first, which is that of their first bounds: a
+/// row that was not read keeps its own.
+struct Unread {
+    rows: Vec<usize>,
+    /// How many of them were read.
+    read: usize,
+}
+
+impl Unread {
+    /// Takes note that `row` is read now.
+    fn reads(&mut self, row: usize, survey: &Survey<'_>) {
+        if self.rows.get(self.read) == Some(&row) {
+            if self.read.is_multiple_of(AHEAD) {
+                survey.fetch(self.rows[self.read..].iter().copied());
+            }
+            self.read += 1;
+        }
+    }
 }
 
 fn score_group<O: Objective>(

@@ -223,8 +223,9 @@ pub fn select(
 /// found again.
 ///
 /// # Errors
-/// As [`select`]; [`Error::InvalidInput`] too if a condition is out of range, or if `made` cannot be the first picks
-/// of this run.
+/// As [`select`]; [`Error::InvalidInput`] too if a condition is out of range, if `made` cannot be the first picks of this
+/// run, or if there are any and the method is an approximate one, whose later picks depend on what was known of the
+/// rows left.
 pub fn resume(
     survey: &Survey<'_>,
     settings: &Settings,
@@ -291,6 +292,11 @@ fn start(
     if conditions.include.len() > size {
         let found = format!("{} rows", conditions.include.len());
         return Err(Error::invalid("include", found, format!("at most {size}"), "Leave some out."));
+    }
+    if !past.made.is_empty() && approximate {
+        let found = format!("{} of an approximate run", past.made.len());
+        let remedy = "Start anew, or use method=\"greedy\".";
+        return Err(Error::invalid("picks to resume from", found, "those of an exact method", remedy));
     }
     if past.old.is_none() {
         check_made(survey, conditions, past.made, size)?;

@@ -70,11 +70,8 @@ impl Objective for DiagonalFisher {
 
     fn push(&mut self, row: &[f64]) {
         self.picks += 1;
-        for ((denominator, weight), cell) in self.denominator.iter_mut().zip(&mut self.weight).zip(row) {
-            let square = cell * cell;
-            *denominator += self.alpha * square * square;
-            *weight = 1.0 / *denominator; // monotone, rounded or not, as is all that follows from it
-        }
+        let (denominator, weight) = (&mut self.denominator, &mut self.weight);
+        self.kernels.add_fourth_powers(denominator, weight, row, self.alpha);
     }
 }
 

@@ -13,6 +13,9 @@ use crate::monitor::Monitor;
 /// Rows that one task reads between two looks at the monitor.
 const CHUNK: usize = 256;
 
+/// Rows that memory is asked for together.
+pub(super) const AHEAD: usize = 8;
+
 /// A pool whose rows are finite, scaled for good, and of known norm.
 pub struct Survey<'a> {
     pool: Pool<'a>,
@@ -113,6 +116,12 @@ impl<'a> Survey<'a> {
     /// Writes row `row` to `out` (`dim` cells).
     pub fn load(&self, row: usize, out: &mut [f64]) {
         self.pool.load(row, out);
+    }
+
+    /// Brings the next few of some rows into the caches. Rows that lie anywhere come sooner if memory is asked for
+    /// several at once: to be called before every [`AHEAD`]th of them is read.
+    pub(super) fn fetch(&self, rows: impl Iterator<Item = usize>) {
+        rows.take(AHEAD).for_each(|row| self.pool.touch(row));
     }
 
     /// Writes the columns `part` of row `row` to `out`.

@@ -105,17 +105,24 @@ impl Directions {
             .collect::<Result<_>>()?;
         let gamma = product_error(dim) + epoch.slack();
         self.wide.resize(picks * dim, 0.0);
-        for (i, row) in self.wide[known * dim..].chunks_exact_mut(dim).enumerate() {
-            for (band, cells) in bands.iter().zip(row.chunks_mut(BAND)) {
+        let narrow = self.narrow.len();
+        self.narrow.resize(narrow + added * dim, 0.0);
+        let rows = self.wide[known * dim..].par_chunks_exact_mut(dim);
+        let rows = rows.zip(self.narrow[narrow..].par_chunks_exact_mut(dim)).enumerate();
+        let errors = rows.map(|(i, (wide, narrow))| {
+            for (band, cells) in bands.iter().zip(wide.chunks_mut(BAND)) {
                 for (column, cell) in cells.iter_mut().enumerate() {
                     *cell = band[column * added + i];
                 }
             }
-            let norm = row.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
+            for (narrow, &cell) in narrow.iter_mut().zip(&*wide) {
+                *narrow = cell as f32;
+            }
+            let norm = wide.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
             let error = gamma * norm * (1.0 + 1e-6) + f64::from(f32::MIN_POSITIVE);
-            self.errors.push(error as f32);
-            self.narrow.extend(row.iter().map(|&cell| cell as f32));
-        }
+            error as f32
+        });
+        self.errors.par_extend(errors);
         Ok(())
     }
 

@@ -152,7 +152,8 @@ impl Hot {
     fn follow_some(&mut self, all: bool, epoch: &Epoch<'_>, run: &Run<'_>) {
         let (dim, width) = (self.dim, self.width);
         let mut groups = self.groups(0);
-        if groups.len() * GROUP * dim < SMALL {
+        // Of each row its cells (by inner products: none) and its coordinates.
+        if groups.len() * GROUP * (dim + epoch.picks()) < SMALL {
             let mut products = Vec::new();
             for group in &mut groups {
                 group.follow(dim, width, all, epoch, run, &mut products);

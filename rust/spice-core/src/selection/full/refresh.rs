@@ -13,6 +13,7 @@ use super::epoch::Epoch;
 use crate::error::Result;
 use crate::linalg::{product_error, products_of, sure_squares};
 use crate::selection::run::Run;
+use crate::selection::survey::AHEAD;
 
 /// Rows of a chunk.
 const CHUNK: usize = 128;
@@ -86,15 +87,20 @@ impl Cold {
             epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
             dim: run.survey.dim(),
         };
-        let mut names = names.to_vec();
         // Rows of one age together, each age in the order of the file.
-        names.sort_unstable_by_key(|&name| (self.seen[name], name));
+        let mut aged: Vec<(u32, usize)> = names.iter().map(|&name| (self.seen[name], name)).collect();
+        aged.sort_unstable();
+        let names: Vec<usize> = aged.into_iter().map(|(_, name)| name).collect();
         let this = &*self;
         let moved = names
             .par_chunks(CHUNK)
             .map_init(Vec::new, |cells, names| {
                 cells.resize(names.len() * way.dim, 0.0);
-                let rows = names.iter().zip(cells.chunks_exact_mut(way.dim)).map(|(&name, cells)| {
+                let places = names.iter().enumerate().zip(cells.chunks_exact_mut(way.dim));
+                let rows = places.map(|((i, &name), cells)| {
+                    if i % AHEAD == 0 {
+                        run.survey.fetch(names[i..].iter().map(|&name| this.rows[name]));
+                    }
                     run.survey.load_unit(this.rows[name], cells);
                     let norm_sq = this.norm_sq(name, run);
                     let (ratio, seen) = (unit(this.values[name], norm_sq), this.seen[name] as usize);

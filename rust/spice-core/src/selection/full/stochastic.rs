@@ -37,29 +37,31 @@ impl Search<'_> {
     pub(super) fn run_sampled(&mut self, budget: usize, sampling: Sampling) -> Result<StopReason> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         let count = self.cold.len();
+        let mut seen = vec![false; count];
+        self.sample = Some(vec![false; count]);
         while self.run.picks() < budget {
             let first = self.run.picks();
             let steps = STEPS.min(budget - first);
             // More than a step needs, since rows of it may be picked by the steps before.
             let size = sampling.size + steps;
-            let samples: Vec<Vec<usize>> =
-                (first..first + steps).map(|step| self.draw(count, size, sampling.seed, step)).collect();
+            let samples: Vec<Vec<usize>> = (first..first + steps)
+                .map(|step| self.draw(size, sampling.seed, step, &mut seen))
+                .collect();
             self.refresh_all(&samples)?;
             for drawn in samples {
                 self.run.check()?;
                 if self.run.penalty > 0.0 {
                     self.present = self.run.mean.direction();
                 }
-                let mut mask = vec![false; count];
                 let left = drawn.into_iter().filter(|&name| !self.cold.is_picked(name));
                 let sample: Vec<usize> = left.take(sampling.size).collect();
-                sample.iter().for_each(|&name| mask[name] = true);
-                self.sample = Some(mask);
+                self.mark(&sample, true);
                 let Some(mut found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
                 if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
                     self.restart()?;
                     found = self.best_of(&sample)?.unwrap_or(found);
                 }
+                self.mark(&sample, false);
                 let overruled = self.run.penalty > 0.0 && found.largest_merit > found.best.merit;
                 let read = std::mem::take(&mut self.read);
                 if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
@@ -72,18 +74,27 @@ impl Search<'_> {
         Ok(StopReason::Budget)
     }
 
-    /// Up to `size` different rows that are not picked, in the order in which they are drawn.
-    fn draw(&self, count: usize, size: usize, seed: u64, step: usize) -> Vec<usize> {
+    /// Lets rows take part in a step, or no more.
+    fn mark(&mut self, names: &[usize], takes_part: bool) {
+        if let Some(sample) = &mut self.sample {
+            names.iter().for_each(|&name| sample[name] = takes_part);
+        }
+    }
+
+    /// Up to `size` different rows that are not picked, in the order in which they are drawn; of all rows none
+    /// is `seen` before and after.
+    fn draw(&self, size: usize, seed: u64, step: usize, seen: &mut [bool]) -> Vec<usize> {
         let mut random = Pcg64::new(u128::from(seed), step as u128);
+        let count = seen.len();
         let size = size.min(count - self.run.picks());
         let mut drawn = Vec::with_capacity(size);
-        let mut seen = vec![false; count];
         while drawn.len() < size {
             let name = ((u128::from(random.next_u64()) * count as u128) >> 64) as usize;
             if !self.cold.is_picked(name) && !std::mem::replace(&mut seen[name], true) {
                 drawn.push(name);
             }
         }
+        drawn.iter().for_each(|&name| seen[name] = false);
         drawn
     }
 
