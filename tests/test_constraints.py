@@ -217,7 +217,7 @@ def test_the_judge_finds_what_is_wrong_with_a_run():
         if rivals and (made.overruled[-1] or (conditions.penalty == 0 and m > first)):
             rejected("overruled", replace(made, overruled=flipped))
 
-    for_cases(look, asked(), examples=250, derandomize=True)
+    for_cases(look, asked(), examples=150, derandomize=True)
     rare = {name: count for name, count in found.items() if count < 5}
     assert not rare, rare
     assert len(found) == 14, found
@@ -281,8 +281,8 @@ def test_the_generator_makes_every_condition_matter():
         reached[keywords["method"]] += 1
 
     for kinds in [("groups",), ("budget", "groups"), ("max_similarity", "initial"), ("include",), None]:
-        for_cases(look, asked(kinds), examples=80, derandomize=True)
-    rare = {name: count for name, count in reached.items() if count < 5}
+        for_cases(look, asked(kinds), examples=60, derandomize=True)
+    rare = {name: count for name, count in reached.items() if count < 3}
     assert not rare, rare
     assert len(reached) == 29, sorted(reached)
 
@@ -331,8 +331,15 @@ def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> N
     both = {name: sel.compared[name] for name in ("costed", "uncosted")}
     kept = both[sel.compared["kept"]]
     assert kept == {"log_det": sel.log_det, "picks": len(sel), "cost": sel.costs.sum()}
-    better = "costed" if both["costed"]["log_det"] >= both["uncosted"]["log_det"] else "uncosted"
-    assert sel.compared["kept"] == better
+    ahead = both["costed"]["log_det"] - both["uncosted"]["log_det"]
+    prefix = _Prefixes(case.rows.astype(np.float64), case.conditions)
+    for x in picks:
+        prefix.push(x)
+    # The same rows in another order have the same U but for rounding.
+    assert (
+        sel.compared["kept"] == ("costed" if ahead >= 0 else "uncosted")
+        or abs(ahead) <= 2 * prefix.log_det()[1]
+    )
     for name, other in both.items() if other_run else ():
         made = greedy_constrained(case.rows, case.conditions.costed(name == "costed"))
         if made.clear:
@@ -772,6 +779,16 @@ def test_owned_forced_and_excluded_rows_leave_the_bits_alone_where_no_digits_are
         np.testing.assert_array_equal(getattr(whole, name), getattr(without, name), err_msg=name)
 
 
+def test_gains_of_forced_rows_keep_as_many_digits_as_those_of_other_picks():
+    rows = np.array([[-3038.265046784863], [654.1473406011359]])
+    lengths = [Fraction(float(x)) ** 2 for x in rows[:, 0]]
+    expected = float(np.log1p(float(lengths[1] / (1 + lengths[0]))))
+    slip = 1e-10 * float(1 + lengths[0]) * 1e-6
+    for keywords in ({}, {"include": [0]}, {"include": [0, 1]}):
+        sel = spice_rs.select(rows, 2, conflict_penalty=0.0, **keywords)
+        assert sel.gains[1] == pytest.approx(expected, rel=slip, abs=0), keywords
+
+
 def test_included_rows_that_are_the_first_picks_of_a_run_change_nothing():
     def look(case, part):
         whole = run(case)
@@ -791,6 +808,7 @@ def test_weights_that_are_powers_of_four_scale_rows_by_powers_of_two(fisher, met
     def look(case, seed):
         powers = np.random.default_rng(seed).integers(-3, 4, len(case.rows))
         rows = case.rows.astype(np.float64)
+        assume(case.alpha * (4.0**powers * (rows**2).sum(1)).max() < 1e12)  # float64 has no digits beyond
         keywords = {
             "k": case.k,
             "alpha": case.alpha,
@@ -1292,6 +1310,15 @@ def test_a_head_under_conditions_is_the_run_with_the_smaller_budget(keywords):
         assert (head.groups is None) == (short.groups is None)
         assert head.groups is None or list(head.groups) == list(short.groups)
         assert head.settings == short.settings
+
+
+def test_a_finished_checkpoint_still_has_its_near_duplicates(tmp_path):
+    rows = np.array([[4.0, 0, 0], [100, 0, 0], [0, 0.01, 0], [0, 0, 0.001]])
+    keywords = {"max_similarity": 0.9, "conflict_penalty": 0.0, "checkpoint": tmp_path / "run"}
+    for _ in range(3):
+        sel = spice_rs.select(rows, 3, **keywords)
+        assert sel.indices.tolist() == [1, 2, 3]
+        assert duplicates_of(sel) == [(0, 1, 1.0)]
 
 
 def test_a_head_has_the_near_duplicates_of_the_shorter_run():
