@@ -287,7 +287,7 @@ def test_the_generator_makes_every_condition_matter():
         ("include", "exclude"),
         None,
     ]:
-        for_cases(look, asked(kinds), examples=45, derandomize=True)
+        for_cases(look, asked(kinds), examples=70, derandomize=True)
     rare = {name: count for name, count in reached.items() if count < 3}
     assert not rare, rare
     assert len(reached) == 29, sorted(reached)
