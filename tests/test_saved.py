@@ -212,6 +212,7 @@ def test_conditions_add_tensors_to_the_format_of_version_1(conditional):
         "duplicate_rows": ("I64", selection.near_duplicates.rows),
         "duplicate_of": ("I64", selection.near_duplicates.of),
         "duplicate_cosines": ("F64", selection.near_duplicates.cosine),
+        "duplicate_ranks": ("I64", selection.near_duplicates.rank),
     }
     assert list(header)[7:] == [*optional, "overruled"]
     data, start = contents[8 + length :], 7 * 8 * m

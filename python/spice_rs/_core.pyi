@@ -101,6 +101,7 @@ def select(
     budget: float | None = None,
     max_similarity: float | None = None,
     old: NDArray[np.bool_] | None = None,
+    left_out: tuple[NDArray[Any], ...] | None = None,
 ) -> dict[str, Any]: ...
 def fingerprint(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],

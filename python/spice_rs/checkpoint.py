@@ -12,7 +12,7 @@ from spice_rs.atomic import check_place
 from spice_rs.conditions import KEYS
 from spice_rs.errors import StoreMismatchError
 from spice_rs.result import Selection
-from spice_rs.saved import SavedRun, check_same, read_run, write_run
+from spice_rs.saved import DUPLICATES, SavedRun, check_same, read_run, write_run
 from spice_rs.sources import Source
 
 INTERVAL = 2.0
@@ -73,6 +73,15 @@ class Checkpoint:
         k, series = self._settings["k"], self._run.series
         positions = source.positions(series["indices"][:k]).astype(np.int64)
         return (positions, *(series[name][:k] for name in COLUMNS))
+
+    def left_out(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
+        """Return the near-duplicates skipped on the way to those picks, as `_core.select` takes them."""
+        if self._run is None or DUPLICATES[0] not in self._run.series:
+            return None
+        rows, of, cosines, ranks = (self._run.series[name] for name in DUPLICATES)
+        k = self._settings["k"]
+        kept = slice(None) if k is None else ranks < k
+        return (source.positions(rows[kept]).astype(np.int64), of[kept], cosines[kept], ranks[kept])
 
     def save(self, picks: dict[str, npt.NDArray[Any]]) -> None:
         """Put all picks of a run that has not ended into the file."""

@@ -15,6 +15,7 @@ from spice_rs.columns import digest
 from spice_rs.errors import InvalidInputError
 from spice_rs.quotas import Quotas
 from spice_rs.result import NearDuplicates, as_labels
+from spice_rs.saved import DUPLICATES
 from spice_rs.sources import Source
 
 Floats = npt.NDArray[np.float64]
@@ -154,7 +155,7 @@ class Conditions:
         if self.groups is not None:
             groups = as_labels(self.groups.labels)[self.groups.codes[positions]]
         series = dict(result)
-        skipped = [series.pop(name) for name in ("duplicates", "duplicate_of", "duplicate_cosine")]
+        skipped = [series.pop(name) for name in DUPLICATES]
         near = None if self.max_similarity is None else NearDuplicates(*skipped)
         return {**series, "costs": costs, "groups": groups, "near_duplicates": near}
 

@@ -15,6 +15,7 @@ from spice_rs.conditions import KEYS
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.progress import Progress, Watcher
 from spice_rs.result import Selection
+from spice_rs.saved import DUPLICATES
 from spice_rs.sources import Source, as_rows, open_source
 
 
@@ -108,7 +109,7 @@ def extend(
         )
     signal = settings["alpha"] * result.pop("norm_sq")
     content = result.pop("fingerprint")
-    for name in ("duplicates", "duplicate_of", "duplicate_cosine"):
+    for name in DUPLICATES:
         del result[name]
     count = min(len(selection), len(result["indices"]))
     same = selection.indices[:count] == result["indices"][:count]

@@ -21,6 +21,9 @@ from spice_rs.errors import InvalidInputError
 MAX_TEXT = 16 << 20
 """Bytes that labels and quotas may take as JSON; a saved selection holds them in its header."""
 
+ROUNDING = Fraction(1, 10**6)
+"""Part of a row by which a share of k may miss a whole number and still mean it."""
+
 
 @dataclass(frozen=True)
 class Quotas:
@@ -103,8 +106,8 @@ def _pool_shares(sizes: Sequence[Fraction], total: Fraction | None, *, whole: bo
         )
     pool = sum(sizes)
     exact = [total * size / pool for size in sizes] if pool else [Fraction(0) for _ in sizes]
-    if not whole:
-        return exact
+    if not whole:  # a budget larger than the pool asks for all of it
+        return [min(share, size) for share, size in zip(exact, sizes, strict=True)]
     floors = [share // 1 for share in exact]
     missing = int(min(total, pool)) - sum(floors)
     # sorted() is stable: equal remainders go to the group that appears first.
@@ -135,9 +138,9 @@ def _given(
                 f"group_shares[{label!r}]: found {_short(pair)}, expected (minimum, maximum). Write None for no limit."
             )
         minimum, maximum = (_amount(f"group_shares[{label!r}]", value, total, whole=whole) for value in pair)
-        if whole:  # no selection has a part of a row
-            minimum = None if minimum is None else Fraction(math.ceil(minimum))
-            maximum = None if maximum is None else Fraction(math.floor(maximum))
+        if whole:  # no selection has a part of a row; a share computed as m / k is m rows, whatever its rounding
+            minimum = None if minimum is None else Fraction(math.ceil(minimum - ROUNDING))
+            maximum = None if maximum is None else Fraction(math.floor(maximum + ROUNDING))
         if minimum is not None and maximum is not None and minimum > maximum:
             unit = "rows" if whole else "cost units"
             rounding = ", shares being rounded to whole rows inwards" if whole else ""

@@ -52,7 +52,7 @@ class Requested:
             "weights",
             "prior",
         )
-        given = [name for name in conditions if getattr(self, name) is not None]
+        given = [name for name in conditions if _asks(getattr(self, name))]
         if pool_size is not None and given:
             raise InvalidInputError(
                 f"{given[0]}: found it beside pool_size={pool_size}, expected one of the two: each window is a run of its"
@@ -100,6 +100,7 @@ class Requested:
         costs = budget = None
         if self.budget is not None:
             costs = self._costs(source, columns)
+            _check_costs(costs)
             budget = self._total(costs)
         total = Fraction(budget) if budget is not None else None if k is None else Fraction(k)
         groups = None
@@ -219,14 +220,34 @@ def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows 
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {left}, the rows of the source. Ask for fewer rows."
         )
-    if left == 0 or (k is not None and k > left):
+    if left == 0:
         raise InvalidInputError(
-            f"k: found {k} and {left} rows that are neither initial nor excluded, expected 1 to {max(left, 1)}. Select"
-            " fewer, or exclude fewer."
+            "initial, exclude: found all rows of the source in them, expected rows that can be picked. Exclude fewer."
+        )
+    if k is not None and k > left:
+        raise InvalidInputError(
+            f"k: found {k} and {left} rows that are neither initial nor excluded, expected 1 to {left}. Select fewer, or"
+            " exclude fewer."
         )
     if include is not None and k is not None and len(include) > k:
         raise InvalidInputError(
             f"include: found {len(include)} rows, expected at most k={k}. Include fewer, or raise k."
+        )
+
+
+def _asks(value: Any) -> bool:
+    """Whether a condition asks for anything: no value and no rows do not."""
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _check_costs(costs: Floats) -> None:
+    """Refuse costs of which the sum, or a gain per cost, is more than float64 holds."""
+    with np.errstate(over="ignore"):
+        sound = math.isfinite(float(costs.sum())) and math.isfinite(float(costs.mean() / costs.min()))
+    if not sound:
+        raise InvalidInputError(
+            f"costs: found numbers from {costs.min():g} to {costs.max():g}, expected a sum and quotients that float64 holds."
+            " Use another unit, or exclude the rows of extreme cost."
         )
 
 

@@ -27,14 +27,21 @@ class NearDuplicates:
         rows: (s,) int64 dataset rows, in the order in which they were skipped.
         of: (s,) int64 dataset row of the first pick (initial rows come first) that each is too similar to.
         cosine: (s,) float64 ⟨g, g_of⟩/(‖g‖‖g_of‖), with its sign.
+        rank: (s,) int64 number of picks that had been made: the rank of the pick made instead.
     """
 
     rows: npt.NDArray[np.int64]
     of: npt.NDArray[np.int64]
     cosine: Floats
+    rank: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def head(self, k: int) -> NearDuplicates:
+        """Return those that were skipped on the way to the first k picks."""
+        kept = self.rank < k
+        return NearDuplicates(self.rows[kept], self.of[kept], self.cosine[kept], self.rank[kept])
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -113,9 +120,6 @@ class Selection:
         Greedy picks are nested, so that one long run holds all shorter ones. (The rows of windows are not, nor
         those under a budget of cost or with minima for groups: what these force depends on the budget.)
 
-        `near_duplicates` keeps the rows that are too similar to one of the picks kept, or to an initial row; the
-        shorter run need not have come across all of them.
-
         Args:
             k: picks to keep, 1 ≤ k ≤ len(self), and no fewer than were to be included.
 
@@ -132,8 +136,7 @@ class Selection:
             )
         duplicates = self.near_duplicates
         if duplicates is not None:
-            kept = ~np.isin(duplicates.of, self.indices[k:])
-            duplicates = NearDuplicates(duplicates.rows[kept], duplicates.of[kept], duplicates.cosine[kept])
+            duplicates = duplicates.head(k)
         settings = {**copy.deepcopy(self.settings), "k": int(k)}
         if self.kept is not None:
             settings["kept"] = min(self.kept, int(k))
@@ -199,7 +202,7 @@ class Selection:
             codes = {quota[0]: code for code, quota in enumerate(self.quotas)}
             series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)
         if (near := self.near_duplicates) is not None:
-            series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine), strict=True))
+            series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
         return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
 
     @classmethod

@@ -4,18 +4,18 @@ The format, version 1. All numbers are little-endian.
 
     8 bytes   length of the header
     header    JSON, padded with spaces to a multiple of 8 bytes
-    data      one tensor after the other: of shape (m,), m being the number of picks, and three of shape (s,), s
+    data      one tensor after the other: of shape (m,), m being the number of picks, and four of shape (s,), s
               being the number of near-duplicates
 
-The tensors are those of `TENSORS`, in that order and without gaps. Five are there only for some settings, and with
-`log_dets` only in a run that has ended:
+The tensors are those of `TENSORS`, in that order and without gaps. Six are there only for some settings; two of them
+and `log_dets` only in a run that has ended:
 
     costs           if settings["budget"] is not null: the cost of each pick
     groups          if settings["groups"] is not null: the group of each pick, as its place in
                     settings["groups"]["quotas"], a list of [label, minimum, maximum]
-    duplicate_rows, duplicate_of, duplicate_cosines
-                    (s,), if settings["max_similarity"] is not null: the rows that were skipped, what each is too
-                    similar to, and their cosine
+    duplicate_rows, duplicate_of, duplicate_cosines, duplicate_ranks
+                    (s,), if settings["max_similarity"] is not null, in a run that has not ended too: the rows that
+                    were skipped, what each is too similar to, their cosine, and how many picks there were by then
 
 The header's `__metadata__` has, in this order, the keys
 
@@ -59,7 +59,7 @@ SERIES = {
 LAST = "log_dets"
 """The series that is there only when the run has ended."""
 
-DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines")
+DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_ranks")
 """The tensors that have an element for each near-duplicate."""
 
 OPTIONAL = {
@@ -68,8 +68,9 @@ OPTIONAL = {
     "duplicate_rows": ("I64", "max_similarity"),
     "duplicate_of": ("I64", "max_similarity"),
     "duplicate_cosines": ("F64", "max_similarity"),
+    "duplicate_ranks": ("I64", "max_similarity"),
 }
-"""What a run that has ended has for some settings alone: element type, and the setting."""
+"""What a run has for some settings alone: element type, and the setting. Only of duplicates it need not have ended."""
 
 TENSORS = {
     **{name: kind for name, kind in SERIES.items() if name != "overruled"},
@@ -204,8 +205,9 @@ def check_same(
 
 def _names(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
-    late = {LAST, *(name for name, (_, setting) in OPTIONAL.items() if settings[setting] is not None)}
-    return [name for name in TENSORS if (ended and name in late) or (name in SERIES and name != LAST)]
+    absent = {name for name, (_, setting) in OPTIONAL.items() if settings[setting] is None}
+    late = {LAST, *OPTIONAL}.difference(DUPLICATES)
+    return [name for name in TENSORS if name not in absent and (ended or name not in late)]
 
 
 def _bytes(name: str, count: int) -> int:
@@ -323,6 +325,8 @@ def _check(name: str, run: SavedRun, *, ended: bool) -> None:
             _corrupt(name, field, "NaN or infinity", "finite numbers")
     if (series["rows_read"] < 0).any():
         _corrupt(name, "rows_read", int(series["rows_read"].min()), "counts")
+    if settings["max_similarity"] is not None:
+        _check_duplicates(name, run)
     if not ended:
         return
     if not np.isfinite(run.signal or 0.0):
@@ -335,7 +339,7 @@ def _check(name: str, run: SavedRun, *, ended: bool) -> None:
 
 
 def _check_conditions(name: str, run: SavedRun) -> None:
-    """Check what budgets, groups and near-duplicates have added to a run that has ended."""
+    """Check what budgets and groups have added to a run that has ended."""
     series, settings = run.series, run.settings
     if settings["groups"] is not None:
         quotas = settings["groups"]["quotas"]
@@ -348,14 +352,6 @@ def _check_conditions(name: str, run: SavedRun) -> None:
             _corrupt(name, "groups", int(series["groups"].max()), f"places in {len(quotas)} quotas")
     if settings["budget"] is not None and not (series["costs"] > 0).all():
         _corrupt(name, "costs", float(series["costs"].min()), "costs above 0")
-    if settings["max_similarity"] is not None:
-        skipped = series[DUPLICATES[0]]
-        if len(np.unique(np.concatenate([series["indices"], skipped]))) < len(run) + len(skipped):
-            _corrupt(
-                name, DUPLICATES[0], f"{len(skipped)} rows, some twice or picked", "others than the picks"
-            )
-        if (np.abs(series[DUPLICATES[2]]) > 1 + 1e-6).any():
-            _corrupt(name, DUPLICATES[2], float(np.abs(series[DUPLICATES[2]]).max()), "cosines")
     match run.compared:
         case None if settings["budget"] is None:
             return
@@ -368,6 +364,16 @@ def _check_conditions(name: str, run: SavedRun) -> None:
             if (own["log_det"], own["picks"]) == (run.log_det, len(run)):
                 return
     _corrupt(name, "compared", repr(run.compared), "the two runs of a budget, the kept one with this log_det")
+
+
+def _check_duplicates(name: str, run: SavedRun) -> None:
+    skipped, _, cosines, ranks = (run.series[each] for each in DUPLICATES)
+    if len(np.unique(np.concatenate([run.series["indices"], skipped]))) < len(run) + len(skipped):
+        _corrupt(name, DUPLICATES[0], f"{len(skipped)} rows, some twice or picked", "others than the picks")
+    if (np.abs(cosines) > 1 + 1e-6).any():
+        _corrupt(name, DUPLICATES[2], float(np.abs(cosines).max()), "cosines")
+    if len(ranks) and not (0 <= ranks[0] and ranks[-1] <= len(run) and (np.diff(ranks) >= 0).all()):
+        _corrupt(name, DUPLICATES[3], ranks.tolist()[:10], f"ranks from 0 to {len(run)}, in order")
 
 
 def _foreign(name: str, found: str) -> NoReturn:

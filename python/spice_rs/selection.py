@@ -141,9 +141,8 @@ def select(
             `budget`: half of the time for each run.
         checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
             ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
-            interrupted; with a larger k too, and with a smaller one it returns the first k. (What
-            `near_duplicates` lists is then what was skipped since.) Not with `pool_size` or `budget`, nor with an
-            approximate method.
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size` or
+            `budget`, nor with an approximate method.
         search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
             Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
@@ -258,6 +257,7 @@ def select(
             progress=watcher,
             time_limit=seconds,
             made=keeper.made(opened) if keeper else None,
+            left_out=keeper.left_out(opened) if keeper else None,
             checkpoint=keeper.save if keeper else None,
             checkpoint_interval=INTERVAL,
             **conditions.for_core(costed=costed),

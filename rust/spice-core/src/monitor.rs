@@ -110,8 +110,8 @@ impl Monitor {
         self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).push(found);
     }
 
-    /// Near-duplicates that were left out so far.
-    pub(crate) fn left_out(&self) -> Vec<NearDuplicate> {
+    /// Near-duplicates that were left out so far, in that order.
+    pub fn left_out(&self) -> Vec<NearDuplicate> {
         self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

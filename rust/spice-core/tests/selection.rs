@@ -279,7 +279,7 @@ fn a_run_resumed_after_any_pick_ends_with_the_same_bits() {
                     &settings,
                     &Conditions::default(),
                     None,
-                    &whole.picks[..cut],
+                    (&whole.picks[..cut], &[]),
                     &watched,
                 )
                 .unwrap();
@@ -318,7 +318,7 @@ fn a_run_over_more_rows_than_are_hot_resumes_to_the_same_bits() {
                 &settings,
                 &Conditions::default(),
                 Some(k),
-                &whole.picks[..cut],
+                (&whole.picks[..cut], &[]),
                 &Monitor::default(),
             )
             .unwrap();
@@ -346,7 +346,7 @@ fn approximate_runs_are_not_resumed() {
                 &settings,
                 &Conditions::default(),
                 Some(8),
-                &whole.picks[..count],
+                (&whole.picks[..count], &[]),
                 &Monitor::default(),
             )
         };
@@ -365,8 +365,14 @@ fn picks_that_no_run_can_have_made_are_refused() {
     let settings = settings(Fisher::Full, Search::Lazy, 0.1);
     let made = select(&survey, &settings, Some(8), &monitor).unwrap().picks;
     let refused = |made: &[_]| {
-        let result =
-            resume(&survey, &settings, &Conditions::default(), Some(8), made, &Monitor::default());
+        let result = resume(
+            &survey,
+            &settings,
+            &Conditions::default(),
+            Some(8),
+            (made, &[]),
+            &Monitor::default(),
+        );
         matches!(result, Err(Error::InvalidInput { .. }))
     };
     assert!(!refused(&made));
@@ -375,7 +381,8 @@ fn picks_that_no_run_can_have_made_are_refused() {
     assert!(refused(&[made[1], made[0]]), "the gains are those of another order");
     assert!(refused(&[spice_core::selection::Pick { gain: f64::NAN, ..made[0] }]));
     assert!(
-        resume(&survey, &settings, &Conditions::default(), Some(7), &made, &Monitor::default()).is_err()
+        resume(&survey, &settings, &Conditions::default(), Some(7), (&made, &[]), &Monitor::default())
+            .is_err()
     );
 }
 
@@ -395,9 +402,15 @@ fn a_time_limit_that_has_passed_keeps_what_was_made() {
     for (made, stop) in
         [(0, StopReason::TimeLimit), (29, StopReason::TimeLimit), (30, StopReason::Budget)]
     {
-        let limited =
-            resume(&survey, &settings, &Conditions::default(), Some(30), &whole.picks[..made], &late())
-                .unwrap();
+        let limited = resume(
+            &survey,
+            &settings,
+            &Conditions::default(),
+            Some(30),
+            (&whole.picks[..made], &[]),
+            &late(),
+        )
+        .unwrap();
         assert_eq!((limited.picks.as_slice(), limited.stop), (&whole.picks[..made], stop));
         assert_eq!(limited.log_dets, whole.log_dets[..made]);
     }

@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
 use spice_core::selection::{
-    self, Conditions, Fisher, Limits, Method, Pick, Search, Settings, StopReason, Survey,
+    self, Conditions, Fisher, Limits, Method, NearDuplicate, Pick, Search, Settings, StopReason, Survey,
 };
 use spice_core::{Error, Result};
 
@@ -30,7 +30,7 @@ pub(crate) enum Rows<'py> {
 #[pyo3(signature = (source, *, dim, index, scale, unit, k, alpha, conflict_penalty, early_stop, fisher, method,
                     search, hot_rows, epsilon, seed, order, pool_size, select_per_window, threads, progress, time_limit, made, checkpoint, checkpoint_interval,
                     weights=None, multiplier=None, bonus=None, initial=None, include=None, exclude=None, groups=None,
-                    minima=None, maxima=None, costs=None, budget=None, max_similarity=None, old=None))]
+                    minima=None, maxima=None, costs=None, budget=None, max_similarity=None, old=None, left_out=None))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn select<'py>(
     py: Python<'py>,
@@ -71,6 +71,7 @@ pub(crate) fn select<'py>(
     budget: Option<f64>,
     max_similarity: Option<f64>,
     old: Option<PyReadonlyArray1<'py, bool>>,
+    left_out: Option<LeftOut<'py>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let settings = Settings {
         alpha,
@@ -126,6 +127,8 @@ pub(crate) fn select<'py>(
         None => Monitor::default(),
     };
     let made = made.map(|made| made.picks(&pool)).transpose().map_err(to_py)?.unwrap_or_default();
+    let left_out =
+        left_out.map(|rows| rows.duplicates(&pool)).transpose().map_err(to_py)?.unwrap_or_default();
     let work = || {
         let mut survey = Survey::new(pool, unit, &monitor)?;
         if let Some(weights) = weights {
@@ -137,24 +140,21 @@ pub(crate) fn select<'py>(
                 selection::select_windows(&survey, &settings, &windows, per_window, &monitor)?
             }
             _ => match &old {
-                None => selection::resume(&survey, &settings, &conditions, k, &made, &monitor)?,
+                None => {
+                    let past = (made.as_slice(), left_out.as_slice());
+                    selection::resume(&survey, &settings, &conditions, k, past, &monitor)?
+                }
                 Some(old) => selection::extend(&survey, &settings, k, &made, old, &monitor)?,
             },
         };
-        let index = |row: usize| survey.index(row);
-        let duplicates: Vec<(i64, i64, f64)> = selection
-            .duplicates
-            .iter()
-            .map(|found| (index(found.row), index(found.of), found.cosine))
-            .collect();
-        Ok((selection, duplicates, survey.norm_sq().to_vec(), survey.fingerprint()))
+        Ok((selection, survey.norm_sq().to_vec(), survey.fingerprint()))
     };
     let interval = Duration::try_from_secs_f64(checkpoint_interval).unwrap_or(Duration::MAX);
     let observer =
         Follower { py, progress, checkpoint, interval, saved: Instant::now(), saved_picks: made.len() };
-    let (selection, duplicates, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
+    let (selection, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
 
-    let out = series(py, &selection.picks)?;
+    let out = series(py, &selection.picks, &selection.duplicates)?;
     out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
     out.set_item(
         "stop_reason",
@@ -166,12 +166,6 @@ pub(crate) fn select<'py>(
         },
     )?;
     out.set_item("log_det", selection.log_det)?;
-    let rows: Vec<i64> = duplicates.iter().map(|found| found.0).collect();
-    out.set_item("duplicates", rows.into_pyarray(py))?;
-    let rows: Vec<i64> = duplicates.iter().map(|found| found.1).collect();
-    out.set_item("duplicate_of", rows.into_pyarray(py))?;
-    let cosines: Vec<f64> = duplicates.iter().map(|found| found.2).collect();
-    out.set_item("duplicate_cosine", cosines.into_pyarray(py))?;
     out.set_item("norm_sq", norm_sq.into_pyarray(py))?;
     out.set_item("fingerprint", fingerprint)?;
     Ok(out)
@@ -235,7 +229,7 @@ impl Follower<'_> {
             && monitor.picks() > self.saved_picks
         {
             let picks = monitor.log();
-            checkpoint.call1((series(self.py, &picks)?,))?;
+            checkpoint.call1((series(self.py, &picks, &monitor.left_out())?,))?;
             self.saved_picks = picks.len();
         }
         self.saved = Instant::now();
@@ -307,6 +301,37 @@ impl Made<'_> {
     }
 }
 
+/// Near-duplicates that an earlier run left out, column by column: positions, the dataset rows that they are too similar
+/// to, cosines, and how many picks there were.
+#[derive(FromPyObject)]
+pub(crate) struct LeftOut<'py>(
+    PyReadonlyArray1<'py, i64>,
+    PyReadonlyArray1<'py, i64>,
+    PyReadonlyArray1<'py, f64>,
+    PyReadonlyArray1<'py, i64>,
+);
+
+impl LeftOut<'_> {
+    fn duplicates(&self, pool: &Pool<'_>) -> Result<Vec<NearDuplicate>> {
+        let Self(rows, of, cosines, picks) = self;
+        let (rows, of) = (rows.as_array(), of.as_array());
+        let (cosines, picks) = (cosines.as_array(), picks.as_array());
+        let outside = rows.iter().any(|&row| usize::try_from(row).map_or(true, |row| row >= pool.len()));
+        if outside || [of.len(), cosines.len(), picks.len()] != [rows.len(); 3] {
+            let expected = "columns of one length and positions of the source";
+            return Err(Error::invalid("left_out", "something else", expected, "Start anew."));
+        }
+        let duplicate = |i: usize| NearDuplicate {
+            row: rows[i] as usize,
+            index: pool.index(rows[i] as usize),
+            of: of[i],
+            cosine: cosines[i],
+            picks: picks[i] as usize,
+        };
+        Ok((0..rows.len()).map(duplicate).collect())
+    }
+}
+
 /// Positions or numbers of groups; whether they are in range is for the core to say.
 fn rows_of(rows: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
     rows.as_array().iter().map(|&row| row as usize).collect()
@@ -316,8 +341,12 @@ fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {
     numbers.as_array().to_vec()
 }
 
-/// The numbers of picks as arrays, under the names that `spice_rs.Selection` gives them.
-fn series<'py>(py: Python<'py>, picks: &[Pick]) -> PyResult<Bound<'py, PyDict>> {
+/// The numbers of picks and near-duplicates as arrays, under the names of `spice_rs.saved`.
+fn series<'py>(
+    py: Python<'py>,
+    picks: &[Pick],
+    left_out: &[NearDuplicate],
+) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     let floats = |of: fn(&Pick) -> f64| picks.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
     out.set_item("indices", picks.iter().map(|p| p.index).collect::<Vec<_>>().into_pyarray(py))?;
@@ -328,6 +357,13 @@ fn series<'py>(py: Python<'py>, picks: &[Pick]) -> PyResult<Bound<'py, PyDict>> 
     out.set_item("overruled", picks.iter().map(|p| p.overruled).collect::<Vec<_>>().into_pyarray(py))?;
     let rows_read: Vec<i64> = picks.iter().map(|p| p.rows_read as i64).collect();
     out.set_item("rows_read", rows_read.into_pyarray(py))?;
+    let whole =
+        |of: fn(&NearDuplicate) -> i64| left_out.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
+    out.set_item("duplicate_rows", whole(|found| found.index))?;
+    out.set_item("duplicate_of", whole(|found| found.of))?;
+    out.set_item("duplicate_ranks", whole(|found| found.picks as i64))?;
+    let cosines: Vec<f64> = left_out.iter().map(|found| found.cosine).collect();
+    out.set_item("duplicate_cosines", cosines.into_pyarray(py))?;
     Ok(out)
 }
 

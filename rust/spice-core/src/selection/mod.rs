@@ -22,6 +22,8 @@ mod run;
 mod survey;
 mod top_k;
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -212,15 +214,15 @@ pub fn select(
     budget: Option<usize>,
     monitor: &Monitor,
 ) -> Result<Selection> {
-    resume(survey, settings, &Conditions::default(), budget, &[], monitor)
+    resume(survey, settings, &Conditions::default(), budget, (&[], &[]), monitor)
 }
 
-/// Selects under conditions, going on with a run whose first picks were `made` before; without a budget as many rows as
-/// there are and the conditions allow. It ends with the same bits whatever part of the picks was made before.
+/// Selects under conditions, going on with a run that has made some picks before and left out some near-duplicates on
+/// the way; without a budget as many rows as there are and the conditions allow. It ends with the same bits whatever part
+/// of the run was made before.
 ///
 /// Picks made before are replayed in order, without search; only what [`Pick::rows_read`] says of the later ones may differ,
-/// because what the first run knew of the rows that it left is lost. So are its near-duplicates, but for those that are
-/// found again.
+/// because what the first run knew of the rows that it left is lost.
 ///
 /// # Errors
 /// As [`select`]; [`Error::InvalidInput`] too if a condition is out of range, if `made` cannot be the first picks of this
@@ -231,10 +233,10 @@ pub fn resume(
     settings: &Settings,
     conditions: &Conditions,
     budget: Option<usize>,
-    made: &[Pick],
+    (made, left_out): (&[Pick], &[NearDuplicate]),
     monitor: &Monitor,
 ) -> Result<Selection> {
-    start(survey, settings, conditions, budget, Past { made, old: None }, monitor)
+    start(survey, settings, conditions, budget, Past { made, left_out, old: None }, monitor)
 }
 
 /// Selects from a pool that has grown since a run over its rows `old` (n,) made the picks `made`: with the same bits as
@@ -255,7 +257,7 @@ pub fn extend(
         let expected = "picks among the rows that were there before, and which of all rows those are";
         return Err(Error::invalid("picks to extend", "others", expected, RESUME_REMEDY));
     }
-    let past = Past { made, old: Some(old) };
+    let past = Past { made, left_out: &[], old: Some(old) };
     start(survey, settings, &Conditions::default(), budget, past, monitor)
 }
 
@@ -299,11 +301,14 @@ fn start(
         return Err(Error::invalid("picks to resume from", found, "those of an exact method", remedy));
     }
     if past.old.is_none() {
-        check_made(survey, conditions, past.made, size)?;
+        check_past(survey, conditions, past, size)?;
         past.made.iter().for_each(|&pick| monitor.accept(pick));
+        past.left_out.iter().for_each(|&found| monitor.leave_out(found));
     }
-    let rows = conditions.candidates(survey);
+    let mut rows = conditions.candidates(survey);
     let candidates = rows.len() + conditions.include.len();
+    let left_out: HashSet<usize> = past.left_out.iter().map(|found| found.row).collect();
+    rows.retain(|row| !left_out.contains(row));
     let run = || run(survey, settings, conditions, rows, size, past, monitor);
     let Outcome { picks, mut stop } = match monitor.within_limit(run) {
         // Whatever the limit cut short was no pick yet.
@@ -327,10 +332,8 @@ fn start(
     }
     let owned = log_det(survey, settings.alpha, &conditions.initial, monitor)?;
     let log_dets = match (settings.method, settings.fisher) {
-        // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, but for what rounding has taken from each.
-        (Method::Greedy | Method::EpsilonLazy | Method::Stochastic, Fisher::Full)
-            if settings.alpha * survey.largest_norm_sq() < 1e4 =>
-        {
+        // det(M_j) = det(M_{j−1})(1 + αq): the gains add up to U, with more digits than a factor of M_j has.
+        (Method::Greedy | Method::EpsilonLazy | Method::Stochastic, Fisher::Full) => {
             let mut sum = owned;
             let add = |pick: &Pick| {
                 sum += pick.gain;
@@ -418,11 +421,24 @@ fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
     }
 }
 
-/// Checks that `made` names rows that may be picked, each once, forced ones first, and no more than the budget.
-fn check_made(survey: &Survey<'_>, conditions: &Conditions, made: &[Pick], budget: usize) -> Result<()> {
+/// Checks that the picks made and the rows left out may be so, each once, forced ones first, and within the budget.
+fn check_past(
+    survey: &Survey<'_>,
+    conditions: &Conditions,
+    past: Past<'_>,
+    budget: usize,
+) -> Result<()> {
+    let made = past.made;
+    let left_out: Vec<usize> = past.left_out.iter().map(|found| found.row).collect();
     check_rows(survey, &rows_of(made))?;
+    check_rows(survey, &left_out)?;
     let mut taken = vec![false; survey.len()];
-    conditions.initial.iter().chain(&conditions.exclude).for_each(|&row| taken[row] = true);
+    conditions
+        .initial
+        .iter()
+        .chain(&conditions.exclude)
+        .chain(&left_out)
+        .for_each(|&row| taken[row] = true);
     let other = made.iter().zip(&conditions.include).find(|(pick, include)| pick.row != **include);
     if let Some((pick, &include)) = other {
         let expected = format!("row {}, which is to be included", survey.index(include));
@@ -435,7 +451,7 @@ fn check_made(survey: &Survey<'_>, conditions: &Conditions, made: &[Pick], budge
     }
     let twice = made.iter().find(|pick| std::mem::replace(&mut taken[pick.row], true));
     let found = match twice {
-        Some(pick) => format!("row {} twice, or one that is owned or excluded", pick.index),
+        Some(pick) => format!("row {} twice, or one that was owned, excluded or left out", pick.index),
         None if made.len() > budget => format!("{} picks", made.len()),
         None => return Ok(()),
     };

@@ -8,15 +8,19 @@ use crate::linalg::{product_error, products_of};
 /// Selected rows that one task compares with.
 const CHUNK: usize = 256;
 
-/// A row that was left out since it is too similar to a selected one; rows of the pool.
+/// A row that was left out since it is too similar to a selected one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NearDuplicate {
-    /// The row that was left out.
+    /// Row of the pool that was left out.
     pub row: usize,
-    /// The first selected row that it is too similar to.
-    pub of: usize,
+    /// Its dataset index.
+    pub index: i64,
+    /// Dataset index of the first selected row that it is too similar to.
+    pub of: i64,
     /// Their cosine.
     pub cosine: f64,
+    /// Number of picks that had been made by then.
+    pub picks: usize,
 }
 
 /// The selected rows, as what others are compared with.
@@ -49,8 +53,8 @@ impl Near {
         value > norm_sq * (1.0 + 1e-6 - self.threshold * self.threshold * self.strength)
     }
 
-    /// The first selected row that `row` is too similar to.
-    pub(super) fn of(&self, row: usize, survey: &Survey<'_>) -> Option<NearDuplicate> {
+    /// The first selected row that `row` is too similar to, and their cosine.
+    pub(super) fn of(&self, row: usize, survey: &Survey<'_>) -> Option<(usize, f64)> {
         if survey.norm_sq()[row] == 0.0 {
             return None;
         }
@@ -68,7 +72,7 @@ impl Near {
             let close = |product: f32| f64::from(product.abs()) + error > self.threshold;
             selected.iter().zip(products).filter(|&(_, product)| close(product)).find_map(|(&of, _)| {
                 let cosine = cosine(row, of, survey);
-                (cosine.abs() > self.threshold).then_some(NearDuplicate { row, of, cosine })
+                (cosine.abs() > self.threshold).then_some((of, cosine))
             })
         };
         let chunks = self.selected.par_chunks(CHUNK);

@@ -4,7 +4,7 @@ use super::conditions::Conditions;
 use super::conflict::SelectedMean;
 use super::ledger::Ledger;
 use super::merit::Merit;
-use super::near::Near;
+use super::near::{Near, NearDuplicate};
 use super::survey::Survey;
 use super::{Pick, RESUME_REMEDY, Settings, StopReason};
 use crate::error::{Error, Result};
@@ -37,6 +37,8 @@ impl Candidate {
 pub(super) struct Past<'a> {
     /// Its picks.
     pub(super) made: &'a [Pick],
+    /// The near-duplicates that it left out on the way.
+    pub(super) left_out: &'a [NearDuplicate],
     /// The rows that it chose from, (n,), if there are more now: the picks are made again, against the new rows.
     pub(super) old: Option<&'a [bool]>,
 }
@@ -167,11 +169,10 @@ impl<'a> Run<'a> {
         if value.is_some_and(|value| near.is_far(value, self.survey.norm_sq()[row])) {
             return false;
         }
-        let found = near.of(row, self.survey);
-        if let Some(found) = found {
-            self.monitor.leave_out(found);
-        }
-        found.is_some()
+        let Some((of, cosine)) = near.of(row, self.survey) else { return false };
+        let (index, of) = (self.survey.index(row), self.survey.index(of));
+        self.monitor.leave_out(NearDuplicate { row, index, of, cosine, picks: self.picks.len() });
+        true
     }
 
     /// Whether nothing is selected, nor owned.

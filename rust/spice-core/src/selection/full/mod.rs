@@ -156,7 +156,8 @@ impl<'a> Search<'a> {
         let dim = run.survey.dim();
         // Rows that are owned go through the epochs as picks do.
         let budget = budget + run.conditions.initial.len();
-        let mut epoch = Epoch::new(run.survey, run.alpha, rows.len(), run.monitor);
+        let taking_part = rows.len() + run.conditions.forced().count();
+        let mut epoch = Epoch::new(run.survey, run.alpha, taking_part, run.monitor);
         let by_gram = epoch.is_endless() && Gram::pays(rows.len(), dim, budget);
         let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(32, 1024)).max(1);
         let count = rows.len();
