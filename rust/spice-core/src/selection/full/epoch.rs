@@ -19,8 +19,8 @@
 //!   q_start of all that can still compete; the first pick of an epoch bounds that one.
 //!
 //! Both depend on the picks and the next winner alone. In the first epoch M = I and y = g, so a small budget never pays for a
-//! matrix. A pool with far fewer rows than columns stays in it for good (the sample-space form): M then
-//! keeps an eigenvalue of 1 and what subtraction loses stays within what cond(M) excuses.
+//! matrix. A pool whose rows are few and long stays in it for good (the sample-space form): M then keeps an
+//! eigenvalue of 1, and what subtraction loses is about what cond(M) excuses.
 
 use super::gram::Gram;
 use crate::error::{Error, Result};
@@ -81,14 +81,10 @@ pub(super) struct Follower<'a> {
 }
 
 impl<'a> Epoch<'a> {
-    pub(super) fn new(
-        survey: &'a Survey<'a>,
-        alpha: f64,
-        candidates: usize,
-        monitor: &'a Monitor,
-    ) -> Self {
+    /// An epoch that never ends if it is to be `endless`, or if M would be too wide to factor.
+    pub(super) fn new(survey: &'a Survey<'a>, alpha: f64, endless: bool, monitor: &'a Monitor) -> Self {
         let dim = survey.dim();
-        let factors = dim <= MAX_DIM && candidates > dim / 4;
+        let factors = dim <= MAX_DIM && !endless;
         Self {
             survey,
             monitor,

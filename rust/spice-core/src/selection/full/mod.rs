@@ -157,8 +157,9 @@ impl<'a> Search<'a> {
         // Rows that are owned go through the epochs as picks do.
         let budget = budget + run.conditions.initial.len();
         let taking_part = rows.len() + run.conditions.forced().count();
-        let mut epoch = Epoch::new(run.survey, run.alpha, taking_part, run.monitor);
-        let by_gram = epoch.is_endless() && Gram::pays(rows.len(), dim, budget);
+        let by_gram = 4 * taking_part <= dim && Gram::pays(taking_part, dim, budget);
+        let mut epoch = Epoch::new(run.survey, run.alpha, by_gram, run.monitor);
+        let by_gram = epoch.is_endless() && Gram::pays(taking_part, dim, budget);
         let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(32, 1024)).max(1);
         let count = rows.len();
         let all_hot = strategy.exhaustive || by_gram || count <= fitting;

@@ -48,7 +48,7 @@ fn one_epoch_or_many_give_the_same_values_but_for_rounding() {
         with_run(&cells, dim, alpha, 0.0, |run| {
             let mut many = Picked::new(&run);
             let mut one = Picked::new(&run);
-            one.epoch = Epoch::new(run.survey, alpha, 0, run.monitor);
+            one.epoch = Epoch::new(run.survey, alpha, true, run.monitor);
             assert!(one.epoch.is_endless() && !many.epoch.is_endless());
             let rest: Vec<usize> = (picks..n).collect();
             for pick in 0..picks {

@@ -79,9 +79,9 @@ fn inner_products_taken_at_once_are_those_taken_one_by_one() {
     let cells = Random(9).rows(n, dim, (-1.0, 1.0));
     with_run(&cells, dim, 1.0, 0.0, |run| {
         let rows: Vec<usize> = (0..n).rev().collect();
-        let mut by_gram = Epoch::new(run.survey, 1.0, n, run.monitor);
+        let mut by_gram = Epoch::new(run.survey, 1.0, true, run.monitor);
         by_gram.use_gram(Gram::new(&rows, &run).unwrap());
-        let by_rows = Epoch::new(run.survey, 1.0, n, run.monitor);
+        let by_rows = Epoch::new(run.survey, 1.0, true, run.monitor);
         assert!(by_rows.is_endless());
         let values = |mut epoch: Epoch<'_>| {
             let mut values = Vec::new();

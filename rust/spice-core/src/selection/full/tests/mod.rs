@@ -73,7 +73,7 @@ struct Picked<'a> {
 impl<'a> Picked<'a> {
     fn new(run: &Run<'a>) -> Self {
         let (survey, monitor) = (run.survey, run.monitor);
-        let epoch = Epoch::new(survey, run.alpha, survey.len(), monitor);
+        let epoch = Epoch::new(survey, run.alpha, false, monitor);
         Self { epoch, directions: Directions::new(survey.dim()), rows: Vec::new(), epochs: 1 }
     }
 
