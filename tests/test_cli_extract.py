@@ -91,6 +91,18 @@ def test_compressed_data_gives_the_same_rows(proxy, tmp_path):
     np.testing.assert_array_equal(rows_of(tmp_path / "t"), rows_of(tmp_path / "s"))
 
 
+def test_columns_of_other_names_are_given_by_flag(proxy, tmp_path, capsys):
+    (tmp_path / "pool.jsonl").write_bytes(text_of(LINES))
+    renamed = [{"q": record["instruction"], "a": record["response"]} for record in RECORDS]
+    (tmp_path / "other.jsonl").write_bytes(text_of(json.dumps(record).encode() for record in renamed))
+    assert extract(proxy, tmp_path / "pool.jsonl", tmp_path / "s") == 0
+    assert extract(proxy, tmp_path / "other.jsonl", tmp_path / "t", "--columns", "prompt=q,response=a") == 0
+    np.testing.assert_array_equal(rows_of(tmp_path / "t"), rows_of(tmp_path / "s"))
+    capsys.readouterr()
+    assert extract(proxy, tmp_path / "other.jsonl", tmp_path / "u", "--columns", "prompt") == 2
+    assert "NAME=COLUMN" in capsys.readouterr().err
+
+
 BOMB = b"[" * 200_000
 BAD_LINES = {
     "cut short": (b'{"instruction": "a", "respo', "not JSON"),
@@ -126,6 +138,10 @@ def test_skipping_a_bad_record_counts_it_and_moves_no_other_row(line, proxy, tmp
     message = said(capsys)
     assert "1 of 13 records were left out" in message
     assert "line 4" in message
+    listed = (tmp_path / "store.left-out.jsonl").read_text(encoding="utf-8").splitlines()
+    (left_out,) = map(json.loads, listed)
+    assert left_out["row"] == 3
+    assert f"1 {left_out['reason']}; all in {tmp_path / 'store.left-out.jsonl'}" in message
     store = spice_rs.GradientStore(tmp_path / "store")
     assert sorted(store.index.tolist()) == [*range(3), *range(4, 13)]
     expected = [len(record["response"].split()) + 1 for record in RECORDS]

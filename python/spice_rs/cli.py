@@ -302,12 +302,22 @@ def _option(hint: Any) -> dict[str, Any] | None:
         return {"type": _names, "metavar": "NAMES"}
     if str in choices or Any in choices:
         return {"metavar": "TEXT"}
+    if any(typing.get_origin(choice) is Mapping for choice in choices):
+        return {"type": _pairs, "metavar": "NAME=COLUMN,…"}
     return None
 
 
 def _names(text: str) -> str | list[str]:
     """Read `q_proj,k_proj` as a list of names and anything else as one pattern."""
     return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)+", text) else text
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Read `prompt=frage,response=antwort`."""
+    pairs = [pair.split("=", 1) for pair in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=COLUMN,NAME=COLUMN")
+    return {name.strip(): column.strip() for name, column in pairs}
 
 
 def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from spice_rs.dataset import (
 )
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.hooks import GradientCapture
+from spice_rs.left_out import reasons, write_left_out
 from spice_rs.loss import LossFunction, SummedLoss
 from spice_rs.progress import bar
 from spice_rs.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind, NoProjection, make_projection
@@ -81,6 +82,7 @@ def extract(
     loss_fn: LossFunction | None = None,
     progress: bool | None = None,
     skip_bad: bool = False,
+    columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     nnz: int = DEFAULT_NNZ,
     side: int = DEFAULT_SIDE,
@@ -112,7 +114,10 @@ def extract(
         loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per sample.
             Known to the store by its name.
         progress: Show a progress bar; None: if stderr is a terminal.
-        skip_bad: Leave out and count records that cannot be used, instead of stopping.
+        skip_bad: Leave out records that cannot be used, instead of stopping; they are counted by reason and listed
+            in `OUT.left-out.jsonl`, one line with row and reason each.
+        columns: Field → column, for data with other names of columns: {"prompt": "frage", "response": "antwort"};
+            see `spice_rs.records.FIELDS`.
         limit: Only the rows below this index.
         nnz: Buckets per coordinate of sparse projections.
         side: p of the two-sided projection.
@@ -126,7 +131,7 @@ def extract(
         StoreMismatchError: `out` was made with other settings, weights or data.
     """
     _check_counts(limit=limit, tokens_per_batch=tokens_per_batch)
-    records = load_records(data, skip_bad=skip_bad)
+    records = load_records(data, skip_bad=skip_bad, columns=columns)
     place = _device(model, device)
     network, model_name = load_model(
         model, gguf_file=gguf_file, device=place, trust_remote_code=trust_remote_code
@@ -145,7 +150,6 @@ def extract(
             f"the first reason: {[*records.bad, *examples.skipped, 'no record'][0]}"
         )
     _check_limits(network, examples)
-    _report(records, examples, max_length)
 
     with ExitStack() as stack:
         adapter = None
@@ -172,6 +176,7 @@ def extract(
         writer = stack.enter_context(
             GradientStore.create(out, dim=projector.dim, dtype=dtype, reduction="sum", provenance=provenance)
         )
+        _report(records, examples, max_length, out)
         present = writer.contains(np.array([example.index for example in examples], dtype=np.int64))
         missing = [example for example, there in zip(examples, present, strict=True) if not there]
         loss = SummedLoss(network, output_head(network, tracked), loss_fn)
@@ -336,12 +341,15 @@ def _name_of(loss_fn: Any) -> str:
     return name
 
 
-def _report(records: Records, examples: Examples, max_length: int) -> None:
-    """Warns of samples that were left out or cut."""
+def _report(records: Records, examples: Examples, max_length: int, out: str | os.PathLike[str]) -> None:
+    """Lists samples that were left out beside the store, and warns of them and of cut ones."""
     left_out = [*records.bad, *examples.skipped]
+    listed = write_left_out(left_out, out)
     if left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(left_out).items())
         warnings.warn(
-            f"{len(left_out)} of {records.rows} records were left out; the first: {left_out[0]}",
+            f"{len(left_out)} of {records.rows} records were left out ({counts}; all in {listed}); "
+            f"the first: {left_out[0]}",
             SpiceWarning,
             stacklevel=3,
         )
