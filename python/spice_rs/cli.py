@@ -76,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _extract(model: str, data: str, out: str, **options: Any) -> None:
     store = spice_rs.extract(model, data, out, **options)
+    tracked = store.provenance["tracked"]
     print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+    print(
+        f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
+        f"{tracked['coverage']:.1%} of those meant"
+    )
 
 
 def _select(source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:

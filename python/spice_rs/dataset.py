@@ -73,6 +73,11 @@ class Example:
     labels: NDArray[np.int32]
     num_tokens: int
 
+    @property
+    def length(self) -> int:
+        """Tokens, learned or not."""
+        return len(self.input_ids)
+
 
 @dataclass(frozen=True)
 class Examples(Sequence[Example]):
