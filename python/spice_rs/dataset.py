@@ -66,12 +66,14 @@ class Example:
         input_ids: (T,) int32.
         labels: (T,) int32, equal to `input_ids` where learned, else `IGNORED`; not shifted.
         num_tokens: Learned targets after the causal shift, ≥ 1.
+        cut: Whether it is longer in the data.
     """
 
     index: int
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     num_tokens: int
+    cut: bool = False
 
     @property
     def length(self) -> int:
@@ -172,8 +174,9 @@ def tokenise(
                 reason = "cut before the response" if full else "no learned token"
                 _bad(record, reason, detail, skip_bad, skipped)
                 continue
-            truncated += len(ids) > max_length
-            items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens))
+            cut = len(ids) > max_length
+            truncated += cut
+            items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens, cut))
     return Examples(tuple(items), truncated, tuple(skipped), "+".join(sorted(templates)) or "tokens")
 
 

@@ -148,8 +148,14 @@ class Extraction:
 
 
 @contextmanager
-def preparing(model: Any, data: Any, settings: Settings) -> Iterator[Extraction]:
+def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False) -> Iterator[Extraction]:
     """Inside, all is ready; afterwards the model is as it was.
+
+    Args:
+        model: As for `extract`.
+        data: As for `extract`.
+        settings: The other arguments.
+        quiet: Leave it to the caller to judge the coverage.
 
     Raises:
         InvalidInputError: An argument, a record or the model cannot be used.
@@ -166,7 +172,7 @@ def preparing(model: Any, data: Any, settings: Settings) -> Iterator[Extraction]
         # A fresh LoRA's own trainable parameters are all that is tracked.
         targets = None if settings.lora_rank is not None else settings.target_modules
         tracked = track(network, targets, norms=settings.norms, embeddings=settings.embeddings)
-        if Rank.current().first:
+        if Rank.current().first and not quiet:
             check_coverage(tracked, settings.min_coverage)
         projection = make_projection(
             settings.projection,

@@ -50,6 +50,9 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **options,
         )
+    for parameter_name, parameter in loaded.named_parameters():
+        if ".lora_" in parameter_name:  # the folder was an adapter's, which comes frozen as its base is
+            parameter.requires_grad_(True)
     with _explained(f"device={device}: cannot hold the model"):
         return loaded.to(device), _short_name(str(model))
 
