@@ -76,7 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _extract(model: str, data: str, out: str, **options: Any) -> None:
+    from spice_rs.ranks import Rank
+
     store = spice_rs.extract(model, data, out, **options)
+    rank = Rank.current()
+    if rank.count > 1:
+        print(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
+        return
     tracked = store.provenance["tracked"]
     print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
     print(

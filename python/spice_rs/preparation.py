@@ -172,8 +172,8 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
         # A fresh LoRA's own trainable parameters are all that is tracked.
         targets = None if settings.lora_rank is not None else settings.target_modules
         tracked = track(network, targets, norms=settings.norms, embeddings=settings.embeddings)
-        if Rank.current().first and not quiet:
-            check_coverage(tracked, settings.min_coverage)
+        if not quiet:
+            check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
         projection = make_projection(
             settings.projection,
             tracked.parameters,

@@ -103,7 +103,7 @@ def track(
     return Tracked(layers, parameters, share, sorted(meant - wanted), zero_lora)
 
 
-def check_coverage(tracked: Tracked, least: float) -> None:
+def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None:
     """Says what is left out, where it is more than the norms of a common model.
 
     Raises:
@@ -120,7 +120,7 @@ def check_coverage(tracked: Tracked, least: float) -> None:
         raise InvalidInputError(
             f"{found}, expected at least {least:.1%}; choose layers with target_modules, or lower min_coverage"
         )
-    if tracked.coverage < 0.98:
+    if warn and tracked.coverage < 0.98:
         warnings.warn(f"{found} and are left out", SpiceWarning, stacklevel=5)  # whoever called extract
 
 
