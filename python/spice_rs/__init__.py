@@ -26,6 +26,7 @@ from spice_rs.store import GradientStore
 if TYPE_CHECKING:
     from spice_rs.diagnosis import Diagnosis, doctor
     from spice_rs.extractor import extract
+    from spice_rs.planning import Plan, plan
 
 __all__ = [
     "CorruptStoreError",
@@ -33,6 +34,7 @@ __all__ = [
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
+    "Plan",
     "Selection",
     "SpiceError",
     "SpiceWarning",
@@ -43,11 +45,19 @@ __all__ = [
     "extend",
     "extract",
     "log_det",
+    "plan",
     "select",
 ]
 
 
-_NEED_TORCH = {"extract": "extractor", "Diagnosis": "diagnosis", "doctor": "diagnosis"}
+_NEED_TORCH = {
+    "Diagnosis": "diagnosis",
+    "doctor": "diagnosis",
+    "extract": "extractor",
+    "Plan": "planning",
+    "plan": "planning",
+}
+"""Name → module."""
 
 
 def __getattr__(name: str) -> Any:

@@ -91,6 +91,10 @@ def _extract(model: str, data: str, out: str, **options: Any) -> None:
     )
 
 
+def _plan(model: str, data: str, **options: Any) -> None:
+    print(spice_rs.plan(model, data, **options))
+
+
 def _doctor(model: str, data: str, **options: Any) -> int:
     diagnosis = spice_rs.doctor(model, data, **options)
     print(diagnosis)
@@ -216,6 +220,11 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     extract = _command(commands, "extract", _extract, "compute projected per-sample gradients into a store")
     if "extract" in called:  # importing it takes torch, and seconds
         _options(extract, spice_rs.extract, required=("model", "data", "out"))
+
+    plan = _command(commands, "plan", _plan, "predict time, disk and memory of an extraction")
+    if "plan" in called:
+        _options(plan, spice_rs.plan, required=("model", "data"), skip=("extraction",))
+        _options(plan, spice_rs.extract, skip=("model", "data", "out", "progress"))
 
     doctor = _command(commands, "doctor", _doctor, "check on a few samples that the gradients are right")
     if "doctor" in called:

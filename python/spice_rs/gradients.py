@@ -47,7 +47,7 @@ class GradientRun:
             for batch, rows, losses in self.batches(longest_first(samples)):
                 if pending is not None:
                     pending.result()  # one batch is written at a time, and its errors are raised here
-                pending = pool.submit(_append, writer, batch, rows, losses)
+                pending = pool.submit(write_rows, writer, batch, rows, losses)
                 done += len(batch)
                 shown.update(sum(sample.length for sample in batch))
                 rate = done / (time.perf_counter() - started)
@@ -62,18 +62,9 @@ class GradientRun:
         start = 0
         while start < len(samples):
             batch = self.take(samples, start)
-            result = self._compute_or_none(batch)
+            result = self.compute_or_none(batch)
             if result is None:
-                # Only here, where the failed batch's tensors are no longer referenced.
-                gc.collect()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                if len(batch) == 1:
-                    raise InvalidInputError(
-                        f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
-                        "than there is; lower max_length, or track fewer layers with target_modules"
-                    )
-                self.tokens = batch[0].length * (len(batch) // 2)
+                self.shrink(batch)  # only here, where the failed batch's tensors are no longer referenced
                 continue
             yield batch, *result
             start += len(batch)
@@ -82,6 +73,22 @@ class GradientRun:
         """The batch that begins at `start`."""
         most = max(1, min(_SAMPLES_PER_BATCH, _ROW_CELLS // self.capture.projection.dim))
         return take_batch(samples, start, self.tokens, most)
+
+    def shrink(self, batch: Sequence[Sample]) -> None:
+        """Halves the batches after one that did not fit.
+
+        Raises:
+            InvalidInputError: It was a single sample.
+        """
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise InvalidInputError(
+                f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
+                "than there is; lower max_length, or track fewer layers with target_modules"
+            )
+        self.tokens = batch[0].length * (len(batch) // 2)
 
     def compute(self, samples: Sequence[Sample], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B, dim) and losses (B,) float32 of one batch; the hooks must be attached.
@@ -107,7 +114,7 @@ class GradientRun:
             losses.sum().backward()  # samples do not mix, so each row gets its own loss's gradient
         return rows, losses.detach()
 
-    def _compute_or_none(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def compute_or_none(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """None if memory ran out."""
         try:
             return self.compute(samples)
@@ -118,7 +125,7 @@ class GradientRun:
             return None
 
 
-def _append(
+def write_rows(
     writer: GradientWriter, batch: Sequence[Sample], rows: torch.Tensor, losses: torch.Tensor
 ) -> None:
     """Waits for the device and writes; runs beside the next batch."""
