@@ -61,7 +61,10 @@ def test_extract_then_select_leads_from_data_to_picks(proxy, tmp_path, capsys):
     data.write_bytes(text_of(LINES))
     assert extract(proxy, data, out) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: 12 rows × {DIM} columns, float16\n"
+    first, second = captured.out.splitlines()
+    assert first == f"{out}: 12 rows × {DIM} columns, float16"
+    # The norms are 160 weights of 15,520.
+    assert second == "gradients of 15,360 parameters in 14 layers: 99.0% of those meant"
     assert "spice-rs:" not in captured.err
     store = spice_rs.GradientStore(out)
     assert sorted(store.index.tolist()) == list(range(12))
@@ -89,6 +92,18 @@ def test_compressed_data_gives_the_same_rows(proxy, tmp_path):
     assert extract(proxy, tmp_path / "pool.jsonl", tmp_path / "s") == 0
     assert extract(proxy, tmp_path / "pool.jsonl.gz", tmp_path / "t") == 0
     np.testing.assert_array_equal(rows_of(tmp_path / "t"), rows_of(tmp_path / "s"))
+
+
+def test_columns_of_other_names_are_given_by_flag(proxy, tmp_path, capsys):
+    (tmp_path / "pool.jsonl").write_bytes(text_of(LINES))
+    renamed = [{"q": record["instruction"], "a": record["response"]} for record in RECORDS]
+    (tmp_path / "other.jsonl").write_bytes(text_of(json.dumps(record).encode() for record in renamed))
+    assert extract(proxy, tmp_path / "pool.jsonl", tmp_path / "s") == 0
+    assert extract(proxy, tmp_path / "other.jsonl", tmp_path / "t", "--columns", "prompt=q,response=a") == 0
+    np.testing.assert_array_equal(rows_of(tmp_path / "t"), rows_of(tmp_path / "s"))
+    capsys.readouterr()
+    assert extract(proxy, tmp_path / "other.jsonl", tmp_path / "u", "--columns", "prompt") == 2
+    assert "NAME=COLUMN" in capsys.readouterr().err
 
 
 BOMB = b"[" * 200_000
@@ -126,6 +141,10 @@ def test_skipping_a_bad_record_counts_it_and_moves_no_other_row(line, proxy, tmp
     message = said(capsys)
     assert "1 of 13 records were left out" in message
     assert "line 4" in message
+    listed = (tmp_path / "store.left-out.jsonl").read_text(encoding="utf-8").splitlines()
+    (left_out,) = map(json.loads, listed)
+    assert left_out["row"] == 3
+    assert f"1 {left_out['reason']}; all in {tmp_path / 'store.left-out.jsonl'}" in message
     store = spice_rs.GradientStore(tmp_path / "store")
     assert sorted(store.index.tolist()) == [*range(3), *range(4, 13)]
     expected = [len(record["response"].split()) + 1 for record in RECORDS]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spice_rs.dataset import dataset_fingerprint, load_records, tokenise, tokenizer_fingerprint
 from spice_rs.errors import InvalidInputError
+from spice_rs.left_out import reasons, write_left_out
 
 GOOD = {"instruction": "add one and two", "response": "three"}
 WORDS = (
@@ -86,6 +87,58 @@ def write(path, text):
 def test_all_layouts_mean_the_same_conversation(fields):
     record = load_records([fields])[0]
     assert [(m.role, m.content) for m in record.messages] == [("user", "q"), ("assistant", "r")]
+
+
+def test_columns_name_the_fields_of_other_data():
+    item = {"frage": "q", "antwort": "r", "prompt": "other", "messages": 7}
+    record = load_records([item], columns={"prompt": "frage", "response": "antwort"})[0]
+    assert [(m.role, m.content) for m in record.messages] == [("user", "q"), ("assistant", "r")]
+    alpaca = {"instruction": "i", "input": "x", "output": "o"}  # where a row has no x, the input is absent
+    items = [{"i": "q", "x": "more", "o": "r"}, {"i": "q", "o": "r"}]
+    first, second = load_records(items, columns=alpaca)
+    assert (first.messages[0].content, second.messages[0].content) == ("q\n\nmore", "q")
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    assert load_records([{"dialog": turns}], columns={"messages": "dialog"})[0].messages == record.messages
+    with pytest.raises(InvalidInputError, match="expected 'antwort' as the response"):
+        load_records([{"frage": "q"}], columns={"prompt": "frage", "response": "antwort"})
+    with pytest.raises(InvalidInputError, match=r"columns: found 'reply'.*response"):
+        load_records([item], columns={"reply": "antwort"})
+
+
+def test_text_is_learned_as_a_whole_with_an_end_token():
+    tokenizer = make_tokenizer(CHATML)  # a chat template has nothing to say about plain text
+    examples = tokenise(load_records([{"text": "add one"}, {"text": "two", "label": 1}]), tokenizer)
+    assert learned_words(examples[0], tokenizer) == ["add", "one", "<|im_end|>"]
+    assert [example.num_tokens for example in examples] == [2, 1]  # nothing predicts the first
+    assert examples.template == "text"
+    mixed = tokenise(load_records([{"text": "add one"}, GOOD]), tokenizer)
+    assert mixed.template == "chat+text"
+    with pytest.raises(InvalidInputError, match="'text' is empty"):
+        load_records([{"text": " "}])
+    assert dataset_fingerprint(load_records([{"text": "a"}])) != dataset_fingerprint(
+        load_records([{"text": "b"}])
+    )
+
+
+def test_what_is_left_out_has_a_row_and_a_reason_and_is_listed(tmp_path):
+    items = [GOOD, {"prompt": "a"}, {"prompt": "a", "response": ""}, {"prompt": "a", "response": " "}, [1]]
+    records = load_records(items, skip_bad=True)
+    assert [(item.row, item.reason) for item in records.bad] == [
+        (1, "missing field"),
+        (2, "empty response"),
+        (3, "empty response"),
+        (4, "no object"),
+    ]
+    assert reasons(records.bad) == {"empty response": 2, "missing field": 1, "no object": 1}
+    cut = tokenise(records, make_tokenizer(CHATML), max_length=4, skip_bad=True).skipped
+    assert [(item.row, item.reason) for item in cut] == [(0, "cut before the response")]
+    path = write_left_out([*records.bad, *cut], tmp_path / "store")
+    assert path == tmp_path / "store.left-out.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["row"] for line in lines] == [0, 1, 2, 3, 4]
+    assert all(line["reason"] and line["place"] and line["detail"] for line in lines)
+    assert write_left_out([], tmp_path / "store") is None
+    assert not path.exists()  # no list of an earlier run stays beside a store that it does not describe
 
 
 def test_alpaca_input_follows_the_instruction():

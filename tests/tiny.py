@@ -9,17 +9,22 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+WORDS = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
+
+
+def make_tokenizer(**options) -> PreTrainedTokenizerFast:
+    """A tokenizer of single letters."""
+    backend = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", **options)
+
 
 def save_proxy(folder: Path) -> Path:
     """Save a random Llama and its tokenizer."""
-    words = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=len(WORDS),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

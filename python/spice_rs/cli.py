@@ -18,6 +18,7 @@ import spice_rs
 from spice_rs.errors import SpiceError, SpiceWarning
 from spice_rs.progress import bar
 
+EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -49,15 +50,15 @@ SHOWN_GROUPS = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
+    """Run one command and return the exit code: 0, 1 where a check fails, 2 for an error of the user's, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", SpiceWarning)
             options = vars(_parser(arguments[:1]).parse_args(arguments))
-            command: Callable[..., None] = options.pop("run")
-            command(**options)
+            command: Callable[..., int | None] = options.pop("run")
+            code = command(**options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
@@ -68,15 +69,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("spice-rs: interrupted; what was committed to a store or a checkpoint is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return code or 0
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
 
 def _extract(model: str, data: str, out: str, **options: Any) -> None:
+    from spice_rs.ranks import Rank
+
     store = spice_rs.extract(model, data, out, **options)
+    rank = Rank.current()
+    if rank.count > 1:
+        print(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
+        return
+    tracked = store.provenance["tracked"]
     print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+    print(
+        f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
+        f"{tracked['coverage']:.1%} of those meant"
+    )
+
+
+def _plan(model: str, data: str, **options: Any) -> None:
+    print(spice_rs.plan(model, data, **options))
+
+
+def _doctor(model: str, data: str, **options: Any) -> int:
+    diagnosis = spice_rs.doctor(model, data, **options)
+    print(diagnosis)
+    return 0 if diagnosis.passed else EXIT_CHECK_FAILED
 
 
 def _select(source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
@@ -199,6 +221,17 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     if "extract" in called:  # importing it takes torch, and seconds
         _options(extract, spice_rs.extract, required=("model", "data", "out"))
 
+    plan = _command(commands, "plan", _plan, "predict time, disk and memory of an extraction")
+    if "plan" in called:
+        _options(plan, spice_rs.plan, required=("model", "data"), skip=("extraction",))
+        _options(plan, spice_rs.extract, skip=("model", "data", "out", "progress"))
+
+    doctor = _command(commands, "doctor", _doctor, "check on a few samples that the gradients are right")
+    if "doctor" in called:
+        _options(doctor, spice_rs.doctor, required=("model", "data"), skip=("extraction",))
+        skip = ("model", "data", "out", "dim", "projection", "nnz", "side", "dtype", "progress", "skip_bad")
+        _options(doctor, spice_rs.extract, skip=skip)
+
     select = _command(commands, "select", _select, "pick the rows that carry the most Fisher information")
     select.add_argument(
         "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
@@ -243,7 +276,9 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[..., None], summary: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Callable[..., int | None], summary: str
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
     )
@@ -302,12 +337,22 @@ def _option(hint: Any) -> dict[str, Any] | None:
         return {"type": _names, "metavar": "NAMES"}
     if str in choices or Any in choices:
         return {"metavar": "TEXT"}
+    if any(typing.get_origin(choice) is Mapping for choice in choices):
+        return {"type": _pairs, "metavar": "NAME=COLUMN,…"}
     return None
 
 
 def _names(text: str) -> str | list[str]:
     """Read `q_proj,k_proj` as a list of names and anything else as one pattern."""
     return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)+", text) else text
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Read `prompt=frage,response=antwort`."""
+    pairs = [pair.split("=", 1) for pair in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=COLUMN,NAME=COLUMN")
+    return {name.strip(): column.strip() for name, column in pairs}
 
 
 def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.records import SKIP_REMEDY, Message, Record, Records, dataset_fingerprint, load_records
+from spice_rs.left_out import SKIP_REMEDY, LeftOut
+from spice_rs.records import Message, Record, Records, dataset_fingerprint, load_records
 
 __all__ = [
     "IGNORED",
@@ -65,12 +66,19 @@ class Example:
         input_ids: (T,) int32.
         labels: (T,) int32, equal to `input_ids` where learned, else `IGNORED`; not shifted.
         num_tokens: Learned targets after the causal shift, ≥ 1.
+        cut: Whether it is longer in the data.
     """
 
     index: int
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     num_tokens: int
+    cut: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens, learned or not."""
+        return len(self.input_ids)
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,13 @@ class Examples(Sequence[Example]):
     Attributes:
         items: The examples.
         truncated: Number of examples cut to `max_length`.
-        skipped: One message per record without a learned token that was left out.
-        template: "chat", "plain" or "tokens" (records tokenised already; "chat+tokens" for a mixture).
+        skipped: Records without a learned token that were left out.
+        template: "chat", "plain", "text" or "tokens" (records tokenised already; "chat+tokens" for a mixture).
     """
 
     items: tuple[Example, ...]
     truncated: int
-    skipped: tuple[str, ...]
+    skipped: tuple[LeftOut, ...]
     template: str
 
     def __len__(self) -> int:
@@ -125,30 +133,31 @@ def tokenise(
             f"max_length is {max_length}, expected at least 2: one token to predict from, one to learn"
         )
     items: list[Example] = []
-    skipped: list[str] = []
+    skipped: list[LeftOut] = []
     truncated = 0
     templates: set[str] = set()
     renderer = None
     for start in range(0, len(records), _TEXTS_AT_ONCE):
         chunk = records[start : start + _TEXTS_AT_ONCE]
-        texts = [record for record in chunk if record.tokens is None]
-        if texts and renderer is None:
-            if tokenizer is None:
-                raise InvalidInputError(
-                    f"{texts[0].place}: is text, and no tokenizer was given; pass tokenizer=…"
-                )
+        words = [record for record in chunk if record.tokens is None]
+        if words and tokenizer is None:
+            raise InvalidInputError(
+                f"{words[0].place}: is text, and no tokenizer was given; pass tokenizer=…"
+            )
+        turns = [record for record in words if record.text is None]
+        if turns and renderer is None:
             renderer = _Renderer(tokenizer)
-        encoded = dict(renderer.encode(texts)) if renderer is not None and texts else {}
+        encoded = dict(renderer.encode(turns)) if renderer is not None and turns else {}
+        encoded.update(_encode_texts(tokenizer, [record for record in words if record.text is not None]))
         for record in chunk:
             if record.tokens is not None:
                 templates.add("tokens")
                 ids, labels = record.tokens.astype(np.int32)
             else:
-                assert renderer is not None
-                templates.add(renderer.kind)
+                templates.add("text" if renderer is None or record.text is not None else renderer.kind)
                 outcome = encoded[record.index]
                 if isinstance(outcome, str):
-                    _bad(f"{record.place}: {outcome}", skip_bad, skipped)
+                    _bad(record, "chat template", outcome, skip_bad, skipped)
                     continue
                 ids, learned = outcome
                 labels = np.where(learned, ids, IGNORED).astype(np.int32) if completion_only else ids
@@ -156,16 +165,18 @@ def tokenise(
             kept_ids, kept_labels = ids[:max_length], labels[:max_length]
             num_tokens = int(np.count_nonzero(kept_labels[1:] != IGNORED))
             if num_tokens == 0:
-                reason = (
+                detail = (
                     f"none of its {full} learned tokens is among the first max_length={max_length} of "
                     f"{len(ids)}; raise max_length"
                     if full
                     else f"no learned token among {len(ids)}, expected at least one after the first"
                 )
-                _bad(f"{record.place}: {reason}", skip_bad, skipped)
+                reason = "cut before the response" if full else "no learned token"
+                _bad(record, reason, detail, skip_bad, skipped)
                 continue
-            truncated += len(ids) > max_length
-            items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens))
+            cut = len(ids) > max_length
+            truncated += cut
+            items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens, cut))
     return Examples(tuple(items), truncated, tuple(skipped), "+".join(sorted(templates)) or "tokens")
 
 
@@ -187,10 +198,24 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _bad(message: str, skip_bad: bool, skipped: list[str]) -> None:
+def _bad(record: Record, reason: str, detail: str, skip_bad: bool, skipped: list[LeftOut]) -> None:
+    left_out = LeftOut(record.index, record.place, reason, detail)
     if not skip_bad:
-        raise InvalidInputError(f"{message}; {SKIP_REMEDY}")
-    skipped.append(message)
+        raise InvalidInputError(f"{left_out}; {SKIP_REMEDY}")
+    skipped.append(left_out)
+
+
+def _encode_texts(
+    tokenizer: Any, records: Sequence[Record]
+) -> Iterator[tuple[int, tuple[NDArray[np.int32], NDArray[np.bool_]]]]:
+    """Yields (index, (ids (T,), learned (T,))): all of a text and an end token, with the tokenizer's start token."""
+    if not records:
+        return
+    end = tokenizer.eos_token_id
+    batch = tokenizer([record.text for record in records], return_attention_mask=False)
+    for record, ids in zip(records, batch["input_ids"], strict=True):
+        whole = list(ids) if end is None or ids[-1:] == [end] else [*ids, end]
+        yield record.index, (np.asarray(whole, dtype=np.int32), np.ones(len(whole), dtype=np.bool_))
 
 
 class _TemplateError(Exception):

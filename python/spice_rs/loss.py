@@ -18,6 +18,9 @@ from spice_rs.dataset import IGNORED
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits (B, T, V), labels (B, T) not shifted, -100 where not learned) → one loss per sample, (B,)."""
 
+OwnLossFunction = Callable[[torch.nn.Module, Any], torch.Tensor]
+"""(model, batch of the user's own data) → one loss per sample, (B,)."""
+
 _CHUNK = 1 << 24  # logits handled at a time in float32: 64 MB
 
 

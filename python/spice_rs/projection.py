@@ -89,7 +89,10 @@ def sparse_coordinates(
     key: int, start: int, count: int, dim: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Buckets (count,) int64 in [0, dim) and signs (count,) float32 ±1 of `count` coordinates."""
-    h = hash_counters(key, torch.arange(start, start + count, device=device))
+    return _bucket_and_sign(hash_counters(key, torch.arange(start, start + count, device=device)), dim)
+
+
+def _bucket_and_sign(h: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     signs = 1.0 - 2.0 * (h & 1).to(torch.float32)
     buckets = (((h >> 32) & 0xFFFFFFFF) * dim) >> 32
     return buckets, signs
@@ -158,6 +161,22 @@ class Projection(ABC):
             values: (B, c) float32; may be overwritten.
         """
 
+    def add_rows(
+        self, rows: torch.Tensor, parameter: Parameter, ids: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Adds the projection of a gradient whose row id_t is the sum of the values at t, per sample.
+
+        Args:
+            rows: (B, dim) float32, changed in place.
+            parameter: A matrix, shape (m, n): an embedding's table.
+            ids: (B, T) int64 in [0, m).
+            values: (B, T, n).
+        """
+        n = parameter.shape[1]
+        for number in ids.unique().tolist():
+            here = (ids == number).unsqueeze(-1)
+            self.add_flat(rows, parameter, number * n, (values * here).sum(dim=1, dtype=torch.float32))
+
     def _outer(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Σ_t left_t right_tᵀ, (B, m, n) float32, valid until the next call."""
         samples, _, m = left.shape
@@ -194,6 +213,23 @@ class SparseProjection(Projection):
         for buckets, signs in self._coordinates(parameter.name, start, values.shape[1], rows.device):
             signed = values * signs if self.nnz > 1 else values.mul_(signs)
             rows.index_add_(1, buckets, signed)
+
+    def add_rows(
+        self, rows: torch.Tensor, parameter: Parameter, ids: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """One signed addition per coordinate that a token touches."""
+        samples, length, n = values.shape
+        step = max(1, _CHUNK // (samples * n))
+        column = torch.arange(n, device=ids.device)
+        first = torch.arange(samples, device=ids.device).mul_(self.dim).view(-1, 1, 1)
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            coordinates = ids[:, part].unsqueeze(-1) * n + column  # (B, t, n)
+            for number in range(self.nnz):
+                h = hash_counters(hash_key(self.seed, parameter.name, f"sparse:{number}"), coordinates)
+                buckets, signs = _bucket_and_sign(h, self.dim)
+                signed = values[:, part].to(torch.float32) * (signs / math.sqrt(self.nnz))
+                rows.view(-1).index_add_(0, (buckets + first).flatten(), signed.flatten())
 
     def _coordinates(
         self, name: str, start: int, count: int, device: torch.device
@@ -233,13 +269,27 @@ class TwoSidedProjection(Projection):
         """(B, T, shape[side]) → (B, T, p), not scaled."""
         if parameter.shape[side] <= self.side:
             return factor
+        return torch.nn.functional.linear(factor, self._side_signs(parameter, side, factor))
+
+    def _side_signs(self, parameter: Parameter, side: int, factor: torch.Tensor) -> torch.Tensor:
+        """L or R, (p, shape[side]), in the dtype and on the device of the factor."""
         signs = self._signs.get((parameter.name, side))
         if signs is None or signs.device != factor.device or signs.dtype != factor.dtype:
             key = hash_key(self.seed, parameter.name, "left" if side == 0 else "right")
             signs = dense_signs(key, 0, parameter.shape[side], self.side, factor.device).T  # (p, shape[side])
             signs = signs.to(factor.dtype).contiguous()  # ±1 is exact in every dtype
             self._signs[parameter.name, side] = signs
-        return torch.nn.functional.linear(factor, signs)
+        return signs
+
+    def add_rows(
+        self, rows: torch.Tensor, parameter: Parameter, ids: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """The left factor is a column of L for each token."""
+        if parameter.shape[0] <= self.side:
+            left = torch.nn.functional.one_hot(ids, parameter.shape[0]).to(values.dtype)
+        else:
+            left = self._side_signs(parameter, 0, values).T[ids]  # (B, T, p)
+        self.add_outer(rows, parameter, left, self.reduce(parameter, 1, values))
 
     def add_outer(
         self, rows: torch.Tensor, parameter: Parameter, left: torch.Tensor, right: torch.Tensor

@@ -40,7 +40,7 @@ def composition_table(
                 _median(sizes[among]),
             )
         )
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def group_table(selection: Selection) -> str:
@@ -65,7 +65,7 @@ def group_table(selection: Selection) -> str:
         [str(quota[0]), *(_number(column[i]) for column in columns), *limits[i]]
         for i, quota in enumerate(quotas)
     ]
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def _shares(amounts: Sequence[float]) -> list[str]:
@@ -83,13 +83,17 @@ def _median(values: npt.NDArray[np.generic]) -> str:
     return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
         cells = [
             row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            *(
+                cell.ljust(width) if left else cell.rjust(width)
+                for cell, width in zip(row[1:], widths[1:], strict=True)
+            ),
         ]
         lines.append("  ".join(cells).rstrip())
         if number == 0:

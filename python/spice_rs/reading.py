@@ -1,0 +1,177 @@
+"""Where records come from: files, folders, hub ids and objects of `datasets`, and lists.
+
+A source is opened as pairs (place, parse), one for each record: the place is for messages to people, and `parse`
+raises `BadRecord` where the record cannot be decoded, so that one bad line does not end the reading. `datasets` and
+`pyarrow` are imported where a source is theirs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spice_rs.errors import InvalidInputError
+
+Parsed = Iterator[tuple[str, Callable[[], Any]]]
+"""(place, parse) of each record."""
+
+
+class Columns(dict[str, Any]):
+    """A record of a columnar format, which fills fields that a record does not have with null."""
+
+
+class BadRecord(Exception):
+    """What is wrong with one record, before its place is known: in a few words for counting, and in full."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def found(value: Any) -> str:
+    """A value for a message: its type and the start of it."""
+    if value is None:
+        return "null"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def open_data(data: Any) -> tuple[str, Parsed]:
+    """The data's name for people, and its records.
+
+    Raises:
+        InvalidInputError: the data cannot be read; files are read while the records are taken.
+    """
+    if isinstance(data, (str, Path)):
+        return str(data), _from_path(data)
+    if isinstance(data, Mapping):
+        raise InvalidInputError(
+            f"data is {found(data)}, expected a list of records; for a DatasetDict pass one split"
+        )
+    if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__iter__")):
+        return "data", _from_items(data, "data")
+    raise InvalidInputError(
+        f"data is {found(data)}, expected a path, a hub id, a Dataset or a list of records"
+    )
+
+
+def _from_items(items: Iterable[Any], name: str) -> Parsed:
+    for index, item in enumerate(items):
+        yield f"{name}[{index}]", lambda item=item: item  # type: ignore[misc]
+
+
+def _from_path(data: str | Path) -> Parsed:
+    path = Path(data)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    if path.is_file():
+        if kind in (".jsonl", ".ndjson"):
+            return _from_jsonl(path)
+        if kind == ".json":
+            return _from_json(path)
+        if kind == ".parquet":
+            return _from_parquet(path)
+        raise InvalidInputError(
+            f"{path}: found suffix {kind!r}, expected .jsonl, .json or .parquet; rename or convert it"
+        )
+    if kind in (".jsonl", ".ndjson", ".json", ".parquet"):
+        raise InvalidInputError(f"{path}: no such file; check the path")
+    return _from_datasets(data)
+
+
+def _from_jsonl(path: Path) -> Parsed:
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", lambda line=line: _decode(line)  # type: ignore[misc]
+    except (OSError, EOFError, zlib.error) as error:
+        # A gzip file cut short ends in EOFError; one that is no gzip in BadGzipFile, an OSError.
+        raise InvalidInputError(
+            f"{path}: cannot be read to its end ({error}); copy or download it again"
+        ) from error
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line.rstrip(b"\r\n"))
+    except json.JSONDecodeError as error:
+        raise BadRecord(
+            "not JSON",
+            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}, found {found(line[:80])}",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadRecord("not UTF-8", f"not UTF-8: byte {error.start} is {line[error.start]:#04x}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
+        raise BadRecord("not JSON", f"not JSON that can be read: {error}") from None
+
+
+def _from_json(path: Path) -> Parsed:
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            text = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInputError(
+            f"{path}: cannot be read to its end ({error}); copy or download it again"
+        ) from error
+    if not text.lstrip().startswith(b"["):
+        return _from_jsonl(path)  # JSON Lines are often named .json
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise InvalidInputError(
+            f"{path}: not a JSON list ({error}); correct it, or save one record per line as .jsonl"
+        ) from None
+    return _from_items(items, str(path))
+
+
+def _from_parquet(path: Path) -> Parsed:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidInputError(
+            f"{path}: reading Parquet needs pyarrow; pip install 'spice-rs[extract]'"
+        ) from None
+    index = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for item in batch.to_pylist():
+                    yield f"{path}, row {index}", lambda item=item: Columns(item)  # type: ignore[misc]
+                    index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def _from_datasets(data: str | Path) -> Parsed:
+    try:
+        import datasets
+    except ImportError:
+        raise InvalidInputError(
+            f"{data}: no such file, and hub ids and folders need `datasets`; pip install 'spice-rs[extract]'"
+        ) from None
+    path = Path(data)
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(str(data))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{data}: neither a file nor a data set that `datasets` can load ({error})"
+        ) from error
+    if isinstance(loaded, Mapping):
+        splits = list(loaded)
+        if "train" not in splits and len(splits) != 1:
+            raise InvalidInputError(
+                f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
+            )
+        loaded = loaded["train" if "train" in splits else splits[0]]
+    return _from_items(map(Columns, loaded), str(data))

@@ -1,0 +1,130 @@
+"""Any torch module whose loss is a sum over samples: an MLP on tabular data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import spice_rs
+from reference import assert_rows_equal, rows_of, run
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+
+SAMPLES = 40
+
+
+def make_mlp(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(7, 16),
+        torch.nn.LayerNorm(16),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.5),
+        torch.nn.Linear(16, 16),
+        torch.nn.Tanh(),
+        torch.nn.Linear(16, 3),
+    )
+
+
+def make_table(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.randn(SAMPLES, 7, generator=generator), torch.randint(0, 3, (SAMPLES,), generator=generator)
+    )
+
+
+def cross_entropy(model, batch):
+    x, y = batch
+    return torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+
+
+def autograd(model, table, names, loss_fn=cross_entropy):
+    """One backward per sample."""
+    named, rows, losses = dict(model.named_parameters()), [], []
+    model.eval()
+    for x, y in table:
+        loss = loss_fn(model, (x[None], y[None])).sum()
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [named[n] for n in names])]))
+        losses.append(loss.item())
+    return torch.stack(rows).double().numpy(), np.array(losses)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_rows_of_an_mlp_are_its_gradients(double, tmp_path):
+    model, table = make_mlp(), make_table()
+    if double:
+        model, table = model.double(), TensorDataset(table.tensors[0].double(), table.tensors[1])
+    model.train()
+    store = run(model, table, tmp_path / "s", loss_fn=cross_entropy, norms=True, tokens_per_batch=16)
+    assert model.training
+    names = [entry["name"] for entry in store.info()["layout"]]
+    assert names == [name for name, _ in model.named_parameters()]
+    expected, losses = autograd(model, table, names)
+    assert_rows_equal(rows_of(store), expected, 1e-6 if double else 1e-5)
+    np.testing.assert_allclose(store.loss[np.argsort(store.index)], losses, rtol=1e-5)
+    assert set(store.num_tokens) == {1}
+    assert store.info()["tracked"]["coverage"] == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_from_own_data_to_picks(tmp_path):
+    store = spice_rs.extract(
+        make_mlp(), make_table(), tmp_path / "s", loss_fn=cross_entropy, dim=64, progress=False
+    )
+    assert (len(store), store.dim) == (SAMPLES, 64)
+    assert len(spice_rs.select(store, 5)) == 5
+
+
+def test_samples_may_be_tuples_or_dicts_of_arrays_and_numbers(tmp_path):
+    def by_name(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+    model, table = make_mlp(), make_table()
+    tuples = run(model, list(table), tmp_path / "a", loss_fn=cross_entropy)
+    dicts = [{"x": x.numpy(), "y": int(y)} for x, y in table]
+    np.testing.assert_array_equal(
+        rows_of(run(model, dicts, tmp_path / "b", loss_fn=by_name)), rows_of(tuples)
+    )
+
+
+def test_a_stopped_run_resumes_and_other_data_or_losses_do_not_join(tmp_path):
+    def halved(model, batch):
+        return cross_entropy(model, batch) / 2
+
+    model, table = make_mlp(), make_table()
+    run(model, table, tmp_path / "s", loss_fn=cross_entropy, limit=11)
+    store = run(model, table, tmp_path / "s", loss_fn=cross_entropy)
+    assert sorted(store.index) == list(range(SAMPLES))
+    for other in (
+        {"data": make_table(1), "loss_fn": cross_entropy},
+        {"data": table, "loss_fn": halved},
+        {"data": table, "loss_fn": cross_entropy, "model": make_mlp(1)},
+    ):
+        with pytest.raises(StoreMismatchError):
+            run(**{"model": model, "out": tmp_path / "s", **other})
+
+
+def test_a_loss_that_is_reduced_is_refused(tmp_path):
+    def mean(model, batch):
+        return cross_entropy(model, batch).mean()
+
+    with pytest.raises(InvalidInputError, match="one loss per sample, not reduced"):
+        run(make_mlp(), make_table(), tmp_path / "s", loss_fn=mean)
+
+
+def test_samples_that_are_no_numbers_are_named(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"data\[0\]\[0\] is object"):
+        run(make_mlp(), [(object(), 1)], tmp_path / "s", loss_fn=cross_entropy)
+
+
+def test_layers_that_cannot_be_told_apart_lower_the_coverage(tmp_path):
+    model = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 7)), torch.nn.Conv1d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(20, 3)
+    )
+    with pytest.raises(InvalidInputError, match=r"cover 79.7% .*\(1.bias, 1.weight\).*min_coverage"):
+        run(model, make_table(), tmp_path / "s", loss_fn=cross_entropy)
+    with pytest.warns(spice_rs.SpiceWarning, match="cover 79.7%"):
+        store = run(model, make_table(), tmp_path / "s", loss_fn=cross_entropy, min_coverage=0.5)
+    expected, _ = autograd(model, make_table(), ["3.weight", "3.bias"])
+    assert_rows_equal(rows_of(store), expected, 1e-5)
