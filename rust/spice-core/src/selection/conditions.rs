@@ -119,6 +119,18 @@ impl Limits {
         self.costs.as_ref().map_or(1.0, |costs| costs[row])
     }
 
+    /// The most rows that may be picked, of `candidates` and of rows that are `include`d.
+    pub(super) fn most_picks(&self, candidates: &[usize], include: &[usize]) -> usize {
+        let mut costs: Vec<f64> = candidates.iter().chain(include).map(|&row| self.cost(row)).collect();
+        costs.sort_unstable_by(f64::total_cmp);
+        let mut spent = 0.0;
+        let fit = costs.iter().take_while(|&&cost| {
+            spent += cost;
+            spent <= self.budget * (1.0 + 1e-6)
+        });
+        fit.count().max(include.len())
+    }
+
     /// Group of a row.
     pub(super) fn group(&self, row: usize) -> usize {
         self.groups.as_ref().map_or(0, |groups| groups[row])

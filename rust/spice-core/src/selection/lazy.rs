@@ -95,11 +95,12 @@ pub(super) fn search<O: Objective>(
             Some(&slot) => heap.push(start(slot, &marginals, &greedy)),
             None => {
                 // No old row scores higher than the pick that beat it.
-                let most = latest + greedy.run.penalty;
+                let penalty = greedy.run.penalty;
+                let most = latest + penalty + 1e-12 * (latest.abs() + penalty);
                 let back = std::mem::take(&mut asleep).into_iter().filter(|&slot| !taken[slot]);
                 heap.extend(back.map(|slot| {
                     let start = start(slot, &marginals, &greedy);
-                    Waiting { bound: start.bound.min(most + 1e-12 * most.abs()), ..start }
+                    Waiting { bound: start.bound.min(most), ..start }
                 }));
             }
         }

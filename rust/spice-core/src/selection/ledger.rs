@@ -2,6 +2,9 @@
 
 use super::conditions::Limits;
 
+/// Part of a limit by which all that is spent may exceed it: 0.1 and 0.2 are more than 0.3 in float64.
+const ROUNDING: f64 = 1e-9;
+
 /// The books of a run with limits.
 ///
 /// Costs are positive: what is spent only grows and what a group lacks only falls, in float64 too. `slack`, what the
@@ -24,7 +27,7 @@ impl<'a> Ledger<'a> {
     /// Whether the row may be picked next.
     pub(super) fn admits(&self, row: usize) -> bool {
         let (cost, group) = (self.limits.cost(row), self.limits.group(row));
-        self.by_group[group] + cost <= self.limits.maxima[group]
+        self.by_group[group] + cost <= self.limits.maxima[group] * (1.0 + ROUNDING)
             && (cost - self.unmet(group)).max(0.0) <= self.slack
     }
 
@@ -43,8 +46,8 @@ impl<'a> Ledger<'a> {
 
     fn tighten(&mut self) {
         let unmet: f64 = (0..self.by_group.len()).map(|group| self.unmet(group)).sum();
-        // Where the minima are all of the budget, rounding must not close it to them.
-        self.slack = self.slack.min((self.limits.budget - self.spent - unmet).max(0.0));
+        let left = self.limits.budget * (1.0 + ROUNDING) - self.spent - unmet;
+        self.slack = self.slack.min(left);
     }
 }
 
@@ -87,5 +90,20 @@ mod tests {
             ledger.spend(row);
         }
         assert!((0..5).all(|row| !ledger.admits(row)));
+        // Ten of 0.1 fit into 1, five of them into each half.
+        let halves = Limits {
+            groups: Some((0..20).map(|row| row % 2).collect()),
+            minima: vec![0.5; 2],
+            maxima: vec![0.5; 2],
+            costs: Some(vec![0.1; 20]),
+            budget: 1.0,
+        };
+        let mut ledger = Ledger::new(&halves);
+        let mut picks = 0;
+        while let Some(row) = (0..20).find(|&row| ledger.admits(row)) {
+            ledger.spend(row);
+            picks += 1;
+        }
+        assert_eq!(picks, 10);
     }
 }

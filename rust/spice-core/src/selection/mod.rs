@@ -309,7 +309,12 @@ fn start(
     let candidates = rows.len() + conditions.include.len();
     let left_out: HashSet<usize> = past.left_out.iter().map(|found| found.row).collect();
     rows.retain(|row| !left_out.contains(row));
-    let run = || run(survey, settings, conditions, rows, size, past, monitor);
+    // What is planned for: a budget of cost pays for few rows of many.
+    let planned = match &conditions.limits {
+        Some(limits) if budget.is_none() => limits.most_picks(&rows, &conditions.include).clamp(1, size),
+        _ => size,
+    };
+    let run = || run(survey, settings, conditions, rows, planned, past, monitor);
     let Outcome { picks, mut stop } = match monitor.within_limit(run) {
         // Whatever the limit cut short was no pick yet.
         Err(Error::TimeLimit) => {
@@ -322,13 +327,9 @@ fn start(
     let duplicates = monitor.left_out();
     let by_cost = conditions.limits.as_ref().is_some_and(|limits| limits.costs.is_some());
     let left = candidates - picks.len() - duplicates.len();
-    match stop {
-        StopReason::Budget if budget.is_none() => stop = StopReason::Exhausted,
-        // Rows are left, but none that the budget pays for.
-        StopReason::Exhausted if by_cost && left > 0 => {
-            stop = StopReason::Budget;
-        }
-        _ => (),
+    if budget.is_none() && matches!(stop, StopReason::Budget | StopReason::Exhausted) {
+        // Rows may be left that the budget does not pay for.
+        stop = if by_cost && left > 0 { StopReason::Budget } else { StopReason::Exhausted };
     }
     let owned = log_det(survey, settings.alpha, &conditions.initial, monitor)?;
     let log_dets = match (settings.method, settings.fisher) {

@@ -43,19 +43,20 @@ impl Search<'_> {
 
     /// Brings the rows of the earlier run back, none of which scores higher than `score`.
     fn wake(&mut self, score: f64) {
-        let (seen, slack) = (self.run.selected(), self.epoch.slack());
+        let (seen, slack, penalty) = (self.run.selected(), self.epoch.slack(), self.run.penalty);
+        // The sum has lost digits of a score that is small beside a penalty.
+        let most = score + penalty + 4.0 * f64::EPSILON * (score.abs() + penalty);
         let hot: HashSet<usize> = self.hot.names.iter().copied().collect();
         for name in std::mem::take(&mut self.asleep) {
-            if self.cold.is_picked(name) || hot.contains(&name) {
+            // A pick that lost may be hot, or cold already.
+            if self.cold.is_picked(name) || self.cold.waits(name) || hot.contains(&name) {
                 continue;
             }
             let row = self.cold.row(name);
-            let (norm_sq, most) = (
-                self.run.survey.norm_sq()[row],
-                self.run.value_at(row, score + self.run.penalty) * (1.0 + slack),
-            );
-            if most < norm_sq {
-                self.cold.put(name, most, seen, None);
+            let (norm_sq, bound) =
+                (self.run.survey.norm_sq()[row], self.run.value_at(row, most) * (1.0 + slack));
+            if bound < norm_sq {
+                self.cold.put(name, bound, seen, None);
             } else {
                 self.cold.put(name, norm_sq, 0, None);
             }

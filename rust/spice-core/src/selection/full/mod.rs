@@ -164,10 +164,10 @@ impl<'a> Search<'a> {
         let count = rows.len();
         let all_hot = strategy.exhaustive || by_gram || count <= fitting;
         memory::Needs {
-            rows: count,
+            rows: taking_part,
             dim,
             budget,
-            hot: if all_hot { count } else { fitting },
+            hot: if all_hot { taking_part } else { fitting },
             epoch: epoch.width(budget),
             factors: epoch.may_end(budget),
             by_gram,
