@@ -33,6 +33,13 @@ impl Narrow for bf16 {
     }
 }
 
+impl Narrow for i8 {
+    #[inline(always)]
+    fn single(self) -> f32 {
+        f32::from(self)
+    }
+}
+
 impl Narrow for f32 {
     #[inline(always)]
     fn single(self) -> f32 {
@@ -83,21 +90,116 @@ impl<T: Copy + Into<f64>> WithSimd for ScaleWide<'_, T> {
     }
 }
 
+/// Halves on processors that convert sixteen at once, which takes a quarter of the instructions.
+#[cfg(target_arch = "x86_64")]
+mod sixteen {
+    use super::{Narrow, Simd, WithSimd, f16};
+    use pulp::cast;
+    use pulp::x86::V4;
+
+    /// [`super::Widen`] of halves.
+    pub(super) struct Widen<'a>(
+        pub(super) V4,
+        pub(super) &'a [f16],
+        pub(super) f64,
+        pub(super) &'a mut [f64],
+    );
+
+    impl WithSimd for Widen<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            let Self(simd, cells, factor, out) = self;
+            let factors = simd.splat_f64s(factor);
+            let (cells, cells_rest) = cells.as_chunks::<16>();
+            let (out, out_rest) = out.as_chunks_mut::<16>();
+            for (out, &cells) in out.iter_mut().zip(cells) {
+                let bits: [u16; 16] = cells.map(f16::to_bits);
+                let singles: [[f32; 8]; 2] = cast(simd.avx512f._mm512_cvtph_ps(cast(bits)));
+                let wide = singles.map(|singles| {
+                    let wide = cast(simd.avx512f._mm512_cvtps_pd(cast(singles)));
+                    cast::<_, [f64; 8]>(simd.mul_f64s(wide, factors))
+                });
+                *out = cast(wide);
+            }
+            for (out, &cell) in out_rest.iter_mut().zip(cells_rest) {
+                *out = f64::from(cell.single()) * factor;
+            }
+        }
+    }
+
+    /// [`super::Scale`] of halves.
+    pub(super) struct Scale<'a>(
+        pub(super) V4,
+        pub(super) &'a [f16],
+        pub(super) f64,
+        pub(super) &'a mut [f32],
+    );
+
+    impl WithSimd for Scale<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            let Self(simd, cells, factor, out) = self;
+            let factor = factor as f32;
+            let factors = simd.splat_f32s(factor);
+            let (cells, cells_rest) = cells.as_chunks::<16>();
+            let (out, out_rest) = out.as_chunks_mut::<16>();
+            for (out, &cells) in out.iter_mut().zip(cells) {
+                let bits: [u16; 16] = cells.map(f16::to_bits);
+                let singles = cast(simd.avx512f._mm512_cvtph_ps(cast(bits)));
+                *out = cast(simd.mul_f32s(singles, factors));
+            }
+            for (out, &cell) in out_rest.iter_mut().zip(cells_rest) {
+                *out = cell.single() * factor;
+            }
+        }
+    }
+}
+
+/// `out = cells · factor` in double precision.
+fn widen_halves(cells: &[f16], factor: f64, out: &mut [f64]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        return Simd::vectorize(simd, sixteen::Widen(simd, cells, factor, out));
+    }
+    Arch::new().dispatch(Widen(cells, factor, out));
+}
+
+/// `out = cells · factor` in single precision.
+fn scale_halves(cells: &[f16], factor: f64, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        return Simd::vectorize(simd, sixteen::Scale(simd, cells, factor, out));
+    }
+    Arch::new().dispatch(Scale(cells, factor, out));
+}
+
+fn widen<T: Narrow>(cells: &[T], factor: f64, out: &mut [f64]) {
+    Arch::new().dispatch(Widen(cells, factor, out));
+}
+
+fn scale<T: Narrow>(cells: &[T], factor: f64, out: &mut [f32]) {
+    Arch::new().dispatch(Scale(cells, factor, out));
+}
+
 macro_rules! cells {
-    ($name:ident, $type:ty) => {
+    ($name:ident, $type:ty, $widen:path, $scale:path) => {
         pub(crate) mod $name {
-            use super::{Arch, Scale, ScaleWide, Widen};
+            use super::{Arch, ScaleWide};
 
             /// `out = cells · factor`; exact if `factor` is a power of two.
             pub(crate) fn widen(cells: &[$type], factor: f64, out: &mut [f64]) {
-                Arch::new().dispatch(Widen(cells, factor, out));
+                $widen(cells, factor, out);
             }
 
             /// `out = cells · factor`, each cell with a relative error of at most 1.5 units of single precision
             /// (or of an absolute error below the smallest normal number).
             pub(crate) fn scale(cells: &[$type], factor: f64, out: &mut [f32]) {
                 if (1e-30..1e30).contains(&factor) {
-                    Arch::new().dispatch(Scale(cells, factor, out));
+                    $scale(cells, factor, out);
                 } else {
                     Arch::new().dispatch(ScaleWide(cells, factor, out));
                 }
@@ -106,9 +208,31 @@ macro_rules! cells {
     };
 }
 
-cells!(halves, half::f16);
-cells!(brains, half::bf16);
-cells!(singles, f32);
+cells!(bytes, i8, super::widen, super::scale);
+cells!(halves, half::f16, super::widen_halves, super::scale_halves);
+cells!(brains, half::bf16, super::widen, super::scale);
+cells!(singles, f32, super::widen, super::scale);
+
+/// `out = cells · factor`, rounded to the nearest of -127 … 127, which no product may leave by more than rounding.
+struct Round<'a>(&'a [f32], f32, &'a mut [i8]);
+
+impl WithSimd for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        // Added to this, a small number is rounded to a whole one, which is then in the lowest byte.
+        const WHOLE: f32 = 1.5 * (1u32 << 23) as f32;
+        for (out, &cell) in self.2.iter_mut().zip(self.0) {
+            *out = (cell * self.1 + WHOLE).to_bits() as i8;
+        }
+    }
+}
+
+/// Rounds `cells · factor` to bytes; no product may be above 127 by more than its own rounding.
+pub(crate) fn round_to_bytes(cells: &[f32], factor: f32, out: &mut [i8]) {
+    Arch::new().dispatch(Round(cells, factor, out));
+}
 
 /// `out = cells · factor` in single precision.
 pub(crate) fn scale_doubles(cells: &[f64], factor: f64, out: &mut [f32]) {
@@ -127,6 +251,7 @@ mod tests {
         for (half, out) in all.iter().zip(&out) {
             assert!(half.to_f64().to_bits() == out.to_bits() || (half.is_nan() && out.is_nan()));
             assert_eq!(half.to_f32().is_sign_negative(), half.single().is_sign_negative());
+            assert!(half.to_f32().to_bits() == half.single().to_bits() || half.is_nan());
         }
     }
 
@@ -137,6 +262,27 @@ mod tests {
         brains::widen(&all, 1.0, &mut out);
         for (brain, out) in all.iter().zip(&out) {
             assert!(brain.to_f64().to_bits() == out.to_bits() || (brain.is_nan() && out.is_nan()));
+        }
+    }
+
+    #[test]
+    fn every_byte_is_converted_exactly() {
+        let all: Vec<i8> = (i8::MIN..=i8::MAX).collect();
+        let (mut wide, mut narrow) = (vec![0.0; all.len()], vec![0.0; all.len()]);
+        bytes::widen(&all, 0.5, &mut wide);
+        bytes::scale(&all, 0.5, &mut narrow);
+        for ((&byte, wide), narrow) in all.iter().zip(wide).zip(narrow) {
+            assert_eq!((wide, narrow), (0.5 * f64::from(byte), 0.5 * f32::from(byte)));
+        }
+    }
+
+    #[test]
+    fn rounded_bytes_are_the_nearest() {
+        let cells: Vec<f32> = (-1270..=1270).map(|cell| cell as f32 * 0.05).collect();
+        let mut out = vec![0; cells.len()];
+        round_to_bytes(&cells, 2.0, &mut out);
+        for (&cell, &byte) in cells.iter().zip(&out) {
+            assert!((f64::from(cell) * 2.0 - f64::from(byte)).abs() <= 0.5);
         }
     }
 
