@@ -1,6 +1,7 @@
 //! Reading everything that an open store has mapped, against every checksum.
 
 use std::fs;
+use std::io::ErrorKind;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -34,7 +35,8 @@ impl Reader {
     ///
     /// # Errors
     /// [`Error::CorruptStore`] with the file, and with the row where one is to blame; [`Error::Interrupted`];
-    /// [`Error::Store`] or [`Error::Io`] if files went away after the store was opened.
+    /// [`Error::Store`] or [`Error::Io`] if the folder went away after the store was opened; shards that were compacted since
+    /// are still read.
     pub fn verify(&self, observer: &mut Observer<'_>) -> Result<Verified> {
         let opened = self.schema().id();
         let found = super::reader::read_schema(self.path())?.map(|file| file.schema.id());
@@ -61,10 +63,14 @@ impl Reader {
         observe: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         // Not the map: reading that behind the end of the file would end the process.
-        let size = fs::metadata(&shard.path).map_err(Error::io(&shard.path, "open"))?.len();
-        if size != shard.map.len() as u64 {
-            let expected = format!("{} bytes, as when it was opened", shard.map.len());
-            return Err(corrupt(&shard.path, "file size", format!("{size} bytes"), expected));
+        match fs::metadata(&shard.path) {
+            Ok(now) if now.len() != shard.map.len() as u64 => {
+                let expected = format!("{} bytes, as when it was opened", shard.map.len());
+                return Err(corrupt(&shard.path, "file size", format!("{} bytes", now.len()), expected));
+            }
+            // Compacted meanwhile: nobody can shorten it any more.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            found => _ = found.map_err(Error::io(&shard.path, "open"))?,
         }
         if header::parse(&shard.path, &shard.map)? != shard.header {
             return Err(corrupt(
