@@ -1,7 +1,7 @@
-"""Processes that fill, compact and repair one store, and are killed at random moments: `python killer.py FOLDER KILLS SEED`.
+"""Processes that fill, compact and repair one store, killed at random: `python killer.py FOLDER KILLS SEED`.
 
-Forked, so that a process costs a millisecond and not the import of numpy. `FOLDER/log` has one line for each row whose commit
-has returned; `FOLDER/store` is the store.
+Forked, so that a process costs a millisecond and not the import of numpy. `FOLDER/log` has one line for each row whose
+commit has returned; `FOLDER/store` is the store.
 """
 
 from __future__ import annotations
