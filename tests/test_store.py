@@ -859,3 +859,54 @@ def test_tensors_are_accepted_without_importing_torch(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="meta"):
             w.append(torch.zeros(1, DIM, device="meta"), [9])
     np.testing.assert_array_equal(GradientStore(tmp_path).read(torch.arange(4)), rows.detach().numpy())
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_bound_holds_for_norms_from_1e_8_to_1e8(tmp_path: Path, dtype: str) -> None:
+    norms = 10.0 ** np.linspace(-8, 8, 129)
+    rows = some_rows(len(norms), 300).astype(np.float64)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True) * norms[:, None]).astype(np.float32)
+    with GradientStore.create(tmp_path, dim=300, dtype=dtype) as w:
+        w.append(rows, np.arange(len(rows)))
+    store = GradientStore(tmp_path)
+    store.verify()
+    exact = rows.astype(np.float64)
+    error = np.abs(store.read(np.arange(len(rows))) - exact)
+    relative, absolute = BOUNDS[dtype]
+    scale = store._core.scale.astype(np.float64)[:, None]
+    assert np.all(error <= relative * np.abs(exact) + absolute * scale)
+    if dtype == "int8":
+        largest = np.abs(exact).max(axis=1, keepdims=True)
+        assert np.all(scale <= largest / 127 * (1 + 2.0**-15))
+        assert np.all(error <= 0.00394 * largest)
+
+
+@pytest.mark.parametrize("name", ["shard-x-000000.safetensors", "store.json"])
+def test_links_are_not_followed(tmp_path: Path, sound: dict[str, bytes], name: str) -> None:
+    outside = tmp_path / "outside"
+    path = put(tmp_path / "s", sound)
+    outside.write_bytes(sound["store.json"] if name == "store.json" else b"secret")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(outside)
+    with pytest.raises(CorruptStoreError, match="regular file"):
+        GradientStore(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_every_changed_byte_of_every_file_is_found(tmp_path: Path, dtype: str) -> None:
+    fill(tmp_path / "s", [3, 1, 2], dtype=dtype, rows_per_shard=2)
+    GradientStore(tmp_path / "s").compact()
+    for file in [*shards(tmp_path / "s"), tmp_path / "s" / "store.json"]:
+        content = file.read_bytes()
+        for position in range(len(content)):
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            file.write_bytes(changed)
+            with pytest.raises(CorruptStoreError):
+                open_and_verify(tmp_path / "s")
+        for length in range(0, len(content), 5):
+            file.write_bytes(content[:length])
+            with pytest.raises(CorruptStoreError):
+                GradientStore(tmp_path / "s")
+        file.write_bytes(content)
+    open_and_verify(tmp_path / "s")

@@ -99,24 +99,40 @@ pub(super) struct Temporary {
     file: File,
 }
 
-/// Whether the writer of the temporary file `path` is gone; false if it cannot be told.
-pub(super) fn is_forgotten(path: &Path) -> bool {
-    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    is_file && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+/// Removes the temporary file `path` if its writer is gone; false if it is not, or if that cannot be told.
+pub(super) fn remove_forgotten(path: &Path) -> Result<bool> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(false);
+    }
+    let Ok(file) = File::open(path) else { return Ok(false) };
+    if file.try_lock().is_err() {
+        return Ok(false);
+    }
+    // Still locked: a writer that has just created the file and comes late with its own lock finds it gone.
+    match fs::remove_file(path) {
+        // The writer has done with it and removed it itself.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(Error::io(path, "remove")),
+    }
 }
 
 impl Temporary {
     /// Writes `parts`, one after the other, and syncs them.
     pub(super) fn write(folder: &Path, parts: &[&[u8]]) -> Result<Self> {
-        let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(Error::io(&path, "create"))?;
-        // Without locks the file is as good; it only cannot be told from one that is in use.
-        let _ = file.try_lock();
-        let mut temporary = Self { folder: folder.to_path_buf(), path, file };
+        let mut temporary = loop {
+            let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(Error::io(&path, "create"))?;
+            // Without locks the file is as good; it only cannot be told from one that is in use.
+            let locked = !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            // A repair may have come between and taken it for a forgotten one.
+            if locked && fs::symlink_metadata(&path).is_ok() {
+                break Self { folder: folder.to_path_buf(), path, file };
+            }
+        };
         for part in parts {
             temporary.file.write_all(part).map_err(Error::io(&temporary.path, "write"))?;
         }

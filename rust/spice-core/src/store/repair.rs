@@ -50,9 +50,14 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
 
     let listing = folder::list(folder)?;
     let mut done = Repaired::default();
-    let (forgotten, kept) = (listing.leftovers.into_iter())
-        .partition(|name: &String| folder::is_forgotten(&folder.join(name)));
-    done.kept = kept;
+    for name in listing.leftovers {
+        let leftover = folder.join(&name);
+        if folder::remove_forgotten(&leftover)? {
+            done.removed.push(name);
+        } else if leftover.symlink_metadata().is_ok() {
+            done.kept.push(name);
+        }
+    }
 
     let (mut sound, mut damaged) = (Vec::new(), Vec::new());
     let total = listing.shards.len();
@@ -77,8 +82,8 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
         done.damaged.push(Damaged { name: folder::set_aside(folder, &name)?, reason });
     }
     folder::sync_folder(folder)?;
-    done.removed = forgotten;
-    done.removed.extend(shard::superseded(folder, &sound)?);
-    folder::remove(folder, &done.removed)?;
+    let superseded = shard::superseded(folder, &sound)?;
+    folder::remove(folder, &superseded)?;
+    done.removed.extend(superseded);
     Ok(done)
 }
