@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import numpy as np
 import pytest
 
 import pools
 import spice_rs
-from spice_rs import InvalidInputError, StoreError
+from spice_rs import InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.sources import open_source
 
 ROWS = pools.law("opposed", 60, 8, 3)
@@ -130,7 +133,7 @@ def test_a_row_of_a_store_that_is_not_finite_is_named_by_its_dataset_row(tmp_pat
         picks(tmp_path / "s")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".pt", ".jsonl"])
 def test_files_of_other_kinds_are_not_read_as_numbers(tmp_path, suffix):
     ROWS.tofile(tmp_path / f"rows{suffix}")
     with pytest.raises(InvalidInputError, match=f"found a {suffix} file"):
@@ -174,3 +177,116 @@ def test_paths_that_hold_no_rows(tmp_path):
         file.truncate(500)
     with pytest.raises(InvalidInputError, match="no readable .npy file"):
         picks(tmp_path / "cut.npy")
+
+
+def tensors_file(path, tensors, cut=None, **changes):
+    """A safetensors file; `changes` go into the description of the first tensor."""
+    kinds = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
+    header, data = {"__metadata__": {"note": "x"}}, b""
+    for name, array in tensors.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": kinds[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+        data += array.tobytes()
+    header[next(iter(tensors))] |= changes
+    text = json.dumps(header).encode()
+    path.write_bytes((struct.pack("<Q", len(text)) + text + data)[:cut])
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_tensors_of_safetensors_files(tmp_path, dtype, padding):
+    rows = ROWS.astype(dtype)
+    name = "rows" + "s" * padding  # moves the data section, which need not be aligned
+    one = tensors_file(tmp_path / "one.safetensors", {name: rows, "index": np.arange(60)})
+    assert picks(one) == picks(rows)
+    two = tensors_file(tmp_path / "two.safetensors", {"a": rows[:, ::-1], "b": rows})
+    assert picks(f"{two}::b") == picks(rows)
+    with pytest.raises(InvalidInputError, match=r"\['a', 'b'\].*two.safetensors::a"):
+        picks(two)
+    with pytest.raises(InvalidInputError, match="no tensor 'c'"):
+        picks(f"{two}::c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_offsets": [0, 10**9]},
+        {"data_offsets": [-8, 472]},
+        {"data_offsets": [480, 0]},
+        {"data_offsets": "all"},
+        {"shape": [2**40, 2**40]},
+        {"shape": [60, 8.0]},
+        {"shape": None},
+        {"dtype": "F64"},
+        {"dtype": "I32"},
+        {"shape": [0, 8], "data_offsets": [0, 0]},
+        {"cut": 400},
+        {"cut": 20},
+        {"cut": 3},
+    ],
+    ids=str,
+)
+def test_safetensors_files_that_lie_are_refused(tmp_path, changes):
+    with pytest.raises(InvalidInputError, match="bad.safetensors.*: found"):
+        picks(tensors_file(tmp_path / "bad.safetensors", {"rows": ROWS.astype(np.float32)}, **changes))
+
+
+def test_several_sources_are_one_pool(tmp_path):
+    np.save(tmp_path / "a.npy", ROWS[:20])
+    tensors_file(tmp_path / "b.safetensors", {"rows": ROWS[20:35]})
+    parts = [tmp_path / "a.npy", f"{tmp_path}/b.safetensors::rows", ROWS[35:]]
+    assert picks(parts) == EXPECTED
+    assert picks([ROWS]) == EXPECTED
+    mixed = [ROWS[:20].astype(np.float32), ROWS[20:].astype(np.float16)]
+    assert picks(mixed) == picks(np.concatenate([part.astype(np.float64) for part in mixed]))
+    whole = spice_rs.select(ROWS, 20).settings["source"]
+    source = spice_rs.select(parts, 20).settings["source"]
+    assert (source["rows"], source["dtype"]) == (60, whole["dtype"])
+    with pytest.raises(InvalidInputError, match="found 7 columns .* expected 8"):
+        picks([ROWS, ROWS[:, :7]])
+    with pytest.raises(InvalidInputError, match="empty list"):
+        picks([])
+
+
+def test_several_stores_are_one_pool(tmp_path):
+    tokens = np.arange(60) % 9 + 1
+
+    def store(name, index, **options):
+        with spice_rs.GradientStore.create(
+            tmp_path / name, dim=8, **{"dtype": "float32", "reduction": "sum"} | options
+        ) as writer:
+            writer.append(ROWS[index], index=index, num_tokens=tokens[index])
+        return tmp_path / name
+
+    whole = store("whole", np.arange(60))
+    parts = [store(f"part{i}", np.arange(i, 60, 3)) for i in range(3)]
+    for normalize in ("auto", "unit", "none"):
+        one = spice_rs.select(whole, 20, normalize=normalize)
+        for order in (parts, parts[::-1]):
+            many = spice_rs.select(order, 20, normalize=normalize)
+            np.testing.assert_array_equal(many.indices, one.indices)
+            np.testing.assert_array_equal(many.scores, one.scores)
+    # Dtypes may differ; models, projections and losses may not.
+    assert len(spice_rs.select([parts[0], store("bytes", np.arange(1, 60, 3), dtype="int8")], 20)) == 20
+    with pytest.raises(InvalidInputError, match="found row 0 in .*whole and in .*part0"):
+        picks([whole, parts[0]])
+    with pytest.raises(StoreMismatchError, match="reduction: found None, expected 'sum'"):
+        picks([parts[0], store("plain", np.arange(1, 60, 3), reduction=None)])
+    with pytest.raises(StoreMismatchError, match="projection: found 7, expected None"):
+        picks([parts[0], store("other", np.arange(1, 60, 3), provenance={"projection": 7})])
+    with pytest.raises(InvalidInputError, match="a store, beside array"):
+        picks([parts[0], ROWS])
+
+
+def test_bytes_are_selected_from_as_they_are(tmp_path):
+    rows = (ROWS * 10.0 ** np.random.default_rng(0).integers(-8, 9, (60, 1))).astype(np.float32)
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=8, dtype="int8", rows_per_shard=7) as writer:
+        writer.append(rows, index=np.arange(60))
+    read = spice_rs.GradientStore(tmp_path / "s").read(np.arange(60))
+    for keywords in ({}, {"fisher": "diagonal"}, {"search": "eager"}, {"threads": 1}):
+        stored = spice_rs.select(tmp_path / "s", 20, alpha=1e-12, **keywords)
+        plain = spice_rs.select(read, 20, alpha=1e-12, **keywords)
+        np.testing.assert_array_equal(stored.indices, plain.indices)
+        np.testing.assert_array_equal(stored.scores, plain.scores)
+    assert picks(tmp_path / "s", normalize="unit") == picks(read, normalize="unit")

@@ -6,7 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-__all__ = ["Store", "StoreWriter", "__version__", "fingerprint", "log_det", "select"]
+__all__ = [
+    "Store",
+    "StoreWriter",
+    "__version__",
+    "compact",
+    "convert",
+    "delete",
+    "fingerprint",
+    "log_det",
+    "merge",
+    "repair",
+    "select",
+]
 
 __version__: str
 
@@ -34,7 +46,7 @@ class Store:
     def num_tokens(self) -> NDArray[np.int32] | None: ...
     def info(self) -> str: ...
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]: ...
-    def verify(self, progress: Callable[[int, int], object] | None) -> tuple[int, int, int]: ...
+    def verify(self, progress: Callable[[int, int], object] | None) -> str: ...
 
 @final
 class StoreWriter:
@@ -62,6 +74,25 @@ class StoreWriter:
     def commit(self) -> None: ...
     def close(self) -> None: ...
 
+def merge(
+    sources: Sequence[str | PathLike[str]],
+    path: str | PathLike[str],
+    progress: Callable[[int, int], object] | None,
+) -> str: ...
+def convert(
+    source: Store, path: str | PathLike[str], dtype: str, progress: Callable[[int, int], object] | None
+) -> None: ...
+def compact(
+    path: str | PathLike[str],
+    bytes_per_shard: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> str: ...
+def delete(
+    path: str | PathLike[str],
+    index: NDArray[np.int64],
+    progress: Callable[[int, int], object] | None,
+) -> str: ...
+def repair(path: str | PathLike[str], progress: Callable[[int, int], object] | None) -> str: ...
 def select(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
     *,

@@ -138,7 +138,9 @@ def _given(
                 f"group_shares[{label!r}]: found {_short(pair)}, expected (minimum, maximum). Write None for no limit."
             )
         minimum, maximum = (_amount(f"group_shares[{label!r}]", value, total, whole=whole) for value in pair)
-        if whole:  # no selection has a part of a row; a share computed as m / k is m rows, whatever its rounding
+        if (
+            whole
+        ):  # no selection has a part of a row; a share computed as m / k is m rows, whatever its rounding
             minimum = None if minimum is None else Fraction(math.ceil(minimum - ROUNDING))
             maximum = None if maximum is None else Fraction(math.floor(maximum + ROUNDING))
         if minimum is not None and maximum is not None and minimum > maximum:

@@ -246,8 +246,8 @@ def _check_costs(costs: Floats) -> None:
         sound = math.isfinite(float(costs.sum())) and math.isfinite(float(costs.mean() / costs.min()))
     if not sound:
         raise InvalidInputError(
-            f"costs: found numbers from {costs.min():g} to {costs.max():g}, expected a sum and quotients that float64 holds."
-            " Use another unit, or exclude the rows of extreme cost."
+            f"costs: found numbers from {costs.min():g} to {costs.max():g}, expected a sum and quotients that float64"
+            " holds. Use another unit, or other costs for the extreme rows."
         )
 
 

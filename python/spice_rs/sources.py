@@ -6,6 +6,7 @@ copied unless the memory layout forces it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import zipfile
@@ -19,14 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.store import GradientStore
+from spice_rs.tensors import MEMBER_SEPARATOR, tensor_cells
 
 Normalize = Literal["auto", "none", "sum", "mean", "unit"]
 """The scale of the rows that compete; see `spice_rs.select`."""
-
-MEMBER_SEPARATOR = "::"
-"""`pool.npz::gradients` names a member of an archive."""
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -138,8 +137,9 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
     """Open anything that `spice_rs.select` takes.
 
     Args:
-        source: a store or its folder; a `.npy` file; a `.npz` file with one matrix, or `file.npz::member`; a
-            headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor.
+        source: a store or its folder; a `.npy` file; a `.npz` or `.safetensors` file with one matrix, or
+            `file.npz::member`; a headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor; or a
+            list of these, see `join_sources`.
         dim: columns of a headerless file.
         dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
 
@@ -151,6 +151,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         return _from_store(source)
     if isinstance(source, str | os.PathLike):
         return _from_path(os.fspath(source), dim, dtype)
+    if isinstance(source, list | tuple):
+        return join_sources([open_source(part, dim=dim, dtype=dtype) for part in source])
     if isinstance(source, np.ma.MaskedArray):
         raise InvalidInputError(
             "source: found a masked array, expected plain rows. Fill it or leave rows out first."
@@ -163,6 +165,90 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor."
         " Convert it with numpy.asarray."
     )
+
+
+def join_sources(parts: Sequence[Source]) -> Source:
+    """Return several sources as one pool.
+
+    Stores keep their dataset rows, which have to differ. Rows of anything else are numbered one source after the other. The
+    two do not go together.
+
+    Raises:
+        InvalidInputError: there is no source, they differ in width or in what is known of their rows, two stores have one
+            dataset row, or there are stores and other sources.
+        StoreMismatchError: two stores come from different models or projections.
+    """
+    if not parts:
+        raise InvalidInputError("source: found an empty list, expected at least one source. Name one.")
+    if len(parts) == 1:
+        return parts[0]
+    stores = [part for part in parts if isinstance(part.keep_alive, GradientStore)]
+    if stores and len(stores) < len(parts):
+        other = next(part for part in parts if part.index is None)
+        raise InvalidInputError(
+            f"source: found {stores[0].description}, a store, beside {other.description}, expected stores alone or none:"
+            " stores number their rows themselves. Export the stores, or write the other rows to one."
+        )
+    first = parts[0]
+    for part in parts[1:]:
+        if part.dim != first.dim:
+            raise InvalidInputError(
+                f"source: found {part.dim} columns in {part.description}, expected {first.dim} as in"
+                f" {first.description}. Select from rows of one projection."
+            )
+        if stores:
+            _check_same_origin(first.keep_alive, part.keep_alive)
+    index = None
+    if stores:
+        index = np.concatenate([part.index for part in parts if part.index is not None])
+        _check_disjoint(index, parts)
+    tokens = [part.num_tokens for part in parts if part.num_tokens is not None]
+    scales = [part.scale for part in parts if part.scale is not None]
+    fingerprint = None
+    if stores:
+        # The order of the stores changes no pick.
+        known = sorted(str(part.fingerprint) for part in parts)
+        fingerprint = hashlib.blake2b("".join(known).encode(), digest_size=16).hexdigest()
+    return Source(
+        blocks=[block for part in parts for block in part.blocks],
+        rows=sum(part.rows for part in parts),
+        dim=first.dim,
+        dtype="+".join(dict.fromkeys(part.dtype for part in parts)),
+        description=" + ".join(part.description for part in parts),
+        index=index,
+        scale=np.concatenate(scales) if scales else None,
+        num_tokens=np.concatenate(tokens) if len(tokens) == len(parts) else None,
+        reduction=first.reduction,
+        fingerprint=fingerprint,
+        keep_alive=list(parts),
+    )
+
+
+def _check_same_origin(a: Any, b: Any) -> None:
+    """Refuse stores whose rows cannot be compared: of another loss, model or projection."""
+    for name in ("reduction", "model", "projection"):
+        found, expected = (
+            (store.reduction if name == "reduction" else store.provenance.get(name)) for store in (b, a)
+        )
+        if found != expected:
+            raise StoreMismatchError(
+                f"{b.path}: {name}: found {found!r}, expected {expected!r} as in {a.path}. Select from stores that were"
+                " extracted with the same settings."
+            )
+
+
+def _check_disjoint(index: npt.NDArray[np.int64], parts: Sequence[Source]) -> None:
+    order = np.argsort(index, kind="stable")
+    twice = np.flatnonzero(index[order][1:] == index[order][:-1])
+    if twice.size:
+        ends = np.cumsum([part.rows for part in parts])
+        a, b = (
+            parts[int(np.searchsorted(ends, order[twice[0] + at], side="right"))].description for at in (0, 1)
+        )
+        raise InvalidInputError(
+            f"source: found row {int(index[order[twice[0]]])} in {a} and in {b}, expected each dataset row once. If they"
+            " are the same rows, `spice-rs merge` keeps them once; rows of different datasets need one numbering."
+        )
 
 
 def _from_store(store: GradientStore) -> Source:
@@ -195,7 +281,12 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
         )
     if path.suffix == ".npy":
         return _from_array(_load_npy(path), str(path))
-    if path.suffix in (".safetensors", ".pt", ".pth", ".jsonl", ".json", ".parquet"):
+    if path.suffix == ".safetensors":
+        cells, kind, rows, columns, name = tensor_cells(path, member)
+        return Source(
+            [(cells, kind, rows)], rows, columns, kind, f"{path}{MEMBER_SEPARATOR}{name}", keep_alive=cells
+        )
+    if path.suffix in (".pt", ".pth", ".jsonl", ".json", ".parquet"):
         raise InvalidInputError(
             f"{path}: found a {path.suffix} file, expected a gradient store, .npy, .npz or a headerless file of numbers."
             " Load it yourself and pass the array."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -17,15 +17,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
-from spice_rs.errors import InvalidInputError
+from spice_rs.atomic import check_place, replacing
+from spice_rs.values import floats, integers, json_object, non_negative
 
 __all__ = ["GradientStore", "GradientWriter"]
 
 _Path = str | os.PathLike[str]
 
+Progress = Callable[[int, int], object]
+"""Called with (done, all) every few MiB; an exception from it ends the work."""
+
+_EXPORT_CELLS = 1 << 20
+"""Cells that are exported at a time."""
+
 
 class GradientStore:
-    """An open store, as it was when it was opened; opening reads no gradients.
+    """An open store, as it was when it was opened; opening reads no gradients. See docs/store-format.md for the files.
 
     Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
     is at each position.
@@ -39,6 +46,9 @@ class GradientStore:
     """
 
     def __init__(self, path: _Path) -> None:
+        self._open(path)
+
+    def _open(self, path: _Path) -> None:
         self._core = _core.Store(path)
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
@@ -66,8 +76,8 @@ class GradientStore:
         Args:
             path: The folder; it and its parents are created.
             dim: Number of columns.
-            dtype: How cells are stored: "float16", "bfloat16" or "float32". A power of two per row keeps very
-                large and very small rows in range.
+            dtype: How cells are stored: "int8", "float16", "bfloat16" or "float32". A scale per row keeps very large
+                and very small rows in range; for "int8" it is the row's largest cell / 127.
             reduction: How the loss was reduced over tokens, "sum" or "mean"; None if unknown.
             provenance: Where the rows come from (model, projection, dataset, …), as plain JSON.
             rows_per_shard: Rows per shard; None for no limit.
@@ -82,16 +92,14 @@ class GradientStore:
         """
         core = _core.StoreWriter(
             path,
-            dim=_non_negative("dim", dim),
+            dim=non_negative("dim", dim),
             dtype=dtype,
             reduction=reduction,
-            provenance=_json_object(provenance),
-            rows_per_shard=None
-            if rows_per_shard is None
-            else _non_negative("rows_per_shard", rows_per_shard),
+            provenance=json_object(provenance),
+            rows_per_shard=None if rows_per_shard is None else non_negative("rows_per_shard", rows_per_shard),
             bytes_per_shard=None
             if bytes_per_shard is None
-            else _non_negative("bytes_per_shard", bytes_per_shard),
+            else non_negative("bytes_per_shard", bytes_per_shard),
             max_delay=max_delay,
             writer=writer,
         )
@@ -113,7 +121,7 @@ class GradientStore:
 
     @property
     def dtype(self) -> str:
-        """How cells are stored: "float16", "bfloat16" or "float32"."""
+        """How cells are stored: "int8", "float16", "bfloat16" or "float32"."""
         return self._core.dtype
 
     @property
@@ -163,7 +171,7 @@ class GradientStore:
         Raises:
             InvalidInputError: If a position is not there or is no integer.
         """
-        return self._core.read(_integers("positions", positions, np.int64))
+        return self._core.read(integers("positions", positions, np.int64))
 
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.
@@ -174,20 +182,150 @@ class GradientStore:
         """
         return {**self.provenance, **self._info}
 
-    def verify(self, progress: Callable[[int, int], object] | None = None) -> dict[str, int]:
+    def verify(self, progress: Progress | None = None) -> dict[str, Any]:
         """Reads everything: all checksums, NaN and Inf, the norm of each row.
 
         Args:
             progress: Called with (rows done, all rows) every few MiB; an exception from it ends the work.
 
         Returns:
-            What was checked: {"shards", "rows", "bytes"}.
+            What was checked: {"shards", "rows", "bytes"}, and the names of files that are in the way and no part of the
+            store: "superseded" shards, and "leftovers" of writers that run or were killed. ``repair`` removes them.
 
         Raises:
             CorruptStoreError: With the file, the place, what was found and what was expected.
         """
-        shards, rows, size = self._core.verify(progress)
-        return {"shards": shards, "rows": rows, "bytes": size}
+        return _result(self._core.verify(progress))
+
+    @staticmethod
+    def merge(sources: Sequence[_Path], path: _Path, progress: Progress | None = None) -> GradientStore:
+        """Makes one new store of several: all their rows, in their order, as they are stored.
+
+        Rows that are there more than once are kept once if they are the same to the bit. The new store appears when it is
+        whole. A single store in which two writers wrote the same rows can be merged too: it loses the copies.
+
+        Args:
+            sources: Folders of stores with one schema.
+            path: A new folder.
+            progress: As for ``verify``.
+
+        Raises:
+            StoreMismatchError: If two stores have different schemas; the message names the field.
+            StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
+            CorruptStoreError: If a source is damaged.
+        """
+        _core.merge([os.fspath(source) for source in sources], path, progress)
+        return GradientStore(path)
+
+    def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
+        """Makes a new store of the same rows in another dtype; it appears when it is whole.
+
+        From "float32" the rows are those that would have been written in ``dtype`` at once. Other rows are rounded a
+        second time, and "converted_from" in the provenance says what they were.
+
+        Args:
+            path: A new folder.
+            dtype: "int8", "float16", "bfloat16" or "float32".
+            progress: As for ``verify``.
+
+        Raises:
+            InvalidInputError: If there is no such dtype.
+            StoreError: If ``path`` is taken or cannot be written.
+            CorruptStoreError: If a shard is damaged.
+        """
+        _core.convert(self._core, path, dtype, progress)
+        return GradientStore(path)
+
+    def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
+        """Replaces small shards by as few as can be; this object then shows the store as it is now.
+
+        Others may read and append meanwhile. Whenever the process is killed, all rows are there once. The positions of rows
+        and the fingerprint change; dataset indices and picks do not.
+
+        Args:
+            bytes_per_shard: Shards of at least this size stay, and the new ones have at most about it; None for 64 MiB.
+            progress: As for ``verify``, with the rows to be copied.
+
+        Returns:
+            {"shards_before", "shards", "deleted"}: the last is 0.
+
+        Raises:
+            StoreError: While another process compacts, deletes or repairs; if a shard cannot be written.
+            CorruptStoreError: If a shard is damaged; it stays, and so does the rest.
+        """
+        size = None if bytes_per_shard is None else non_negative("bytes_per_shard", bytes_per_shard)
+        done = _result(_core.compact(self.path, size, progress))
+        self._open(self.path)
+        return done
+
+    def delete(self, index: ArrayLike, progress: Progress | None = None) -> dict[str, int]:
+        """Deletes rows; this object then shows the store as it is now.
+
+        Rows that the store does not have are ignored. If the process is killed, some of the rows may be deleted; the same
+        call deletes the rest. An extraction that is resumed computes deleted rows again.
+
+        Args:
+            index: (m,) integers, rows of the dataset.
+            progress: As for ``verify``, with the rows of the shards concerned.
+
+        Returns:
+            {"shards_before", "shards", "deleted"}: the last is the number of rows deleted.
+
+        Raises:
+            StoreError, CorruptStoreError: As for ``compact``.
+        """
+        done = _result(_core.delete(self.path, integers("index", index, np.int64), progress))
+        self._open(self.path)
+        return done
+
+    @staticmethod
+    def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
+        """Makes a store with damaged or forgotten files one that opens and that ``verify`` finds sound.
+
+        Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
+        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again.
+
+        Args:
+            path: The folder of the store.
+            progress: Called with (shards done, all shards).
+
+        Returns:
+            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}]}.
+
+        Raises:
+            StoreError: If there is no store; while another process compacts, deletes or repairs.
+            CorruptStoreError: If store.json is damaged: restore it from a copy.
+        """
+        return _result(_core.repair(path, progress))
+
+    def export(self, path: _Path, index: _Path | None = None, progress: Progress | None = None) -> None:
+        """Writes the rows as one float32 matrix to a .npy file, sorted by dataset row.
+
+        Args:
+            path: The .npy file; it appears when it is whole, in place of one that is there.
+            index: Another .npy file, for the (n,) int64 dataset rows; None for none.
+            progress: As for ``verify``.
+
+        Raises:
+            InvalidInputError: If no file can lie there.
+            OSError: If a file cannot be written.
+        """
+        for place in (path, index):
+            if place is not None:
+                check_place(place)
+        order = np.argsort(self.index, kind="stable")
+        rows_per_chunk = max(1, _EXPORT_CELLS // self.dim)
+        with replacing(path) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), self.dim)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(self), rows_per_chunk):
+                chunk = order[start : start + rows_per_chunk]
+                file.write(self.read(chunk).astype("<f4", copy=False).data)
+                if progress is not None:
+                    progress(start + len(chunk), len(self))
+        if index is not None:
+            with replacing(index) as file:
+                np.save(file, self.index[order])
 
     def __repr__(self) -> str:
         return (
@@ -235,10 +373,10 @@ class GradientWriter:
             StoreError: If a shard cannot be written; rows that ``contains`` are kept for the next ``commit``.
         """
         self._core.append(
-            _floats("rows", rows, (None, self._dim)),
-            _integers("index", index, np.int64),
-            None if num_tokens is None else _integers("num_tokens", num_tokens, np.int32),
-            None if loss is None else _floats("loss", loss, (None,)),
+            floats("rows", rows, (None, self._dim)),
+            integers("index", index, np.int64),
+            None if num_tokens is None else integers("num_tokens", num_tokens, np.int32),
+            None if loss is None else floats("loss", loss, (None,)),
         )
 
     def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
@@ -247,7 +385,7 @@ class GradientWriter:
         Args:
             index: (m,) integers, rows of the dataset.
         """
-        return self._core.contains(_integers("index", index, np.int64))
+        return self._core.contains(integers("index", index, np.int64))
 
     def commit(self) -> None:
         """Makes the buffered rows a shard; they are on disk when this returns.
@@ -276,78 +414,6 @@ class GradientWriter:
         return f"GradientWriter({self._path!r}, dim={self._dim})"
 
 
-def _non_negative(field: str, value: int) -> int:
-    """An integer that an unsigned one can hold."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{field}: found {value!r}, expected an integer.") from None
-    if not 0 <= number < 1 << 63:
-        raise InvalidInputError(f"{field}: found {value!r}, expected a count. Give a positive integer.")
-    return number
-
-
-def _json_object(value: Mapping[str, Any] | None) -> str:
-    """JSON text of a mapping."""
-    try:
-        return json.dumps(dict(value or {}), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(
-            f"provenance: found {error}, expected plain JSON. Record names, numbers and hashes."
-        ) from error
-
-
-def _as_array(field: str, values: ArrayLike) -> NDArray[Any]:
-    """A numpy array of the values; tensors are recognised by their methods, so that torch is not imported."""
-    source: Any = values
-    if hasattr(source, "detach") and hasattr(source, "device"):
-        if str(source.device) != "cpu":
-            raise InvalidInputError(
-                f"{field}: found a tensor on {source.device}, expected one on the CPU. Call .cpu() on it."
-            )
-        source = source.detach()
-        # numpy has no bfloat16.
-        source = source.float() if str(source.dtype) == "torch.bfloat16" else source
-    try:
-        return np.asarray(source)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{field}: found {error}, expected an array. Give a numpy array.") from error
-
-
-def _floats(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
-    """C-contiguous float32 of the wanted shape, where None stands for any length."""
-    array = _as_array(field, values)
-    wanted = (
-        "(" + ", ".join("m" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-    )
-    if array.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
-    ):
-        raise InvalidInputError(
-            f"{field}: found shape {array.shape}, expected {wanted}. Give one row for each sample."
-        )
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise InvalidInputError(f"{field}: found {array.dtype}, expected floats. Convert it to float32.")
-    # What float32 cannot hold becomes Inf here, which is then refused with its place.
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _integers(field: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
-    """C-contiguous integers (m,) of ``dtype``; values that do not fit are refused."""
-    array = _as_array(field, values)
-    if array.ndim != 1:
-        raise InvalidInputError(
-            f"{field}: found shape {array.shape}, expected (m,). Give one value for each row."
-        )
-    if array.dtype.kind not in "iu" and array.size > 0:
-        raise InvalidInputError(f"{field}: found {array.dtype}, expected integers. Convert it to int64.")
-    if array.size > 0:
-        limits = np.iinfo(dtype)
-        smallest, largest = int(array.min()), int(array.max())
-        if smallest < limits.min or largest > limits.max:
-            raise InvalidInputError(
-                f"{field}: found values from {smallest} to {largest}, expected at most {limits.max}. "
-                "Check where they come from."
-            )
-    return np.ascontiguousarray(array, dtype=dtype)
+def _result(text: str) -> dict[str, Any]:
+    """What the core has to say about its work."""
+    return cast(dict[str, Any], json.loads(text))

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::convert::{brains, halves, scale_doubles, singles};
+use crate::convert::{brains, bytes, halves, scale_doubles, singles};
 use crate::error::{Error, Result};
 
 /// Bytes that memory gives at a time.
@@ -16,6 +16,8 @@ const LINE: usize = 64;
 /// The element type of stored rows; all little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
+    /// A signed byte; means little without the scale of its row.
+    I8,
     /// IEEE 754 binary16.
     F16,
     /// bfloat16: the upper half of a binary32.
@@ -30,15 +32,17 @@ impl Dtype {
     /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
+            Self::I8 => 1,
             Self::F16 | Self::BF16 => 2,
             Self::F32 => 4,
             Self::F64 => 8,
         }
     }
 
-    /// The name used in Python and in `store.json`: `float16`, `bfloat16`, `float32`, `float64`.
+    /// The name used in Python and in `store.json`: `int8`, `float16`, `bfloat16`, `float32`, `float64`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::I8 => "int8",
             Self::F16 => "float16",
             Self::BF16 => "bfloat16",
             Self::F32 => "float32",
@@ -48,13 +52,14 @@ impl Dtype {
 
     /// The inverse of [`Dtype::name`].
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F16, Self::BF16, Self::F32, Self::F64].into_iter().find(|d| d.name() == name)
+        [Self::I8, Self::F16, Self::BF16, Self::F32, Self::F64].into_iter().find(|d| d.name() == name)
     }
 }
 
 /// The cells of a block, cast once so that reading a row needs no checks.
 #[derive(Clone, Copy)]
 enum Cells<'a> {
+    I8(&'a [i8]),
     F16(&'a [half::f16]),
     BF16(&'a [half::bf16]),
     F32(&'a [f32]),
@@ -96,6 +101,7 @@ impl<'a> RowBlock<'a> {
         // No bytes may come from anywhere; an empty slice of u64 suits every cell.
         let bytes = if bytes.is_empty() { bytemuck::cast_slice::<u64, u8>(&[]) } else { bytes };
         let cells = match dtype {
+            Dtype::I8 => Cells::I8(bytemuck::cast_slice(bytes)),
             Dtype::F16 => Cells::F16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
             Dtype::BF16 => Cells::BF16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
             Dtype::F32 => Cells::F32(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
@@ -117,6 +123,7 @@ impl<'a> RowBlock<'a> {
     /// The element type.
     const fn dtype(&self) -> Dtype {
         match self.cells {
+            Cells::I8(_) => Dtype::I8,
             Cells::F16(_) => Dtype::F16,
             Cells::BF16(_) => Dtype::BF16,
             Cells::F32(_) => Dtype::F32,
@@ -128,6 +135,7 @@ impl<'a> RowBlock<'a> {
     pub fn bytes(&self, row: usize) -> &[u8] {
         let range = row * self.dim..(row + 1) * self.dim;
         match self.cells {
+            Cells::I8(cells) => bytemuck::cast_slice(&cells[range]),
             Cells::F16(cells) => bytemuck::cast_slice(&cells[range]),
             Cells::BF16(cells) => bytemuck::cast_slice(&cells[range]),
             Cells::F32(cells) => bytemuck::cast_slice(&cells[range]),
@@ -147,6 +155,7 @@ impl<'a> RowBlock<'a> {
     fn load_part(&self, row: usize, part: Range<usize>, factor: f64, out: &mut [f64]) {
         let range = row * self.dim + part.start..row * self.dim + part.end;
         match self.cells {
+            Cells::I8(cells) => bytes::widen(&cells[range], factor, out),
             Cells::F16(cells) => halves::widen(&cells[range], factor, out),
             Cells::BF16(cells) => brains::widen(&cells[range], factor, out),
             Cells::F32(cells) => singles::widen(&cells[range], factor, out),
@@ -160,6 +169,7 @@ impl<'a> RowBlock<'a> {
     fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
         let range = row * self.dim..(row + 1) * self.dim;
         match self.cells {
+            Cells::I8(cells) => bytes::scale(&cells[range], factor, out),
             Cells::F16(cells) => halves::scale(&cells[range], factor, out),
             Cells::BF16(cells) => brains::scale(&cells[range], factor, out),
             Cells::F32(cells) => singles::scale(&cells[range], factor, out),

@@ -39,7 +39,7 @@ proptest! {
     fn a_pool_over_the_blocks_has_the_rows_that_were_read(
         rows in prop::collection::vec(prop_oneof![-1e3f32..1e3, -1e9f32..1e9, -1e-6f32..1e-6], 3..60),
         rows_per_shard in 1usize..8,
-        dtype in prop::sample::select(vec![Dtype::F16, Dtype::BF16, Dtype::F32]),
+        dtype in prop::sample::select(Schema::DTYPES.to_vec()),
     ) {
         let dim = 3;
         let rows = &rows[..rows.len() / dim * dim];

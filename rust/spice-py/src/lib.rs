@@ -3,6 +3,7 @@
 mod errors;
 mod selection;
 mod store;
+mod tools;
 mod watch;
 
 use pyo3::prelude::*;
@@ -14,6 +15,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::convert, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::compact, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::delete, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::repair, module)?)?;
     module.add_class::<store::Store>()?;
     module.add_class::<store::StoreWriter>()?;
     Ok(())

@@ -8,13 +8,44 @@ use std::time::Duration;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 use spice_core::matrix::Dtype;
-use spice_core::store::{Reader, Reduction, Schema, Writer, WriterOptions};
+use spice_core::store::{Observer, Reader, Reduction, Schema, Writer, WriterOptions};
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
 
 /// Values read between two looks at pending signals.
 const VALUES_PER_CHUNK: usize = 4 << 20;
+
+/// JSON of a result of the core.
+pub(crate) fn json(value: &impl serde::Serialize) -> PyResult<String> {
+    serde_json::to_string(value)
+        .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))
+}
+
+/// Runs `work` without the GIL; its observer looks for signals and calls `progress(done, total)`.
+pub(crate) fn watched<T: Send>(
+    py: Python<'_>,
+    progress: Option<Py<PyAny>>,
+    work: impl FnOnce(&mut Observer<'_>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let mut observer = |done: usize, total: usize| {
+        Python::attach(|py| {
+            let told = py.check_signals().and_then(|()| match &progress {
+                Some(progress) => progress.call1(py, (done, total)).map(drop),
+                None => Ok(()),
+            });
+            match told {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    // `to_py` picks it up when the interruption has come back to it.
+                    error.restore(py);
+                    ControlFlow::Break(())
+                }
+            }
+        })
+    };
+    py.detach(|| work(&mut observer)).map_err(to_py)
+}
 
 /// An open store.
 #[pyclass(frozen, module = "spice_rs._core")]
@@ -82,8 +113,7 @@ impl Store {
 
     /// All that `info()` says, as JSON.
     fn info(&self) -> PyResult<String> {
-        serde_json::to_string(&self.reader.info())
-            .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))
+        json(&self.reader.info())
     }
 
     fn read<'py>(
@@ -117,26 +147,9 @@ impl Store {
         out.into_pyarray(py).reshape([positions.len(), dim])
     }
 
-    /// Returns (shards, rows, bytes).
-    fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<(usize, usize, u64)> {
-        let mut observer = |done: usize, total: usize| {
-            Python::attach(|py| {
-                let told = py.check_signals().and_then(|()| match &progress {
-                    Some(progress) => progress.call1(py, (done, total)).map(drop),
-                    None => Ok(()),
-                });
-                match told {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        // `to_py` picks it up when the interruption has come back to it.
-                        error.restore(py);
-                        ControlFlow::Break(())
-                    }
-                }
-            })
-        };
-        let counts = py.detach(|| self.reader.verify(&mut observer)).map_err(to_py)?;
-        Ok((counts.shards, counts.rows, counts.bytes))
+    /// What was checked, as JSON.
+    fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<String> {
+        json(&watched(py, progress, |observer| self.reader.verify(observer))?)
     }
 }
 
@@ -248,14 +261,24 @@ impl StoreWriter {
     }
 }
 
+/// A dtype by its name.
+pub(crate) fn stored_dtype(name: &str) -> Result<Dtype> {
+    Dtype::from_name(name).filter(|dtype| Schema::DTYPES.contains(dtype)).ok_or_else(|| {
+        Error::invalid(
+            "dtype",
+            format!("{name:?}"),
+            "\"int8\", \"float16\", \"bfloat16\" or \"float32\"",
+            "Choose one of these.",
+        )
+    })
+}
+
 /// The schema from Python's arguments; `provenance` is JSON.
 fn schema(dim: usize, dtype: &str, reduction: Option<&str>, provenance: &str) -> Result<Schema> {
     let unknown = |field: &str, found: &dyn std::fmt::Display, expected: &str| {
         Error::invalid(field, found, expected, "Choose one of these.")
     };
-    let dtype = Dtype::from_name(dtype).ok_or_else(|| {
-        unknown("dtype", &format!("{dtype:?}"), "\"float16\", \"bfloat16\" or \"float32\"")
-    })?;
+    let dtype = stored_dtype(dtype)?;
     let reduction = reduction
         .map(|name| {
             Reduction::from_name(name)

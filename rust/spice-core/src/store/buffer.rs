@@ -7,7 +7,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::cells::Cells;
 use super::folder::Temporary;
-use super::header;
+use super::header::{self, Replaced};
+use super::reader::Reader;
 use super::schema::Schema;
 use crate::error::{Error, Result};
 
@@ -48,6 +49,34 @@ impl Buffer {
         loss: Option<f32>,
     ) {
         self.cells.push(row, scale);
+        self.push_values(scale, norm, index, num_tokens, loss);
+    }
+
+    /// Adds the row at `position` of a store of the same dtype as it is; the optional values that `reader` has.
+    pub(super) fn push_stored(
+        &mut self,
+        reader: &Reader,
+        position: usize,
+        [num_tokens, loss]: [bool; 2],
+    ) {
+        self.cells.push_stored(reader.stored(position));
+        self.push_values(
+            reader.scale()[position],
+            reader.norm()[position],
+            reader.index()[position],
+            reader.num_tokens().filter(|_| num_tokens).map(|values| values[position]),
+            reader.loss().filter(|_| loss).map(|values| values[position]),
+        );
+    }
+
+    fn push_values(
+        &mut self,
+        scale: f32,
+        norm: f32,
+        index: i64,
+        num_tokens: Option<i32>,
+        loss: Option<f32>,
+    ) {
         self.index.push(index);
         self.scale.push(scale);
         self.norm.push(norm);
@@ -87,8 +116,13 @@ impl Buffer {
         self.since = None;
     }
 
-    /// Writes the rows to a complete file under a temporary name.
-    pub(super) fn write(&self, folder: &Path, schema: &Schema, schema_id: &str) -> Result<Temporary> {
+    /// Writes the rows to a complete file under a temporary name: a shard in place of `supersedes`.
+    pub(super) fn write(
+        &self,
+        folder: &Path,
+        schema: &Schema,
+        supersedes: &[Replaced],
+    ) -> Result<Temporary> {
         let columns: [&[u8]; 5] = [
             bytemuck::cast_slice(&self.index),
             bytemuck::cast_slice(&self.scale),
@@ -106,10 +140,10 @@ impl Buffer {
             dtype: schema.dtype,
             loss: !self.loss.is_empty(),
             num_tokens: !self.num_tokens.is_empty(),
-            schema_id,
+            schema_id: &schema.id(),
             columns_checksum,
             data_checksum: hasher.digest(),
-            supersedes: &[],
+            supersedes,
         };
         let header = header::encode(&content).ok_or_else(|| {
             Error::invalid(

@@ -3,6 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::convert::{brains, bytes, halves, round_to_bytes, singles};
 use crate::matrix::Dtype;
 
 /// The largest norm of a row. Above it, rounding up could leave the range of `f32`.
@@ -41,22 +42,37 @@ pub(super) fn measure(row: &[f32]) -> Measure {
     }
 }
 
-/// The power of two that a row with this largest cell is divided by before it is stored as `dtype`.
+/// The number that a row with this largest cell is divided by before it is stored as `dtype`.
 ///
-/// For `float16` it is 1 if the cell is 0 or in [2⁻⁴, 65504], else it puts the cell into [2¹⁴, 2¹⁵), the top of the
+/// For floats it is a power of two. For `float16` it is 1 if the cell is 0 or in [2⁻⁴, 65504], else it puts the cell into [2¹⁴, 2¹⁵), the top of the
 /// range, where cells 2²⁸ times smaller still have all their bits. `bfloat16` has the range of `f32` and needs
-/// help only near its lower end. Scales stay normal numbers, which bounds them from below by 2⁻¹²⁶.
+/// help only near its lower end. For `int8` it is the largest cell over 127, rounded up to [`SCALE_BITS`] significant
+/// bits, so that the largest cell becomes ±127. Scales stay normal numbers, which bounds them from below by 2⁻¹²⁶.
 pub(super) fn scale_for(dtype: Dtype, largest: f32) -> f32 {
     const SMALLEST: i32 = -126;
     // f64 has no subnormals here, so its exponent field is the exponent.
     let exponent = (f64::from(largest).to_bits() >> 52) as i32 - 1023;
     match dtype {
+        Dtype::I8 if largest != 0.0 => byte_scale(largest),
         Dtype::F16 if largest != 0.0 && (exponent < -4 || largest > 65504.0) => {
             power_of_two((exponent - 14).max(SMALLEST))
         }
         Dtype::BF16 if largest != 0.0 && exponent < SMALLEST + 10 => power_of_two(SMALLEST),
         _ => 1.0,
     }
+}
+
+/// Significant bits of the scale of bytes: with the 7 of a byte, no more than the 24 that `f32` has, so that
+/// scale × stored is exact.
+const SCALE_BITS: u32 = 16;
+
+/// The scale that brings `largest` to 127.
+fn byte_scale(largest: f32) -> f32 {
+    let exact = (f64::from(largest) / 127.0).max(f64::from(f32::MIN_POSITIVE));
+    let dropped = f64::MANTISSA_DIGITS - SCALE_BITS;
+    // Positive floats are in the order of their bits: this rounds up, into the next power of two if need be.
+    let bits = (exact.to_bits() + (1 << dropped) - 1) >> dropped << dropped;
+    f64::from_bits(bits) as f32
 }
 
 /// 2 to the power of `exponent`, which is that of a normal `f32`.
@@ -66,6 +82,7 @@ fn power_of_two(exponent: i32) -> f32 {
 
 /// Stored cells that grow row by row.
 pub(super) enum Cells {
+    I8(Vec<i8>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
     F32(Vec<f32>),
@@ -75,6 +92,7 @@ impl Cells {
     /// No cells; `None` for a dtype that is not stored.
     pub(super) fn new(dtype: Dtype) -> Option<Self> {
         match dtype {
+            Dtype::I8 => Some(Self::I8(Vec::new())),
             Dtype::F16 => Some(Self::F16(Vec::new())),
             Dtype::BF16 => Some(Self::BF16(Vec::new())),
             Dtype::F32 => Some(Self::F32(Vec::new())),
@@ -84,6 +102,11 @@ impl Cells {
 
     /// Appends `row / scale`, rounded to nearest.
     pub(super) fn push(&mut self, row: &[f32], scale: f32) {
+        if let Self::I8(cells) = self {
+            let start = cells.len();
+            cells.resize(start + row.len(), 0);
+            return round_to_bytes(row, scale.recip(), &mut cells[start..]);
+        }
         let scaled: Vec<f32>;
         let row = if scale == 1.0 {
             row
@@ -94,6 +117,7 @@ impl Cells {
             &scaled
         };
         match self {
+            Self::I8(_) => unreachable!("stored above"),
             Self::F16(cells) => {
                 let start = cells.len();
                 cells.resize(start + row.len(), f16::ZERO);
@@ -108,9 +132,20 @@ impl Cells {
         }
     }
 
+    /// Appends cells as they are in a file of the same dtype.
+    pub(super) fn push_stored(&mut self, stored: &[u8]) {
+        match self {
+            Self::I8(cells) => cells.extend_from_slice(bytemuck::cast_slice(stored)),
+            Self::F16(cells) => cells.extend_from_slice(bytemuck::cast_slice(stored)),
+            Self::BF16(cells) => cells.extend_from_slice(bytemuck::cast_slice(stored)),
+            Self::F32(cells) => cells.extend_from_slice(bytemuck::cast_slice(stored)),
+        }
+    }
+
     /// The cells as they are in the file.
     pub(super) fn as_bytes(&self) -> &[u8] {
         match self {
+            Self::I8(cells) => bytemuck::cast_slice(cells),
             Self::F16(cells) => bytemuck::cast_slice(cells),
             Self::BF16(cells) => bytemuck::cast_slice(cells),
             Self::F32(cells) => bytemuck::cast_slice(cells),
@@ -120,6 +155,7 @@ impl Cells {
     /// Forgets the cells and keeps the memory.
     pub(super) fn clear(&mut self) {
         match self {
+            Self::I8(cells) => cells.clear(),
             Self::F16(cells) => cells.clear(),
             Self::BF16(cells) => cells.clear(),
             Self::F32(cells) => cells.clear(),
@@ -130,16 +166,14 @@ impl Cells {
 /// Writes `scale × stored` to `out`.
 ///
 /// # Panics
-/// If `bytes` are not `out.len()` aligned cells of a stored dtype; readers have checked the layout.
-pub(super) fn load(bytes: &[u8], dtype: Dtype, scale: f32, out: &mut [f32]) {
+/// If `stored` are not `out.len()` aligned cells of a stored dtype; readers have checked the layout.
+pub(super) fn load(stored: &[u8], dtype: Dtype, scale: f32, out: &mut [f32]) {
     match dtype {
-        Dtype::F16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
-        Dtype::BF16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
-        Dtype::F32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
+        Dtype::I8 => bytes::scale(bytemuck::cast_slice(stored), f64::from(scale), out),
+        Dtype::F16 => halves::scale(bytemuck::cast_slice(stored), f64::from(scale), out),
+        Dtype::BF16 => brains::scale(bytemuck::cast_slice(stored), f64::from(scale), out),
+        Dtype::F32 => singles::scale(bytemuck::cast_slice(stored), f64::from(scale), out),
         Dtype::F64 => unreachable!("float64 is never stored"),
-    }
-    if scale != 1.0 {
-        out.iter_mut().for_each(|cell| *cell *= scale);
     }
 }
 
@@ -147,6 +181,7 @@ pub(super) fn load(bytes: &[u8], dtype: Dtype, scale: f32, out: &mut [f32]) {
 pub(super) fn norm_tolerance(dtype: Dtype, dim: usize, scale: f32, norm: f32) -> f64 {
     // (relative rounding error of a cell, smallest cell): half a unit in the last place, both doubled for slack.
     let (relative, smallest) = match dtype {
+        Dtype::I8 => (2f64.powi(-20), 1.0),
         Dtype::F16 => (2f64.powi(-10), 2f64.powi(-24)),
         Dtype::BF16 => (2f64.powi(-7), 2f64.powi(-133)),
         Dtype::F32 | Dtype::F64 => (2f64.powi(-20), 2f64.powi(-149)),
@@ -160,11 +195,13 @@ pub(super) fn norm_tolerance(dtype: Dtype, dim: usize, scale: f32, norm: f32) ->
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::schema::Schema;
     use super::*;
 
     /// (relative, absolute) bound on the error of a cell, the absolute one for scale 1.
     fn bound(dtype: Dtype) -> (f64, f64) {
         match dtype {
+            Dtype::I8 => (0.0, 0.5 + 2f64.powi(-15)),
             Dtype::F16 => (2f64.powi(-11), 2f64.powi(-25)),
             Dtype::BF16 => (2f64.powi(-8), 2f64.powi(-134)),
             _ => (0.0, 0.0),
@@ -182,7 +219,7 @@ mod tests {
         fn cells_come_back_within_the_bound_at_every_magnitude(row in finite_rows()) {
             let Measure { norm, largest } = measure(&row);
             prop_assume!(norm <= MAX_NORM);
-            for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+            for dtype in Schema::DTYPES {
                 let scale = scale_for(dtype, largest);
                 let mut cells = Cells::new(dtype).unwrap();
                 cells.push(&row, scale);
@@ -216,6 +253,23 @@ mod tests {
         assert_eq!(scale_for(Dtype::BF16, 1e-30), 1.0);
         assert_eq!(scale_for(Dtype::BF16, 1e-38), f32::MIN_POSITIVE);
         assert_eq!(scale_for(Dtype::F32, f32::from_bits(1)), 1.0);
+    }
+
+    #[test]
+    fn bytes_use_their_range_and_are_exact_in_single_precision() {
+        for exponent in -118..120 {
+            let largest = 1.2345 * 2f32.powi(exponent);
+            let scale = scale_for(Dtype::I8, largest);
+            assert_eq!((f64::from(largest) / f64::from(scale)).round(), 127.0);
+            for byte in -127i8..=127 {
+                let exact = f64::from(scale) * f64::from(byte);
+                assert_eq!(f64::from(exact as f32), exact);
+            }
+            // Rows that were stored once are stored again as they are.
+            assert_eq!(scale_for(Dtype::I8, scale * 127.0), scale);
+        }
+        assert_eq!(scale_for(Dtype::I8, f32::from_bits(1)), f32::MIN_POSITIVE);
+        assert_eq!(scale_for(Dtype::I8, 0.0), 1.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Names of files in a store, and how a file appears in it: complete, durable and never over another.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// The name of the schema file.
 pub(super) const SCHEMA_FILE: &str = "store.json";
 const TEMPORARY: &str = ".tmp-";
+const LOCK_FILE: &str = ".lock";
+const DAMAGED: &str = "damaged-";
 const SHARD_START: &str = "shard-";
 const SHARD_END: &str = ".safetensors";
 
@@ -68,9 +70,9 @@ pub(super) fn list(folder: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
-/// Reads a regular file of at most `limit` bytes; `None` if it does not exist.
+/// Reads a regular file of at most `limit` bytes, no link; `None` if it does not exist.
 pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let found = match fs::metadata(path) {
+    let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, "read")(error)),
@@ -89,26 +91,67 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 /// A complete, synced file under a temporary name; dropping it removes that name.
+///
+/// It is locked while its writer lives, where the file system has locks: that is how leftovers are told.
 pub(super) struct Temporary {
     folder: PathBuf,
     path: PathBuf,
+    file: File,
+}
+
+/// Removes the temporary file `path` if its writer is gone; false if it is not, or if that cannot be told.
+pub(super) fn remove_forgotten(path: &Path) -> Result<bool> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(false);
+    }
+    let Ok(file) = File::open(path) else { return Ok(false) };
+    if file.try_lock().is_err() {
+        return Ok(false);
+    }
+    // Still locked: a writer that has just created the file and comes late with its own lock finds it gone.
+    match fs::remove_file(path) {
+        // The writer has done with it and removed it itself.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(Error::io(path, "remove")),
+    }
 }
 
 impl Temporary {
     /// Writes `parts`, one after the other, and syncs them.
     pub(super) fn write(folder: &Path, parts: &[&[u8]]) -> Result<Self> {
-        let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(Error::io(&path, "create"))?;
-        let temporary = Self { folder: folder.to_path_buf(), path };
+        let mut temporary = loop {
+            let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(Error::io(&path, "create"))?;
+            // Without locks the file is as good; it only cannot be told from one that is in use.
+            let locked = !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            // A repair may have come between and taken it for a forgotten one.
+            if locked && fs::symlink_metadata(&path).is_ok() {
+                break Self { folder: folder.to_path_buf(), path, file };
+            }
+        };
         for part in parts {
-            file.write_all(part).map_err(Error::io(&temporary.path, "write"))?;
+            temporary.file.write_all(part).map_err(Error::io(&temporary.path, "write"))?;
         }
-        file.sync_all().map_err(Error::io(&temporary.path, "sync"))?;
+        temporary.file.sync_all().map_err(Error::io(&temporary.path, "sync"))?;
         Ok(temporary)
+    }
+
+    /// Gives the file the first name that is free among the shards of `writer` from `sequence` on.
+    ///
+    /// `sequence` becomes the next one to try.
+    pub(super) fn publish_shard(&self, writer: &str, sequence: &mut u64) -> Result<()> {
+        loop {
+            let name = shard_name(writer, *sequence);
+            *sequence += 1;
+            // The name can be taken if another writer was given the same.
+            if self.publish(&name)? {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives the file the name `name`; false, and nothing done, if that name is taken.
@@ -153,6 +196,58 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_same_file(_: &Path, _: &Path) -> bool {
     false
+}
+
+/// The right to replace and remove shards of a store, which one process has at a time; it ends with the process.
+pub(super) struct Lock(#[expect(dead_code, reason = "the lock is held while the file is open")] File);
+
+impl Lock {
+    /// Takes the lock of the store in `folder`, or fails at once.
+    pub(super) fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join(LOCK_FILE);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::io(&path, "open"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),
+            Err(TryLockError::WouldBlock) => Err(Error::Store {
+                path: folder.to_path_buf(),
+                field: "lock".to_string(),
+                found: "another compaction, deletion or repair at work".to_string(),
+                expected: "one at a time".to_string(),
+                remedy: "Wait until it has ended.".to_string(),
+            }),
+        }
+    }
+}
+
+/// Removes files that are named in `names` and may be gone, for good when this returns.
+pub(super) fn remove(folder: &Path, names: &[String]) -> Result<()> {
+    for name in names {
+        let path = folder.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(&path, "remove")(error));
+            }
+            _ => {}
+        }
+    }
+    if names.is_empty() { Ok(()) } else { sync_folder(folder) }
+}
+
+/// Renames the file `name` so that it is no shard any more; returns its new name.
+pub(super) fn set_aside(folder: &Path, name: &str) -> Result<String> {
+    let path = folder.join(name);
+    for number in 0u64.. {
+        let end = if number == 0 { String::new() } else { format!(".{number}") };
+        let aside = format!("{DAMAGED}{name}{end}");
+        let target = folder.join(&aside);
+        if fs::symlink_metadata(&target).is_err() {
+            fs::rename(&path, &target).map_err(Error::io(&path, "rename"))?;
+            return Ok(aside);
+        }
+    }
+    unreachable!("some number is free")
 }
 
 /// Makes new names in `folder` survive a power cut, where the file system can be asked to.

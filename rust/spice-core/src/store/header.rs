@@ -1,11 +1,12 @@
 //! The header of a shard: bytes to a checked layout and back, without a file.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::FORMAT_VERSION;
+use super::schema::{FORMAT_VERSION, Schema};
 use super::{checksum, corrupt, folder, other_version};
 use crate::error::Result;
 use crate::matrix::Dtype;
@@ -20,6 +21,14 @@ const LENGTH: usize = 8;
 const SEAL_START: &str = "{\"__metadata__\":{\"header_checksum\":\"xxh3-64:";
 const SEAL: usize = LENGTH + SEAL_START.len();
 
+/// A shard that another replaces: its name, and the checksum of its header, so that a later shard of that name is
+/// not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Replaced {
+    pub(super) name: String,
+    pub(super) header_checksum: u64,
+}
+
 /// What the header of a shard says, checked against the size of the file.
 #[derive(Debug, PartialEq)]
 pub(super) struct Header {
@@ -30,7 +39,7 @@ pub(super) struct Header {
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
     pub(super) header_checksum: u64,
-    pub(super) supersedes: Vec<String>,
+    pub(super) supersedes: Vec<Replaced>,
     /// Where things are in the file.
     pub(super) index: Range<usize>,
     pub(super) scale: Range<usize>,
@@ -57,7 +66,7 @@ pub(super) struct Content<'a> {
     pub(super) schema_id: &'a str,
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
-    pub(super) supersedes: &'a [String],
+    pub(super) supersedes: &'a [Replaced],
 }
 
 /// A tensor as safetensors describes it; offsets count from the start of the data section.
@@ -115,6 +124,7 @@ type Layout = [Option<Tensor>; 6];
 /// The name of a stored dtype in safetensors.
 const fn tensor_dtype(dtype: Dtype) -> &'static str {
     match dtype {
+        Dtype::I8 => "I8",
         Dtype::F16 => "F16",
         Dtype::BF16 => "BF16",
         Dtype::F32 => "F32",
@@ -143,6 +153,9 @@ fn layout(rows: u64, dim: u64, dtype: Dtype, loss: bool, num_tokens: bool) -> Op
 
 /// The bytes of a shard before its data section; `None` if they would be more than a reader accepts.
 pub(super) fn encode(content: &Content<'_>) -> Option<Vec<u8>> {
+    let supersedes: BTreeMap<&str, String> = (content.supersedes.iter())
+        .map(|replaced| (&*replaced.name, checksum::text(replaced.header_checksum)))
+        .collect();
     let metadata = Metadata {
         header_checksum: checksum::text(0),
         format_version: FORMAT_VERSION.to_string(),
@@ -150,7 +163,7 @@ pub(super) fn encode(content: &Content<'_>) -> Option<Vec<u8>> {
         rows: content.rows.to_string(),
         columns_checksum: checksum::text(content.columns_checksum),
         data_checksum: checksum::text(content.data_checksum),
-        supersedes: serde_json::to_string(content.supersedes).ok()?,
+        supersedes: serde_json::to_string(&supersedes).ok()?,
     };
     let (rows, dim) = (content.rows as u64, content.dim as u64);
     let tensors = layout(rows, dim, content.dtype, content.loss, content.num_tokens)?;
@@ -226,17 +239,21 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     };
     let columns_checksum = sum("columns_checksum", &metadata.columns_checksum)?;
     let data_checksum = sum("data_checksum", &metadata.data_checksum)?;
-    let supersedes: Vec<String> = serde_json::from_str(&metadata.supersedes)
-        .map_err(|error| corrupt(path, "supersedes", error, "a JSON list of names of shards"))?;
-    if let Some(name) = supersedes.iter().find(|name| !folder::is_shard_name(name)) {
+    let supersedes: BTreeMap<String, String> =
+        serde_json::from_str(&metadata.supersedes).map_err(|error| {
+            corrupt(path, "supersedes", error, "a JSON object: name of a shard → checksum of its header")
+        })?;
+    if let Some(name) = supersedes.keys().find(|name| !folder::is_shard_name(name)) {
         return Err(corrupt(path, "supersedes", format!("{name:?}"), "names of shards of this folder"));
     }
+    let supersedes = (supersedes.into_iter())
+        .map(|(name, text)| Ok(Replaced { header_checksum: sum("supersedes", &text)?, name }))
+        .collect::<Result<_>>()?;
 
     // Rows, columns and dtype determine where everything is; the header has to say the same.
-    let dtype =
-        [Dtype::F16, Dtype::BF16, Dtype::F32].into_iter().find(|&d| tensor_dtype(d) == gradients.dtype);
+    let dtype = Schema::DTYPES.into_iter().find(|&dtype| tensor_dtype(dtype) == gradients.dtype);
     let dtype = dtype.ok_or_else(|| {
-        corrupt(path, "gradients", format!("dtype {}", gradients.dtype), "F16, BF16 or F32")
+        corrupt(path, "gradients", format!("dtype {}", gradients.dtype), "I8, F16, BF16 or F32")
     })?;
     let dim = gradients.shape.get(1).copied().unwrap_or(0);
     if dim == 0 {

@@ -5,9 +5,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Error;
 
+fn replaced() -> Replaced {
+    Replaced { name: "shard-a-000000.safetensors".to_string(), header_checksum: 3 }
+}
+
 /// A shard of `rows × dim` cells of `dtype`, data all zero bytes.
 fn shard(rows: usize, dim: usize, dtype: Dtype, loss: bool, num_tokens: bool) -> Vec<u8> {
-    let supersedes = vec!["shard-a-000000.safetensors".to_string()];
+    let supersedes = vec![replaced()];
     let width = 16 + 4 * usize::from(loss) + 4 * usize::from(num_tokens);
     let data = vec![0; rows * (width + dim * dtype.size())];
     let content = Content {
@@ -49,9 +53,9 @@ fn parse_here(bytes: &[u8]) -> Result<Header> {
 fn the_header_is_these_bytes() {
     let bytes = shard(2, 3, Dtype::F16, true, true);
     let golden = concat!(
-        r#"{"__metadata__":{"header_checksum":"xxh3-64:be46eb953897aee4","format_version":"1","schema_id":"0123","#,
+        r#"{"__metadata__":{"header_checksum":"xxh3-64:ef14a4bdcdf582a8","format_version":"1","schema_id":"0123","#,
         r#""rows":"2","columns_checksum":"xxh3-64:0000000000000001","data_checksum":"xxh3-64:0000000000000002","#,
-        r#""supersedes":"[\"shard-a-000000.safetensors\"]"},"#,
+        r#""supersedes":"{\"shard-a-000000.safetensors\":\"xxh3-64:0000000000000003\"}"},"#,
         r#""index":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},"#,
         r#""scale":{"dtype":"F32","shape":[2],"data_offsets":[16,24]},"#,
         r#""norm":{"dtype":"F32","shape":[2],"data_offsets":[24,32]},"#,
@@ -74,7 +78,7 @@ fn another_reader_of_safetensors_agrees() {
     assert_eq!(gradients.data().as_ptr(), bytes[header.gradients.clone()].as_ptr());
     assert_eq!((header.rows, header.dim, header.dtype), (2, 3, Dtype::BF16));
     assert!(header.loss.is_none());
-    assert_eq!(header.supersedes, ["shard-a-000000.safetensors"]);
+    assert_eq!(header.supersedes, [replaced()]);
 }
 
 #[test]
@@ -119,8 +123,10 @@ fn well_sealed_lies_are_refused() {
         (r#""rows":"2","#, r#""rows":"2","more":"","#),
         // Names that lead out of the folder.
         (r#"shard-a-000000"#, r#"../shard-a"#),
-        (r#"[\"shard-a-000000.safetensors\"]"#, r#"[\"store.json\"]"#),
-        (r#"[\"shard-a-000000.safetensors\"]"#, "{}"),
+        (r#"\"shard-a-000000.safetensors\""#, r#"\"store.json\""#),
+        (r#"{\"shard-a-000000.safetensors\":\"xxh3-64:0000000000000003\"}"#, "[]"),
+        (r#"\"xxh3-64:0000000000000003\""#, "3"),
+        (r#"xxh3-64:0000000000000003"#, "xxh3-64:3"),
         (r#"xxh3-64:0000000000000001"#, "md5:0000000000000001"),
     ] {
         assert!(json.contains(from), "{from}");
@@ -177,7 +183,7 @@ proptest! {
     fn headers_come_back(
         rows in 0usize..50,
         dim in 1usize..50,
-        dtype in prop::sample::select(vec![Dtype::F16, Dtype::BF16, Dtype::F32]),
+        dtype in prop::sample::select(Schema::DTYPES.to_vec()),
         loss: bool,
         num_tokens: bool,
     ) {

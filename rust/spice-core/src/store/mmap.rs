@@ -18,8 +18,8 @@ pub(super) struct Mapped(memmap2::Mmap);
 impl Mapped {
     /// Maps the regular file at `path`.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // Looked at by name first: opening a named pipe would wait for a writer.
-        if !fs::metadata(path).map_err(Error::io(path, "open"))?.is_file() {
+        // Looked at by name first: opening a named pipe would wait for a writer, and a link may lead out of the folder.
+        if !fs::symlink_metadata(path).map_err(Error::io(path, "open"))?.is_file() {
             return Err(super::corrupt(path, "file", "no regular file", "a regular file"));
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;

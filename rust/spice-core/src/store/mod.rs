@@ -9,10 +9,12 @@
 //!   store.json                                schema and provenance, written once
 //!   shard-<writer>-<sequence>.safetensors     committed rows, never changed afterwards
 //!   .tmp-*                                    unfinished or forgotten; ignored
+//!   .lock                                     locked by whoever replaces shards; ignored
+//!   damaged-*                                 set aside by a repair; ignored
 //! ```
 //!
 //! **`store.json`** is a JSON object of at most 16 MiB with exactly the members `format_version` (1),
-//! `schema_id`, `dim` (columns, at least 1), `dtype` (`"float16"`, `"bfloat16"` or `"float32"`),
+//! `schema_id`, `dim` (columns, at least 1), `dtype` (`"int8"`, `"float16"`, `"bfloat16"` or `"float32"`),
 //! `reduction` (of the loss over tokens: `"sum"`, `"mean"` or null for unknown), `provenance` (any object),
 //! `written_by` (free text) and, last, `checksum`. The file ends with the bytes
 //! `"checksum": "xxh3-64:<16 hex>"\n}\n`; the checksum is taken over the whole file with these 16 digits
@@ -30,14 +32,14 @@
 //! norm        F32 (rows,)               2-norm of the row before it was rounded to dtype
 //! loss        F32 (rows,)    optional   loss of the sample, finite
 //! num_tokens  I32 (rows,)    optional   learned tokens of the sample, at least 0
-//! gradients   F16 | BF16 | F32 (rows, dim)
+//! gradients   I8 | F16 | BF16 | F32 (rows, dim)
 //! ```
 //!
 //! The header begins with the bytes `{"__metadata__":{"header_checksum":"xxh3-64:<16 hex>"`; this checksum is
 //! taken over the length and the header, with these 16 digits replaced by `0`. The other metadata are
 //! `format_version` (`"1"`), `schema_id` (as in `store.json`), `rows` (decimal), `columns_checksum` (over the
 //! data section before `gradients`), `data_checksum` (over the whole data section) and `supersedes` (a JSON
-//! list of names of shards). Unknown tensors, members or metadata are refused: another set comes with another
+//! object: name of a shard → its `header_checksum`). Unknown tensors, members or metadata are refused: another set comes with another
 //! version. The place and the rule of the two self-checksums hold for every version.
 //!
 //! # Rules
@@ -47,10 +49,17 @@
 //!   damages nothing. `store.json` appears in the same way, so of two creators one wins and the other compares.
 //! - *No coordination.* Writers have different names; any number of them fills one store. The order of rows is
 //!   that of the shards' names, then that of the file. One dataset index in two shards is an error.
-//! - *Superseded shards do not exist.* A shard named in the `supersedes` of any other is skipped, its own list is
-//!   still honoured, and a cycle is an error. Removing superseded files later changes nothing.
-//! - *The scale is a power of two*, so it costs no precision. It is 1 unless cells would overflow, or cells of
-//!   2⁻¹⁰ of the row's largest would be subnormal; see [`Writer`] for the bound on the rounding error.
+//! - *Superseded shards do not exist.* A shard whose name and header checksum are in the `supersedes` of any other is
+//!   skipped, its own list is still honoured, and a cycle is an error. Removing superseded files later changes nothing;
+//!   a later shard of such a name is another shard. A compaction writes one shard in place of several, and a deletion one
+//!   in place of one, so the moment in which the new one gets its name is the moment in which the old ones stop to
+//!   count. Whoever does that holds the lock.
+//! - *A reader lists the folder until two listings agree*, because a compaction between two names of one listing could
+//!   hide both a shard and its successor from it.
+//! - *The scale of floats is a power of two*, so it costs no precision. It is 1 unless cells would overflow, or cells of
+//!   2⁻¹⁰ of the row's largest would be subnormal; that of `int8` has at most 16 significant bits. So scale × stored is
+//!   exact in `f32`. See [`Writer`] for the bounds on the rounding error.
+//! - *Nothing outside the folder is read*: names with separators are no names of shards, and links are refused.
 //! - *Optional columns* are there for all rows of a store or count as absent: [`Reader::loss`] is `None` unless every
 //!   shard with rows has the column. A writer may not leave out what all earlier shards have.
 //! - *Opening reads no gradients*: sizes, headers, the columns before them and their checksums.
@@ -69,10 +78,13 @@ compile_error!("the gradient store maps little-endian files; big-endian hosts ar
 mod buffer;
 mod cells;
 mod checksum;
+mod compact;
+mod derive;
 mod folder;
 mod header;
 mod mmap;
 mod reader;
+mod repair;
 mod schema;
 mod shard;
 mod verify;
@@ -80,12 +92,34 @@ mod writer;
 
 use std::path::Path;
 
+pub use compact::{Compacted, compact, delete};
+pub use derive::{Merged, convert, merge};
 pub use reader::{Info, Reader};
+pub use repair::{Damaged, Repaired, repair};
 pub use schema::{FORMAT_VERSION, Reduction, Schema};
 pub use verify::Verified;
 pub use writer::{Writer, WriterOptions};
 
-use crate::error::Error;
+use std::ops::ControlFlow;
+
+use crate::error::{Error, Result};
+
+/// What a store says of the program that made it.
+const WRITTEN_BY: &str = concat!("spice-rs ", env!("CARGO_PKG_VERSION"));
+
+/// Is told (rows done, all rows) every few MiB, and can end the work.
+pub type Observer<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
+
+/// Tells `observer`.
+///
+/// # Errors
+/// [`Error::Interrupted`] if it ends the work.
+fn observe(observer: &mut Observer<'_>, done: usize, total: usize) -> Result<()> {
+    match observer(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
+}
 
 /// An [`Error::CorruptStore`] with the remedy that all damaged files share.
 fn corrupt(path: &Path, field: impl ToString, found: impl ToString, expected: impl ToString) -> Error {

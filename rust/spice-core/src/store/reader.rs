@@ -1,5 +1,6 @@
 //! An open store: the columns in memory, the gradients on disk.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::cells;
-use super::folder::{self, SCHEMA_FILE};
+use super::folder::{self, Listing, SCHEMA_FILE};
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, extend, extend_optional, superseded};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ pub struct Info {
     pub rows: usize,
     /// Number of columns.
     pub dim: usize,
-    /// `float16`, `bfloat16` or `float32`.
+    /// `int8`, `float16`, `bfloat16` or `float32`.
     pub dtype: &'static str,
     /// Reduction of the loss over tokens, if known.
     pub reduction: Option<Reduction>,
@@ -87,6 +88,40 @@ pub(super) fn read_schema(folder: &Path) -> Result<Option<StoreFile>> {
     Schema::decode(&path, &bytes).map(Some)
 }
 
+/// Maps all shards in `folder`, sorted by name, whatever a compaction does meanwhile.
+///
+/// A listing that a compaction overtakes can miss both a shard and its successor, because names come one by one. A second
+/// listing then has the successor, which was there before the shard was removed. So two in a row have to agree.
+fn open_shards(folder: &Path, schema: &Schema) -> Result<(Vec<Shard>, Listing)> {
+    // Under writers that commit all the time, what was there at the last attempt will do.
+    const ATTEMPTS: usize = 1000;
+    let schema_id = schema.id();
+    let mut opened = BTreeMap::new();
+    let mut listing = folder::list(folder)?;
+    for attempt in 0.. {
+        let mut vanished = None;
+        opened.retain(|name, _| listing.shards.binary_search(name).is_ok());
+        for name in &listing.shards {
+            if opened.contains_key(name) {
+                continue;
+            }
+            match Shard::open(folder, name.clone(), schema, &schema_id) {
+                Err(Error::Io { path, action, source }) if source.kind() == ErrorKind::NotFound => {
+                    vanished = Some(Error::Io { path, action, source });
+                }
+                shard => _ = opened.insert(name.clone(), shard?),
+            }
+        }
+        let next = folder::list(folder)?;
+        match vanished {
+            None if next.shards == listing.shards || attempt >= ATTEMPTS => break,
+            Some(error) if attempt >= ATTEMPTS => return Err(error),
+            _ => listing = next,
+        }
+    }
+    Ok((opened.into_values().collect(), listing))
+}
+
 impl Reader {
     /// Opens the store in the folder `path`. Costs a look at each shard and its columns; reads no gradients.
     ///
@@ -94,33 +129,29 @@ impl Reader {
     /// [`Error::Store`] if the path is no store, is of another version, or has a row twice; [`Error::CorruptStore`]
     /// if a file contradicts itself, `store.json` or the size on disk; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
+        let reader = Self::open_with_duplicates(path)?;
+        reader.check_duplicates()?;
+        Ok(reader)
+    }
+
+    /// [`Reader::open`] without the look for two rows of one dataset index.
+    pub(super) fn open_with_duplicates(path: &Path) -> Result<Self> {
         let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         if !path.is_dir() {
             return Err(no_store(path, if path.exists() { "a file" } else { "nothing" }));
         }
         let file = read_schema(path)?.ok_or_else(|| no_store(path, "a folder without store.json"))?;
-        // A compaction may remove shards after they were listed; the next listing has their successor.
-        const ATTEMPTS: usize = 5;
-        for _ in 1..ATTEMPTS {
-            match Self::open_shards(path, &file) {
-                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                done => return done,
-            }
-        }
-        Self::open_shards(path, &file)
-    }
-
-    fn open_shards(path: &Path, file: &StoreFile) -> Result<Self> {
-        let schema = file.schema.clone();
-        let schema_id = schema.id();
-        let listing = folder::list(path)?;
-        let mut shards = Vec::with_capacity(listing.shards.len());
-        for name in listing.shards {
-            shards.push(Shard::open(path, name, &schema, &schema_id)?);
-        }
+        let (mut shards, listing) = open_shards(path, &file.schema)?;
         let superseded = superseded(path, &shards)?;
         shards.retain(|shard| superseded.binary_search(&shard.name).is_err());
+        Ok(Self { superseded, leftovers: listing.leftovers, ..Self::over(path, file, shards)? })
+    }
 
+    /// The store that these shards make up, whatever else is in the folder.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] if the columns of a shard do not hold.
+    pub(super) fn over(path: &Path, file: StoreFile, shards: Vec<Shard>) -> Result<Self> {
         let mut starts = vec![0];
         let (mut index, mut scale, mut norm) = (Vec::new(), Vec::new(), Vec::new());
         let (mut loss, mut num_tokens) = (Some(Vec::new()), Some(Vec::new()));
@@ -152,11 +183,11 @@ impl Reader {
             }
             starts.push(index.len());
         }
-        let reader = Self {
+        Ok(Self {
             path: path.to_path_buf(),
-            schema,
-            schema_id,
-            written_by: file.written_by.clone(),
+            schema_id: file.schema.id(),
+            schema: file.schema,
+            written_by: file.written_by,
             // Without rows there is no column to speak of.
             loss: loss.filter(|_| !index.is_empty()),
             num_tokens: num_tokens.filter(|_| !index.is_empty()),
@@ -165,11 +196,9 @@ impl Reader {
             index,
             scale,
             norm,
-            superseded,
-            leftovers: listing.leftovers,
-        };
-        reader.check_duplicates()?;
-        Ok(reader)
+            superseded: Vec::new(),
+            leftovers: Vec::new(),
+        })
     }
 
     /// Refuses a store in which two rows have one dataset index.
@@ -188,7 +217,8 @@ impl Reader {
             field: format!("index {}", pair[0].0),
             found: format!("one row in {first} and one in {second}"),
             expected: "one row for each index".to_string(),
-            remedy: "Move one of the shards out of the folder; extracting again fills in what is then missing."
+            remedy: "Merge the store into a new one, which keeps identical rows once; or move one of the shards out \
+                     of the folder."
                 .to_string(),
         })
     }
@@ -233,7 +263,7 @@ impl Reader {
         &self.index
     }
 
-    /// What the stored cells of each row are to be multiplied by: a power of two.
+    /// What the stored cells of each row are to be multiplied by; the products are exact in `f32`.
     pub fn scale(&self) -> &[f32] {
         &self.scale
     }
@@ -251,6 +281,11 @@ impl Reader {
     /// The number of learned tokens of each row, if all shards with rows record it.
     pub fn num_tokens(&self) -> Option<&[i32]> {
         self.num_tokens.as_deref()
+    }
+
+    /// Names of the shards that others replace.
+    pub(super) fn superseded(&self) -> &[String] {
+        &self.superseded
     }
 
     /// File names of the shards in the order of positions.
@@ -293,22 +328,26 @@ impl Reader {
             return Err(Error::invalid("positions", position, expected, remedy));
         }
         for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
-            let shard = self.shard_of(position);
-            let bytes = self.shards[shard].row(position - self.starts[shard]);
-            cells::load(bytes, self.dtype(), self.scale[position], out);
+            cells::load(self.stored(position), self.dtype(), self.scale[position], out);
         }
         Ok(())
     }
 
+    /// The stored cells of the row at `position`.
+    pub(super) fn stored(&self, position: usize) -> &[u8] {
+        let shard = self.shard_of(position);
+        self.shards[shard].row(position - self.starts[shard])
+    }
+
     /// The shard that has the row at `position`.
-    fn shard_of(&self, position: usize) -> usize {
+    pub(super) fn shard_of(&self, position: usize) -> usize {
         self.starts.partition_point(|&start| start <= position) - 1
     }
 
     /// A hash over the schema id and the header checksums of all shards in sorted order: 32 hex digits.
     ///
-    /// Header checksums cover the checksums of the data, so any change of any row changes it. Names of files
-    /// and superseded shards have no part in it; how rows are cut into shards does.
+    /// Header checksums cover the checksums of the data, so any change of any row changes it. Names of files have no
+    /// part in it; how rows are cut into shards does, so a compaction changes it.
     pub fn fingerprint(&self) -> String {
         let mut checksums: Vec<u64> =
             self.shards.iter().map(|shard| shard.header.header_checksum).collect();

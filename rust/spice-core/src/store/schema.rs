@@ -45,7 +45,7 @@ impl Reduction {
 pub struct Schema {
     /// Number of columns.
     pub dim: usize,
-    /// Type of the stored cells: [`Dtype::F16`], [`Dtype::BF16`] or [`Dtype::F32`].
+    /// Type of the stored cells, one of [`Schema::DTYPES`].
     pub dtype: Dtype,
     /// Reduction of the loss whose gradients these are, if known.
     pub reduction: Option<Reduction>,
@@ -85,6 +85,9 @@ fn seal_position(bytes: &[u8]) -> Option<usize> {
 }
 
 impl Schema {
+    /// The dtypes that can be stored.
+    pub const DTYPES: [Dtype; 4] = [Dtype::I8, Dtype::F16, Dtype::BF16, Dtype::F32];
+
     /// Whether `dim` and `dtype` can be stored.
     fn check(&self) -> Result<()> {
         if self.dim == 0 {
@@ -95,11 +98,11 @@ impl Schema {
                 "Give the number of columns of the rows.",
             ));
         }
-        if self.dtype == Dtype::F64 {
+        if !Self::DTYPES.contains(&self.dtype) {
             return Err(Error::invalid(
                 "dtype",
                 self.dtype.name(),
-                "float16, bfloat16 or float32",
+                "int8, float16, bfloat16 or float32",
                 "Gradients carry no more precision than float32; store that.",
             ));
         }
@@ -177,13 +180,13 @@ impl Schema {
             return Err(other_version(path, version));
         }
         let file: File = serde_json::from_value(value).map_err(invalid)?;
-        let dtype = Dtype::from_name(&file.dtype).filter(|&dtype| dtype != Dtype::F64);
+        let dtype = Dtype::from_name(&file.dtype).filter(|dtype| Self::DTYPES.contains(dtype));
         let dtype = dtype.ok_or_else(|| {
             corrupt(
                 path,
                 "dtype",
                 format!("{:?}", file.dtype),
-                "\"float16\", \"bfloat16\" or \"float32\"",
+                "\"int8\", \"float16\", \"bfloat16\" or \"float32\"",
             )
         })?;
         let dim = usize::try_from(file.dim).ok().filter(|&dim| dim > 0);

@@ -1,10 +1,10 @@
 //! One mapped shard: its columns, its rows, and which shards it replaces.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::header::{self, Header};
+use super::header::{self, Header, Replaced};
 use super::mmap::Mapped;
 use super::schema::Schema;
 use super::{checksum, corrupt};
@@ -34,6 +34,11 @@ impl Shard {
             return Err(corrupt(&path, "schema_id", show(found), expected));
         }
         Ok(Self { name, path, header, map })
+    }
+
+    /// What a list of superseded shards says of this one.
+    pub(super) fn identity(&self) -> Replaced {
+        Replaced { name: self.name.clone(), header_checksum: self.header.header_checksum }
     }
 
     /// Compares the columns before the gradients with their checksum.
@@ -97,32 +102,61 @@ pub(super) fn extend_optional<T: std::fmt::Display, const N: usize>(
     }
 }
 
-/// The shards that others replace, sorted by name.
+/// The shards that others replace, sorted by name; `shards` are.
 pub(super) fn superseded(path: &Path, shards: &[Shard]) -> Result<Vec<String>> {
-    let named: HashSet<&str> =
-        shards.iter().flat_map(|shard| &shard.header.supersedes).map(String::as_str).collect();
-    // Follow the lists from the shards that count; a superseded shard that is never reached is in a cycle.
-    let mut reached: Vec<&Shard> = shards.iter().filter(|shard| !named.contains(&*shard.name)).collect();
-    let mut seen: HashSet<&str> = reached.iter().map(|shard| &*shard.name).collect();
-    while let Some(shard) = reached.pop() {
-        for name in &shard.header.supersedes {
-            if let Ok(next) = shards.binary_search_by(|other| other.name.cmp(name))
-                && seen.insert(&shards[next].name)
-            {
-                reached.push(&shards[next]);
-            }
+    let nodes: Vec<(Replaced, &[Replaced])> =
+        shards.iter().map(|shard| (shard.identity(), &*shard.header.supersedes)).collect();
+    match replaced(&nodes) {
+        Ok(names) => Ok(names.into_iter().map(str::to_string).collect()),
+        Err(name) => {
+            let found = format!("{name} in a circle of shards that replace each other");
+            Err(corrupt(path, "supersedes", found, "shards that replace older ones"))
         }
     }
-    if let Some(shard) = shards.iter().find(|shard| !seen.contains(&*shard.name)) {
-        let found = format!("{} in a circle of shards that replace each other", shard.name);
-        return Err(corrupt(path, "supersedes", found, "shards that replace older ones"));
+}
+
+/// Which of the shards (each with its list) are in the list of another; or one that is in a circle of lists.
+fn replaced<'a>(shards: &'a [(Replaced, &[Replaced])]) -> Result<Vec<&'a str>, &'a str> {
+    let named: HashSet<&Replaced> = shards.iter().flat_map(|(_, list)| *list).collect();
+    let places: HashMap<&Replaced, usize> =
+        shards.iter().enumerate().map(|(place, (shard, _))| (shard, place)).collect();
+    // Follow the lists from the shards that count; a superseded shard that is never reached is in a circle.
+    let mut left: Vec<usize> =
+        (0..shards.len()).filter(|&place| !named.contains(&shards[place].0)).collect();
+    let mut seen: HashSet<usize> = left.iter().copied().collect();
+    while let Some(place) = left.pop() {
+        let next = shards[place].1.iter().filter_map(|replaced| places.get(replaced));
+        left.extend(next.filter(|&&place| seen.insert(place)));
     }
-    let mut superseded: Vec<String> = shards
-        .iter()
-        .map(|shard| &shard.name)
-        .filter(|name| named.contains(name.as_str()))
-        .cloned()
-        .collect();
-    superseded.sort_unstable();
-    Ok(superseded)
+    if let Some(place) = (0..shards.len()).find(|place| !seen.contains(place)) {
+        return Err(&shards[place].0.name);
+    }
+    let names = shards.iter().filter(|(shard, _)| named.contains(shard));
+    Ok(names.map(|(shard, _)| &*shard.name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(name: &str, header_checksum: u64) -> Replaced {
+        Replaced { name: name.to_string(), header_checksum }
+    }
+
+    #[test]
+    fn a_later_shard_of_a_replaced_name_counts() {
+        let list = [shard("a", 1), shard("gone", 7)];
+        assert_eq!(replaced(&[(shard("a", 1), &[]), (shard("b", 2), &list)]), Ok(vec!["a"]));
+        assert_eq!(replaced(&[(shard("a", 3), &[]), (shard("b", 2), &list)]), Ok(vec![]));
+    }
+
+    #[test]
+    fn lists_of_replaced_shards_count_and_circles_are_found() {
+        let (a, b, c) = (shard("a", 1), shard("b", 2), shard("c", 3));
+        let [of_a, of_b, of_c] = [&a, &b, &c].map(|shard| vec![shard.clone()]);
+        let chain = [(a.clone(), &[][..]), (b.clone(), &of_a), (c.clone(), &of_b)];
+        assert_eq!(replaced(&chain), Ok(vec!["a", "b"]));
+        assert_eq!(replaced(&[(a.clone(), &of_c), (b, &of_a), (c, &of_b)]), Err("a"));
+        assert_eq!(replaced(&[(a, &of_a)]), Err("a"));
+    }
 }

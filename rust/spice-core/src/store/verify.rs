@@ -1,17 +1,17 @@
 //! Reading everything that an open store has mapped, against every checksum.
 
 use std::fs;
-use std::ops::ControlFlow;
+use std::io::ErrorKind;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::reader::Reader;
 use super::shard::Shard;
-use super::{cells, checksum, corrupt, header};
+use super::{Observer, cells, checksum, corrupt, folder, header, observe};
 use crate::error::{Error, Result};
 
 /// What [`Reader::verify`] has checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Verified {
     /// Number of shards.
     pub shards: usize,
@@ -19,6 +19,10 @@ pub struct Verified {
     pub rows: usize,
     /// Bytes of the shards.
     pub bytes: u64,
+    /// Shards that others replace; a repair or a compaction removes them.
+    pub superseded: Vec<String>,
+    /// Unfinished files of writers that run or were killed; a repair removes the latter.
+    pub leftovers: Vec<String>,
 }
 
 /// Bytes of gradients between two calls of the observer.
@@ -31,37 +35,42 @@ impl Reader {
     ///
     /// # Errors
     /// [`Error::CorruptStore`] with the file, and with the row where one is to blame; [`Error::Interrupted`];
-    /// [`Error::Store`] or [`Error::Io`] if files went away after the store was opened.
-    pub fn verify(&self, observer: &mut dyn FnMut(usize, usize) -> ControlFlow<()>) -> Result<Verified> {
+    /// [`Error::Store`] or [`Error::Io`] if the folder went away after the store was opened; shards that were compacted since
+    /// are still read.
+    pub fn verify(&self, observer: &mut Observer<'_>) -> Result<Verified> {
         let opened = self.schema().id();
         let found = super::reader::read_schema(self.path())?.map(|file| file.schema.id());
         if found.as_ref() != Some(&opened) {
             let found = found.unwrap_or("nothing".to_string());
             return Err(corrupt(self.path(), "schema_id in store.json", found, opened));
         }
+        let leftovers = folder::list(self.path())?.leftovers;
+        let superseded = self.superseded().to_vec();
         let mut bytes = 0;
         for (shard, &start) in self.shards.iter().zip(&self.starts) {
-            let mut observe = |done: usize| match observer(start + done, self.len()) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(Error::Interrupted),
-            };
-            self.verify_shard(shard, start, &mut observe)?;
+            let mut told = |done: usize| observe(observer, start + done, self.len());
+            self.verify_shard(shard, start, &mut told)?;
             bytes += shard.map.len() as u64;
         }
-        Ok(Verified { shards: self.shards.len(), rows: self.len(), bytes })
+        Ok(Verified { shards: self.shards.len(), rows: self.len(), bytes, superseded, leftovers })
     }
 
-    fn verify_shard(
+    /// Reads one shard, whose first row has the position `start`, against its checksums.
+    pub(super) fn verify_shard(
         &self,
         shard: &Shard,
         start: usize,
         observe: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         // Not the map: reading that behind the end of the file would end the process.
-        let size = fs::metadata(&shard.path).map_err(Error::io(&shard.path, "open"))?.len();
-        if size != shard.map.len() as u64 {
-            let expected = format!("{} bytes, as when it was opened", shard.map.len());
-            return Err(corrupt(&shard.path, "file size", format!("{size} bytes"), expected));
+        match fs::metadata(&shard.path) {
+            Ok(now) if now.len() != shard.map.len() as u64 => {
+                let expected = format!("{} bytes, as when it was opened", shard.map.len());
+                return Err(corrupt(&shard.path, "file size", format!("{} bytes", now.len()), expected));
+            }
+            // Compacted meanwhile: nobody can shorten it any more.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            found => _ = found.map_err(Error::io(&shard.path, "open"))?,
         }
         if header::parse(&shard.path, &shard.map)? != shard.header {
             return Err(corrupt(

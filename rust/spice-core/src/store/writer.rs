@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::buffer::Buffer;
 use super::cells::{self, Cells, MAX_NORM, Measure};
+use super::compact::no_cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
 use super::reader::{self, Reader};
 use super::schema::Schema;
@@ -38,15 +39,15 @@ impl Default for WriterOptions {
 
 /// Appends rows to a store, in shards that appear complete or not at all.
 ///
-/// A row `x` is stored as `scale · round(x / scale)` with a power of two as scale. The error of a cell is at most
+/// A row `x` is stored as `scale · round(x / scale)`, for floats with a power of two as scale. The error of a cell is at most
 /// `2⁻¹¹ |x|` (`float16`) or `2⁻⁸ |x|` (`bfloat16`), or, for the smallest cells of a row, `2⁻²⁵ scale` or
-/// `2⁻¹³⁴ scale`; `float32` is exact. Values that came from the stored dtype come back unchanged.
+/// `2⁻¹³⁴ scale`; `float32` is exact. `int8` has the scale `m / 127`, with `m` the row's largest cell, rounded up by at most
+/// `2⁻¹⁵` of itself, and an error of at most `0.50004 scale`. Values that came from the stored dtype come back unchanged.
 ///
 /// Buffered rows are committed by [`Writer::close`]; dropping the writer tries to, and cannot say if it fails.
 pub struct Writer {
     folder: PathBuf,
     schema: Schema,
-    schema_id: String,
     options: WriterOptions,
     name: String,
     sequence: u64,
@@ -66,16 +67,9 @@ impl Writer {
     /// [`Error::StoreMismatch`] if the store has another schema, [`Error::InvalidInput`] for a schema or options
     /// that cannot be used, [`Error::CorruptStore`], [`Error::Store`] and [`Error::Io`] as [`Reader::open`].
     pub fn create(path: &Path, schema: Schema, options: WriterOptions) -> Result<Self> {
-        let text = schema.encode(concat!("spice-rs ", env!("CARGO_PKG_VERSION")))?;
+        let text = schema.encode(super::WRITTEN_BY)?;
         let cells = Cells::new(schema.dtype);
-        let cells = cells.ok_or_else(|| {
-            Error::invalid(
-                "dtype",
-                schema.dtype.name(),
-                "a stored dtype",
-                "Use float32 or a smaller one.",
-            )
-        })?;
+        let cells = cells.ok_or_else(|| no_cells(&schema))?;
         let name = match &options.writer {
             Some(name) => checked_name(name)?,
             None => folder::unique_writer(),
@@ -114,7 +108,6 @@ impl Writer {
         };
         Ok(Self {
             folder: path.to_path_buf(),
-            schema_id: schema.id(),
             sequence: sequences.max().map_or(0, |last| last.saturating_add(1)),
             seen: store.index().iter().copied().collect(),
             buffer: Buffer::new(cells),
@@ -212,15 +205,8 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let file = self.buffer.write(&self.folder, &self.schema, &self.schema_id)?;
-        loop {
-            let name = folder::shard_name(&self.name, self.sequence);
-            self.sequence += 1;
-            // The name can be taken if another writer was given the same.
-            if file.publish(&name)? {
-                break;
-            }
-        }
+        let file = self.buffer.write(&self.folder, &self.schema, &[])?;
+        file.publish_shard(&self.name, &mut self.sequence)?;
         // The rows are in the store now, whatever becomes of the folder's entry.
         self.buffer.clear();
         folder::sync_folder(&self.folder)

@@ -1,0 +1,177 @@
+//! Shards in place of other shards: fewer and larger ones, or the same without some rows.
+//!
+//! Each new shard names those that it replaces, and they are all that it replaces. So the moment in which it gets its own
+//! name is the moment in which they stop to count: no reader sees a row twice or not at all, and a process killed
+//! between two steps leaves either the old shards or the new one. The old files are removed afterwards.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::buffer::Buffer;
+use super::cells::Cells;
+use super::folder::{self, Lock};
+use super::reader::{self, Reader};
+use super::schema::Schema;
+use super::shard::Shard;
+use super::{Observer, observe};
+use crate::error::{Error, Result};
+
+/// The most shards in place of which one can come: their names have to fit its header.
+const MAX_GROUP: usize = 4096;
+
+/// What [`compact`] or [`delete`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Compacted {
+    /// Shards before.
+    pub shards_before: usize,
+    /// Shards now.
+    pub shards: usize,
+    /// Rows that were deleted.
+    pub deleted: usize,
+}
+
+/// Replaces shards of less than `bytes_per_shard` by as few of about this size as can be.
+///
+/// The store stays readable and may be appended to meanwhile; positions of rows change. What is copied is verified.
+///
+/// # Errors
+/// As [`Reader::open`] and [`Reader::verify`]; [`Error::Store`] while another process compacts, deletes or repairs;
+/// [`Error::Interrupted`]. The store then has all its rows, compacted or not.
+pub fn compact(path: &Path, bytes_per_shard: usize, observer: &mut Observer<'_>) -> Result<Compacted> {
+    let (mut work, store) = Work::begin(path)?;
+    let groups = groups(&store.shards, bytes_per_shard);
+    let total = groups.iter().flatten().map(|shard| shard.header.rows).sum();
+    let (mut done, mut shards) = (0, store.shards.len());
+    for group in groups {
+        shards = shards + 1 - group.len();
+        let group = work.replace(&group, |_| true, &mut |rows| observe(observer, done + rows, total))?;
+        done += group;
+    }
+    Ok(Compacted { shards_before: store.shards.len(), shards, deleted: 0 })
+}
+
+/// Deletes the rows with these dataset indices; those that the store does not have are none of its business.
+///
+/// Shards with deleted rows are written again without them, one after the other: a process that is killed on its
+/// way has deleted some of the rows, and the same call deletes the rest.
+///
+/// # Errors
+/// As [`compact`].
+pub fn delete(path: &Path, index: &[i64], observer: &mut Observer<'_>) -> Result<Compacted> {
+    let (mut work, store) = Work::begin(path)?;
+    let unwanted: HashSet<i64> = index.iter().copied().collect();
+    let rows = |shard: usize| &store.index()[store.starts[shard]..store.starts[shard + 1]];
+    let touched: Vec<usize> = (0..store.shards.len())
+        .filter(|&shard| rows(shard).iter().any(|row| unwanted.contains(row)))
+        .collect();
+    let total = touched.iter().map(|&shard| rows(shard).len()).sum();
+    let (mut done, mut shards, mut deleted) = (0, store.shards.len(), 0);
+    for shard in touched {
+        let gone = rows(shard).iter().filter(|row| unwanted.contains(row)).count();
+        deleted += gone;
+        if gone == rows(shard).len() {
+            // Nothing is left to put in its place, and what it replaced itself is removed already.
+            folder::remove(&work.folder, &[store.shards[shard].name.clone()])?;
+            shards -= 1;
+        } else {
+            let keep = |row: i64| !unwanted.contains(&row);
+            let told = &mut |rows| observe(observer, done + rows, total);
+            work.replace(&[&store.shards[shard]], keep, told)?;
+        }
+        done += rows(shard).len();
+    }
+    Ok(Compacted { shards_before: store.shards.len(), shards, deleted })
+}
+
+/// A store whose shards are being replaced.
+struct Work {
+    folder: std::path::PathBuf,
+    schema: Schema,
+    writer: String,
+    sequence: u64,
+    _lock: Lock,
+}
+
+impl Work {
+    /// Locks and opens the store, and removes what is superseded already.
+    fn begin(path: &Path) -> Result<(Self, Reader)> {
+        // Opened first, so that nothing is created in a folder that is no store.
+        let folder = Reader::open(path)?.path().to_path_buf();
+        let lock = Lock::take(&folder)?;
+        let store = Reader::open(&folder)?;
+        folder::remove(&folder, store.superseded())?;
+        let schema = store.schema().clone();
+        let work = Self { folder, schema, writer: folder::unique_writer(), sequence: 0, _lock: lock };
+        Ok((work, store))
+    }
+
+    /// Writes one shard in place of `shards`, with those of their rows whose index is to be kept.
+    ///
+    /// All `shards` have the same columns. Returns the number of their rows.
+    fn replace(
+        &mut self,
+        shards: &[&Shard],
+        keep: impl Fn(i64) -> bool,
+        told: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<usize> {
+        let file = reader::read_schema(&self.folder)?
+            .ok_or_else(|| reader::no_store(&self.folder, "a folder without store.json"))?;
+        let opened = (shards.iter())
+            .map(|shard| Shard::open(&self.folder, shard.name.clone(), &self.schema, &self.schema.id()))
+            .collect::<Result<_>>()?;
+        let part = Reader::over(&self.folder, file, opened)?;
+        let cells = Cells::new(self.schema.dtype).ok_or_else(|| no_cells(&self.schema))?;
+        let mut buffer = Buffer::new(cells);
+        for (shard, &start) in part.shards.iter().zip(&part.starts) {
+            // What is damaged must not get a checksum that says it is not.
+            part.verify_shard(shard, start, &mut |rows| told(start + rows))?;
+            for position in start..start + shard.header.rows {
+                if keep(part.index()[position]) {
+                    buffer.push_stored(&part, position, [true; 2]);
+                }
+            }
+        }
+        let supersedes: Vec<_> = part.shards.iter().map(Shard::identity).collect();
+        let file = buffer.write(&self.folder, &self.schema, &supersedes)?;
+        file.publish_shard(&self.writer, &mut self.sequence)?;
+        // The names of the old shards go only after the name of the new one is safe.
+        folder::sync_folder(&self.folder)?;
+        let names: Vec<String> = supersedes.into_iter().map(|replaced| replaced.name).collect();
+        folder::remove(&self.folder, &names)?;
+        Ok(part.len())
+    }
+}
+
+/// Runs of shards to put one in the place of, each with the same columns.
+fn groups(shards: &[Shard], bytes_per_shard: usize) -> Vec<Vec<&Shard>> {
+    let mut groups: Vec<Vec<&Shard>> = Vec::new();
+    let columns = |shard: &Shard| (shard.header.loss.is_some(), shard.header.num_tokens.is_some());
+    for kind in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        for shard in shards.iter().filter(|shard| columns(shard) == kind) {
+            let size = shard.header.gradients.end - shard.header.index.start;
+            if size >= bytes_per_shard {
+                continue;
+            }
+            if bytes + size > bytes_per_shard || group.len() == MAX_GROUP {
+                groups.push(std::mem::take(&mut group));
+                bytes = 0;
+            }
+            group.push(shard);
+            bytes += size;
+        }
+        groups.push(group);
+    }
+    groups.retain(|group| group.len() > 1);
+    groups
+}
+
+/// The error for a schema of cells that are not stored, which no open store has.
+pub(super) fn no_cells(schema: &Schema) -> Error {
+    Error::invalid(
+        "dtype",
+        schema.dtype.name(),
+        "int8, float16, bfloat16 or float32",
+        "Use float32 or a smaller one.",
+    )
+}

@@ -1,0 +1,207 @@
+//! New stores made from others: merged, or in another dtype. They appear when they are whole.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::buffer::Buffer;
+use super::cells::Cells;
+use super::compact::no_cells;
+use super::folder::{self, SCHEMA_FILE, Temporary};
+use super::reader::Reader;
+use super::writer::{Writer, WriterOptions};
+use super::{Observer, observe};
+use crate::error::{Error, Result};
+use crate::matrix::Dtype;
+
+/// Values that are converted at a time.
+const CHUNK: usize = 1 << 20;
+
+/// What [`merge`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Merged {
+    /// Rows of the new store.
+    pub rows: usize,
+    /// Rows that were there more than once, and are kept once.
+    pub duplicates: usize,
+}
+
+/// Makes a store at `path`, which must not be there yet, of all rows of `sources`, in their order.
+///
+/// Rows are copied as they are stored and verified on the way. Of rows with one dataset index that are the same to the
+/// bit, the first is kept. Sources may have such rows twice themselves. Optional columns are those of all sources.
+///
+/// # Errors
+/// [`Error::StoreMismatch`] if two sources have different schemas; [`Error::Store`] if two rows with one index differ, or
+/// if `path` is taken; as [`Reader::open`], [`Reader::verify`] and [`Writer::commit`]; [`Error::Interrupted`].
+pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> Result<Merged> {
+    let sources: Vec<Reader> =
+        sources.iter().map(|source| Reader::open_with_duplicates(source)).collect::<Result<_>>()?;
+    let Some(first) = sources.first() else {
+        return Err(Error::invalid("sources", "no store", "at least one", "Name the stores to merge."));
+    };
+    let schema = first.schema().clone();
+    for source in &sources[1..] {
+        source.schema().join(source.path(), &schema)?;
+    }
+    let chosen = choose(&sources)?;
+    let total: usize = sources.iter().map(Reader::len).sum();
+    let mut with_rows = sources.iter().filter(|source| !source.is_empty());
+    let optional = [
+        with_rows.clone().all(|source| source.num_tokens().is_some()),
+        with_rows.all(|source| source.loss().is_some()),
+    ];
+    build(path, |folder| {
+        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?])?.publish(SCHEMA_FILE)?;
+        let mut buffer = Buffer::new(Cells::new(schema.dtype).ok_or_else(|| no_cells(&schema))?);
+        let (name, mut sequence) = (folder::unique_writer(), 0);
+        let (mut rows, mut before) = (0, 0);
+        for (source, chosen) in sources.iter().zip(&chosen) {
+            for (number, shard) in source.shards.iter().enumerate() {
+                let (start, end) = (source.starts[number], source.starts[number + 1]);
+                let told = &mut |rows| observe(observer, before + start + rows, total);
+                source.verify_shard(shard, start, told)?;
+                for position in (start..end).filter(|&position| chosen[position]) {
+                    buffer.push_stored(source, position, optional);
+                    rows += 1;
+                    if buffer.bytes() >= WriterOptions::default().bytes_per_shard {
+                        buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+                        buffer.clear();
+                    }
+                }
+            }
+            before += source.len();
+        }
+        if !buffer.is_empty() {
+            buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+        }
+        Ok(Merged { rows, duplicates: total - rows })
+    })
+}
+
+/// For each row of each source, whether it is the first with its index; rows with one index must be the same.
+fn choose(sources: &[Reader]) -> Result<Vec<Vec<bool>>> {
+    let mut first: HashMap<i64, (&Reader, usize)> = HashMap::new();
+    let mut chosen = Vec::with_capacity(sources.len());
+    for source in sources {
+        let mut of_source = vec![true; source.len()];
+        for (position, &row) in source.index().iter().enumerate() {
+            match first.entry(row) {
+                Entry::Vacant(place) => _ = place.insert((source, position)),
+                Entry::Occupied(there) => {
+                    let (other, at) = *there.get();
+                    if !same(other, at, source, position) {
+                        return Err(differ(row, (other, at), (source, position)));
+                    }
+                    of_source[position] = false;
+                }
+            }
+        }
+        chosen.push(of_source);
+    }
+    Ok(chosen)
+}
+
+/// Whether two rows are the same to the bit, with all that both stores know of them.
+fn same(a: &Reader, i: usize, b: &Reader, j: usize) -> bool {
+    let values = |store: &Reader, row: usize| {
+        (store.scale()[row].to_bits(), store.norm()[row].to_bits(), store.index()[row])
+    };
+    let agree = |a: Option<u32>, b: Option<u32>| a.zip(b).is_none_or(|(a, b)| a == b);
+    values(a, i) == values(b, j)
+        && a.stored(i) == b.stored(j)
+        && agree(a.loss().map(|loss| loss[i].to_bits()), b.loss().map(|loss| loss[j].to_bits()))
+        && agree(a.num_tokens().map(|n| n[i] as u32), b.num_tokens().map(|n| n[j] as u32))
+}
+
+/// The error for two rows with one index that are not the same.
+fn differ(row: i64, (a, i): (&Reader, usize), (b, j): (&Reader, usize)) -> Error {
+    let place = |store: &Reader, position: usize| {
+        let name = &store.shards[store.shard_of(position)].name;
+        store.path().join(name).display().to_string()
+    };
+    Error::Store {
+        path: b.path().to_path_buf(),
+        field: format!("index {row}"),
+        found: format!("different rows in {} and {}", place(a, i), place(b, j)),
+        expected: "one row for each index, or the same one".to_string(),
+        remedy: "Delete the row from one of the stores, or move one of the shards out of its folder."
+            .to_string(),
+    }
+}
+
+/// Makes a store at `path`, which must not be there yet, of the rows of `source` in another dtype.
+///
+/// From `float32` the rows are those that would have been written in that dtype at once. Rows that had been rounded
+/// already are rounded again, and `converted_from` in the provenance says what they were.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for a dtype that is not stored; else as [`merge`].
+pub fn convert(source: &Reader, path: &Path, dtype: Dtype, observer: &mut Observer<'_>) -> Result<()> {
+    let mut schema = source.schema().clone();
+    if schema.dtype != Dtype::F32 && schema.dtype != dtype {
+        let before = json!(schema.dtype.name());
+        schema.provenance.entry("converted_from").or_insert(before);
+    }
+    schema.dtype = dtype;
+    let dim = source.dim();
+    let rows_per_chunk = (CHUNK / dim).max(1);
+    build(path, |folder| {
+        let mut writer = Writer::create(folder, schema, WriterOptions::default())?;
+        let mut rows = Vec::new();
+        for (number, shard) in source.shards.iter().enumerate() {
+            let (start, end) = (source.starts[number], source.starts[number + 1]);
+            source
+                .verify_shard(shard, start, &mut |rows| observe(observer, start + rows, source.len()))?;
+            for first in (start..end).step_by(rows_per_chunk) {
+                let part = first..(first + rows_per_chunk).min(end);
+                let positions: Vec<usize> = part.clone().collect();
+                rows.resize(positions.len() * dim, 0.0);
+                source.read(&positions, &mut rows)?;
+                let tokens = source.num_tokens().map(|values| &values[part.clone()]);
+                let loss = source.loss().map(|values| &values[part.clone()]);
+                writer.append(&rows, &source.index()[part], tokens, loss)?;
+            }
+        }
+        writer.close()
+    })
+}
+
+/// A folder that is removed again unless it was renamed.
+struct Aside(PathBuf);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Fills a folder beside `path` and gives it that name when it is whole.
+fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
+    let is_free = match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    let (true, Some(parent), Some(name)) = (is_free, path.parent(), path.file_name()) else {
+        return Err(Error::Store {
+            path: path.to_path_buf(),
+            field: "path".to_string(),
+            found: "something that is there already".to_string(),
+            expected: "the name of a new folder".to_string(),
+            remedy: "Choose another name; nothing is written over.".to_string(),
+        });
+    };
+    fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+    let aside = format!(".tmp-{}-{}", name.to_string_lossy(), folder::unique_writer());
+    let aside = Aside(parent.join(aside));
+    fs::create_dir(&aside.0).map_err(Error::io(&aside.0, "create"))?;
+    let filled = fill(&aside.0)?;
+    folder::sync_folder(&aside.0)?;
+    fs::rename(&aside.0, path).map_err(Error::io(path, "create"))?;
+    folder::sync_folder(parent)?;
+    Ok(filled)
+}

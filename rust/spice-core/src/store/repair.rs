@@ -1,0 +1,89 @@
+//! A store with damaged or forgotten files, made one that opens.
+
+use std::path::Path;
+
+use super::folder::{self, Lock};
+use super::reader::{self, Reader, no_store};
+use super::shard::{self, Shard};
+use super::{Observer, observe};
+use crate::error::{Error, Result};
+
+/// What [`repair`] has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Repaired {
+    /// Unfinished files of dead writers, and superseded shards, which were removed.
+    pub removed: Vec<String>,
+    /// Unfinished files that stay: their writers live, or the file system cannot tell.
+    pub kept: Vec<String>,
+    /// Damaged shards, which were set aside.
+    pub damaged: Vec<Damaged>,
+}
+
+/// A shard that [`repair`] has set aside.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Damaged {
+    /// Its name now; the store does not look at it any more.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Removes unfinished files of dead writers and superseded shards, and sets damaged shards aside, under a new name in the
+/// same folder. Reads the whole store.
+///
+/// Rows of a damaged shard are missing afterwards, unless the shards that it replaced are still there: those count
+/// again.
+///
+/// # Errors
+/// [`Error::Store`] if there is no store, or one of another version, or while another process compacts, deletes or
+/// repairs; [`Error::CorruptStore`] if `store.json` is damaged, which cannot be repaired; [`Error::Io`];
+/// [`Error::Interrupted`].
+pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
+    let folder = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
+    if !folder.is_dir() {
+        return Err(no_store(folder, if folder.exists() { "a file" } else { "nothing" }));
+    }
+    let there = || no_store(folder, "a folder without store.json");
+    let schema = reader::read_schema(folder)?.ok_or_else(there)?.schema;
+    let schema_id = schema.id();
+    let _lock = Lock::take(folder)?;
+
+    let listing = folder::list(folder)?;
+    let mut done = Repaired::default();
+    for name in listing.leftovers {
+        let leftover = folder.join(&name);
+        if folder::remove_forgotten(&leftover)? {
+            done.removed.push(name);
+        } else if leftover.symlink_metadata().is_ok() {
+            done.kept.push(name);
+        }
+    }
+
+    let (mut sound, mut damaged) = (Vec::new(), Vec::new());
+    let total = listing.shards.len();
+    for (number, name) in listing.shards.into_iter().enumerate() {
+        let mut check = || {
+            let file = reader::read_schema(folder)?.ok_or_else(there)?;
+            let open = || Shard::open(folder, name.clone(), &schema, &schema_id);
+            let part = Reader::over(folder, file, vec![open()?])?;
+            // Shards are counted, not rows: those of a damaged shard are not known.
+            part.verify_shard(&part.shards[0], 0, &mut |_| observe(observer, number, total))?;
+            open()
+        };
+        match check() {
+            Ok(shard) => sound.push(shard),
+            Err(error @ Error::CorruptStore { .. }) => damaged.push((name, error.to_string())),
+            Err(error) => return Err(error),
+        }
+        observe(observer, number + 1, total)?;
+    }
+
+    for (name, reason) in damaged {
+        done.damaged.push(Damaged { name: folder::set_aside(folder, &name)?, reason });
+    }
+    folder::sync_folder(folder)?;
+    let superseded = shard::superseded(folder, &sound)?;
+    folder::remove(folder, &superseded)?;
+    done.removed.extend(superseded);
+    Ok(done)
+}
