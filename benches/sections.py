@@ -289,7 +289,7 @@ def growth(bench: Bench) -> None:
 
 def threads(bench: Bench) -> None:
     pool = bench.pool("clustered", 100_000, 1024)
-    for k, run, repeat in ((bench.size("k", 2000), "lazy", 1), (1, "first pass", 3)):
+    for k, run, repeat in ((bench.size("k", 2000), "lazy", 3), (1, "first pass", 3)):
         alone: float | None = None
         for count in (1, 2):
             ours = bench.select(pool, k, 0.1, repeat, threads=count)
