@@ -871,6 +871,25 @@ def test_unit_rows_meet_conditions_too():
     assert verdict(Asked(unit, keywords), sel) is None
 
 
+@pytest.mark.parametrize(("d", "owned", "alpha"), [(64, 2000, 1e4), (200, 500, 1e6), (64, 3, 1e8)])
+def test_gains_beside_many_owned_rows_keep_their_digits(d, owned, alpha):
+    rows = np.random.default_rng(0).standard_normal((owned + 10, d))
+    sel = spice_rs.select(rows, 10, alpha=alpha, conflict_penalty=0.0, initial=range(owned))
+    matrix = np.eye(d) + alpha * rows[:owned].T @ rows[:owned]
+    for row, gain in zip(sel.indices, sel.gains, strict=True):
+        value = np.linalg.norm(np.linalg.solve(np.linalg.cholesky(matrix), rows[row])) ** 2
+        excused = 1e-10 * max(1.0, 1e-6 * np.linalg.cond(matrix))
+        assert gain == pytest.approx(np.log1p(alpha * value), rel=excused)
+        matrix += alpha * np.outer(rows[row], rows[row])
+
+
+def test_tenths_of_a_budget_fit_it():
+    costs, groups = np.full(20, 0.1), ["a"] * 10 + ["b"] * 10
+    sel = spice_rs.select(POOL[:20], budget=1.0, costs=costs, groups=groups)
+    assert sorted(sel.groups.tolist()) == ["a"] * 5 + ["b"] * 5
+    assert len(spice_rs.select(POOL[:2], budget=3.3, costs=[1.1, 2.2])) == 2
+
+
 # --- near-duplicates ---------------------------------------------------------------------------------------------
 
 
