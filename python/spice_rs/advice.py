@@ -114,9 +114,10 @@ def _quotas_unmet(
         short = [code for code, left in zip(short, room, strict=True) if similar and cheapest[code] <= left]
     if not short:
         return []
-    unit = " rows" if selection.costs is None else ""
+    digits, unit = (".0f", " rows") if selection.costs is None else ("g", "")
     parts = [
-        f"{groups.labels[code]!r} {spent[code]:g} of {float(groups.minima[code]):g}{unit}" for code in short
+        f"{groups.labels[code]!r} {spent[code]:{digits}} of {float(groups.minima[code]):{digits}}{unit}"
+        for code in short
     ]
     their, have = ("its", "group has") if len(short) == 1 else ("their", "groups have")
     if selection.costs is None or groups.pool:
