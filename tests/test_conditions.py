@@ -5,6 +5,7 @@ What a run makes of them is in test_constraints.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -21,6 +22,8 @@ from command import run
 from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError, _core, quotas
 from spice_rs.picks import pick_lines, read_rows
 from spice_rs.report import group_table
+from spice_rs.requested import Requested
+from spice_rs.sources import open_source
 
 N = 60
 ROWS = pools.law("opposed", N, 6, 2)
@@ -361,6 +364,8 @@ SHARES = "group_shares"
         ({"groups": "source"}, "groups: found the column name 'source' and no data"),
         ({"groups": "sauce", "data": RECORDS}, "groups: found no 'sauce' in record 0 of data"),
         ({"groups": "source", "data": RECORDS[:50]}, "data: found no record 50, expected all 60 rows"),
+        ({"groups": "source", "data": [*RECORDS, {"source": "x"}]}, "data: found more than 60 records, expected 60, one"),
+        ({"groups": "source", "data": [*RECORDS, {}, {}]}, "data: found more than 60 records, expected 60, one per row"),
         ({"groups": "source", "data": [*RECORDS[:-1], {"source": None}]}, "groups: found NoneType None for row 59"),
         ({"data": RECORDS}, "data: found it without the name of a column"),
         ({SHARES: "pool"}, "group_shares: found it without groups"),
@@ -373,6 +378,8 @@ SHARES = "group_shares"
         ({"groups": LABELS, SHARES: {"maths": (1.5, None)}}, "group_shares['maths']: found 1.5"),
         ({"groups": LABELS, SHARES: {"maths": (-1, None)}}, "group_shares['maths']: found -1"),
         ({"groups": LABELS, SHARES: {"maths": (True, None)}}, "group_shares['maths']: found True"),
+        ({"groups": LABELS, SHARES: {"maths": (0, 10**400)}}, "group_shares['maths']: found 1000000"),
+        ({"groups": LABELS, SHARES: {"maths": (10**5000, None)}}, "group_shares['maths']: found int of too many digits"),
         ({"groups": LABELS, SHARES: {"maths": ("a", None)}}, "group_shares['maths']: found 'a'"),
         ({"groups": LABELS, SHARES: {"maths": (math.nan, None)}}, "group_shares['maths']: found nan"),
         ({"groups": LABELS, SHARES: {"code": (9, 9), "maths": (2, 2)}}, "minima of 11 rows in all, expected at most k=10"),
@@ -387,6 +394,8 @@ SHARES = "group_shares"
         ({"budget": 0, "k": None, "costs": COSTS}, "budget: found 0, expected a cost of at least 1, or a share"),
         ({"budget": -2.0, "k": None, "costs": COSTS}, "budget: found -2.0"),
         ({"budget": math.inf, "k": None, "costs": COSTS}, "budget: found inf"),
+        ({"budget": 10**400, "k": None, "costs": COSTS}, "budget: found 1000000"),
+        ({"budget": 10**5000, "k": None, "costs": COSTS}, "budget: found int of too many digits to show"),
         ({"budget": "9", "k": None, "costs": COSTS}, "budget: found '9'"),
         ({"budget": 9, "k": None, "costs": [0, *COSTS[1:]]}, "costs: found 0 for row 0, expected finite numbers above 0"),
         ({"budget": 9, "k": None, "costs": [*COSTS[:-1], "x"]}, "costs: found str 'x' for row 59, expected a number"),
@@ -399,12 +408,16 @@ SHARES = "group_shares"
         ({"weights": [10**400, *COSTS[1:]]}, "weights: found inf for row 0"),
         ({"prior": [0.5] * 59 + [math.nan]}, "prior: found nan for row 59, expected finite numbers"),
         ({"prior": COSTS, "prior_weight": math.inf}, "prior_weight: found inf"),
+        ({"prior": COSTS, "prior_weight": 10**400}, "prior_weight: found 1000000"),
         ({"prior": [1e10] * N, "prior_weight": 1e300}, "prior_weight: found 1e+300 with a prior up to 1e+10"),
         ({"prior_weight": 2.0}, "prior_weight: found 2.0 without prior"),
         ({"initial": [3, 60]}, "initial: found 60, expected rows of array"),
         ({"include": [-1]}, "include: found -1, expected rows of"),
         ({"exclude": [0.5]}, "exclude: found float64 of shape (1,), expected whole numbers"),
         ({"exclude": [True, False]}, "exclude: found bool of shape (2,)"),
+        ({"exclude": {1, 2}}, "exclude: found set, expected whole numbers in one dimension. Pass a list"),
+        ({"include": frozenset([1])}, "include: found frozenset, expected"),
+        ({"initial": 3}, "initial: found int, expected"),
         ({"exclude": [4, 5, 4]}, "exclude: found row 4 twice"),
         ({"initial": [1, 2], "include": [2]}, "include: found row 2, which is in initial too"),
         ({"include": [1, 2], "exclude": [5, 1]}, "exclude: found row 1, which is in include too"),
@@ -430,6 +443,38 @@ def test_conditions_that_cannot_be_met_name_themselves(keywords, says):
         spice_rs.select(ROWS, **{"k": 10, **keywords})
     assert says in str(caught.value)
     assert "expected" in str(caught.value)
+
+
+def resolved(rows, **given):
+    """The conditions of a run on these rows, checked, and no run."""
+    names = (field.name for field in dataclasses.fields(Requested))
+    requested = Requested(**{**dict.fromkeys(names), "prior_weight": 1.0, **given})
+    return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1)
+
+
+def test_costs_to_include_may_exceed_a_limit_by_their_rounding_alone():
+    own = {"costs": [1.1, 2.2], "include": [0, 1]}  # 1.1 + 2.2 is more than 3.3 in float64
+    one = {**own, "groups": ["x", "x"]}
+    resolved(np.eye(2), budget=3.3, **own)
+    resolved(np.eye(2), budget=9, group_shares={"x": (None, 3.3)}, **one)
+    with pytest.raises(InvalidInputError, match="include: found rows of 3.3 cost units"):
+        resolved(np.eye(2), budget=3.3 * (1 - 2e-9), **own)
+    with pytest.raises(InvalidInputError, match="include: found 3.3 cost units of group 'x'"):
+        resolved(np.eye(2), budget=9, group_shares={"x": (None, 3.3 * (1 - 2e-9))}, **one)
+    costs = {"costs": [1.1, 2.2, 3.4], "groups": ["x", "x", "y"], "include": [0, 1]}
+    resolved(np.eye(3), budget=6.6, group_shares={"y": (3.3, None)}, **costs)
+    with pytest.raises(InvalidInputError, match="groups' minima still need"):
+        resolved(np.eye(3), budget=6.6 * (1 - 2e-9), group_shares={"y": (3.3, None)}, **costs)
+
+
+def test_a_store_may_leave_out_the_last_records_of_its_data(store):
+    path, _ = store
+    records = [{"g": i % 2} for i in range(3 * N + 5)]
+    assert spice_rs.select(path, 5, data=records, groups="g").groups is not None
+    first = path.with_name("first")  # the first rows of the data, in their order
+    with spice_rs.GradientStore.create(first, dim=6, dtype="float32") as writer:
+        writer.append(ROWS, index=np.arange(N))
+    assert spice_rs.select(first, 5, data=records, groups="g").groups is not None
 
 
 @pytest.mark.parametrize(
@@ -588,17 +633,99 @@ def test_what_a_budget_leaves_is_said_aloud():
     assert not any("budget" in m for m in warnings_of(np.eye(3), budget=10, costs=[9.9, 9.8, 9.7]))
 
 
+def test_the_remedy_for_what_a_budget_leaves_fits_its_cause():
+    def about(rows, **keywords):
+        (found,) = (m for m in warnings_of(rows, **keywords) if "budget" in m)
+        return found
+
+    assert about(np.eye(3), budget=5, costs=[7, 8, 9]) == (
+        "no row was picked: the cheapest costs 7, and the budget is 5. Raise the budget."
+    )
+    assert about(np.eye(3), budget=5, costs=[2, 7, 8], exclude=[0]).startswith(
+        "no row was picked: the cheapest costs 7"
+    )
+    assert about(np.eye(3), budget=90, costs=[7, 8, 9]) == (
+        "all 3 rows that can be picked were picked: they cost 24, and the budget is 90. Give a smaller budget."
+    )
+    assert "the cheapest row left costs 8. Raise the budget" in about(np.eye(3), budget=10, costs=[7, 8, 9])
+    same = about(np.ones((3, 2)), budget=10, costs=[4, 4, 4], max_similarity=0.9)
+    assert same.endswith("2 near-duplicates were skipped. Raise max_similarity, or give a smaller budget.")
+    limited = {"groups": ["a", "a", "b"], "group_shares": {"a": (None, 4)}}
+    assert about(np.eye(3), budget=12, costs=[4, 4, 4], **limited).endswith(
+        " Raise the groups' maxima, or give a smaller budget."
+    )
+    shares = about(np.eye(4), budget=6, costs=[2] * 4, groups=["a", "a", "b", "b"])
+    assert shares.endswith(" Give group_shares, or give a smaller budget.")
+
+
+def test_shares_of_the_pool_need_not_be_met_to_the_last_token():
+    costs, labels = [5 + i % 7 for i in range(N)], ["x"] * 10 + ["y"] * 50
+    sel = spice_rs.select(ROWS, budget=100, costs=costs, groups=labels)
+    assert sel.costs[sel.groups == "x"].sum() < 0.98 * sel.quotas[0][1]
+    assert not any(
+        "groups" in m or "group has" in m for m in warnings_of(ROWS, budget=100, costs=costs, groups=labels)
+    )
+    rows = np.vstack([np.ones((10, 6)), ROWS[10:]])
+    said = warnings_of(rows, budget=100, costs=costs, groups=labels, max_similarity=0.99)
+    assert any("1 group has less than its share of the pool ('x' " in m for m in said)
+
+
+def test_groups_that_the_shares_of_the_pool_shut_out_are_counted():
+    labels = [i // 6 for i in range(N)]
+    assert any("6 of 10 groups get no row" in m and "(k=4)" in m for m in warnings_of(ROWS, 4, groups=labels))
+    said = warnings_of(ROWS, 4, groups=labels, exclude=range(48))
+    assert not any("get no row" in m for m in said)
+    assert not any("get no row" in m for m in warnings_of(ROWS, 10, groups=labels))
+    assert not any("get no row" in m for m in warnings_of(ROWS, 4, groups=labels, group_shares={}))
+    labels = [max(0, i - 41) for i in range(N)]  # 42 rows, and 18 groups of one
+    said = warnings_of(ROWS, budget=45, costs=[9] * N, groups=labels)
+    assert any("18 of 19 groups get no row: each of their rows costs more" in m for m in said)
+
+
+def test_initial_rows_of_an_initial_selection_are_said_to_be_forgotten():
+    first = spice_rs.select(ROWS, 4)
+    second = spice_rs.select(ROWS, 4, initial=first)
+    assert any(
+        "a selection that had 4 initial rows itself" in m for m in warnings_of(ROWS, 4, initial=second)
+    )
+    both = [*first.indices, *second.indices]
+    for rows in (first, second.indices, both):
+        assert not any("itself" in m for m in warnings_of(ROWS, 4, initial=rows))
+
+
+def test_skipped_near_duplicates_are_counted_in_the_summary(pool, capsys):
+    rows = np.vstack([np.ones((4, 6)), np.eye(6)])
+    assert "3 near-duplicates skipped, stopped: " in repr(spice_rs.select(rows, 7, max_similarity=0.9))
+    assert "1 near-duplicate skipped, " in repr(spice_rs.select(rows[2:], 7, max_similarity=0.9))
+    assert "near-dup" not in repr(spice_rs.select(np.eye(6), 3, max_similarity=0.9))
+    np.save(pool / "same.npy", rows)
+    assert run("select", pool / "same.npy", "-k", 7, "--max-similarity", 0.9) == 0
+    assert "3 near-duplicates skipped" in capsys.readouterr().err
+
+
 def test_minima_that_near_duplicates_leave_unmet_are_said_aloud():
     rows = np.vstack([np.ones((4, 6)), np.eye(6)])
     labels = ["same"] * 4 + ["other"] * 6
     said = warnings_of(rows, 6, groups=labels, group_shares={"same": (3, None)}, max_similarity=0.9)
     assert any(
-        "1 groups have less than their minimum ('same' 1 of 3 rows); 3 near-duplicates" in m for m in said
+        "1 group has less than its minimum ('same' 1 of 3 rows); 3 near-duplicates were skipped: its rows are"
+        in m
+        for m in said
+    )
+    labels = ["same"] * 2 + ["too"] * 2 + ["other"] * 6
+    shares = {"same": (2, None), "too": (2, None)}
+    said = warnings_of(rows, 6, groups=labels, group_shares=shares, max_similarity=0.9)
+    assert any(
+        "2 groups have less than their minimum" in m and "their rows are too similar" in m for m in said
+    )
+    said = warnings_of(rows, 5, groups=labels, max_similarity=0.9)
+    assert any(
+        "1 group has less than its share of the pool" in m and "or give group_shares." in m for m in said
     )
     said = warnings_of(rows, 9, max_similarity=0.9)
-    assert any(
-        "7 rows were picked and not k=9: no row is left that the conditions allow; 3 near" in m for m in said
-    )
+    (found,) = (m for m in said if "7 rows were picked and not k=9" in m)
+    assert "no row is left that the conditions allow; 3 near-duplicates were skipped." in found
+    assert found.endswith(" Raise max_similarity, or select fewer.")
 
 
 def test_values_that_are_all_the_same_are_said_aloud():

@@ -887,7 +887,12 @@ def test_tenths_of_a_budget_fit_it():
     costs, groups = np.full(20, 0.1), ["a"] * 10 + ["b"] * 10
     sel = spice_rs.select(POOL[:20], budget=1.0, costs=costs, groups=groups)
     assert sorted(sel.groups.tolist()) == ["a"] * 5 + ["b"] * 5
-    assert len(spice_rs.select(POOL[:2], budget=3.3, costs=[1.1, 2.2])) == 2
+    for more in (
+        {},
+        {"include": [0, 1]},
+        {"groups": ["a", "b"], "group_shares": {"a": (1.1, None), "b": (2.2, None)}},
+    ):
+        assert len(spice_rs.select(POOL[:2], budget=3.3, costs=[1.1, 2.2], **more)) == 2
 
 
 # --- near-duplicates ---------------------------------------------------------------------------------------------

@@ -107,6 +107,20 @@ def test_rows_that_nobody_picks_are_all_that_is_read():
     assert longer.kept == 300
 
 
+def test_settings_that_did_nothing_are_said_aloud_as_by_select():
+    def said(function, *arguments, **keywords):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function(*arguments, **keywords)
+        assert {each.filename for each in caught} == {__file__}
+        return [str(each.message) for each in caught]
+
+    rows = np.vstack([np.eye(8), 0.5 * np.eye(8), np.zeros((2, 8))])
+    before = spice_rs.select(rows[:12], 4, alpha=1e-6)
+    assert said(spice_rs.extend, before, rows) == said(spice_rs.select, rows, 4, alpha=1e-6)
+    assert any("zeros" in message for message in said(spice_rs.extend, before, rows, k=17))
+
+
 def test_a_new_row_that_wins_ends_the_prefix():
     strong = 300 * pools.law("unit", 3, 24, 5)
     rows = np.vstack([ROWS, strong.astype(ROWS.dtype)])

@@ -50,7 +50,7 @@ class Columns:
                 "data: found it without the name of a column, expected one in groups, costs, weights or prior. Name"
                 " one, or leave the data out."
             )
-        self._columns = _read(data, names, self.rows) if names else {}
+        self._columns = _read(data, names, self.rows, source) if names else {}
 
     def by_position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return values in the order of the source's blocks, given in the order of the dataset rows."""
@@ -175,15 +175,24 @@ def digest(*parts: npt.NDArray[Any] | list[Label]) -> str:
     return whole.hexdigest()[:HASH_DIGITS]
 
 
-def _read(data: Any, names: Mapping[str, str], rows: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+def _read(
+    data: Any, names: Mapping[str, str], rows: npt.NDArray[np.int64], source: Source
+) -> dict[str, list[Any]]:
     """Return the named columns of the data, for `rows` (ascending) alone."""
     place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
     columns: dict[str, list[Any]] = {name: [] for name in names.values()}
     if hasattr(data, "select_columns") and set(columns) <= set(data.column_names):
         data = data.select_columns(list(columns))  # and decode no other
-    contiguous = int(rows[-1]) + 1 == len(rows)
+    contiguous, whole = int(rows[-1]) + 1 == len(rows), source.index is None
+    # Without an index every record has a row: one more is looked for, and refused.
+    wanted = range(len(rows) + whole) if contiguous else set(rows.tolist())
     read = -1
-    for row, record in raw_records(data, range(len(rows)) if contiguous else set(rows.tolist())):
+    for row, record in raw_records(data, wanted):
+        if read + 1 == len(rows):
+            raise InvalidInputError(
+                f"{place}: found more than {len(rows)} records, expected {len(rows)}, one per row: the last row of"
+                f" {source.description} is {len(rows) - 1}. Give the data that the gradients were extracted from."
+            )
         for field, name in names.items():
             if name not in record:
                 raise InvalidInputError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spice_rs.columns import digest
 from spice_rs.errors import InvalidInputError
-from spice_rs.quotas import Quotas
+from spice_rs.quotas import EXCESS, Quotas
 from spice_rs.result import NearDuplicates, as_labels
 from spice_rs.saved import DUPLICATES
 from spice_rs.sources import Source
@@ -168,9 +168,10 @@ class Conditions:
         if self.include is None or self.total is None:
             return
         unit, name = ("rows", "k") if self.costs is None else ("cost units", "budget")
+        excess = Fraction(0) if self.costs is None else EXCESS
         costs = np.ones(len(self.include)) if self.costs is None else self.costs[self.include]
         spent = sum(map(Fraction, costs.tolist()), Fraction(0))
-        if spent > self.total:
+        if spent > self.total * (1 + excess):
             raise InvalidInputError(
                 f"include: found rows of {_text(spent)} {unit}, expected at most {name}={_text(self.total)}. Include fewer,"
                 f" or raise {name}."
@@ -183,13 +184,13 @@ class Conditions:
         needed = Fraction(0)
         for code, label in enumerate(self.groups.labels):
             own, maximum = own_costs.get(code, Fraction(0)), self.groups.maxima[code]
-            if maximum is not None and own > maximum:
+            if maximum is not None and own > maximum * (1 + excess):
                 raise InvalidInputError(
                     f"include: found {_text(own)} {unit} of group {label!r}, expected at most its maximum of"
                     f" {_text(maximum)}. Include fewer, or raise the maximum in group_shares."
                 )
             needed += max(Fraction(0), self.groups.minima[code] - own)
-        if needed > self.total - spent:
+        if needed > self.total * (1 + excess) - spent:
             raise InvalidInputError(
                 f"include: found rows that leave {_text(self.total - spent)} of {name}={_text(self.total)}, expected at"
                 f" least the {_text(needed)} {unit} that the groups' minima still need. Include fewer, or raise {name}."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.advice import inert_settings
 from spice_rs.arguments import check_numbers
 from spice_rs.checkpoint import COLUMNS, INTERVAL
 from spice_rs.conditions import KEYS
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress, Watcher
 from spice_rs.result import Selection
 from spice_rs.saved import DUPLICATES
@@ -115,7 +117,11 @@ def extend(
     same = selection.indices[:count] == result["indices"][:count]
     settings["kept"] = int(np.argmin(same)) if not same.all() else count
     settings["source"] = opened.identity(content)
-    return Selection(**result, signal=float(np.median(signal)), settings=settings)
+    extended = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    linear_gain = float(signal[opened.positions(extended.indices)].sum())
+    for message in inert_settings(extended, linear_gain=linear_gain):
+        warnings.warn(message, SpiceWarning, stacklevel=2)
+    return extended
 
 
 def _check_kind(settings: dict[str, Any]) -> None:

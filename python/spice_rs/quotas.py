@@ -21,6 +21,9 @@ from spice_rs.errors import InvalidInputError
 MAX_TEXT = 16 << 20
 """Bytes that labels and quotas may take as JSON; a saved selection holds them in its header."""
 
+EXCESS = Fraction(1, 10**9)
+"""Part of a budget or a maximum by which costs may exceed it: their sums are rounded. The core allows the same."""
+
 ROUNDING = Fraction(1, 10**6)
 """Part of a row by which a share of k may miss a whole number and still mean it."""
 
@@ -36,6 +39,7 @@ class Quotas:
         maxima: (g,) what it may have; None for no limit.
         sizes: (g,) what it has: rows, or their cost, that are neither excluded nor initial.
         counts: (g,) the number of these rows.
+        pool: whether these are the shares of the pool, and not numbers that the caller gave.
     """
 
     labels: list[Label]
@@ -44,6 +48,7 @@ class Quotas:
     maxima: list[Fraction | None]
     sizes: list[Fraction]
     counts: list[int]
+    pool: bool
 
 
 def resolve(
@@ -76,7 +81,8 @@ def resolve(
         inside = [part[candidates[part]] for part in np.split(order, ends[:-1])]
         counts = [len(part) for part in inside]
         sizes = [Fraction(math.fsum(costs[part])) for part in inside]
-    if isinstance(shares, str) and shares == "pool":
+    pool = isinstance(shares, str) and shares == "pool"
+    if pool:
         minima = _pool_shares(sizes, total, whole=costs is None)
         maxima: list[Fraction | None] = list(minima)
     elif isinstance(shares, Mapping):
@@ -84,10 +90,10 @@ def resolve(
         minima, maxima = [pair[0] for pair in given.values()], [pair[1] for pair in given.values()]
     else:
         raise InvalidInputError(
-            f"group_shares: found {_short(shares)}, expected 'pool' or a mapping label → (minimum, maximum). For example"
+            f"group_shares: found {short(shares)}, expected 'pool' or a mapping label → (minimum, maximum). For example"
             " {'maths': (0.2, None)}."
         )
-    quotas = Quotas(labels, codes, minima, maxima, sizes, counts)
+    quotas = Quotas(labels, codes, minima, maxima, sizes, counts, pool)
     _check(quotas, total, whole=costs is None)
     text = len(json.dumps(quotas.labels)) + 50 * len(labels)
     if text > MAX_TEXT:
@@ -130,12 +136,12 @@ def _given(
         if code is None or code in pairs:
             found = "the label" if code is None else "twice the label"
             raise InvalidInputError(
-                f"group_shares: found {found} {_short(label)}, expected labels of the {len(labels)} groups, once each:"
-                f" {_short(labels)}. Correct it, or leave it out."
+                f"group_shares: found {found} {short(label)}, expected labels of the {len(labels)} groups, once each:"
+                f" {short(labels)}. Correct it, or leave it out."
             )
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidInputError(
-                f"group_shares[{label!r}]: found {_short(pair)}, expected (minimum, maximum). Write None for no limit."
+                f"group_shares[{label!r}]: found {short(pair)}, expected (minimum, maximum). Write None for no limit."
             )
         minimum, maximum = (_amount(f"group_shares[{label!r}]", value, total, whole=whole) for value in pair)
         if (
@@ -148,7 +154,7 @@ def _given(
             rounding = ", shares being rounded to whole rows inwards" if whole else ""
             raise InvalidInputError(
                 f"group_shares[{label!r}]: found a minimum of {_text(minimum)} and a maximum of {_text(maximum)} {unit}"
-                f" (from {_short(pair)}{rounding}), expected minimum ≤ maximum. Widen it."
+                f" (from {short(pair)}{rounding}), expected minimum ≤ maximum. Widen it."
             )
         pairs[code] = (minimum or Fraction(0), maximum)
     return {code: pairs.get(code, (Fraction(0), None)) for code in range(len(labels))}
@@ -164,7 +170,9 @@ def _amount(field: str, value: Any, total: Fraction | None, *, whole: bool) -> F
         expected = (
             "a whole number of rows, a share in [0, 1] or None" if whole else "a number of at least 0 or None"
         )
-        raise InvalidInputError(f"{field}: found {_short(value)}, expected {expected}. Correct it.")
+        raise InvalidInputError(
+            f"{field}: found {short(value)}, expected {expected}. Correct it; None is no limit."
+        )
     if is_whole or exact > 1:
         return exact
     if total is None:
@@ -176,25 +184,29 @@ def _amount(field: str, value: Any, total: Fraction | None, *, whole: bool) -> F
 
 
 def exact_number(value: Any) -> Fraction | None:
-    """Return a finite number as it is written (0.1 is a tenth); None if it is something else."""
+    """Return a number that float64 holds as it is written (0.1 is a tenth); None if it is something else."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        return None
-    return Fraction(str(value))
+    try:
+        finite = number and math.isfinite(value)
+    except OverflowError:  # a whole number beyond float64
+        finite = False
+    return Fraction(str(value)) if finite else None
 
 
 def _check(quotas: Quotas, total: Fraction | None, *, whole: bool) -> None:
     """Refuse what no selection can satisfy."""
     unit, budget = ("rows", "k") if whole else ("cost units", "budget")
+    # Sums of costs are rounded: 1.1 and 2.2 are not quite 3.3.
+    allowed = 1 if whole else 1 + EXCESS / 2
     for label, minimum, size in zip(quotas.labels, quotas.minima, quotas.sizes, strict=True):
-        if minimum > size:
+        if minimum > size * allowed:
             raise InvalidInputError(
                 f"group_shares: found a minimum of {_text(minimum)} {unit} for group {label!r}, expected at most the"
                 f" {_text(size)} that it has beside excluded and initial rows. Lower it, or {budget}."
             )
     if total is None:
         return
-    if sum(quotas.minima) > total:
+    if sum(quotas.minima) > total * allowed:
         raise InvalidInputError(
             f"group_shares: found minima of {_text(sum(quotas.minima))} {unit} in all, expected at most {budget}="
             f"{_text(total)}. Lower some of them, or raise {budget}."
@@ -216,6 +228,10 @@ def _text(value: Fraction | int) -> str:
     return str(value) if value == int(value) else f"{float(value):.6g}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def short(value: Any) -> str:
+    """Return what a value looks like in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        text = f"{type(value).__name__} of too many digits to show"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -128,7 +128,8 @@ class Requested:
                 )
         elif self.prior_weight != 1.0:
             raise InvalidInputError(
-                f"prior_weight: found {self.prior_weight!r} without prior, expected both. Give prior, or leave it out."
+                f"prior_weight: found {quotas.short(self.prior_weight)} without prior, expected both. Give prior, or leave"
+                " it out."
             )
         conditions = Conditions(
             source=source,
@@ -198,8 +199,8 @@ class Requested:
         exact = quotas.exact_number(self.budget)
         if exact is None or exact <= 0:
             raise InvalidInputError(
-                f"budget: found {self.budget!r}, expected a cost of at least 1, or a share of the whole cost in (0, 1)."
-                " Correct it."
+                f"budget: found {quotas.short(self.budget)}, expected a cost of at least 1, or a share of the whole cost in"
+                " (0, 1), which float64 holds. Correct it."
             )
         return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
 
@@ -253,5 +254,7 @@ def _check_costs(costs: Floats) -> None:
 
 def _number(field: str, value: Any) -> float:
     if quotas.exact_number(value) is None:
-        raise InvalidInputError(f"{field}: found {value!r}, expected a finite number. Correct it.")
+        raise InvalidInputError(
+            f"{field}: found {quotas.short(value)}, expected a finite number. Correct it."
+        )
     return float(value)

@@ -117,8 +117,9 @@ class Selection:
     def head(self, k: int) -> Selection:
         """Return the selection that the same run with a budget of `k` makes: its first `k` picks.
 
-        Greedy picks are nested, so that one long run holds all shorter ones. (The rows of windows are not, nor
-        those under a budget of cost or with minima for groups: what these force depends on the budget.)
+        Greedy picks are nested, so that one long run holds all shorter ones (`log_dets` agree to rounding). The rows of
+        windows are not, nor those under a budget of cost or with minima for groups: what these force depends on the
+        budget.
 
         Args:
             k: picks to keep, 1 ≤ k ≤ len(self), and no fewer than were to be included.
@@ -274,9 +275,11 @@ class Selection:
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
         kept = "" if self.kept is None else f"{self.kept} picks kept, {self.rows_read.sum()} rows read, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
+        near = 0 if self.near_duplicates is None else len(self.near_duplicates)
+        skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
         return (
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
-            f" penalty decided {int(self.overruled.sum())} picks, stopped: {self.stop_reason})"
+            f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
         )
 
 

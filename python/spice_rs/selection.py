@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
-from spice_rs.advice import inert_settings, unmet_conditions
+from spice_rs.advice import forgotten_rows, inert_settings, unmet_conditions
 from spice_rs.arguments import check_budget, check_numbers
 from spice_rs.checkpoint import INTERVAL, Checkpoint
 from spice_rs.conditions import Conditions
@@ -101,9 +101,11 @@ def select(
             token counts of a store. Only with `budget`.
         budget: whole cost that the picks may have, in place of k: 1 or more in cost units, a float below 1 as a share of
             the cost of all rows. The search runs twice, with every gain divided by its row's cost over the mean cost
-            and without; the run with the larger U is returned, and `Selection.compared` has both.
+            and without; the run with the larger U (in which a `prior` does not count) is returned, and
+            `Selection.compared` has both.
         initial: dataset rows that count as picked before the first pick, or a selection from the same source. They
-            cost nothing and are in no result.
+            cost nothing and are in no result: a selection does not hold the initial rows that it had itself. To build
+            on both, give one list of both.
         include: dataset rows to pick first, in this order, or a selection from the same source.
         exclude: dataset rows never to pick, or a selection from the same source.
         max_similarity: τ in (0, 1): skip rows whose gradient has a cosine above τ or below −τ with that of a pick or
@@ -111,7 +113,8 @@ def select(
         weights: weight w > 0 of each row in the Fisher information F = Σ w·g·gᵀ and in the mean of the picks: the
             name of a column of `data`, or (N,) numbers by dataset row.
         prior: what each row's score gets on top, times `prior_weight`: the name of a column of `data`, or (N,) numbers
-            by dataset row, for example a quality score.
+            by dataset row, for example a quality score. With `budget` it counts in the scores of both runs, and not
+            in the choice of the run to keep, which is the one with the larger U.
         prior_weight: factor of `prior`.
         fisher: "full" is the paper's formula. "diagonal" is the authors' released code, which keeps a diagonal of
             fourth powers (den_j += α·g_j⁴; Δ = log(1 + α Σ g_j²/den_j)): theirs, not the paper's. "scalar", theirs
@@ -282,6 +285,7 @@ def select(
         keeper.finish(selection)
     linear_gain = float(signal[opened.positions(selection.indices)].sum())
     for message in [
+        *forgotten_rows(initial),
         *inert_settings(selection, linear_gain=linear_gain),
         *unmet_conditions(selection, conditions),
     ]:

@@ -419,8 +419,10 @@ def as_rows(rows: Sequence[int] | npt.ArrayLike, field: str = "rows") -> npt.NDA
     """
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        # NumPy sees one object in a set, which has no order.
+        found = f"{array.dtype} of shape {array.shape}" if array.ndim else type(rows).__name__
+        remedy = "for example sel.indices" if array.ndim else "a list or an array: the order may matter"
         raise InvalidInputError(
-            f"{field}: found {array.dtype} of shape {array.shape}, expected whole numbers in one dimension."
-            " Pass for example sel.indices."
+            f"{field}: found {found}, expected whole numbers in one dimension. Pass {remedy}."
         )
     return array.astype(np.int64)
