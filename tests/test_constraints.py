@@ -883,6 +883,18 @@ def test_gains_beside_many_owned_rows_keep_their_digits(d, owned, alpha):
         matrix += alpha * np.outer(rows[row], rows[row])
 
 
+def test_rows_that_weights_make_equal_are_no_twins(tmp_path):
+    # 2·g of weight 1 and g of weight 4 are one row in F and two in the mean; as int8 they have the same bytes too.
+    base = 1e-7 * pools.law("opposed", 40, 3, 1).astype(np.float32)
+    rows, weights = np.vstack([base * 4, base * 2, base]), np.repeat([1.0, 4.0, 16.0], 40)
+    with spice_rs.GradientStore.create(tmp_path / "store", dim=3, dtype="int8") as writer:
+        writer.append(rows, index=np.arange(120))
+    keywords = {"conflict_penalty": 0.01, "weights": weights}
+    eager = spice_rs.select(tmp_path / "store", 100, search="eager", **keywords)
+    for hot_rows in (1, 3, 9, 40):
+        assert_same(eager, spice_rs.select(tmp_path / "store", 100, hot_rows=hot_rows, **keywords))
+
+
 def test_tenths_of_a_budget_fit_it():
     costs, groups = np.full(20, 0.1), ["a"] * 10 + ["b"] * 10
     sel = spice_rs.select(POOL[:20], budget=1.0, costs=costs, groups=groups)

@@ -162,8 +162,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
     if type(source).__module__.split(".")[0] == "torch" and hasattr(source, "layout"):
         return _from_tensor(source)
     raise InvalidInputError(
-        f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor."
-        " Convert it with numpy.asarray."
+        f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor, or a"
+        " list of such sources. Convert rows with numpy.asarray."
     )
 
 

@@ -134,7 +134,9 @@ impl<'a> Run<'a> {
     pub(super) fn terms_key(&self, row: usize) -> u64 {
         let (multiplier, bonus) = self.merit.key(row);
         let (group, cost) = self.terms(row);
-        let parts = [multiplier, bonus, group as u64, cost.to_bits()];
+        // Rows of one product √w·g may differ in w, and so in what they do to the mean.
+        let weight = self.survey.weight(row);
+        let parts = [multiplier, bonus, group as u64, cost.to_bits(), weight.to_bits()];
         parts
             .into_iter()
             .fold(0, |key: u64, part| (key.rotate_left(17) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15))
