@@ -43,7 +43,11 @@ def _quiet():
         yield
 
 
-def for_cases(look, *strategies, examples: int, derandomize: bool = False) -> None:
+NEW_CASES = "SPICE_NEW_CASES" in os.environ
+"""Draw other cases every time: to search for faults. Otherwise the same ones, so that a red run is the change's."""
+
+
+def for_cases(look, *strategies, examples: int, derandomize: bool = not NEW_CASES) -> None:
     """Call `look` on so many drawn cases."""
     settings(
         max_examples=examples,
