@@ -124,6 +124,7 @@ impl Limits {
         let mut costs: Vec<f64> = candidates.iter().chain(include).map(|&row| self.cost(row)).collect();
         costs.sort_unstable_by(f64::total_cmp);
         let mut spent = 0.0;
+        // Somewhat more than the ledger allows: this is planned for, and must not end a run.
         let fit = costs.iter().take_while(|&&cost| {
             spent += cost;
             spent <= self.budget * (1.0 + 1e-6)
