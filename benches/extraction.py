@@ -24,10 +24,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import spice_rs
-from spice_rs.batching import collate, longest_first, take_batch
-from spice_rs.dataset import load_records, tokenise
+from spice_rs.data.dataset import load_records, tokenise
 from spice_rs.demo import UPPER_LAYERS, model_files, write_pool
-from spice_rs.extractor import TOKENS_PER_BATCH
+from spice_rs.extraction.batching import collate, longest_first, take_batch
+from spice_rs.extraction.extractor import TOKENS_PER_BATCH
 
 
 def plain_seconds(model: torch.nn.Module, examples: list, tokens: int, *, lean: bool = False) -> float:

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from spice_rs.extractor import extract
+from spice_rs.extraction.extractor import extract
 
 VOCABULARY = 96
 FAMILIES = ["llama", "qwen2", "gpt2"]

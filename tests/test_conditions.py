@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 import pools
 import spice_rs
 from command import run
-from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError, _core, quotas
-from spice_rs.picks import pick_lines, read_rows
-from spice_rs.report import group_table
-from spice_rs.requested import Requested
-from spice_rs.sources import open_source
+from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError, _core
+from spice_rs.report.tables import group_table
+from spice_rs.selection import quotas
+from spice_rs.selection.picks import pick_lines, read_rows
+from spice_rs.selection.requested import Requested
+from spice_rs.store.sources import open_source
 
 N = 60
 ROWS = pools.law("opposed", N, 6, 2)

@@ -29,7 +29,7 @@ from constrained import (
 )
 from constraint_cases import KINDS, Asked, asked
 from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError
-from spice_rs.saved import read_run
+from spice_rs.selection.saved import read_run
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "log_dets")
 HOT_ROWS = (1, 2, 3, 5, 9, 20, 45, None)
@@ -1250,7 +1250,7 @@ def test_an_interrupted_run_under_conditions_ends_with_the_same_bits(keywords, t
     rows = pools.law("opposed", 12_000, 128, 2)
     rows[6000:6500] = rows[:500] * 2
     file, k = tmp_path / "run", 600
-    monkeypatch.setattr("spice_rs.selection.INTERVAL", 0.0)
+    monkeypatch.setattr("spice_rs.selection.selection.INTERVAL", 0.0)
 
     def stop(picks, *_):
         if picks >= 20:

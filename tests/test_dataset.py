@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from spice_rs.dataset import dataset_fingerprint, load_records, tokenise, tokenizer_fingerprint
+from spice_rs.data.dataset import dataset_fingerprint, load_records, tokenise, tokenizer_fingerprint
+from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.errors import InvalidInputError
-from spice_rs.left_out import reasons, write_left_out
 
 GOOD = {"instruction": "add one and two", "response": "three"}
 WORDS = (
@@ -244,7 +244,9 @@ def test_fingerprint_follows_content_and_ignores_other_fields():
 
 
 def test_reading_and_tokenising_need_no_torch():
-    code = "import sys, spice_rs.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, spice_rs.data.dataset; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,9 +11,10 @@ import transformers as hf
 import spice_rs
 from command import run as command
 from reference import make_lora
-from spice_rs import diagnosis, preparation
-from spice_rs.dataset import IGNORED, Example, Examples
+from spice_rs.data.dataset import IGNORED, Example, Examples
+from spice_rs.diagnosis import doctor as diagnosis
 from spice_rs.errors import InvalidInputError
+from spice_rs.extraction import preparation
 from tiny import WORDS, make_records, make_tokenizer, save_proxy
 
 CHAT = (

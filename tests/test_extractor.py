@@ -21,12 +21,12 @@ from reference import (
     run,
 )
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.extractor import extract
-from spice_rs.hooks import GradientCapture
-from spice_rs.loss import SummedLoss, token_cross_entropy
-from spice_rs.projection import Parameter, make_projection
-from spice_rs.proxy import weight_fingerprint
-from spice_rs.store import GradientStore
+from spice_rs.extraction.extractor import extract
+from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.loss import SummedLoss, token_cross_entropy
+from spice_rs.extraction.projection import Parameter, make_projection
+from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.store.store import GradientStore
 
 # ---------------------------------------------------------------------------------------------- exactness
 
@@ -162,7 +162,7 @@ def test_rows_do_not_depend_on_batches(projection, tmp_path):
 
 
 def test_token_cross_entropy_and_its_gradient_agree_with_torch(monkeypatch):
-    monkeypatch.setattr("spice_rs.loss._CHUNK", 40)  # several chunks
+    monkeypatch.setattr("spice_rs.extraction.loss._CHUNK", 40)  # several chunks
     logits = torch.randn(7, 11, dtype=torch.float32, requires_grad=True)
     targets, weights = torch.randint(0, 11, (7,)), torch.randn(7)
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -21,9 +21,9 @@ from transformers import (
 
 from reference import VOCABULARY, check_against_autograd, make_data, make_lora, make_model, rows_of, run
 from spice_rs.errors import InvalidInputError
-from spice_rs.experts import ExpertsLayer
-from spice_rs.layers import norm_of
-from spice_rs.projection import KINDS, Parameter, make_projection
+from spice_rs.extraction.experts import ExpertsLayer
+from spice_rs.extraction.layers import norm_of
+from spice_rs.extraction.projection import KINDS, Parameter, make_projection
 
 SIZES = dict(
     vocab_size=VOCABULARY,
@@ -272,7 +272,7 @@ def test_norms_are_found_by_what_they_do():
 
 
 def test_experts_without_a_known_form_make_no_layer():
-    from spice_rs.tracking import track
+    from spice_rs.extraction.tracking import track
 
     model = mixtures()["mixtral"]
     assert sum(isinstance(layer, ExpertsLayer) for layer in track(model, None).layers) == 2

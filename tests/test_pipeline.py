@@ -20,11 +20,11 @@ import pytest
 
 import spice_rs
 from spice_rs import cli, pipeline
+from spice_rs.data.records import load_records
 from spice_rs.demo import write_pool
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.loss import SummedLoss
-from spice_rs.records import load_records
-from spice_rs.report import composition_table
+from spice_rs.extraction.loss import SummedLoss
+from spice_rs.report.tables import composition_table
 from tiny import make_records
 
 RECORDS = 30

@@ -13,9 +13,9 @@ import pytest
 import spice_rs
 from command import run as command
 from reference import make_data, make_model, run
-from spice_rs import planning
 from spice_rs.errors import InvalidInputError
-from spice_rs.gradients import GradientRun
+from spice_rs.extraction import planning
+from spice_rs.extraction.gradients import GradientRun
 from tiny import make_records
 
 FAMILIES = ["llama", "qwen2", "gpt2"]

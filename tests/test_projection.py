@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.projection import (
+from spice_rs.extraction.projection import (
     KINDS,
     Parameter,
     dense_signs,
@@ -131,8 +131,8 @@ def test_inner_products_are_unbiased(kind):
 def test_blocks_of_coordinates_do_not_change_rows(kind, monkeypatch):
     left, right = factors()
     whole = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
-    monkeypatch.setattr("spice_rs.projection._CHUNK", 5)  # one row of the weight at a time
-    monkeypatch.setattr("spice_rs.projection._SIGNS", 32)
+    monkeypatch.setattr("spice_rs.extraction.projection._CHUNK", 5)  # one row of the weight at a time
+    monkeypatch.setattr("spice_rs.extraction.projection._SIGNS", 32)
     parts = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
     torch.testing.assert_close(parts, whole)
 

@@ -17,10 +17,10 @@ import pytest
 import spice_rs
 import spice_rs.cli
 from reference import make_data, make_model, rows_of, run
-from spice_rs.batching import longest_first
 from spice_rs.errors import InvalidInputError
-from spice_rs.own_data import OwnSample
-from spice_rs.ranks import Rank
+from spice_rs.extraction.batching import longest_first
+from spice_rs.extraction.own_data import OwnSample
+from spice_rs.extraction.ranks import Rank
 from tiny import make_records
 
 

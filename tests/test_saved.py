@@ -24,8 +24,8 @@ from spice_rs import (
     StoreError,
     StoreMismatchError,
 )
-from spice_rs.picks import pick_lines, write_picks
-from spice_rs.saved import SERIES
+from spice_rs.selection.picks import pick_lines, write_picks
+from spice_rs.selection.saved import SERIES
 
 ROWS = pools.law("opposed", 60, 6, 2)
 

@@ -11,7 +11,7 @@ import pytest
 import pools
 import spice_rs
 from spice_rs import InvalidInputError, StoreError, StoreMismatchError
-from spice_rs.sources import open_source
+from spice_rs.store.sources import open_source
 
 ROWS = pools.law("opposed", 60, 8, 3)
 EXPECTED = spice_rs.select(ROWS, 20, conflict_penalty=0.5).indices.tolist()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
-from spice_rs.store import GradientStore
+from spice_rs.store.store import GradientStore
 
 # dtype: (relative error of a cell, absolute error of a cell for each unit of scale)
 BOUNDS = {
@@ -758,7 +758,7 @@ def test_changing_the_current_folder_moves_nothing(tmp_path: Path, monkeypatch: 
 
 WRITER = """
 import sys, numpy as np
-from spice_rs.store import GradientStore
+from spice_rs.store.store import GradientStore
 writer = GradientStore.create(sys.argv[1], dim=64, rows_per_shard=16, writer=sys.argv[2])
 start = int(sys.argv[3])
 for row in range(start, start + 10**6):

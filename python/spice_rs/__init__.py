@@ -18,15 +18,15 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
-from spice_rs.growth import extend
-from spice_rs.result import NearDuplicates, Selection
-from spice_rs.selection import log_det, select
-from spice_rs.store import GradientStore
+from spice_rs.selection.growth import extend
+from spice_rs.selection.result import NearDuplicates, Selection
+from spice_rs.selection.selection import log_det, select
+from spice_rs.store.store import GradientStore
 
 if TYPE_CHECKING:
-    from spice_rs.diagnosis import Diagnosis, doctor
-    from spice_rs.extractor import extract
-    from spice_rs.planning import Plan, plan
+    from spice_rs.diagnosis.doctor import Diagnosis, doctor
+    from spice_rs.extraction.extractor import extract
+    from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
     "CorruptStoreError",
@@ -51,11 +51,11 @@ __all__ = [
 
 
 _NEED_TORCH = {
-    "Diagnosis": "diagnosis",
-    "doctor": "diagnosis",
-    "extract": "extractor",
-    "Plan": "planning",
-    "plan": "planning",
+    "Diagnosis": "diagnosis.doctor",
+    "doctor": "diagnosis.doctor",
+    "extract": "extraction.extractor",
+    "Plan": "extraction.planning",
+    "plan": "extraction.planning",
 }
 """Name → module."""
 

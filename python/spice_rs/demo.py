@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.report import composition_table
-from spice_rs.result import Selection
-from spice_rs.selection import log_det, select
-from spice_rs.store import GradientStore
+from spice_rs.report.tables import composition_table
+from spice_rs.selection.result import Selection
+from spice_rs.selection.selection import log_det, select
+from spice_rs.store.store import GradientStore
 
 Task = dict[str, Any]
 

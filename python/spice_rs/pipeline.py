@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extractor import extract
-from spice_rs.picks import write_picks
-from spice_rs.result import Selection
-from spice_rs.selection import select
-from spice_rs.store import GradientStore
+from spice_rs.extraction.extractor import extract
+from spice_rs.selection.picks import write_picks
+from spice_rs.selection.result import Selection
+from spice_rs.selection.selection import select
+from spice_rs.store.store import GradientStore
 
 
 def choose(

@@ -341,7 +341,7 @@ fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {
     numbers.as_array().to_vec()
 }
 
-/// The numbers of picks and near-duplicates as arrays, under the names of `spice_rs.saved`.
+/// The numbers of picks and near-duplicates as arrays, under the names of `spice_rs.selection.saved`.
 fn series<'py>(
     py: Python<'py>,
     picks: &[Pick],

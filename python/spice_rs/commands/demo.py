@@ -1,0 +1,23 @@
+"""`demo`: everything on a small real model and generated tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spice_rs.commands.options import add_command
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    demo = add_command(commands, "demo", _demo, "run everything on a small real model and generated tasks")
+    demo.add_argument(
+        "folder", nargs="?", default="demo-out", help="where data, store and picks go (default: demo-out)"
+    )
+    demo.add_argument("--samples", type=int, default=240, help="size of the pool (default: 240)")
+    demo.add_argument("--share", type=float, default=0.1, help="share of the pool to select (default: 0.1)")
+
+
+def _demo(folder: str, samples: int, share: float) -> None:
+    from spice_rs.demo import run_demo
+
+    run_demo(folder, samples=samples, share=share)

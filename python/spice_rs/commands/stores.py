@@ -1,0 +1,139 @@
+"""`info`, `verify`, `merge`, `compact`, `repair`, `convert`, `export`: whole stores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import spice_rs
+from spice_rs.commands.options import add_command
+from spice_rs.progress import bar
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    merge = add_command(commands, "merge", _merge, "make one new store of several, with identical rows once")
+    merge.add_argument("out", metavar="OUT", help="the new store: a new folder")
+    merge.add_argument("stores", metavar="STORE", nargs="+", help="store folder")
+    _store_options(merge)
+
+    for name, run, summary in (
+        ("info", _info, "show what a store holds, without reading gradients"),
+        ("verify", _verify, "read a whole store and check every checksum and number"),
+        ("compact", _compact, "replace small shards by few large ones; the store can be used meanwhile"),
+        ("repair", _repair, "remove forgotten files from a store and set damaged shards aside"),
+        ("convert", _convert, "make a new store of the same rows in another dtype"),
+        ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
+    ):
+        command = add_command(commands, name, run, summary)
+        command.add_argument("store", metavar="STORE", help="store folder")
+        if name == "compact":
+            command.add_argument(
+                "--bytes-per-shard", type=int, metavar="INT", help="size of the new shards (default: 64 MiB)"
+            )
+        if name == "convert":
+            command.add_argument("out", metavar="OUT", help="the new store: a new folder")
+            command.add_argument("--dtype", required=True, help="int8, float16, bfloat16 or float32")
+        if name == "export":
+            command.add_argument("out", metavar="FILE", help=".npy file for the rows")
+            command.add_argument("--index", metavar="FILE", help=".npy file for the dataset rows")
+        _store_options(command, progress=name != "info")
+
+
+def _store_options(parser: argparse.ArgumentParser, progress: bool = True) -> None:
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
+    if progress:
+        parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a bar")
+
+
+def _info(store: str, as_json: bool) -> None:
+    info = spice_rs.GradientStore(store).info()
+    if as_json:
+        print(json.dumps(info, indent=2))
+        return
+    for key, value in info.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        print(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
+
+
+def _verify(store: str, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store)
+    with _watch(progress, "verify") as watch:
+        counts = opened.verify(watch)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    print(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
+    for kind in ("superseded", "leftovers"):
+        for name in counts[kind]:
+            print(f"{kind}: {name}")
+    if counts["superseded"] or counts["leftovers"]:
+        print(
+            f"{store}: `spice-rs repair` removes these files, unless a writer still works on them",
+            file=sys.stderr,
+        )
+
+
+def _merge(out: str, stores: list[str], as_json: bool, progress: bool | None) -> None:
+    with _watch(progress, "merge") as watch:
+        merged = spice_rs.GradientStore.merge(stores, out, watch)
+    _report(as_json, f"{out}: {len(merged)} rows", {"path": out, "rows": len(merged)})
+
+
+def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store)
+    with _watch(progress, "compact") as watch:
+        done = opened.compact(bytes_per_shard, watch)
+    _report(as_json, f"{store}: {done['shards_before']} shards are {done['shards']} now", done)
+
+
+def _repair(store: str, as_json: bool, progress: bool | None) -> None:
+    with _watch(progress, "repair", "shards") as watch:
+        done = spice_rs.GradientStore.repair(store, watch)
+    lines = [f"removed: {name}" for name in done["removed"]]
+    lines += [f"kept, a writer may still work on it: {name}" for name in done["kept"]]
+    lines += [f"set aside: {shard['name']} ({shard['reason']})" for shard in done["damaged"]]
+    _report(as_json, "\n".join(lines) or f"{store}: nothing to repair", done)
+
+
+def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store)
+    with _watch(progress, "convert") as watch:
+        new = opened.convert(out, dtype, watch)
+    about = {"path": out, "rows": len(new), "dtype": new.dtype, "bytes": new.info()["bytes"]}
+    _report(as_json, f"{out}: {len(new)} rows, {new.dtype}, {about['bytes']} bytes", about)
+
+
+def _export(store: str, out: str, index: str | None, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store)
+    with _watch(progress, "export") as watch:
+        opened.export(out, index, watch)
+    about = {"path": out, "index": index, "rows": len(opened), "dim": opened.dim}
+    _report(as_json, f"{out}: {len(opened)} rows × {opened.dim} columns, float32", about)
+
+
+@contextmanager
+def _watch(progress: bool | None, what: str, unit: str = "rows") -> Iterator[Callable[[int, int], None]]:
+    """Yield what to call with (done, all): it moves a bar."""
+    drawn: Any = None
+    seen = 0
+
+    def watch(done: int, total: int) -> None:
+        nonlocal drawn, seen
+        drawn = drawn or bar(progress, total=total, what=what, unit=unit)
+        drawn.update(done - seen)
+        seen = done
+
+    try:
+        yield watch
+    finally:
+        if drawn is not None:
+            drawn.close()
+
+
+def _report(as_json: bool, text: str, result: Mapping[str, Any]) -> None:
+    print(json.dumps(result) if as_json else text)

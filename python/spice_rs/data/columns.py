@@ -1,0 +1,215 @@
+"""One value per dataset row: columns of the data and arrays that the caller gives, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.data.records import raw_records
+from spice_rs.errors import InvalidInputError
+from spice_rs.store.sources import Source, as_rows
+
+Label = str | int | bool
+"""What a group is called."""
+
+HASH_DIGITS = 16
+"""Hex digits of a hash that stands for given values: enough to tell two runs apart."""
+
+
+class Columns:
+    """Looks values up for the rows of a source, in the order of the dataset rows.
+
+    Args:
+        source: the rows.
+        data: where column names are looked up: a path, a Dataset or a list of records; None if there is none.
+        given: argument → what the caller gave for it; a text is the name of a column.
+
+    Raises:
+        InvalidInputError: the data lacks a column or a row.
+    """
+
+    def __init__(self, source: Source, data: Any, given: Mapping[str, Any]) -> None:
+        self._source = source
+        self._order = source.dataset_order()
+        self.rows = self._order if source.index is None else source.index[self._order]
+        names = {field: name for field, name in given.items() if isinstance(name, str)}
+        if names and data is None:
+            field, name = next(iter(names.items()))
+            raise InvalidInputError(
+                f"{field}: found the column name {name!r} and no data, expected data= beside it. Give the data, or one"
+                " value per dataset row."
+            )
+        if data is not None and not names:
+            raise InvalidInputError(
+                "data: found it without the name of a column, expected one in groups, costs, weights or prior. Name"
+                " one, or leave the data out."
+            )
+        self._columns = _read(data, names, self.rows, source) if names else {}
+
+    def by_position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return values in the order of the source's blocks, given in the order of the dataset rows."""
+        placed = np.empty_like(values)
+        placed[self._order] = values
+        return placed
+
+    def numbers(self, field: str, given: Any, *, positive: bool) -> npt.NDArray[np.float64]:
+        """Return (n,) float64, finite and, if asked for, above 0.
+
+        Raises:
+            InvalidInputError: a value is something else; the message names its row.
+        """
+        values = self._values(field, given)
+        try:
+            array = np.asarray(values)
+        except ValueError:  # lists of different lengths
+            array = np.empty(0, object)
+        if array.ndim == 1 and array.dtype.kind in "iuf":
+            numbers = array.astype(np.float64)
+        else:
+            numbers = np.array([self._number(field, i, value) for i, value in enumerate(values)], np.float64)
+        wrong = ~np.isfinite(numbers) | (numbers <= 0 if positive else False)
+        if wrong.any():
+            i = int(np.flatnonzero(wrong)[0])
+            expected = "finite numbers above 0" if positive else "finite numbers"
+            raise InvalidInputError(
+                f"{field}: found {numbers[i]:g} for row {self.rows[i]}, expected {expected}. Correct"
+                " it, or leave the row out of the source."
+            )
+        return numbers
+
+    def labels(self, field: str, given: Any) -> tuple[list[Label], npt.NDArray[np.int64]]:
+        """Return the different labels, by first appearance, and the (n,) number of each row's label.
+
+        Raises:
+            InvalidInputError: a label is no text, whole number or bool, or they are not all of one kind.
+        """
+        values = self._values(field, given)
+        values = values.tolist() if hasattr(values, "tolist") else list(values)
+        values = [value.item() if isinstance(value, np.generic) else value for value in values]
+        kinds = set(map(type, values))
+        if len(kinds) > 1 or not kinds <= {str, int, bool}:
+            usual = type(values[0]) if type(values[0]) in (str, int, bool) else str
+            i = next(i for i, value in enumerate(values) if type(value) is not usual)
+            raise InvalidInputError(
+                f"{field}: found {type(values[i]).__name__} {_short(values[i])} for row {self.rows[i]}, expected a text,"
+                " a whole number or a bool, of one kind for all rows. Give rows without a label one of their own, and"
+                " convert the others, for example with str."
+            )
+        numbers: dict[Label, int] = {}
+        codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+        return list(numbers), codes
+
+    def _values(self, field: str, given: Any) -> Any:
+        """Return one value per row of the source, in the order of the dataset rows."""
+        if isinstance(given, str):
+            return self._columns[given]
+        if isinstance(given, Mapping) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            raise InvalidInputError(
+                f"{field}: found {type(given).__name__}, expected the name of a column or one value per dataset row. Give"
+                " a list or an array."
+            )
+        if isinstance(given, Sequence) and not isinstance(given, list | tuple):
+            given = given[:]  # a column of `datasets`: all of it at once
+        if not isinstance(given, list | tuple):
+            given = np.asarray(given)
+            if given.ndim != 1:
+                raise InvalidInputError(
+                    f"{field}: found an array of shape {given.shape}, expected one value per dataset row. Give one column."
+                )
+        index, needed = self._source.index, int(self.rows[-1]) + 1
+        if len(given) < needed or (index is None and len(given) > needed):
+            expected = (
+                f"{needed}, one per row" if index is None else f"at least {needed}, one per dataset row"
+            )
+            raise InvalidInputError(
+                f"{field}: found {len(given)} values, expected {expected}: the last row of {self._source.description} is"
+                f" {needed - 1}. Give a value for every row, in the order of the data."
+            )
+        if isinstance(given, list | tuple):
+            return given if index is None else [given[row] for row in self.rows.tolist()]
+        return given if index is None else given[self.rows]
+
+    def _number(self, field: str, i: int, value: Any) -> float:
+        if isinstance(value, bool | np.bool_) or not isinstance(
+            value, int | float | np.integer | np.floating
+        ):
+            raise InvalidInputError(
+                f"{field}: found {type(value).__name__} {_short(value)} for row {self.rows[i]}, expected a number. Correct"
+                " it, or name another column."
+            )
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf")
+
+
+def row_list(field: str, given: Any) -> npt.NDArray[np.int64]:
+    """Return dataset rows, none of them twice, in the order given.
+
+    Raises:
+        InvalidInputError: they are no whole numbers in one dimension, or one is there twice.
+    """
+    rows = as_rows(given, field)
+    different, counts = np.unique(rows, return_counts=True)
+    if len(different) < len(rows):
+        raise InvalidInputError(
+            f"{field}: found row {different[counts > 1][0]} twice, expected different rows. Leave it out once."
+        )
+    return rows
+
+
+def digest(*parts: npt.NDArray[Any] | list[Label]) -> str:
+    """Return a short hash of arrays and labels, the same on every machine."""
+    whole = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, list):
+            whole.update(json.dumps(part).encode())
+        else:
+            whole.update(part.astype(part.dtype.newbyteorder("<")).tobytes())
+    return whole.hexdigest()[:HASH_DIGITS]
+
+
+def _read(
+    data: Any, names: Mapping[str, str], rows: npt.NDArray[np.int64], source: Source
+) -> dict[str, list[Any]]:
+    """Return the named columns of the data, for `rows` (ascending) alone."""
+    place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
+    columns: dict[str, list[Any]] = {name: [] for name in names.values()}
+    if hasattr(data, "select_columns") and set(columns) <= set(data.column_names):
+        data = data.select_columns(list(columns))  # and decode no other
+    contiguous, whole = int(rows[-1]) + 1 == len(rows), source.index is None
+    # Without an index every record has a row: one more is looked for, and refused.
+    wanted = range(len(rows) + whole) if contiguous else set(rows.tolist())
+    read = -1
+    for row, record in raw_records(data, wanted):
+        if read + 1 == len(rows):
+            raise InvalidInputError(
+                f"{place}: found more than {len(rows)} records, expected {len(rows)}, one per row: the last row of"
+                f" {source.description} is {len(rows) - 1}. Give the data that the gradients were extracted from."
+            )
+        for field, name in names.items():
+            if name not in record:
+                raise InvalidInputError(
+                    f"{field}: found no {name!r} in record {row} of {place} (only {_short(list(record))}), expected it in"
+                    " every record. Name a column that all rows have."
+                )
+        for name, values in columns.items():
+            values.append(record[name])
+        read += 1
+    if read + 1 < len(rows):
+        raise InvalidInputError(
+            f"{place}: found no record {rows[read + 1]}, expected all {len(rows)} rows of the source. Give the data that"
+            " the gradients were extracted from."
+        )
+    return columns
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,79 @@
+"""Rows by plain autograd: a forward and a backward for each sample, without hooks, masks, padding and cut logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from spice_rs.data.dataset import IGNORED, Example
+from spice_rs.extraction.batching import Sample
+from spice_rs.extraction.own_data import OwnTask
+from spice_rs.extraction.preparation import Extraction, Settings
+from spice_rs.extraction.projection import Projection
+
+_AT_ONCE = 1 << 20  # coordinates projected at a time
+
+
+def plain_rows(
+    ready: Extraction, samples: Sequence[Sample], settings: Settings, projection: Projection
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, dim) and losses (n,) of the samples.
+
+    Args:
+        ready: The model, frozen; it is frozen again afterwards.
+        samples: Any of its samples.
+        settings: For the loss.
+        projection: One whose `add_flat` is the whole projection.
+    """
+    named = dict(ready.network.named_parameters())
+    wanted = list(dict.fromkeys(_whole(parameter.name, named) for parameter in ready.tracked.parameters))
+    rows = torch.zeros(len(samples), projection.dim, device=ready.reading.device)
+    losses = []
+    for name in wanted:
+        named[name].requires_grad_(True)
+    try:
+        for row, sample in zip(rows, samples, strict=True):
+            with torch.enable_grad():
+                loss = _loss(ready, sample, settings)
+                gradients = torch.autograd.grad(loss, [named[name] for name in wanted], allow_unused=True)
+            losses.append(loss.detach())
+            found = dict(zip(wanted, gradients, strict=True))
+            for parameter in ready.tracked.parameters:
+                gradient = found[_whole(parameter.name, named)]
+                if gradient is None:
+                    continue
+                if parameter.name not in named:
+                    gradient = gradient[int(parameter.name.rpartition("[")[2][:-1])]
+                values = gradient.reshape(1, -1).float()
+                for start in range(0, values.shape[1], _AT_ONCE):
+                    part = values[:, start : start + _AT_ONCE].clone()
+                    projection.add_flat(row[None], parameter, start, part)
+    finally:
+        for name in wanted:
+            named[name].requires_grad_(False)
+    return rows, torch.stack(losses)
+
+
+def _whole(name: str, named: dict[str, Any]) -> str:
+    """The parameter that an expert's part belongs to."""
+    return name if name in named else name.rpartition("[")[0]
+
+
+def _loss(ready: Extraction, sample: Any, settings: Settings) -> torch.Tensor:
+    device = ready.reading.device
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
+    if not isinstance(sample, Example):
+        assert isinstance(ready.task, OwnTask)
+        with autocast:
+            return ready.task.losses([sample], 1, device).sum()
+    ids = torch.from_numpy(sample.input_ids).to(device, torch.int64)[None]
+    labels = torch.from_numpy(sample.labels).to(device, torch.int64)[None]
+    with autocast:
+        output = ready.network(input_ids=ids)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        if settings.loss_fn is not None:
+            return settings.loss_fn(logits, labels).sum()
+    wide = logits[0, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(wide, labels[0, 1:], ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,171 @@
+"""Examples → per-sample gradients → store: one forward and one backward per batch.
+
+`extract` reads the data, prepares the proxy model, and asks the store which rows it lacks; those are computed
+longest first, so that a run that fits in memory at its start fits to its end. A row is the projected gradient
+of the *summed* loss of a sample's learned tokens, and is stored with that loss and the number of those
+tokens: whether the selection sees sums, means or unit rows is decided when the rows are read. It does not
+depend on the batch in which it was computed.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from spice_rs.data.left_out import reasons, write_left_out
+from spice_rs.errors import SpiceWarning
+from spice_rs.extraction.loss import LossFunction, OwnLossFunction
+from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
+from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
+from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.tracking import TargetModules
+from spice_rs.store.store import GradientStore
+
+__all__ = ["TOKENS_PER_BATCH", "extract"]
+
+
+def extract(
+    model: Any,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    dim: int = 4096,
+    projection: Kind = "sparse",
+    seed: int = 0,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    target_modules: TargetModules = None,
+    norms: bool = False,
+    embeddings: bool = False,
+    min_coverage: float = 0.9,
+    lora_rank: int | None = None,
+    gguf_file: str | None = None,
+    max_length: int = 2048,
+    tokens_per_batch: int | None = None,
+    completion_only: bool = True,
+    gradient_checkpointing: bool = False,
+    device: str | torch.device | None = None,
+    loss_fn: LossFunction | OwnLossFunction | None = None,
+    progress: bool | None = None,
+    skip_bad: bool = False,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    nnz: int = DEFAULT_NNZ,
+    side: int = DEFAULT_SIDE,
+    trust_remote_code: bool = False,
+) -> GradientStore:
+    """Computes the gradient row of every sample that the store lacks.
+
+    Args:
+        model: Folder, hub id, or a torch module: a causal language model (a PeftModel included), or any module with
+            data and a loss of your own. A module comes back as it was: training flags, requires_grad, device.
+        data: A .jsonl, .json or .parquet file, a hub id or folder for `datasets`, a Dataset, or a list of records;
+            see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a sample: a tensor,
+            or a tuple or dict of tensors and numbers.
+        out: The store's folder. Rows already there are kept, missing ones computed.
+        tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
+            module and the data are text.
+        dim: Columns of a row; without meaning for projection="none".
+        projection: "sparse" (a count sketch of every weight), "two_sided" (both sides of each layer's outer
+            product first), "rademacher" (dense signs) or "none"; see `spice_rs.extraction.projection`.
+        seed: Of the projection, and of the fresh LoRA's A.
+        dtype: How the store keeps cells.
+        target_modules: Names of modules or ends of them, or a pattern for whole names. Default: what is trainable
+            if that is a part of the model, else all linear layers (fused experts too) but the output head.
+        norms: Track norms as well (trainable ones and those that target_modules names are tracked anyway).
+        embeddings: Track embeddings as well, and a head that is tied to them.
+        min_coverage: Least share of the parameters meant that must be tracked; less is an error that names what is
+            missed.
+        lora_rank: Take gradients at a fresh LoRA of this rank (B = 0, so of B alone) instead of the weights.
+        gguf_file: Name of the GGUF file in the model's folder.
+        max_length: Tokens kept per sample.
+        tokens_per_batch: Padded tokens (of your own data: samples) per batch; halved where memory runs out. Default:
+            `TOKENS_PER_BATCH`, and never more than 256 samples.
+        completion_only: Learn the assistant's turns alone, else all tokens.
+        gradient_checkpointing: Form the activations of each block again on the way back, for memory. A module that
+            has it on keeps it.
+        device: Default: the module's own; for a path the GPU if there is one.
+        loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per sample; for
+            your own data (model, batch) → (B,), the batch made by torch's default_collate. Known to the store by its
+            name.
+        progress: Show a progress bar; None: if stderr is a terminal.
+        skip_bad: Leave out records that cannot be used, instead of stopping; they are counted by reason and listed
+            in `OUT.left-out.jsonl`, one line with row and reason each.
+        columns: Field → column, for data with other names of columns: {"prompt": "frage", "response": "antwort"};
+            see `spice_rs.data.records.FIELDS`.
+        limit: Only the rows below this index.
+        nnz: Buckets per coordinate of sparse projections.
+        side: p of the two-sided projection.
+        trust_remote_code: Let `transformers` run code that comes with the model.
+
+    Returns:
+        The open store; `index` of a row is the row of the data. Under `torchrun`, each process computes its share, and
+        its store holds what was there when it was done.
+
+    Raises:
+        InvalidInputError: An argument, a record or the model cannot be used.
+        StoreMismatchError: `out` was made with other settings, weights or data.
+    """
+    settings = Settings(
+        tokenizer=tokenizer,
+        dim=dim,
+        projection=projection,
+        seed=seed,
+        dtype=dtype,
+        target_modules=target_modules,
+        norms=norms,
+        embeddings=embeddings,
+        min_coverage=min_coverage,
+        lora_rank=lora_rank,
+        gguf_file=gguf_file,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+        completion_only=completion_only,
+        gradient_checkpointing=gradient_checkpointing,
+        device=device,
+        loss_fn=loss_fn,
+        skip_bad=skip_bad,
+        columns=columns,
+        limit=limit,
+        nnz=nnz,
+        side=side,
+        trust_remote_code=trust_remote_code,
+    )
+    rank = Rank.current()
+    with (
+        preparing(model, data, settings) as ready,
+        GradientStore.create(
+            out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
+        ) as writer,
+    ):
+        if rank.first:
+            _report(ready.reading, max_length, out)
+        share = rank.slice(ready.reading.samples)
+        present = writer.contains(np.array([sample.index for sample in share], dtype=np.int64))
+        missing = [sample for sample, there in zip(share, present, strict=True) if not there]
+        ready.run().fill(writer, missing, progress if rank.first else False)
+    return GradientStore(out)
+
+
+def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> None:
+    """Lists samples that were left out beside the store, and warns of them and of cut ones."""
+    listed = write_left_out(reading.left_out, out)
+    if reading.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(reading.left_out).items())
+        warnings.warn(
+            f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}; all in {listed}); "
+            f"the first: {reading.left_out[0]}",
+            SpiceWarning,
+            stacklevel=3,
+        )
+    if reading.truncated:
+        warnings.warn(
+            f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={max_length} tokens",
+            SpiceWarning,
+            stacklevel=3,
+        )

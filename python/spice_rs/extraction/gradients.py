@@ -1,0 +1,137 @@
+"""Samples → rows: batches, halved where memory runs out, and written while the next one is computed."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+
+import numpy as np
+import torch
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
+from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.progress import bar
+from spice_rs.store.store import GradientWriter
+
+_SAMPLES_PER_BATCH = 256  # what is formed per sample besides activations is at most 4 MB
+_ROW_CELLS = 1 << 28  # cells of one batch's rows: 1 GB in float32, met with projection="none" alone
+
+
+class GradientRun:
+    """Computes batches and writes them while the next one is computed.
+
+    Args:
+        task: The loss.
+        capture: The hooks.
+        device: Where the model is.
+        tokens: Padded tokens per batch, to begin with.
+    """
+
+    def __init__(self, task: Task, capture: GradientCapture, device: torch.device, tokens: int) -> None:
+        self.task = task
+        self.capture = capture
+        self.device = device
+        self.tokens = tokens
+
+    def fill(self, writer: GradientWriter, samples: Sequence[Sample], progress: bool | None) -> None:
+        """Appends the rows of the samples. An interrupt leaves the rows written so far committed."""
+        total = sum(sample.length for sample in samples)
+        shown = bar(progress, total=total, what="extract", unit="tokens")
+        done, started = 0, time.perf_counter()
+        with self.capture.attached(), closing(shown), ThreadPoolExecutor(1, "spice-write") as pool:
+            pending: Future[None] | None = None
+            for batch, rows, losses in self.batches(longest_first(samples)):
+                if pending is not None:
+                    pending.result()  # one batch is written at a time, and its errors are raised here
+                pending = pool.submit(write_rows, writer, batch, rows, losses)
+                done += len(batch)
+                shown.update(sum(sample.length for sample in batch))
+                rate = done / (time.perf_counter() - started)
+                shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
+            if pending is not None:
+                pending.result()
+
+    def batches(
+        self, samples: Sequence[Sample]
+    ) -> Iterator[tuple[Sequence[Sample], torch.Tensor, torch.Tensor]]:
+        """Batches with their rows (B, dim) and losses (B,) on the device, smaller when memory runs out."""
+        start = 0
+        while start < len(samples):
+            batch = self.take(samples, start)
+            result = self.compute_or_none(batch)
+            if result is None:
+                self.shrink(batch)  # only here, where the failed batch's tensors are no longer referenced
+                continue
+            yield batch, *result
+            start += len(batch)
+
+    def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:
+        """The batch that begins at `start`."""
+        most = max(1, min(_SAMPLES_PER_BATCH, _ROW_CELLS // self.capture.projection.dim))
+        return take_batch(samples, start, self.tokens, most)
+
+    def shrink(self, batch: Sequence[Sample]) -> None:
+        """Halves the batches after one that did not fit.
+
+        Raises:
+            InvalidInputError: It was a single sample.
+        """
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise InvalidInputError(
+                f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
+                "than there is; lower max_length, or track fewer layers with target_modules"
+            )
+        self.tokens = batch[0].length * (len(batch) // 2)
+
+    def compute(self, samples: Sequence[Sample], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (B, dim) and losses (B,) float32 of one batch; the hooks must be attached.
+
+        Args:
+            samples: The batch.
+            length: Pad to this length, if the longest sample is shorter.
+        """
+        length = max(length, *(sample.length for sample in samples))
+        on_gpu = self.device.type == "cuda"
+        with self.capture.batch(len(samples), length, self.device) as rows, torch.enable_grad():
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+                losses = self.task.losses(samples, length, self.device)
+            if not isinstance(losses, torch.Tensor) or losses.shape != (len(samples),):
+                found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+                raise InvalidInputError(
+                    f"loss_fn gave shape {found}, expected ({len(samples)},): one loss per sample, not reduced"
+                )
+            if not losses.requires_grad:
+                raise InvalidInputError(
+                    "no tracked layer takes part in the loss; check target_modules and loss_fn"
+                )
+            losses.sum().backward()  # samples do not mix, so each row gets its own loss's gradient
+        return rows, losses.detach()
+
+    def compute_or_none(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None if memory ran out."""
+        try:
+            return self.compute(samples)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            text = str(error).lower()
+            if "out of memory" not in text and "can't allocate memory" not in text:
+                raise
+            return None
+
+
+def write_rows(
+    writer: GradientWriter, batch: Sequence[Sample], rows: torch.Tensor, losses: torch.Tensor
+) -> None:
+    """Waits for the device and writes; runs beside the next batch."""
+    writer.append(
+        rows.cpu().numpy(),
+        index=np.array([sample.index for sample in batch], dtype=np.int64),
+        num_tokens=np.array([sample.num_tokens for sample in batch], dtype=np.int32),
+        loss=losses.to(device="cpu", dtype=torch.float32).numpy(),
+    )

@@ -1,0 +1,273 @@
+"""Kinds of layers whose gradients can be told apart by sample, and how each one's gradient is formed.
+
+With activations a (B, T, in) and output gradients e (B, T, out) of a batch:
+
+- *linear* (`nn.Linear`, transformers' `Conv1D`): Σ_t e_t a_tᵀ for the weight, Σ_t e_t for the bias;
+- *norm* (y = x̂·w + b, or x̂·(1 + w)): Σ_t e_t·x̂_t and Σ_t e_t. Whether a module is one is found by trying: its class
+  may have any name;
+- *embedding*: e_t is added to the row of token t.
+
+Fused experts are in `experts.py`. A module of another kind makes no layer, and its parameters count as missed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.projection import Parameter, Projection
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Samples and padded tokens of the batch that is computed."""
+
+    samples: int
+    length: int
+
+    def by_sample(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """(B, T, features) of a tensor that may be flattened to (B·T, features) or lack T.
+
+        Raises:
+            InvalidInputError: The rows of the tensor are not those of the samples.
+        """
+        if values.dim() == 3 and values.shape[0] == self.samples:
+            return values
+        if values.dim() > 3 and values.shape[0] == self.samples:
+            return values.flatten(1, -2)
+        if values.dim() == 2 and values.shape[0] == self.samples * self.length:
+            return values.view(self.samples, self.length, -1)
+        if values.dim() == 2 and values.shape[0] == self.samples:
+            return values.unsqueeze(1)
+        if values.dim() == 3 and values.shape[0] == self.samples * self.length:
+            return values.reshape(self.samples, -1, values.shape[2])  # (B·T, heads, features)
+        if values.dim() == 3 and values.shape[:2] == (1, self.samples * self.length):
+            return values.view(self.samples, self.length, -1)
+        raise InvalidInputError(
+            f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
+            f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
+            "expert?); leave it out with target_modules"
+        )
+
+
+@dataclass(frozen=True)
+class Layer(ABC):
+    """A module whose gradients are taken from its input and its output's gradient.
+
+    Attributes:
+        name: In `named_modules()`.
+        module: The module.
+        weight: None if it is not tracked.
+        bias: None if there is none, or it is not tracked.
+    """
+
+    name: str
+    module: Any
+    weight: Parameter | None
+    bias: Parameter | None
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The weight and the bias, as far as tracked."""
+        return tuple(parameter for parameter in (self.weight, self.bias) if parameter is not None)
+
+    def output(self, shape: BatchShape, output: torch.Tensor) -> torch.Tensor:
+        """The output to go on with: the same values, told apart by sample."""
+        del shape
+        return output
+
+    @abstractmethod
+    def keep(
+        self, shape: BatchShape, projection: Projection, values: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What `add` will need of the module's input, formed on the way forward."""
+
+    @abstractmethod
+    def add(
+        self, projection: Projection, rows: torch.Tensor, kept: torch.Tensor | None, errors: torch.Tensor
+    ) -> None:
+        """Adds the projected gradients to rows (B, dim); errors are the output's gradient (B, T, out)."""
+
+    def _add_bias(self, projection: Projection, rows: torch.Tensor, errors: torch.Tensor) -> None:
+        if self.bias is not None:
+            projection.add_flat(rows, self.bias, 0, errors.sum(dim=1, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
+class LinearLayer(Layer):
+    """`nn.Linear` with a weight (out, in), or `Conv1D` with a weight (in, out): `transposed`."""
+
+    transposed: bool = False
+
+    def keep(
+        self, shape: BatchShape, projection: Projection, values: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The activations, reduced as far as the projection can."""
+        if self.weight is None:
+            return None
+        # Under autocast the product is made in the output's dtype: the factor is what it saw.
+        activations = shape.by_sample(self.name, values).to(output.dtype)
+        return projection.reduce(self.weight, 0 if self.transposed else 1, activations)
+
+    def add(
+        self, projection: Projection, rows: torch.Tensor, kept: torch.Tensor | None, errors: torch.Tensor
+    ) -> None:
+        """Σ_t e_t a_tᵀ."""
+        if self.weight is not None and kept is not None:
+            reduced = projection.reduce(self.weight, 1 if self.transposed else 0, errors)
+            left, right = (kept, reduced) if self.transposed else (reduced, kept)
+            projection.add_outer(rows, self.weight, left, right)
+        self._add_bias(projection, rows, errors)
+
+
+@dataclass(frozen=True)
+class NormLayer(Layer):
+    """LayerNorm, RMSNorm and all that scale each feature of what `normalise` makes of the input."""
+
+    normalise: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.clone
+
+    def keep(
+        self, shape: BatchShape, projection: Projection, values: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The input."""
+        return shape.by_sample(self.name, values) if self.weight is not None else None
+
+    def add(
+        self, projection: Projection, rows: torch.Tensor, kept: torch.Tensor | None, errors: torch.Tensor
+    ) -> None:
+        """Σ_t e_t·x̂_t."""
+        if self.weight is not None and kept is not None:
+            products = self.normalise(kept) * errors
+            projection.add_flat(rows, self.weight, 0, products.sum(dim=1, dtype=torch.float32))
+        self._add_bias(projection, rows, errors)
+
+
+@dataclass(frozen=True)
+class EmbeddingLayer(Layer):
+    """`nn.Embedding`, its output times `scale`."""
+
+    scale: float = 1.0
+
+    def output(self, shape: BatchShape, output: torch.Tensor) -> torch.Tensor:
+        """Positions are often looked up once for the whole batch: each sample gets its own copy here."""
+        return output.expand(shape.samples, *output.shape[1:]) if output.shape[0] == 1 else output
+
+    def keep(
+        self, shape: BatchShape, projection: Projection, values: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The token ids (B, T); -1 where the table's row gets no gradient."""
+        padding = self.module.padding_idx
+        ids = values if padding is None else values.masked_fill(values == padding, -1)
+        return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)
+
+    def add(
+        self, projection: Projection, rows: torch.Tensor, kept: torch.Tensor | None, errors: torch.Tensor
+    ) -> None:
+        """Σ_t onehot(id_t) e_tᵀ."""
+        if self.weight is not None and kept is not None:
+            errors = errors.masked_fill((kept < 0).unsqueeze(-1), 0) * self.scale
+            projection.add_rows(rows, self.weight, kept.clamp(min=0), errors)
+
+
+def make_layer(name: str, module: Any, wanted: set[str], names: dict[int, str]) -> Layer | None:
+    """The layer of a module whose gradients can be told apart by sample, else None.
+
+    Args:
+        name: In `named_modules()`.
+        module: The module.
+        wanted: Names of the parameters to track.
+        names: id of a parameter → its name.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or id(weight) not in names:
+        return None
+    bias = getattr(module, "bias", None)
+
+    def tracked(tensor: Any) -> Parameter | None:
+        known = names.get(id(tensor))
+        return Parameter(known, tuple(tensor.shape)) if known is not None and known in wanted else None
+
+    if is_linear(module):
+        return LinearLayer(
+            name, module, tracked(weight), tracked(bias), transposed=not isinstance(module, torch.nn.Linear)
+        )
+    if isinstance(module, torch.nn.Embedding):
+        scale = _embedding_scale(module)
+        return None if scale is None else EmbeddingLayer(name, module, tracked(weight), None, scale=scale)
+    normalise = norm_of(module)
+    return (
+        None
+        if normalise is None
+        else NormLayer(name, module, tracked(weight), tracked(bias), normalise=normalise)
+    )
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether a module multiplies by a weight that has a gradient of its shape."""
+    if isinstance(module, torch.nn.Linear):
+        # Quantised layers are subclasses that pack their weights: there is no gradient of such a shape.
+        return tuple(module.weight.shape) == (module.out_features, module.in_features)
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What a norm does to its input before it scales the features; None if the module is no norm.
+
+    Decided by the outputs for a random input, so that the name of the class does not matter.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or next(module.children(), None) is not None:
+        return None
+    if not weight.is_floating_point() or isinstance(module, torch.nn.modules.batchnorm._NormBase):
+        return None
+    eps = next((getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)), None)
+    size = weight.shape[0]
+
+    def rms(values: torch.Tensor) -> torch.Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        least = torch.finfo(values.dtype).eps if eps is None else eps
+        return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + least)
+
+    def centred(values: torch.Tensor) -> torch.Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        return torch.nn.functional.layer_norm(wide, (size,), eps=1e-5 if eps is None else eps)
+
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(2, 3, size, generator=generator).mul_(3).add_(1).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        try:
+            found = module(probe)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        if not isinstance(found, torch.Tensor) or found.shape != probe.shape:
+            return None
+        tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 3e-2
+        for normalise in (rms, centred):
+            for scale in (weight, 1 + weight):
+                expected = normalise(probe) * scale + (0 if bias is None else bias)
+                if torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance):
+                    return normalise
+    return None
+
+
+def _embedding_scale(module: torch.nn.Embedding) -> float | None:
+    """The factor of an embedding's output; None for one whose gradient is not that of a plain look-up."""
+    if module.max_norm is not None or module.scale_grad_by_freq:
+        return None
+    if type(module).forward is torch.nn.Embedding.forward:
+        return 1.0
+    with torch.no_grad():
+        rows = module.weight[:256].cpu().double()
+        found = module(torch.arange(len(rows), device=module.weight.device))
+        length = float(rows.norm())
+        if not isinstance(found, torch.Tensor) or found.shape != rows.shape or not length > 0:
+            return None
+        found = found.cpu().double()
+        scale = float(found.flatten() @ rows.flatten()) / length**2
+        plain = torch.allclose(found, rows * scale, rtol=1e-2, atol=1e-2 * float(rows.abs().max()))
+    return scale if plain else None

@@ -1,0 +1,114 @@
+"""The user's own data and loss: any torch module whose loss is a sum over samples.
+
+A sample is whatever `data[i]` gives: a tensor, or a tuple, list or dict of tensors and numbers. Samples become a batch
+by torch's `default_collate`, as in a DataLoader, and `loss_fn(model, batch)` makes one loss per sample of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from spice_rs.data.records import FIELDS
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.loss import OwnLossFunction
+
+
+@dataclass(frozen=True)
+class OwnSample:
+    """One sample, by its place in the data; it counts as one token, so that sum and mean are the same."""
+
+    index: int
+    length: int = 1
+    num_tokens: int = 1
+
+
+def is_own(data: Any, columns: Mapping[str, str] | None) -> bool:
+    """Whether the items of `data` are no records: no mappings with one of their fields."""
+    if (
+        columns
+        or isinstance(data, Mapping)
+        or not (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+    ):
+        return False
+    if isinstance(data, str) or len(data) == 0:
+        return False
+    first = data[0]
+    return not (isinstance(first, Mapping) and any(field in first for field in FIELDS))
+
+
+class OwnTask:
+    """The user's loss of the user's data.
+
+    Args:
+        model: The module.
+        data: data[i] is a sample.
+        loss_fn: (model, batch) → losses (B,).
+    """
+
+    def __init__(self, model: torch.nn.Module, data: Any, loss_fn: OwnLossFunction) -> None:
+        self.model = model
+        self.data = data
+        self.loss_fn = loss_fn
+
+    def losses(self, samples: Sequence[OwnSample], length: int, device: torch.device) -> torch.Tensor:
+        """Losses (B,)."""
+        del length
+        batch = default_collate([self.data[sample.index] for sample in samples])
+        return self.loss_fn(self.model, _moved(batch, device))
+
+
+def own_fingerprint(data: Any) -> str:
+    """Hash of all samples: their structure, types and values.
+
+    Raises:
+        InvalidInputError: A sample holds something that is no tensor, array, number or text.
+    """
+    digest = hashlib.sha256(f"samples:{len(data)}\n".encode())
+    for index in range(len(data)):
+        _digest(digest, data[index], f"data[{index}]")
+    return digest.hexdigest()
+
+
+def _digest(digest: Any, value: Any, place: str) -> None:
+    if isinstance(value, Mapping):
+        digest.update(b"{")
+        for key in sorted(value, key=str):
+            digest.update(f"{key}:".encode())
+            _digest(digest, value[key], f"{place}[{key!r}]")
+        digest.update(b"}")
+    elif isinstance(value, str):
+        digest.update(value.encode() + b"\0")
+    elif isinstance(value, list | tuple):
+        digest.update(b"(")
+        for number, each in enumerate(value):
+            _digest(digest, each, f"{place}[{number}]")
+        digest.update(b")")
+    else:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        array = np.ascontiguousarray(value)
+        if array.dtype.kind not in "biufc":
+            raise InvalidInputError(
+                f"{place} is {type(value).__name__}, expected tensors, arrays and numbers; convert it in the data set"
+            )
+        digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch

@@ -1,0 +1,333 @@
+"""Everything before the first gradient: data read, model loaded, layers chosen, the loss put together.
+
+`extract`, `plan` and `doctor` begin here, so that they mean the same rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from spice_rs.data.dataset import (
+    Examples,
+    Record,
+    dataset_fingerprint,
+    load_records,
+    tokenise,
+    tokenizer_fingerprint,
+)
+from spice_rs.data.left_out import LeftOut
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.batching import Sample, Task, TextTask
+from spice_rs.extraction.gradients import GradientRun
+from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.loss import SummedLoss
+from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, own_fingerprint
+from spice_rs.extraction.projection import NoProjection, Projection, make_projection
+from spice_rs.extraction.proxy import (
+    fresh_lora,
+    limits,
+    load_model,
+    load_tokenizer,
+    prepared,
+    weight_fingerprint,
+)
+from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+"""Padded tokens per batch where the caller does not say."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `extract` that decide what is computed; see there."""
+
+    tokenizer: Any
+    dim: int
+    projection: str
+    seed: int
+    dtype: str
+    target_modules: TargetModules
+    norms: bool
+    embeddings: bool
+    min_coverage: float
+    lora_rank: int | None
+    gguf_file: str | None
+    max_length: int
+    tokens_per_batch: int | None
+    completion_only: bool
+    gradient_checkpointing: bool
+    device: str | torch.device | None
+    loss_fn: Callable[..., torch.Tensor] | None
+    skip_bad: bool
+    columns: Mapping[str, str] | None
+    limit: int | None
+    nnz: int
+    side: int
+    trust_remote_code: bool
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Settings:
+        """The settings given, and the defaults of `extract` for the rest.
+
+        Raises:
+            TypeError: A name that `extract` does not have.
+        """
+        from spice_rs.extraction.extractor import extract
+
+        defaults = {
+            name: parameter.default for name, parameter in inspect.signature(extract).parameters.items()
+        }
+        known = {each.name for each in fields(Settings)}
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{name} is no argument of extract; there are {', '.join(sorted(known))}")
+        return Settings(**{name: given.get(name, defaults[name]) for name in known})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The model and what it is to learn, before anything is tracked.
+
+    Attributes:
+        network: The model, without a fresh adapter.
+        name: What it is recorded under.
+        device: Where it is to be used.
+        samples: All that can be used, by index.
+        rows: Records of the data, those that cannot be used included.
+        left_out: Those.
+        truncated: Samples cut to max_length.
+        source: The data's name for people.
+        records: By index; empty for the user's own data.
+        tokenizer: Of text, else None.
+        provenance: What a store records of the data.
+    """
+
+    network: torch.nn.Module
+    name: str
+    device: torch.device
+    samples: Sequence[Sample]
+    rows: int
+    provenance: dict[str, Any]
+    left_out: Sequence[LeftOut] = ()
+    truncated: int = 0
+    source: str = "data"
+    records: Mapping[int, Record] = field(default_factory=dict)
+    tokenizer: Any = None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is ready to be computed.
+
+    Attributes:
+        reading: The samples.
+        network: The model, with its fresh adapter if there is one; on the device, frozen, without dropout.
+        tracked: The layers whose gradients are taken.
+        projection: What they are projected by.
+        task: The loss.
+        provenance: What the store records.
+        tokens: Padded tokens per batch.
+    """
+
+    reading: Reading
+    network: torch.nn.Module
+    tracked: Tracked
+    projection: Projection
+    task: Task
+    provenance: dict[str, Any]
+    tokens: int
+
+    def run(self, tokens: int | None = None, projection: Projection | None = None) -> GradientRun:
+        """Computes batches of so many tokens."""
+        capture = GradientCapture(self.tracked.layers, projection or self.projection)
+        return GradientRun(self.task, capture, self.reading.device, tokens or self.tokens)
+
+
+@contextmanager
+def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False) -> Iterator[Extraction]:
+    """Inside, all is ready; afterwards the model is as it was.
+
+    Args:
+        model: As for `extract`.
+        data: As for `extract`.
+        settings: The other arguments.
+        quiet: Leave it to the caller to judge the coverage.
+
+    Raises:
+        InvalidInputError: An argument, a record or the model cannot be used.
+    """
+    _check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
+    own = settings.loss_fn is not None and is_own(data, settings.columns)
+    reading = _read_own(model, data, settings) if own else _read(model, data, settings)
+    network = reading.network
+    with ExitStack() as stack:
+        adapter = None
+        if settings.lora_rank is not None:
+            lora = fresh_lora(network, settings.lora_rank, settings.target_modules, settings.seed)
+            network, adapter = stack.enter_context(lora)
+        # A fresh LoRA's own trainable parameters are all that is tracked.
+        targets = None if settings.lora_rank is not None else settings.target_modules
+        tracked = track(network, targets, norms=settings.norms, embeddings=settings.embeddings)
+        if not quiet:
+            check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
+        projection = make_projection(
+            settings.projection,
+            tracked.parameters,
+            dim=settings.dim,
+            seed=settings.seed,
+            nnz=settings.nnz,
+            side=settings.side,
+        )
+        provenance: dict[str, Any] = {
+            "model": {"id": reading.name, "weights": weight_fingerprint(network), "adapter": adapter},
+            "tracked": _describe_tracked(tracked),
+            "projection": projection.settings(),
+            "loss": "cross_entropy" if settings.loss_fn is None else _name_of(settings.loss_fn),
+            **reading.provenance,
+        }
+        if isinstance(projection, NoProjection):
+            provenance["layout"] = projection.layout
+        tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(reading.device.type, 2048)
+        stack.enter_context(prepared(network, reading.device, settings.gradient_checkpointing))
+        task: Task
+        if own:
+            assert settings.loss_fn is not None
+            task = OwnTask(network, data, settings.loss_fn)
+        else:
+            task = TextTask(SummedLoss(network, output_head(network, tracked), settings.loss_fn))
+        yield Extraction(reading, network, tracked, projection, task, provenance, tokens)
+
+
+def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
+    place = _device(model, settings.device)
+    network, name = load_model(
+        model, gguf_file=settings.gguf_file, device=place, trust_remote_code=settings.trust_remote_code
+    )
+    provenance = {"dataset": {"fingerprint": own_fingerprint(data), "rows": len(data)}}
+    samples = [OwnSample(index) for index in range(len(data))[: settings.limit]]
+    return Reading(network, name, place, samples, len(data), provenance)
+
+
+def _read(model: Any, data: Any, settings: Settings) -> Reading:
+    """Records first, then the model: what is wrong with the data is said before the model is loaded."""
+    records = load_records(data, skip_bad=settings.skip_bad, columns=settings.columns)
+    place = _device(model, settings.device)
+    trusted = settings.trust_remote_code
+    network, name = load_model(model, gguf_file=settings.gguf_file, device=place, trust_remote_code=trusted)
+    tokenizer = settings.tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer, gguf_file=None, trust_remote_code=trusted)
+    elif tokenizer is None and any(record.tokens is None for record in records):
+        tokenizer = load_tokenizer(model, gguf_file=settings.gguf_file, trust_remote_code=trusted)
+    limit = settings.limit
+    chosen = [record for record in records if limit is None or record.index < limit]
+    examples = tokenise(
+        chosen,
+        tokenizer,
+        max_length=settings.max_length,
+        completion_only=settings.completion_only,
+        skip_bad=settings.skip_bad,
+    )
+    if not examples:
+        raise InvalidInputError(
+            f"{records.source}: nothing to learn among the first {limit or records.rows} rows; "
+            f"the first reason: {[*records.bad, *examples.skipped, 'no record'][0]}"
+        )
+    _check_limits(network, examples)
+    provenance = {
+        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        "template": examples.template,
+        "completion_only": settings.completion_only,
+        "max_length": settings.max_length,
+        "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
+    }
+    return Reading(
+        network,
+        name,
+        place,
+        list(examples),
+        records.rows,
+        provenance,
+        left_out=(*records.bad, *examples.skipped),
+        truncated=examples.truncated,
+        source=records.source,
+        records={record.index: record for record in records},
+        tokenizer=tokenizer,
+    )
+
+
+def _device(model: Any, device: str | torch.device | None) -> torch.device:
+    if device is None and isinstance(model, torch.nn.Module):
+        parameter = next(model.parameters(), None)
+        if parameter is None:
+            raise InvalidInputError("model has no parameters, expected a model to take gradients of")
+        return parameter.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = Rank.current()
+    if str(device) == "cuda" and rank.count > 1:
+        device = f"cuda:{rank.local}"  # each process of a machine its own
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"device is {str(device)!r}: {reason}; use one that this machine has"
+        ) from None
+    return torch.device(device)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
+
+
+def _check_limits(network: torch.nn.Module, examples: Examples) -> None:
+    """Says in words what would be an index out of range in the middle of the run (on a GPU, a crash)."""
+    vocabulary, positions = limits(network)
+    for example in examples:
+        largest = int(max(example.input_ids.max(), example.labels.max()))
+        if vocabulary is not None and largest >= vocabulary:
+            raise InvalidInputError(
+                f"row {example.index}: token id {largest}, expected ids below the model's {vocabulary}; "
+                "use the tokenizer that belongs to the model"
+            )
+        if positions is not None and len(example.input_ids) > positions:
+            raise InvalidInputError(
+                f"row {example.index}: {len(example.input_ids)} tokens, expected at most the model's "
+                f"{positions} positions; set max_length={positions} or lower"
+            )
+
+
+def _describe_tracked(tracked: Tracked) -> dict[str, Any]:
+    shapes = [[parameter.name, list(parameter.shape)] for parameter in tracked.parameters]
+    return {
+        "layers": len(tracked.layers),
+        "coordinates": sum(parameter.numel for parameter in tracked.parameters),
+        "coverage": round(tracked.coverage, 6),
+        "zero_lora": tracked.zero_lora,
+        "names": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+    }
+
+
+def _name_of(loss_fn: Any) -> str:
+    """The name by which a store tells one loss from another; a lambda has none of its own."""
+    kind = loss_fn if hasattr(loss_fn, "__qualname__") else type(loss_fn)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if "<lambda>" in name or kind is functools.partial:
+        raise InvalidInputError(
+            f"loss_fn is {name}, expected a function with a name; the store knows the loss by it, so use def"
+        )
+    return name

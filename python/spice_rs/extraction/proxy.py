@@ -1,0 +1,193 @@
+"""The proxy: the model whose gradients stand for the samples; its loading, fresh adapter, state while it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.layers import is_linear
+from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, no_target, picked
+
+
+def load_model(
+    model: Any, *, gguf_file: str | None, device: torch.device, trust_remote_code: bool
+) -> tuple[torch.nn.Module, str]:
+    """The model and the name it is recorded under: a hub id, or the last part of a path.
+
+    Weights are read as safetensors or GGUF, never unpickled; float32 on a CPU, as stored on a GPU.
+
+    Raises:
+        InvalidInputError: Not a module, and nothing that `transformers` can load.
+    """
+    if isinstance(model, torch.nn.Module):
+        config = getattr(model, "config", None)
+        return model, _short_name(getattr(config, "_name_or_path", "") or type(model).__name__)
+    if not isinstance(model, (str, os.PathLike)):
+        raise InvalidInputError(
+            f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
+        )
+    if not Path(model).is_dir() and (Path(model).is_absolute() or os.fspath(model).startswith(".")):
+        raise InvalidInputError(f"{model}: no such folder, expected one with a model; check the path")
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
+    with _explained(f"{model}: no causal language model that can be loaded"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    for parameter_name, parameter in loaded.named_parameters():
+        if ".lora_" in parameter_name:  # the folder was an adapter's, which comes frozen as its base is
+            parameter.requires_grad_(True)
+    with _explained(f"device={device}: cannot hold the model"):
+        return loaded.to(device), _short_name(str(model))
+
+
+def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer that lies beside a model; None for a module, which has none.
+
+    Raises:
+        InvalidInputError: The folder or hub id has no tokenizer.
+    """
+    if isinstance(model, torch.nn.Module):
+        return None
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    with _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)"):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
+
+
+@contextmanager
+def fresh_lora(
+    model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
+) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
+    """Inside, the model wears a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed`.
+
+    Yields:
+        The wrapped model, and what a store records of the adapter.
+
+    Raises:
+        InvalidInputError: The rank is no positive integer, there is an adapter already, or no module is
+        picked.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InvalidInputError(f"lora_rank is {rank!r}, expected a positive integer")
+    if is_adapted(model):
+        raise InvalidInputError("lora_rank was given for a model that has an adapter; leave lora_rank out")
+    from peft import LoraConfig, get_peft_model
+
+    head = head_names(model)
+    modules = [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and (picked(name, target_modules) if target_modules else name not in head)
+    ]
+    if not modules:
+        raise InvalidInputError(no_target(model, target_modules))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    settings = {"kind": "lora", "rank": rank, "alpha": 2 * rank, "seed": seed}
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(seed)  # peft draws A on the CPU, then moves it
+        warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
+        wrapped = get_peft_model(model, config)
+    try:
+        yield wrapped, settings
+    finally:
+        wrapped.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def prepared(
+    model: torch.nn.Module, device: torch.device | None, checkpointing: bool = False
+) -> Iterator[None]:
+    """Inside, the model is frozen, without dropout, on `device`; afterwards as it was.
+
+    Args:
+        model: The model.
+        device: Where it is used; None for where it is.
+        checkpointing: Form the activations of each of its blocks a second time instead of keeping them, as it does
+            already where the model asks for it.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    home = next(model.parameters()).device
+    blocks = [module for module in _blocks(model) if checkpointing or module.gradient_checkpointing]
+    try:
+        model.eval()  # which also turns transformers' own checkpointing off: it goes by the mode
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        if device is not None and device != home:
+            model.to(device)
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the instance's: the class's is there again
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+        if device is not None and device != home:
+            model.to(home)
+
+
+def _blocks(model: torch.nn.Module) -> list[Any]:
+    """The layers that `transformers` can checkpoint."""
+    return [
+        module
+        for module in model.modules()
+        if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
+    ]
+
+
+def weight_fingerprint(model: torch.nn.Module) -> str:
+    """Hash of all parameters' names, shapes and values as float32, whatever their dtype and device."""
+
+    def one(item: tuple[str, torch.nn.Parameter]) -> bytes:
+        name, parameter = item
+        digest = hashlib.sha256(f"{name}:{tuple(parameter.shape)}\n".encode())
+        # In parts, so that a large embedding is not held twice; bfloat16 to float32 is exact.
+        for part in parameter.detach().reshape(-1).split(1 << 24):
+            digest.update(part.to(device="cpu", dtype=torch.float32).numpy().data)
+        return digest.digest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return hashlib.sha256(b"".join(pool.map(one, model.named_parameters()))).hexdigest()
+
+
+def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:
+    """The size of the vocabulary and the most positions the model was made for, as far as it says."""
+    getter = getattr(model, "get_input_embeddings", None)
+    rows = getattr(getter(), "num_embeddings", None) if getter is not None else None
+    return rows, getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def _short_name(model: str) -> str:
+    return Path(model).name if Path(model).is_absolute() or Path(model).exists() else model
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InvalidInputError(f"{what}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,242 @@
+"""What is tracked: the parameters whose gradients make the rows, and their share of those that were meant.
+
+- A model with an adapter, or with only some of its parameters trainable: those trainable parameters and no
+  others.
+- A plain model: weights and biases of its linear layers and fused experts, all but the output head, or what
+  `target_modules` picks.
+- Norms and embeddings where they are asked for: trainable, picked, or by `norms` and `embeddings`.
+
+Only what `layers.py` and `experts.py` know can be told apart by sample. A parameter is tracked at every module that
+holds it, so that a head tied to the embeddings gets both parts of its gradient, or not at all.
+
+*Coverage* is the tracked share of the parameters that were meant: of the trainable ones, of the modules that
+`target_modules` picks, or of the whole model but its embeddings and head. It is recorded with the store.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.extraction.experts import ExpertsLayer, make_experts
+from spice_rs.extraction.layers import Layer, NormLayer, is_linear, make_layer
+from spice_rs.extraction.projection import Parameter
+
+TargetModules = str | Sequence[str] | None
+"""Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What is tracked of a model.
+
+    Attributes:
+        layers: In the order of `named_modules()`.
+        parameters: Each once, in the order of `named_parameters()`; fused experts one by one.
+        coverage: Tracked share of the parameters that were meant, in (0, 1].
+        missed: Names of parameters that were meant and are not tracked.
+        zero_lora: A is left out, since every B is zero and A's gradient with it.
+    """
+
+    layers: list[Layer | ExpertsLayer]
+    parameters: list[Parameter]
+    coverage: float
+    missed: list[str]
+    zero_lora: bool
+
+
+def track(
+    model: torch.nn.Module, target_modules: TargetModules, *, norms: bool = False, embeddings: bool = False
+) -> Tracked:
+    """Finds the layers whose gradients are taken (see the module's text).
+
+    Args:
+        model: The model.
+        target_modules: What to track instead of the default.
+        norms: Track all norms besides.
+        embeddings: Track all embeddings besides.
+
+    Raises:
+        InvalidInputError: Nothing can be tracked, or a gradient would be incomplete (DoRA).
+    """
+    if any(getattr(config, "use_dora", False) for config in getattr(model, "peft_config", {}).values()):
+        raise InvalidInputError("DoRA uses its factors outside of linear layers; merge it, or use plain LoRA")
+    named = dict(model.named_parameters())  # a tied parameter once, under its first name
+    names = {id(parameter): name for name, parameter in named.items()}
+    modules = {name: module for name, module in model.named_modules() if _own(module, names)}
+    meant, asked = _meant(model, modules, named, names, target_modules)
+    unasked: set[str] = set()
+    for name, module in modules.items():
+        own, layer = _own(module, names), make_layer(name, module, set(named), names)
+        if (norms and isinstance(layer, NormLayer)) or (
+            embeddings and isinstance(module, torch.nn.Embedding)
+        ):
+            asked |= own
+        if isinstance(layer, NormLayer):
+            unasked |= own
+    meant |= asked
+    zero_lora = _all_zero_b(modules, meant, names)
+    if zero_lora:
+        meant = {name for name in meant if ".lora_A." not in name}
+    wanted = meant - (unasked - asked)
+    while True:
+        layers, unknown = _layers(modules, names, wanted)
+        if not unknown:
+            break
+        # What one module holds in a way that cannot be told apart is incomplete wherever else it is held.
+        wanted -= unknown
+    if not wanted:
+        raise InvalidInputError(no_target(model, target_modules))
+    parts: dict[str, list[Parameter]] = {name: [] for name in named if name in wanted}
+    for parameter in dict.fromkeys(each for layer in layers for each in layer.parameters):
+        parts[parameter.name if parameter.name in named else parameter.name.rpartition("[")[0]].append(
+            parameter
+        )
+    share = sum(named[name].numel() for name in wanted) / sum(named[name].numel() for name in meant)
+    parameters = [parameter for part in parts.values() for parameter in part]
+    return Tracked(layers, parameters, share, sorted(meant - wanted), zero_lora)
+
+
+def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None:
+    """Says what is left out, where it is more than the norms of a common model.
+
+    Raises:
+        InvalidInputError: The coverage is below `least`.
+    """
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
+        raise InvalidInputError(f"min_coverage is {least!r}, expected a share from 0 to 1")
+    some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
+    found = (
+        f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "
+        f"to no layer whose gradient is taken ({some})"
+    )
+    if tracked.coverage < least:
+        raise InvalidInputError(
+            f"{found}, expected at least {least:.1%}; choose layers with target_modules, or lower min_coverage"
+        )
+    if warn and tracked.coverage < 0.98:
+        warnings.warn(f"{found} and are left out", SpiceWarning, stacklevel=5)  # whoever called extract
+
+
+def output_head(model: torch.nn.Module, tracked: Tracked) -> torch.nn.Module | None:
+    """The head, if its input may be cut to the learned positions: it exists, and nothing in it is tracked."""
+    head = _head(model)
+    inside = set(head.modules()) if head is not None else set()
+    return None if any(layer.module in inside for layer in tracked.layers) else head
+
+
+def _meant(
+    model: torch.nn.Module,
+    modules: dict[str, torch.nn.Module],
+    named: dict[str, torch.nn.Parameter],
+    names: dict[int, str],
+    target_modules: TargetModules,
+) -> tuple[set[str], set[str]]:
+    """Names of the parameters that were meant, and of those that were asked for (all but the default's)."""
+    trainable = {name for name, parameter in named.items() if parameter.requires_grad}
+    partial = is_adapted(model) or 0 < len(trainable) < len(named)
+    head, tables = head_names(model), _embedding_parameters(model)
+    meant: set[str] = set()
+    for name, module in modules.items():
+        own = _own(module, names)
+        if partial:
+            meant |= own & trainable if target_modules is None or picked(name, target_modules) else set()
+        elif target_modules is not None:
+            meant |= own if picked(name, target_modules) else set()
+        elif name not in head:
+            meant |= own - tables
+    return meant, set(meant) if partial or target_modules is not None else set()
+
+
+def _layers(
+    modules: dict[str, torch.nn.Module], names: dict[int, str], wanted: set[str]
+) -> tuple[list[Layer | ExpertsLayer], set[str]]:
+    """The layers of the wanted parameters, and those parameters that some module holds in an unknown way."""
+    layers: list[Layer | ExpertsLayer] = []
+    unknown: set[str] = set()
+    for name, module in modules.items():
+        own = _own(module, names) & wanted
+        if not own:
+            continue
+        fused = make_experts(name, module, own, names)
+        layer: Layer | ExpertsLayer | None = fused[0] if fused else make_layer(name, module, own, names)
+        if layer is not None:
+            layers.append(layer)
+        covered = {parameter.name for parameter in layer.parameters} if layer is not None else set()
+        unknown |= own - (fused[1] if fused else covered)
+    return layers, unknown
+
+
+def _own(module: torch.nn.Module, names: dict[int, str]) -> set[str]:
+    return {names[id(parameter)] for parameter in module.parameters(recurse=False)}
+
+
+def is_adapted(model: torch.nn.Module) -> bool:
+    """Whether `peft` has wrapped the model."""
+    return hasattr(model, "peft_config")
+
+
+def _all_zero_b(modules: dict[str, torch.nn.Module], meant: set[str], names: dict[int, str]) -> bool:
+    """Whether LoRA factors B are meant, and all of them are zero."""
+    factors: list[Any] = [
+        module.weight
+        for name, module in modules.items()
+        if ".lora_B." in f"{name}." and is_linear(module) and names[id(module.weight)] in meant
+    ]
+    return bool(factors) and not any(bool(torch.any(factor.detach())) for factor in factors)
+
+
+def _head(model: torch.nn.Module) -> torch.nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter is not None else None
+    return head if isinstance(head, torch.nn.Module) else None
+
+
+def head_names(model: torch.nn.Module) -> set[str]:
+    """Names of the output head, and of what is called lm_head."""
+    head = _head(model)
+    return {
+        name for name, module in model.named_modules() if module is head or name.split(".")[-1] == "lm_head"
+    }
+
+
+def _embedding_parameters(model: torch.nn.Module) -> set[str]:
+    """Names of the parameters of all embeddings, tied ones under their first name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    return {names[id(parameter)] for module in tables for parameter in module.parameters(recurse=False)}
+
+
+def picked(name: str, target_modules: TargetModules) -> bool:
+    """Whether `target_modules` picks the module of this name."""
+    if target_modules is None:
+        return True
+    # An adapter's factors answer to the name of the layer they belong to.
+    plain = re.sub(r"\.(base_layer|lora_[AB](\..*)?)$", "", name)
+    patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    for pattern in patterns:
+        if any(each == pattern or each.endswith(f".{pattern}") for each in (name, plain)):
+            return True
+    if isinstance(target_modules, str):
+        try:
+            return any(re.fullmatch(target_modules, each) is not None for each in (name, plain))
+        except re.error as error:
+            raise InvalidInputError(
+                f"target_modules {target_modules!r} is no regular expression: {error}"
+            ) from None
+    return False
+
+
+def no_target(model: torch.nn.Module, target_modules: TargetModules) -> str:
+    """What to say where nothing is tracked."""
+    ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
+    available = ", ".join(ends[:20]) or "none"
+    if target_modules is None:
+        return f"nothing can be tracked: no trainable parameter is in a linear layer (these are: {available})"
+    return f"target_modules {target_modules!r} picks no linear layer to track; names here end in: {available}"

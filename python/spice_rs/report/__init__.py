@@ -1,0 +1,1 @@
+"""What a selection looks like, for people."""

@@ -1,0 +1,101 @@
+"""What a selection looks like beside its pool, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.selection.result import Selection
+
+
+def composition_table(
+    groups: Sequence[str], lengths: npt.ArrayLike, picked: npt.ArrayLike, *, unit: str = "tokens"
+) -> str:
+    """Return a table of each group's share and median length in the pool and among the picks.
+
+    Args:
+        groups: (n,) label of each row of the pool, for example its source.
+        lengths: (n,) length of each row's answer.
+        picked: (m,) row numbers of the picks.
+        unit: unit of the lengths.
+    """
+    labels = np.asarray(groups)
+    sizes = np.asarray(lengths)
+    chosen = np.asarray(picked)
+    header = ("group", "pool", "share", "median " + unit, "picks", "share", "median " + unit)
+    rows = [header]
+    members = [(str(name), labels == name) for name in sorted(set(labels.tolist()))]
+    for name, inside in [*members, ("all", np.ones(len(labels), bool))]:
+        among = chosen[inside[chosen]]
+        rows.append(
+            (
+                name,
+                str(int(inside.sum())),
+                f"{inside.mean():.1%}",
+                _median(sizes[inside]),
+                str(len(among)),
+                f"{len(among) / max(len(chosen), 1):.1%}",
+                _median(sizes[among]),
+            )
+        )
+    return aligned(rows)
+
+
+def group_table(selection: Selection) -> str:
+    """Return a table of each group's share of the pool and of the picks, and of its limits.
+
+    Args:
+        selection: picks with groups.
+    """
+    groups, quotas = selection.settings["groups"], selection.quotas
+    labels = [] if selection.groups is None else selection.groups.tolist()
+    header = ["group", "pool", "share", "picks", "share", "minimum", "maximum"]
+    pool, picks = groups["pool"], [labels.count(quota[0]) for quota in quotas]
+    columns = [pool, _shares(pool), picks, _shares(picks)]
+    if selection.costs is not None:
+        costs = [float(selection.costs[np.array(labels, object) == quota[0]].sum()) for quota in quotas]
+        header[3:3] = ["cost", "share"]
+        header[7:7] = ["cost", "share"]
+        columns = [pool, _shares(pool), groups["pool_cost"], _shares(groups["pool_cost"])]
+        columns += [picks, _shares(picks), costs, _shares(costs)]
+    limits = [[_number(limit) for limit in quota[1:]] for quota in quotas]
+    rows = [
+        [str(quota[0]), *(_number(column[i]) for column in columns), *limits[i]]
+        for i, quota in enumerate(quotas)
+    ]
+    return aligned([header, *rows])
+
+
+def _shares(amounts: Sequence[float]) -> list[str]:
+    whole = sum(amounts)
+    return [f"{amount / whole:.1%}" if whole else "-" for amount in amounts]
+
+
+def _number(value: object) -> str:
+    return (
+        "-" if value is None else f"{round(value, 1):.12g}" if isinstance(value, int | float) else str(value)
+    )
+
+
+def _median(values: npt.NDArray[np.generic]) -> str:
+    return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(
+                cell.ljust(width) if left else cell.rjust(width)
+                for cell, width in zip(row[1:], widths[1:], strict=True)
+            ),
+        ]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)

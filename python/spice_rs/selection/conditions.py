@@ -1,0 +1,205 @@
+"""What may be picked and what it is worth, by position of a source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.data.columns import digest
+from spice_rs.errors import InvalidInputError
+from spice_rs.selection.quotas import EXCESS, Quotas
+from spice_rs.selection.result import NearDuplicates, as_labels
+from spice_rs.selection.saved import DUPLICATES
+from spice_rs.store.sources import Source
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+KEYS = (
+    "budget",
+    "costs",
+    "groups",
+    "initial",
+    "include",
+    "exclude",
+    "max_similarity",
+    "weights",
+    "prior",
+    "prior_weight",
+)
+"""The entries of `Selection.settings` that conditions have; None where there is no such condition."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of a run, by position of its source; None where there is no such condition.
+
+    Attributes:
+        source: the rows.
+        candidates: (n,) bool, neither excluded nor initial.
+        initial: positions that count as picked, in order.
+        include: positions to pick first, in order.
+        exclude: positions that are never picked.
+        groups: the groups and their quotas.
+        costs: (n,) cost of each row.
+        budget: the cost that the picks may have.
+        total: the budget in rows or in cost units.
+        max_similarity: largest |cosine| to a pick.
+        weights: (n,) weight in the Fisher information.
+        prior: (n,) what is added to the score, times `prior_weight`.
+        prior_weight: see `prior`.
+    """
+
+    source: Source
+    candidates: npt.NDArray[np.bool_]
+    initial: Rows | None
+    include: Rows | None
+    exclude: Rows | None
+    groups: Quotas | None
+    costs: Floats | None
+    budget: float | None
+    total: Fraction | None
+    max_similarity: float | None
+    weights: Floats | None
+    prior: Floats | None
+    prior_weight: float | None
+
+    def for_core(self, *, costed: bool = False) -> dict[str, Any]:
+        """Return the arguments of `_core.select`; `costed`: gains count per cost."""
+        groups, multiplier = self.groups, None
+        if costed and self.costs is not None:
+            multiplier = math.fsum(self.costs) / len(self.costs) / self.costs
+        minima = maxima = None
+        if groups is not None:
+            maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
+            minima = np.array([float(minimum) for minimum in groups.minima])
+        return {
+            "weights": self.weights,
+            "multiplier": multiplier,
+            "bonus": None if self.prior is None else self.prior * (self.prior_weight or 0.0),
+            "initial": self.initial,
+            "include": self.include,
+            "exclude": self.exclude,
+            "groups": None if groups is None else groups.codes,
+            "minima": minima,
+            "maxima": maxima,
+            "costs": self.costs,
+            "budget": self.budget,
+            "max_similarity": self.max_similarity,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return what `Selection.settings` says of the conditions: numbers, and hashes of the arrays given.
+
+        The hashes are of values in the order of the dataset rows, which no sharding changes.
+        """
+        order = self.source.dataset_order()
+
+        def hashed(values: Floats | None) -> dict[str, Any] | None:
+            return None if values is None else {"sha256": digest(values[order])}
+
+        def listed(positions: Rows | None, *, ordered: bool = True) -> dict[str, Any] | None:
+            if positions is None:
+                return None
+            rows = positions if self.source.index is None else self.source.index[positions]
+            return {"rows": len(rows), "sha256": digest(rows if ordered else np.sort(rows))}
+
+        groups = None
+        if self.groups is not None:
+            groups = {
+                "sha256": digest(self.groups.labels, self.groups.codes[order]),
+                "quotas": [
+                    [label, self._plain(minimum), self._plain(maximum)]
+                    for label, minimum, maximum in zip(
+                        self.groups.labels, self.groups.minima, self.groups.maxima, strict=True
+                    )
+                ],
+                "pool": self.groups.counts,
+                "pool_cost": None if self.costs is None else [float(size) for size in self.groups.sizes],
+            }
+        values = {
+            "budget": self.budget,
+            "costs": hashed(self.costs),
+            "groups": groups,
+            "initial": listed(self.initial),
+            "include": listed(self.include),
+            "exclude": listed(self.exclude, ordered=False),
+            "max_similarity": self.max_similarity,
+            "weights": hashed(self.weights),
+            "prior": hashed(self.prior),
+            "prior_weight": self.prior_weight,
+        }
+        return {key: values[key] for key in KEYS}
+
+    def about_picks(self) -> int:
+        """Return about how many rows a budget of cost is enough for."""
+        if self.costs is None or self.budget is None:
+            return int(self.candidates.sum())
+        return int(np.clip(self.budget / self.costs.mean(), 1, self.candidates.sum()))
+
+    def cost_of(self, rows: Rows) -> float:
+        """Return the whole cost of dataset rows."""
+        return 0.0 if self.costs is None else math.fsum(self.costs[self.source.positions(rows)])
+
+    def outcome(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a `Selection` of which `_core.select` knows, from what it returned."""
+        positions = self.source.positions(result["indices"])
+        costs = None if self.costs is None else self.costs[positions]
+        groups = None
+        if self.groups is not None:
+            groups = as_labels(self.groups.labels)[self.groups.codes[positions]]
+        series = dict(result)
+        skipped = [series.pop(name) for name in DUPLICATES]
+        near = None if self.max_similarity is None else NearDuplicates(*skipped)
+        return {**series, "costs": costs, "groups": groups, "near_duplicates": near}
+
+    def check_included(self) -> None:
+        """Refuse rows to include that the limits forbid.
+
+        Raises:
+            InvalidInputError: they exceed the budget, a group's maximum, or what the minima of others leave.
+        """
+        if self.include is None or self.total is None:
+            return
+        unit, name = ("rows", "k") if self.costs is None else ("cost units", "budget")
+        excess = Fraction(0) if self.costs is None else EXCESS
+        costs = np.ones(len(self.include)) if self.costs is None else self.costs[self.include]
+        spent = sum(map(Fraction, costs.tolist()), Fraction(0))
+        if spent > self.total * (1 + excess):
+            raise InvalidInputError(
+                f"include: found rows of {_text(spent)} {unit}, expected at most {name}={_text(self.total)}. Include fewer,"
+                f" or raise {name}."
+            )
+        if self.groups is None:
+            return
+        own_costs: dict[int, Fraction] = {}
+        for code, cost in zip(self.groups.codes[self.include].tolist(), costs.tolist(), strict=True):
+            own_costs[code] = own_costs.get(code, Fraction(0)) + Fraction(cost)
+        needed = Fraction(0)
+        for code, label in enumerate(self.groups.labels):
+            own, maximum = own_costs.get(code, Fraction(0)), self.groups.maxima[code]
+            if maximum is not None and own > maximum * (1 + excess):
+                raise InvalidInputError(
+                    f"include: found {_text(own)} {unit} of group {label!r}, expected at most its maximum of"
+                    f" {_text(maximum)}. Include fewer, or raise the maximum in group_shares."
+                )
+            needed += max(Fraction(0), self.groups.minima[code] - own)
+        if needed > self.total * (1 + excess) - spent:
+            raise InvalidInputError(
+                f"include: found rows that leave {_text(self.total - spent)} of {name}={_text(self.total)}, expected at"
+                f" least the {_text(needed)} {unit} that the groups' minima still need. Include fewer, or raise {name}."
+            )
+
+    def _plain(self, value: Fraction | None) -> int | float | None:
+        """Return a quota as JSON holds it: a number of rows is whole."""
+        return None if value is None else int(value) if self.costs is None else float(value)
+
+
+def _text(value: Fraction) -> str:
+    return str(value) if value == int(value) else f"{float(value):.6g}"

@@ -1,0 +1,172 @@
+"""A selection from a pool that has grown since."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.progress import Progress, Watcher
+from spice_rs.selection.advice import inert_settings
+from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.checkpoint import COLUMNS, INTERVAL
+from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.result import Selection
+from spice_rs.selection.saved import DUPLICATES
+from spice_rs.store.sources import Source, as_rows, open_source
+
+
+def extend(
+    selection: Selection,
+    source: Any,
+    *,
+    k: int | None = None,
+    old_rows: Any = None,
+    threads: int | None = None,
+    progress: Progress = None,
+    time_limit: float | None = None,
+    search: Literal["lazy", "lazy_gain", "eager"] = "lazy",
+    hot_rows: int | None = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Selection:
+    """Select again from a pool that has grown, reading the new rows alone as long as the picks stay the same.
+
+    The result is that of `select` on the whole pool with the settings of the earlier selection, bit for bit. The earlier
+    picks are made again, each against the new rows: every old row is known to lose to them. From the first pick that
+    a new row beats, all rows compete. `Selection.kept` tells how many picks came first unchanged, and the sum of
+    `Selection.rows_read` how many rows were looked at.
+
+    Args:
+        selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.
+        source: the pool as it is now, as for `select`: all rows of the earlier one, unchanged, and new ones.
+        k: rows to select; by default as many as then.
+        old_rows: (m,) dataset rows that were there; by default as many as then, the lowest.
+        threads: as for `select`.
+        progress: as for `select`.
+        time_limit: as for `select`.
+        search: as for `select`.
+        hot_rows: as for `select`.
+        dim: as for `select`.
+        dtype: as for `select`.
+
+    Raises:
+        InvalidInputError: the selection is of another kind, or an argument is out of range.
+        StoreMismatchError: the rows that the selection was made from are not there, or not as they were.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
+        >>> before = spice_rs.select(rows[:290], 20)
+        >>> after = spice_rs.extend(before, rows)
+        >>> after.kept, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
+        (17, True)
+    """
+    numbers = check_numbers(k=k, threads=threads, hot_rows=hot_rows)
+    settings = copy.deepcopy(selection.settings)
+    _check_kind(settings)
+    opened = open_source(source, dim=dim, dtype=dtype)
+    old = _old_positions(settings["source"], opened, old_rows, numbers["threads"])
+    if numbers["k"] is not None:
+        settings["k"] = numbers["k"]
+    _, scale, unit = opened.row_scale(settings["normalize"])
+    mask = np.zeros(opened.rows, bool)
+    mask[old] = True
+    made = (
+        opened.positions(selection.indices).astype(np.int64),
+        *(getattr(selection, name) for name in COLUMNS),
+    )
+    with Watcher(progress, opened.rows, settings["k"] or opened.rows) as watcher:
+        result = _core.select(
+            opened.blocks,
+            dim=opened.dim,
+            index=opened.index,
+            scale=scale,
+            unit=unit,
+            k=settings["k"],
+            alpha=settings["alpha"],
+            conflict_penalty=settings["conflict_penalty"],
+            early_stop=settings["early_stop"],
+            fisher=settings["fisher"],
+            method=settings["method"],
+            search=search,
+            hot_rows=numbers["hot_rows"],
+            epsilon=0.5,
+            seed=0,
+            order=None,
+            pool_size=None,
+            select_per_window=None,
+            threads=numbers["threads"],
+            progress=watcher,
+            time_limit=None if time_limit is None else float(time_limit),
+            made=made,
+            checkpoint=None,
+            checkpoint_interval=INTERVAL,
+            old=mask,
+        )
+    signal = settings["alpha"] * result.pop("norm_sq")
+    content = result.pop("fingerprint")
+    for name in DUPLICATES:
+        del result[name]
+    count = min(len(selection), len(result["indices"]))
+    same = selection.indices[:count] == result["indices"][:count]
+    settings["kept"] = int(np.argmin(same)) if not same.all() else count
+    settings["source"] = opened.identity(content)
+    extended = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    linear_gain = float(signal[opened.positions(extended.indices)].sum())
+    for message in inert_settings(extended, linear_gain=linear_gain):
+        warnings.warn(message, SpiceWarning, stacklevel=2)
+    return extended
+
+
+def _check_kind(settings: dict[str, Any]) -> None:
+    conditions = [key for key in KEYS if settings[key] is not None]
+    found = None
+    if settings["pool_size"] is not None:
+        found = f"picks of windows (pool_size={settings['pool_size']})"
+    elif settings["method"] not in ("greedy", "top_k"):
+        found = f"picks of method={settings['method']!r}"
+    elif conditions:
+        found = f"picks made with {', '.join(conditions)}"
+    if found is not None:
+        raise InvalidInputError(
+            f"extend: found {found}, expected those of one exact run without conditions. Use select on the grown pool:"
+            " its rows may mean something else to such a run."
+        )
+
+
+def _old_positions(
+    earlier: dict[str, Any], opened: Source, old_rows: Any, threads: int | None
+) -> npt.NDArray[np.int64]:
+    """Return the positions of the rows that were there, after a look at their content."""
+    for field in ("dim", "dtype"):
+        if earlier[field] != getattr(opened, field):
+            raise StoreMismatchError(
+                f"{opened.description}: {field}: found {getattr(opened, field)}, expected {earlier[field]} as in"
+                f" {earlier['name']}. Give the same pool with more rows."
+            )
+    if old_rows is not None:
+        old = opened.positions(as_rows(old_rows)).astype(np.int64)
+        remedy = "Give the dataset rows that were there then in old_rows."
+    else:
+        old = opened.dataset_order()[: earlier["rows"]].astype(np.int64)
+        remedy = "If new rows came in between, name the old ones in old_rows."
+    if len(old) != earlier["rows"] or len(np.unique(old)) != len(old):
+        raise StoreMismatchError(
+            f"{opened.description}: found {len(np.unique(old))} old rows, expected {earlier['rows']}, as many as in"
+            f" {earlier['name']}. {remedy}"
+        )
+    content = _core.fingerprint(
+        opened.blocks, dim=opened.dim, index=opened.index, threads=threads, positions=old
+    )
+    if content != earlier.get("content"):
+        raise StoreMismatchError(
+            f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
+            f" {earlier.get('content')}. They are not as they were, or not those. {remedy}"
+        )
+    return old

@@ -1,0 +1,260 @@
+"""The conditions of `select` as the caller gives them, checked and resolved for the rows of a source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.data.columns import Columns, row_list
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.selection import quotas
+from spice_rs.selection.conditions import Conditions, Floats, Rows
+from spice_rs.selection.result import Selection
+from spice_rs.selection.saved import check_same
+from spice_rs.store.sources import Source
+
+
+@dataclass(frozen=True)
+class Requested:
+    """The conditions as the caller gave them; see `spice_rs.select`."""
+
+    data: Any
+    groups: Any
+    group_shares: Any
+    costs: Any
+    budget: Any
+    initial: Any
+    include: Any
+    exclude: Any
+    max_similarity: Any
+    weights: Any
+    prior: Any
+    prior_weight: Any
+
+    def check(self, *, k: int | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
+        """Refuse what does not go together, before anything is opened.
+
+        Raises:
+            InvalidInputError: two arguments exclude each other, or one needs another.
+        """
+        conditions = (
+            "groups",
+            "budget",
+            "initial",
+            "include",
+            "exclude",
+            "max_similarity",
+            "weights",
+            "prior",
+        )
+        given = [name for name in conditions if _asks(getattr(self, name))]
+        if pool_size is not None and given:
+            raise InvalidInputError(
+                f"{given[0]}: found it beside pool_size={pool_size}, expected one of the two: each window is a run of its"
+                " own. Leave one out."
+            )
+        if method in ("epsilon_lazy", "stochastic") and set(given) - {"exclude"}:
+            name = next(name for name in given if name != "exclude")
+            raise InvalidInputError(
+                f"{name}: found it beside method={method!r}, expected 'greedy' or 'top_k'. Use one of these."
+            )
+        for name, other in (("group_shares", "groups"), ("costs", "budget")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise InvalidInputError(
+                    f"{name}: found it without {other}, expected both. Give {other}, or leave {name} out."
+                )
+        if self.budget is not None and k is not None:
+            raise InvalidInputError(
+                f"budget: found it beside k={k}, expected one of the two: a budget of cost, or of rows. Leave one out."
+            )
+        if self.budget is not None and checkpoint:
+            raise InvalidInputError(
+                "checkpoint: found it beside budget, expected one of the two: a budget takes two runs. Leave one out."
+            )
+
+    def resolve(
+        self, source: Source, *, k: int | None, early_stop: float | None, threads: int | None
+    ) -> Conditions:
+        """Return the conditions for the rows of a source.
+
+        Raises:
+            InvalidInputError: a value cannot be used, or no selection can meet the conditions.
+            StoreMismatchError: a selection given as rows was made from another source.
+        """
+        columns = Columns(
+            source,
+            self.data,
+            {name: getattr(self, name) for name in ("groups", "costs", "weights", "prior")},
+        )
+        initial, include, exclude = self._rows(source, threads)
+        candidates = np.ones(source.rows, bool)
+        for positions in (initial, exclude):
+            if positions is not None:
+                candidates[positions] = False
+        _check_size(k, candidates, include)
+        costs = budget = None
+        if self.budget is not None:
+            costs = self._costs(source, columns)
+            _check_costs(costs)
+            budget = self._total(costs)
+        total = Fraction(budget) if budget is not None else None if k is None else Fraction(k)
+        groups = None
+        if self.groups is not None:
+            labels, codes = columns.labels("groups", self.groups)
+            shares = "pool" if self.group_shares is None else self.group_shares
+            groups = quotas.resolve(labels, columns.by_position(codes), candidates, costs, shares, total)
+            code = next((code for code, minimum in enumerate(groups.minima) if minimum > 0), None)
+            if early_stop is not None and code is not None:
+                raise InvalidInputError(
+                    f"early_stop: found {early_stop} beside a minimum for group {groups.labels[code]!r}, expected one of"
+                    " the two: a run that stops early meets no minimum. Give maxima alone, (None, maximum), or leave"
+                    " early_stop out."
+                )
+        weights = prior = prior_weight = None
+        if self.weights is not None:
+            weights = columns.by_position(columns.numbers("weights", self.weights, positive=True))
+        if self.prior is not None:
+            prior = columns.by_position(columns.numbers("prior", self.prior, positive=False))
+            prior_weight = _number("prior_weight", self.prior_weight)
+            if not math.isfinite(prior_weight * float(np.abs(prior).max())):
+                raise InvalidInputError(
+                    f"prior_weight: found {prior_weight:g} with a prior up to {np.abs(prior).max():g}, expected a product"
+                    " that float64 holds. Use smaller numbers."
+                )
+        elif self.prior_weight != 1.0:
+            raise InvalidInputError(
+                f"prior_weight: found {quotas.short(self.prior_weight)} without prior, expected both. Give prior, or leave"
+                " it out."
+            )
+        conditions = Conditions(
+            source=source,
+            candidates=candidates,
+            initial=initial,
+            include=include,
+            exclude=exclude,
+            groups=groups,
+            costs=costs,
+            budget=budget,
+            total=total,
+            max_similarity=self._similarity(),
+            weights=weights,
+            prior=prior,
+            prior_weight=prior_weight,
+        )
+        conditions.check_included()
+        return conditions
+
+    def _rows(self, source: Source, threads: int | None) -> list[Rows | None]:
+        """Return the positions of the rows of initial, include and exclude."""
+        found: dict[str, Rows | None] = {}
+        for field in ("initial", "include", "exclude"):
+            given = getattr(self, field)
+            if isinstance(given, Selection):
+                identity = {
+                    "rows": source.rows,
+                    "dim": source.dim,
+                    "dtype": source.dtype,
+                    "fingerprint": source.identify(threads),
+                }
+                remedy = "Give a selection from this source, or its rows: selection.indices."
+                check_same(f"{field}: source", given.settings["source"], identity, StoreMismatchError, remedy)
+                given = given.indices
+            rows = None if given is None else row_list(field, given)
+            found[field] = None if rows is None or not rows.size else source.positions(rows, field)
+        for field, other in (("initial", "include"), ("initial", "exclude"), ("include", "exclude")):
+            first, second = found[field], found[other]
+            if first is None or second is None:
+                continue
+            both = np.intersect1d(first, second)
+            if both.size:
+                raise InvalidInputError(
+                    f"{other}: found row {source.dataset_row(int(both[0]))}, which is in {field} too, expected it in one of"
+                    " the two. Leave it out of one."
+                )
+        return list(found.values())
+
+    def _costs(self, source: Source, columns: Columns) -> Floats:
+        if self.costs is not None:
+            return columns.by_position(columns.numbers("costs", self.costs, positive=True))
+        if source.num_tokens is None:
+            raise InvalidInputError(
+                f"budget: found it without costs for {source.description}, expected a store that records token counts."
+                " Give costs: one number per dataset row, or the name of a column of data."
+            )
+        tokens = source.num_tokens
+        if (tokens <= 0).any():
+            position = int(np.flatnonzero(tokens <= 0)[0])
+            raise InvalidInputError(
+                f"num_tokens of row {source.dataset_row(position)}: found {tokens[position]}, expected at least 1 to be a"
+                " cost. Extract this row again, or give costs."
+            )
+        return tokens.astype(np.float64)
+
+    def _total(self, costs: Floats) -> float:
+        exact = quotas.exact_number(self.budget)
+        if exact is None or exact <= 0:
+            raise InvalidInputError(
+                f"budget: found {quotas.short(self.budget)}, expected a cost of at least 1, or a share of the whole cost in"
+                " (0, 1), which float64 holds. Correct it."
+            )
+        return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
+
+    def _similarity(self) -> float | None:
+        if self.max_similarity is None:
+            return None
+        value = _number("max_similarity", self.max_similarity)
+        if not 0 < value < 1:
+            raise InvalidInputError(
+                f"max_similarity: found {value:g}, expected a cosine in (0, 1). Leave it out to allow any."
+            )
+        return value
+
+
+def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows | None) -> None:
+    left = int(candidates.sum())
+    if k is not None and k > left == len(candidates):
+        raise InvalidInputError(
+            f"k: found {k}, expected a number from 1 to {left}, the rows of the source. Ask for fewer rows."
+        )
+    if left == 0:
+        raise InvalidInputError(
+            "initial, exclude: found all rows of the source in them, expected rows that can be picked. Exclude fewer."
+        )
+    if k is not None and k > left:
+        raise InvalidInputError(
+            f"k: found {k} and {left} rows that are neither initial nor excluded, expected 1 to {left}. Select fewer, or"
+            " exclude fewer."
+        )
+    if include is not None and k is not None and len(include) > k:
+        raise InvalidInputError(
+            f"include: found {len(include)} rows, expected at most k={k}. Include fewer, or raise k."
+        )
+
+
+def _asks(value: Any) -> bool:
+    """Whether a condition asks for anything: no value and no rows do not."""
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _check_costs(costs: Floats) -> None:
+    """Refuse costs of which the sum, or a gain per cost, is more than float64 holds."""
+    with np.errstate(over="ignore"):
+        sound = math.isfinite(float(costs.sum())) and math.isfinite(float(costs.mean() / costs.min()))
+    if not sound:
+        raise InvalidInputError(
+            f"costs: found numbers from {costs.min():g} to {costs.max():g}, expected a sum and quotients that float64"
+            " holds. Use another unit, or other costs for the extreme rows."
+        )
+
+
+def _number(field: str, value: Any) -> float:
+    if quotas.exact_number(value) is None:
+        raise InvalidInputError(
+            f"{field}: found {quotas.short(value)}, expected a finite number. Correct it."
+        )
+    return float(value)

@@ -1,0 +1,288 @@
+"""What a selection returns: the picks, the numbers behind them, and a file to keep them in."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.atomic import check_place
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
+from spice_rs.store.sources import open_source
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """The s rows that would have been picked, had they not been too similar to a row picked before.
+
+    Attributes:
+        rows: (s,) int64 dataset rows, in the order in which they were skipped.
+        of: (s,) int64 dataset row of the first pick (initial rows come first) that each is too similar to.
+        cosine: (s,) float64 ⟨g, g_of⟩/(‖g‖‖g_of‖), with its sign.
+        rank: (s,) int64 number of picks that had been made: the rank of the pick made instead.
+    """
+
+    rows: npt.NDArray[np.int64]
+    of: npt.NDArray[np.int64]
+    cosine: Floats
+    rank: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def head(self, k: int) -> NearDuplicates:
+        """Return those that were skipped on the way to the first k picks."""
+        kept = self.rank < k
+        return NearDuplicates(self.rows[kept], self.of[kept], self.cosine[kept], self.rank[kept])
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Selection:
+    """The selected rows in pick order, and the numbers that selected them.
+
+    With S the rows picked before a row x, m picks in all, and every logarithm natural:
+
+    Attributes:
+        indices: (m,) int64 dataset rows (row numbers for arrays).
+        gains: (m,) float64 Δ_x(S), the marginal gain; log(1 + α gᵀ(I + αF_S)⁻¹g) with `fisher="full"`.
+        base: (m,) float64 log(1 + α‖g‖²), what x is worth alone; with weights log(1 + αw‖g‖²).
+        conflict: (m,) float64 max(0, −⟨g, mean⟩/(‖g‖‖mean‖ + 1e-8)), in [0, 1].
+        scores: (m,) float64 Δ − λ·conflict, what x won with (with `method="top_k"`: Δ); in the costed run of a budget
+            with Δ·(mean cost)/(own cost) for Δ; with a prior plus `prior_weight` times it.
+        overruled: (m,) bool, another row that could have been picked had a larger Δ (a larger score but for the
+            penalty): the penalty decided this pick. False for rows to include.
+        rows_read: (m,) int64 rows that were evaluated to find the pick.
+        log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, and of initial rows,
+            whatever the mode; with windows nan but for the last.
+        stop_reason: "budget" (k rows, or no row that is left fits the budget), "early_stop", "exhausted" (no row is
+            left that the conditions allow) or "time_limit"; with windows, and with the two runs of a budget,
+            "time_limit" if any was not done; with windows else "early_stop" if any stopped early.
+        log_det: U(S) of all picks: the last of `log_dets`.
+        signal: median of αw‖g‖² over all rows of the source: far below 1 nothing interacts. (w is 1 without weights.)
+        settings: all settings and what is known of the source.
+        costs: (m,) float64 cost of each pick; None without a budget.
+        groups: (m,) label of each pick's group: int64, bool, or text as objects; None without groups.
+        near_duplicates: the rows that were skipped; None without `max_similarity`.
+        compared: the two runs of a budget, {"kept": "costed" or "uncosted", "costed": {"log_det", "picks", "cost"},
+            "uncosted": {…}}; None without a budget.
+    """
+
+    indices: npt.NDArray[np.int64]
+    gains: Floats
+    base: Floats
+    conflict: Floats
+    scores: Floats
+    overruled: npt.NDArray[np.bool_]
+    rows_read: npt.NDArray[np.int64]
+    log_dets: Floats
+    stop_reason: str
+    log_det: float
+    signal: float
+    settings: dict[str, Any]
+    costs: Floats | None = None
+    groups: npt.NDArray[Any] | None = None
+    near_duplicates: NearDuplicates | None = None
+    compared: dict[str, Any] | None = None
+
+    @cached_property
+    def epsilon(self) -> Floats:
+        """(m,) float64 ε_x(S) = Δ − base ≤ 0: what interaction with S costs x (the ε-decomposition)."""
+        return self.gains - self.base
+
+    @property
+    def forced(self) -> int:
+        """Number of picks that `include` asked for: the first ones."""
+        included = self.settings["include"]
+        return 0 if included is None else min(len(self), included["rows"])
+
+    @property
+    def kept(self) -> int | None:
+        """Number of first picks that `extend` found unchanged; None for other selections."""
+        return self.settings.get("kept")
+
+    @property
+    def half_life(self) -> int | None:
+        """Number of picks after which Δ first was at most half of the first; None if it never was."""
+        below = np.flatnonzero(self.gains <= 0.5 * self.gains[0]) if len(self) else np.empty(0)
+        return int(below[0]) if below.size else None
+
+    def head(self, k: int) -> Selection:
+        """Return the selection that the same run with a budget of `k` makes: its first `k` picks.
+
+        Greedy picks are nested, so that one long run holds all shorter ones (`log_dets` agree to rounding). The rows of
+        windows are not, nor those under a budget of cost or with minima for groups: what these force depends on the
+        budget.
+
+        Args:
+            k: picks to keep, 1 ≤ k ≤ len(self), and no fewer than were to be included.
+
+        Raises:
+            InvalidInputError: `k` is out of range, or the picks are not nested.
+        """
+        self._check_nested()
+        least = max(1, self.forced)
+        whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not whole or not least <= k <= len(self):
+            raise InvalidInputError(
+                f"k: found {k!r}, expected a whole number from {least} to {len(self)}, the picks there are. Select more"
+                " rows for a larger one."
+            )
+        duplicates = self.near_duplicates
+        if duplicates is not None:
+            duplicates = duplicates.head(k)
+        settings = {**copy.deepcopy(self.settings), "k": int(k)}
+        if self.kept is not None:
+            settings["kept"] = min(self.kept, int(k))
+        return Selection(
+            **{name: getattr(self, name)[:k].copy() for name in SERIES},
+            stop_reason="budget",
+            log_det=float(self.log_dets[k - 1]),
+            signal=self.signal,
+            settings=settings,
+            groups=None if self.groups is None else self.groups[:k].copy(),
+            near_duplicates=duplicates,
+        )
+
+    def _check_nested(self) -> None:
+        """Refuse to cut picks that a run with a smaller budget would not have made."""
+        if self.settings["pool_size"] is not None:
+            raise InvalidInputError(
+                "head: found picks of windows, expected those of one run: windows have budgets of their own and are not"
+                " nested. Select again with a smaller select_per_window."
+            )
+        if self.settings["method"] == "stochastic":
+            raise InvalidInputError(
+                "head: found picks of method='stochastic', expected those of another one: its samples depend on k."
+                " Select again with the smaller k."
+            )
+        if self.settings["budget"] is not None:
+            raise InvalidInputError(
+                "head: found picks under a budget of cost, expected those of a run with k: what still fits depends on the"
+                " budget. Select again with the smaller budget."
+            )
+        label = next((label for label, minimum, _ in self.quotas if minimum > 0), None)
+        if label is not None:
+            raise InvalidInputError(
+                f"head: found picks with a minimum for group {label!r}, expected a run without minima: which rows they"
+                " force depends on k. Select again with the smaller k."
+            )
+
+    @property
+    def quotas(self) -> list[Any]:
+        """[label, minimum, maximum] of each group, in rows or cost units; maximum None for no limit."""
+        groups = self.settings["groups"]
+        return [] if groups is None else list(groups["quotas"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the selection to a file, whole or not at all: safetensors, with everything else as JSON in its header.
+
+        Args:
+            path: the file; replaced if it is there.
+
+        Raises:
+            InvalidInputError: no file can lie there.
+            OSError: the file cannot be written.
+        """
+        check_place(path)
+        write_run(path, self.as_run())
+
+    def as_run(self) -> SavedRun:
+        """Return what a file holds of the selection."""
+        series: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in SERIES}
+        if self.costs is not None:
+            series["costs"] = self.costs
+        if self.groups is not None:
+            codes = {quota[0]: code for code, quota in enumerate(self.quotas)}
+            series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)
+        if (near := self.near_duplicates) is not None:
+            series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
+        return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        source: Any = None,
+        *,
+        dim: int | None = None,
+        dtype: str | None = None,
+    ) -> Selection:
+        """Return the selection that `save` wrote.
+
+        Args:
+            path: the file; the checkpoint of a run that has ended is one too.
+            source: what was selected from, as for `select`, to make sure that it is still the same; None not to look.
+            dim: columns of a headerless source.
+            dtype: element type of a headerless source.
+
+        Raises:
+            InvalidInputError: there is no such file, or it is the checkpoint of a run that has not ended.
+            StoreMismatchError: `source` is not what was selected from.
+            CorruptStoreError: the file was cut short or altered.
+            StoreError: the file is something else.
+        """
+        run = read_run(path)
+        if run.stop_reason is None or run.log_det is None or run.signal is None:
+            raise InvalidInputError(
+                f"{os.fspath(path)}: found a run that was interrupted after {len(run)} picks, expected one that has ended."
+                f" Finish it: select(source, …, checkpoint={os.fspath(path)!r}), with k={len(run)} for these picks alone."
+            )
+        if source is not None:
+            opened = open_source(source, dim=dim, dtype=dtype)
+            identity = {
+                "rows": opened.rows,
+                "dim": opened.dim,
+                "dtype": opened.dtype,
+                "fingerprint": opened.identify(),
+            }
+            check_same(
+                path,
+                run.settings["source"],
+                identity,
+                StoreMismatchError,
+                f"Give the source that was selected from ({run.settings['source']['name']}), as it was.",
+            )
+        series = run.series
+        near = [series.pop(name) for name in DUPLICATES if name in series]
+        groups = series.pop("groups", None)
+        if groups is not None:
+            labels = [quota[0] for quota in run.settings["groups"]["quotas"]]
+            series["groups"] = as_labels(labels)[groups]
+        return cls(
+            **series,
+            stop_reason=run.stop_reason,
+            log_det=run.log_det,
+            signal=run.signal,
+            settings=run.settings,
+            near_duplicates=NearDuplicates(*near) if near else None,
+            compared=run.compared,
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        rows = self.settings["source"]["rows"]
+        budget = self.settings["budget"]
+        spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
+        kept = "" if self.kept is None else f"{self.kept} picks kept, {self.rows_read.sum()} rows read, "
+        gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
+        near = 0 if self.near_duplicates is None else len(self.near_duplicates)
+        skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
+        return (
+            f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
+            f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
+        )
+
+
+def as_labels(labels: list[Any]) -> npt.NDArray[Any]:
+    """Return labels of groups as an array: text as objects, of any length and to the last letter."""
+    return np.array(labels, dtype=object if isinstance(labels[0], str) else None)

@@ -1,0 +1,369 @@
+"""Selection of the rows with the most Fisher information and the least gradient conflict."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.progress import Progress, Watcher
+from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
+from spice_rs.selection.arguments import check_budget, check_numbers
+from spice_rs.selection.checkpoint import INTERVAL, Checkpoint
+from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.requested import Requested
+from spice_rs.selection.result import Selection
+from spice_rs.store.sources import Normalize, as_rows, open_source
+
+
+def select(
+    source: Any,
+    k: int | None = None,
+    *,
+    alpha: float = 1.0,
+    conflict_penalty: float = 0.1,
+    data: Any = None,
+    groups: Any = None,
+    group_shares: Any = None,
+    costs: Any = None,
+    budget: float | None = None,
+    initial: Any = None,
+    include: Any = None,
+    exclude: Any = None,
+    max_similarity: float | None = None,
+    weights: Any = None,
+    prior: Any = None,
+    prior_weight: float = 1.0,
+    fisher: Literal["full", "diagonal", "scalar"] = "full",
+    early_stop: float | None = None,
+    normalize: Normalize = "auto",
+    method: Literal["greedy", "top_k", "epsilon_lazy", "stochastic"] = "greedy",
+    epsilon: float = 0.1,
+    pool_size: int | None = None,
+    select_per_window: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = None,
+    time_limit: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    search: Literal["lazy", "lazy_gain", "eager"] = "lazy",
+    hot_rows: int | None = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Selection:
+    """Select the rows with the most Fisher information and the least gradient conflict.
+
+    At every step the row with the largest score Δ_x(S) − λ·conflict_x(S) is picked, equal scores by the lowest
+    index (SPICE, arXiv 2601.23155). The picks are exactly those of the naive algorithm in float64, and do not depend
+    on `threads`, on `search`, on `hot_rows` or on how the rows are spread over files. (The approximate methods say what
+    theirs depend on.)
+
+    Conditions say what may be picked and what it is worth. They go together with one another and with every `fisher`
+    of the methods "greedy" and "top_k"; the other methods take `exclude` alone, windows (`pool_size`) none:
+
+    ==============================================  ==========  ==========  ==========================
+    condition                                       early_stop  checkpoint  head, and a checkpoint for
+                                                                            another k
+    ==============================================  ==========  ==========  ==========================
+    groups, maxima alone                            yes         yes         yes
+    groups with a minimum ("pool" has)              no          yes         no
+    costs, budget                                   yes         no          no
+    initial, include, exclude, max_similarity,      yes         yes         yes
+    weights, prior
+    ==============================================  ==========  ==========  ==========================
+
+    `extend` takes selections without conditions only.
+
+    Args:
+        source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
+            headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
+            float32 or float64.
+        k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` or `budget` allows, or `select_per_window` of
+            every window.
+        alpha: weight α of the Fisher information.
+        conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
+        data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
+        groups: label of each row: the name of a column of `data`, or (N,) texts, whole numbers or bools by dataset row.
+            Their shares among the picks are `group_shares`.
+        group_shares: what each group must and may have. "pool", the default with `groups`: as large a share of the
+            picks as of the rows that can be picked, to the row (largest remainders first), or of the cost with
+            `budget`. Or label → (minimum, maximum): None for no limit, a whole number of rows, or a float in [0, 1] as a
+            share of k, rounded inwards to whole rows (with `budget`: cost units, or a share of it); labels that are
+            missing have no limits. Rows that would leave too little for the minima of other groups are passed over.
+        costs: cost of each row: the name of a column of `data`, or (N,) numbers above 0 by dataset row. By default the
+            token counts of a store. Only with `budget`.
+        budget: whole cost that the picks may have, in place of k: 1 or more in cost units, a float below 1 as a share of
+            the cost of all rows. The search runs twice, with every gain divided by its row's cost over the mean cost
+            and without; the run with the larger U (in which a `prior` does not count) is returned, and
+            `Selection.compared` has both.
+        initial: dataset rows that count as picked before the first pick, or a selection from the same source. They
+            cost nothing and are in no result: a selection does not hold the initial rows that it had itself. To build
+            on both, give one list of both.
+        include: dataset rows to pick first, in this order, or a selection from the same source.
+        exclude: dataset rows never to pick, or a selection from the same source.
+        max_similarity: τ in (0, 1): skip rows whose gradient has a cosine above τ or below −τ with that of a pick or
+            an initial row; `Selection.near_duplicates` lists those that would have been picked.
+        weights: weight w > 0 of each row in the Fisher information F = Σ w·g·gᵀ and in the mean of the picks: the
+            name of a column of `data`, or (N,) numbers by dataset row.
+        prior: what each row's score gets on top, times `prior_weight`: the name of a column of `data`, or (N,) numbers
+            by dataset row, for example a quality score. With `budget` it counts in the scores of both runs, and not
+            in the choice of the run to keep, which is the one with the larger U.
+        prior_weight: factor of `prior`.
+        fisher: "full" is the paper's formula. "diagonal" is the authors' released code, which keeps a diagonal of
+            fourth powers (den_j += α·g_j⁴; Δ = log(1 + α Σ g_j²/den_j)): theirs, not the paper's. "scalar", theirs
+            too, never changes: Δ = log(1 + α‖g‖²/(1 + α)).
+        early_stop: ω in (0, 1), off by default: stop before a row whose Δ is at most ω times the first pick's. The
+            paper uses 0.5.
+        normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
+            its loss reduction and token counts); "unit" for rows of length 1. "auto" is "mean" for a store of sums
+            (the paper's loss; it favours short answers) and "none" for anything else.
+        method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
+            approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
+            largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
+            so that U ≥ (1 − exp(−(1 − ε)))·U*; which one it takes depends on `hot_rows` and the processor, not on
+            `threads`. "stochastic" looks at n/k·log(1/ε) random rows a step (Mirzasoleiman et al., AAAI 2015), so that
+            on average over seeds U ≥ (1 − 1/e − ε)·U*.
+        epsilon: ε in (0, 1) of the approximate methods.
+        pool_size: cut a seeded permutation of the rows into windows of this size and select in each on its own, as
+            the authors' released code does (with 128).
+        select_per_window: rows to select from each window; the last window may be shorter.
+        seed: seed of the permutation for windows, `numpy.random.default_rng(seed).permutation(n)`, and of
+            method="stochastic".
+        threads: threads to use; all cores by default.
+        progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
+            (picks, gain of the latest pick, rows read so far); with `budget` those of both runs together.
+        time_limit: seconds after which the run ends with the picks it has, however few. The first reading of the
+            rows and the last computation of U are always done. With `pool_size`: with the windows that are done. With
+            `budget`: half of the time for each run.
+        checkpoint: file that keeps the picks while the run goes on, written every few seconds and however the run
+            ends. If it is there already, the run goes on where it left off, with the same picks as a run that was never
+            interrupted; with a larger k too, and with a smaller one it returns the first k. Not with `pool_size` or
+            `budget`, nor with an approximate method.
+        search: how the best row is found; the picks are the same. "lazy" looks at a row again only while an earlier
+            Δ and an earlier angle to the mean leave it a chance; "lazy_gain" goes by Δ alone; "eager" evaluates
+            every row at every pick, keeps n × d float64 in memory and is there to check the others against.
+        hot_rows: rows that the lazy search of the full Fisher information follows pick by pick, by default as many
+            as the processor's caches hold. It changes time and memory, and no pick of an exact method.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Returns:
+        The picks in order, with Δ, base, ε, conflict and score of each.
+
+    Raises:
+        InvalidInputError: an argument is out of range, no selection can meet the conditions, or a row holds a NaN or an
+            infinity.
+        StoreMismatchError: the checkpoint is of other settings or of another source, or a selection given as rows is.
+        StoreError: the source is no gradient store or a damaged one, or the checkpoint no checkpoint or a damaged one.
+        KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
+
+    Warns:
+        SpiceWarning: a setting does nothing on these rows, a condition was not met, or a zero row was picked.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0], [-2, 1]])
+        >>> spice_rs.select(rows, 3, conflict_penalty=0.5).indices
+        array([0, 2, 1])
+        >>> spice_rs.select(rows, 3, conflict_penalty=0).indices
+        array([0, 4, 1])
+    """
+    numbers = check_numbers(
+        k=k,
+        pool_size=pool_size,
+        select_per_window=select_per_window,
+        seed=seed,
+        threads=threads,
+        hot_rows=hot_rows,
+    )
+    requested = Requested(
+        data=data,
+        groups=groups,
+        group_shares=group_shares,
+        costs=costs,
+        budget=budget,
+        initial=initial,
+        include=include,
+        exclude=exclude,
+        max_similarity=max_similarity,
+        weights=weights,
+        prior=prior,
+        prior_weight=prior_weight,
+    )
+    check_budget(k, early_stop, budget, pool_size, select_per_window)
+    if checkpoint is not None and pool_size is not None:
+        raise InvalidInputError(
+            f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
+            " Leave one out."
+        )
+    if checkpoint is not None and method in ("epsilon_lazy", "stochastic"):
+        raise InvalidInputError(
+            f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
+            " resumed to the same picks. Leave one out."
+        )
+    requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
+    opened = open_source(source, dim=dim, dtype=dtype)
+    normalized, scale, unit = opened.row_scale(normalize)
+    conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
+    order = None
+    if pool_size is not None:
+        order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
+
+    settings: dict[str, Any] = {
+        "k": numbers["k"],
+        "alpha": float(alpha),
+        "conflict_penalty": float(conflict_penalty),
+        "fisher": fisher,
+        "early_stop": None if early_stop is None else float(early_stop),
+        "normalize": normalized,
+        "method": method,
+        "epsilon": float(epsilon) if method in ("epsilon_lazy", "stochastic") else None,
+        "pool_size": numbers["pool_size"],
+        "select_per_window": numbers["select_per_window"],
+        "seed": numbers["seed"],
+        **conditions.settings(),
+        "source": opened.identity(),
+    }
+    keeper = None
+    if checkpoint is not None:
+        settings["source"]["fingerprint"] = opened.identify(numbers["threads"])
+        keeper = Checkpoint(checkpoint, settings)
+
+    def run(watcher: Watcher, seconds: float | None, *, costed: bool) -> dict[str, Any]:
+        return _core.select(
+            opened.blocks,
+            dim=opened.dim,
+            index=opened.index,
+            scale=scale,
+            unit=unit,
+            k=numbers["k"],
+            alpha=settings["alpha"],
+            conflict_penalty=settings["conflict_penalty"],
+            early_stop=settings["early_stop"],
+            fisher=fisher,
+            method=method,
+            search=search,
+            hot_rows=numbers["hot_rows"],
+            epsilon=float(epsilon),
+            seed=numbers["seed"] or 0,
+            order=order,
+            pool_size=numbers["pool_size"],
+            select_per_window=numbers["select_per_window"],
+            threads=numbers["threads"],
+            progress=watcher,
+            time_limit=seconds,
+            made=keeper.made(opened) if keeper else None,
+            left_out=keeper.left_out(opened) if keeper else None,
+            checkpoint=keeper.save if keeper else None,
+            checkpoint_interval=INTERVAL,
+            **conditions.for_core(costed=costed),
+        )
+
+    limit = None if time_limit is None else float(time_limit)
+    if conditions.costs is None:
+        watcher = Watcher(progress, opened.rows, k or opened.rows)
+        with watcher:
+            result, compared = run(watcher, limit, costed=False), None
+    else:
+        result, compared = _both_runs(run, conditions, progress, limit)
+    signal = alpha * result.pop("norm_sq")
+    settings["source"] = opened.identity(result.pop("fingerprint"))
+    selection = Selection(
+        **conditions.outcome(result),
+        compared=compared,
+        signal=float(np.median(signal)),
+        settings=settings,
+    )
+    if keeper:
+        keeper.finish(selection)
+    linear_gain = float(signal[opened.positions(selection.indices)].sum())
+    for message in [
+        *forgotten_rows(initial),
+        *inert_settings(selection, linear_gain=linear_gain),
+        *unmet_conditions(selection, conditions),
+    ]:
+        warnings.warn(message, SpiceWarning, stacklevel=2)
+    return selection
+
+
+def _both_runs(
+    run: Callable[..., dict[str, Any]], conditions: Conditions, progress: Progress, limit: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run under a budget of cost, with gains per cost and with gains as they are; return the better and a comparison.
+
+    Either rule alone can be far from the best: one dear row may be worth more than all the cheap ones, and many cheap
+    ones more than a dear one. The larger U of both is not.
+    """
+    rows, started = conditions.source.rows, time.monotonic()
+    results = {}
+    with Watcher(progress, rows, conditions.about_picks(), runs=2) as watcher:
+        for name in ("costed", "uncosted"):
+            seconds = limit
+            if limit is not None:  # half of it each; what the first leaves is the second's
+                spent = time.monotonic() - started
+                seconds = limit / 2 if name == "costed" else max(limit - spent, limit * 1e-3)
+            results[name] = run(watcher, seconds, costed=name == "costed")
+            watcher.next_run()
+    compared: dict[str, Any] = {
+        name: {
+            "log_det": result["log_det"],
+            "picks": len(result["indices"]),
+            "cost": conditions.cost_of(result["indices"]),
+        }
+        for name, result in results.items()
+    }
+    costed, uncosted = results["costed"], results["uncosted"]
+    # Two orders of the same rows have the same U, but for rounding.
+    same = set(costed["indices"].tolist()) == set(uncosted["indices"].tolist())
+    kept = "costed" if same or costed["log_det"] >= uncosted["log_det"] else "uncosted"
+    result = results[kept]
+    if any(each["stop_reason"] == "time_limit" for each in results.values()):
+        result["stop_reason"] = "time_limit"
+    return result, {"kept": kept, **compared}
+
+
+def log_det(
+    source: Any,
+    rows: npt.ArrayLike,
+    *,
+    alpha: float = 1.0,
+    normalize: Normalize = "auto",
+    threads: int | None = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> float:
+    """Return U(S) = log det(I + αF_S) of any set of rows, in nats.
+
+    Args:
+        source: as for `select`.
+        rows: (m,) whole numbers, dataset rows (for example `sel.indices`).
+        alpha: weight α of the Fisher information.
+        normalize: as for `select`.
+        threads: threads to use; all cores by default.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Raises:
+        InvalidInputError: a row is not in the source, or an argument is out of range.
+    """
+    check_numbers(threads=threads)
+    opened = open_source(source, dim=dim, dtype=dtype)
+    _, scale, unit = opened.row_scale(normalize)
+    positions = opened.positions(as_rows(rows))
+    value: float = _core.log_det(
+        opened.blocks,
+        dim=opened.dim,
+        scale=scale,
+        unit=unit,
+        positions=positions,
+        alpha=float(alpha),
+        threads=threads,
+    )
+    return value

@@ -1,0 +1,1 @@
+"""The gradient store and everything else that rows can be selected from, as arrays."""

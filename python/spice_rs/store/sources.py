@@ -1,0 +1,428 @@
+"""Everything that rows can be selected from, brought to one shape.
+
+A `Source` is a list of row blocks in memory or in a memory map, plus what is known about each row. Nothing is
+copied unless the memory layout forces it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.store.store import GradientStore
+from spice_rs.store.tensors import MEMBER_SEPARATOR, tensor_cells
+
+Normalize = Literal["auto", "none", "sum", "mean", "unit"]
+"""The scale of the rows that compete; see `spice_rs.select`."""
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows and what is known about them.
+
+    Attributes:
+        blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), or an open store.
+        rows: number of rows n.
+        dim: number of columns d.
+        dtype: name of the element type.
+        description: what the user named, for messages and for `Selection.settings`.
+        index: (n,) int64 dataset rows in the order of the blocks, or None for 0 … n − 1.
+        scale: (n,) float64 factor of each row, or None for 1.
+        num_tokens: (n,) int32 learned tokens of each row, or None.
+        reduction: "sum" or "mean" over tokens if the rows are gradients of such a loss, else None.
+        fingerprint: hash of the content where one is recorded, else None.
+    """
+
+    blocks: list[Any]
+    rows: int
+    dim: int
+    dtype: str
+    description: str
+    index: npt.NDArray[np.int64] | None = None
+    scale: npt.NDArray[np.float64] | None = None
+    num_tokens: npt.NDArray[np.int32] | None = None
+    reduction: str | None = None
+    fingerprint: str | None = None
+    keep_alive: object = field(default=None, repr=False)
+
+    def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:
+        """Return (the resolved normalisation, the factor of each row or None, whether to make unit rows).
+
+        Raises:
+            InvalidInputError: the source does not record what the normalisation needs.
+        """
+        if normalize not in get_args(Normalize):
+            raise InvalidInputError(
+                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
+            )
+        if normalize == "auto":
+            normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
+        if normalize == "none" or normalize == self.reduction:
+            return normalize, self.scale, False
+        if normalize == "unit":
+            return normalize, self.scale, True
+        if self.reduction is None or self.num_tokens is None:
+            raise InvalidInputError(
+                f"normalize: found {normalize!r} for {self.description}, expected a store that records its loss"
+                " reduction and token counts. Use normalize='none' or 'unit'."
+            )
+        tokens = self.num_tokens.astype(np.float64)
+        if (tokens <= 0).any():
+            row = int(np.flatnonzero(tokens <= 0)[0])
+            raise InvalidInputError(
+                f"num_tokens of row {self.dataset_row(row)}: found {self.num_tokens[row]}, expected at least 1."
+                " Extract this row again, or use normalize='none'."
+            )
+        factor = 1.0 / tokens if normalize == "mean" else tokens
+        return normalize, factor if self.scale is None else self.scale * factor, False
+
+    def identify(self, threads: int | None = None) -> str:
+        """Return a hash of the rows as stored and of their dataset rows; reads all of them where none is recorded."""
+        return self.fingerprint or _core.fingerprint(
+            self.blocks, dim=self.dim, index=self.index, threads=threads
+        )
+
+    def identity(self, content: str | None = None) -> dict[str, Any]:
+        """Return what a selection remembers of its source; `content` is the hash of the rows that the core returns."""
+        return {
+            "name": self.description,
+            "rows": self.rows,
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint or content,
+            "content": content,
+        }
+
+    def dataset_row(self, position: int) -> int:
+        """Return the dataset row at a position of the source."""
+        return position if self.index is None else int(self.index[position])
+
+    def positions(self, rows: npt.NDArray[np.int64], field: str = "rows") -> npt.NDArray[np.int64]:
+        """Return the positions of dataset `rows`, which the user gave as `field`.
+
+        Raises:
+            InvalidInputError: a row is not in the source.
+        """
+        order = self.dataset_order()
+        index = np.arange(self.rows) if self.index is None else self.index
+        found = np.minimum(np.searchsorted(index, rows, sorter=order), self.rows - 1)
+        positions = order[found]
+        missing = np.flatnonzero(index[positions] != rows)
+        if missing.size:
+            raise InvalidInputError(
+                f"{field}: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
+            )
+        return positions
+
+    def dataset_order(self) -> npt.NDArray[np.int64]:
+        """Return the positions sorted by dataset row: an order that no sharding changes."""
+        return np.arange(self.rows) if self.index is None else np.argsort(self.index, kind="stable")
+
+
+def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None) -> Source:
+    """Open anything that `spice_rs.select` takes.
+
+    Args:
+        source: a store or its folder; a `.npy` file; a `.npz` or `.safetensors` file with one matrix, or
+            `file.npz::member`; a headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor; or a
+            list of these, see `join_sources`.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
+
+    Raises:
+        InvalidInputError: the source has the wrong rank or element type, or needs `dim` and `dtype`.
+        StoreError: the path is no store.
+    """
+    if isinstance(source, GradientStore):
+        return _from_store(source)
+    if isinstance(source, str | os.PathLike):
+        return _from_path(os.fspath(source), dim, dtype)
+    if isinstance(source, list | tuple):
+        return join_sources([open_source(part, dim=dim, dtype=dtype) for part in source])
+    if isinstance(source, np.ma.MaskedArray):
+        raise InvalidInputError(
+            "source: found a masked array, expected plain rows. Fill it or leave rows out first."
+        )
+    if isinstance(source, np.ndarray):
+        return _from_array(source.view(np.ndarray), f"array of shape {source.shape}")
+    if type(source).__module__.split(".")[0] == "torch" and hasattr(source, "layout"):
+        return _from_tensor(source)
+    raise InvalidInputError(
+        f"source: found {type(source).__name__}, expected a path, a GradientStore, a 2-D array or a 2-D CPU tensor, or a"
+        " list of such sources. Convert rows with numpy.asarray."
+    )
+
+
+def join_sources(parts: Sequence[Source]) -> Source:
+    """Return several sources as one pool.
+
+    Stores keep their dataset rows, which have to differ. Rows of anything else are numbered one source after the other. The
+    two do not go together.
+
+    Raises:
+        InvalidInputError: there is no source, they differ in width or in what is known of their rows, two stores have one
+            dataset row, or there are stores and other sources.
+        StoreMismatchError: two stores come from different models or projections.
+    """
+    if not parts:
+        raise InvalidInputError("source: found an empty list, expected at least one source. Name one.")
+    if len(parts) == 1:
+        return parts[0]
+    stores = [part for part in parts if isinstance(part.keep_alive, GradientStore)]
+    if stores and len(stores) < len(parts):
+        other = next(part for part in parts if part.index is None)
+        raise InvalidInputError(
+            f"source: found {stores[0].description}, a store, beside {other.description}, expected stores alone or none:"
+            " stores number their rows themselves. Export the stores, or write the other rows to one."
+        )
+    first = parts[0]
+    for part in parts[1:]:
+        if part.dim != first.dim:
+            raise InvalidInputError(
+                f"source: found {part.dim} columns in {part.description}, expected {first.dim} as in"
+                f" {first.description}. Select from rows of one projection."
+            )
+        if stores:
+            _check_same_origin(first.keep_alive, part.keep_alive)
+    index = None
+    if stores:
+        index = np.concatenate([part.index for part in parts if part.index is not None])
+        _check_disjoint(index, parts)
+    tokens = [part.num_tokens for part in parts if part.num_tokens is not None]
+    scales = [part.scale for part in parts if part.scale is not None]
+    fingerprint = None
+    if stores:
+        # The order of the stores changes no pick.
+        known = sorted(str(part.fingerprint) for part in parts)
+        fingerprint = hashlib.blake2b("".join(known).encode(), digest_size=16).hexdigest()
+    return Source(
+        blocks=[block for part in parts for block in part.blocks],
+        rows=sum(part.rows for part in parts),
+        dim=first.dim,
+        dtype="+".join(dict.fromkeys(part.dtype for part in parts)),
+        description=" + ".join(part.description for part in parts),
+        index=index,
+        scale=np.concatenate(scales) if scales else None,
+        num_tokens=np.concatenate(tokens) if len(tokens) == len(parts) else None,
+        reduction=first.reduction,
+        fingerprint=fingerprint,
+        keep_alive=list(parts),
+    )
+
+
+def _check_same_origin(a: Any, b: Any) -> None:
+    """Refuse stores whose rows cannot be compared: of another loss, model or projection."""
+    for name in ("reduction", "model", "projection"):
+        found, expected = (
+            (store.reduction if name == "reduction" else store.provenance.get(name)) for store in (b, a)
+        )
+        if found != expected:
+            raise StoreMismatchError(
+                f"{b.path}: {name}: found {found!r}, expected {expected!r} as in {a.path}. Select from stores that were"
+                " extracted with the same settings."
+            )
+
+
+def _check_disjoint(index: npt.NDArray[np.int64], parts: Sequence[Source]) -> None:
+    order = np.argsort(index, kind="stable")
+    twice = np.flatnonzero(index[order][1:] == index[order][:-1])
+    if twice.size:
+        ends = np.cumsum([part.rows for part in parts])
+        a, b = (
+            parts[int(np.searchsorted(ends, order[twice[0] + at], side="right"))].description for at in (0, 1)
+        )
+        raise InvalidInputError(
+            f"source: found row {int(index[order[twice[0]]])} in {a} and in {b}, expected each dataset row once. If they"
+            " are the same rows, `spice-rs merge` keeps them once; rows of different datasets need one numbering."
+        )
+
+
+def _from_store(store: GradientStore) -> Source:
+    return Source(
+        blocks=[store._core],
+        rows=len(store),
+        dim=store.dim,
+        dtype=store.dtype,
+        description=store.path,
+        index=store.index,
+        scale=store._core.scale.astype(np.float64),
+        num_tokens=store.num_tokens,
+        reduction=store.reduction,
+        fingerprint=store.fingerprint,
+        keep_alive=store,
+    )
+
+
+def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
+    name, _, member = text.partition(MEMBER_SEPARATOR)
+    path = Path(name)
+    if path.suffix == ".npz":
+        return _from_npz(path, member)
+    if path.is_dir():
+        return _from_store(GradientStore(path))
+    if not path.is_file():
+        raise InvalidInputError(
+            f"{path}: found no such file or folder, expected a gradient store, a .npy or .npz file or a file of numbers."
+            " Check the path, or make a store with `spice-rs extract`."
+        )
+    if path.suffix == ".npy":
+        return _from_array(_load_npy(path), str(path))
+    if path.suffix == ".safetensors":
+        cells, kind, rows, columns, name = tensor_cells(path, member)
+        return Source(
+            [(cells, kind, rows)], rows, columns, kind, f"{path}{MEMBER_SEPARATOR}{name}", keep_alive=cells
+        )
+    if path.suffix in (".pt", ".pth", ".jsonl", ".json", ".parquet"):
+        raise InvalidInputError(
+            f"{path}: found a {path.suffix} file, expected a gradient store, .npy, .npz or a headerless file of numbers."
+            " Load it yourself and pass the array."
+        )
+    if dim is None or dtype is None:
+        raise InvalidInputError(
+            f"{path}: found a file without a known header, expected a gradient store or a .npy or .npz file."
+            " For a numpy.memmap file give dim= (columns) and dtype=."
+        )
+    return _from_headerless(path, dim, dtype)
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise InvalidInputError(
+            f"{path}: found no readable .npy file ({error}), expected one. Write it again."
+        ) from error
+    return array
+
+
+def _from_npz(path: Path, member: str) -> Source:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            shapes = {name: _npz_shape(archive, name) for name in names}
+            matrices = [name for name in names if len(shapes[name]) == 2]
+            if not member and len(matrices) != 1:
+                raise InvalidInputError(
+                    f"{path}: found the matrices {matrices}, expected one. Name the member:"
+                    f" {path}{MEMBER_SEPARATOR}{matrices[0] if matrices else 'member'}"
+                )
+            member = member or matrices[0]
+            if member not in names:
+                raise InvalidInputError(
+                    f"{path}: found no member {member!r}, expected one of {names}. Choose one of these."
+                )
+            with archive.open(f"{member}.npy") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InvalidInputError(
+            f"{path}: found no such file, expected an .npz archive. Check the path."
+        ) from error
+    except InvalidInputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        raise InvalidInputError(
+            f"{path}: found no readable archive ({error}), expected .npz. Write it again."
+        ) from error
+    return _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
+
+
+def _npz_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
+    with archive.open(f"{member}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape: tuple[int, ...] = read(file)[0]
+        return shape
+
+
+def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
+    _check_dtype(dtype)
+    if not isinstance(dim, int) or dim < 1:
+        raise InvalidInputError(
+            f"dim: found {dim!r}, expected a whole number of at least 1. Give the number of columns."
+        )
+    width = dim * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    size = path.stat().st_size
+    if size == 0 or size % width:
+        raise InvalidInputError(
+            f"{path}: found {size} bytes, expected a multiple of {width} (dim={dim} × {dtype}). Check dim and dtype."
+        )
+    cells = np.memmap(path, dtype=np.uint8, mode="r")
+    rows = size // width
+    return Source([(cells, dtype, rows)], rows, dim, dtype, str(path), keep_alive=cells)
+
+
+def _from_array(array: npt.NDArray[Any], description: str, dtype: str | None = None) -> Source:
+    dtype = dtype or array.dtype.name
+    if array.ndim != 2 or 0 in array.shape:
+        raise InvalidInputError(
+            f"{description}: found shape {array.shape}, expected (rows, columns) with at least one of each."
+            " Stack the gradients as rows."
+        )
+    _check_dtype(dtype, description)
+    if array.dtype.byteorder not in ("=", "|", "<" if sys.byteorder == "little" else ">"):
+        array = array.astype(array.dtype.newbyteorder("="))
+    array = np.require(array, requirements=["C", "A"])
+    cells = array.reshape(-1).view(np.uint8)
+    return Source(
+        [(cells, dtype, array.shape[0])], array.shape[0], array.shape[1], dtype, description, keep_alive=array
+    )
+
+
+def _from_tensor(tensor: Any) -> Source:
+    if tensor.device.type != "cpu":
+        raise InvalidInputError(
+            f"source: found a tensor on {tensor.device}, expected a CPU tensor. Move it with .cpu() first."
+        )
+    torch = sys.modules["torch"]
+    if tensor.layout != torch.strided:
+        raise InvalidInputError(
+            f"source: found a tensor of layout {tensor.layout}, expected a dense one. Call to_dense()."
+        )
+    if str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
+        _check_dtype(str(tensor.dtype), "source")
+    tensor = tensor.detach().contiguous()
+    description = f"tensor of shape {tuple(tensor.shape)}"
+    if tensor.dtype == torch.bfloat16:
+        return _from_array(tensor.view(torch.int16).numpy(), description, "bfloat16")
+    return _from_array(tensor.numpy(), description)
+
+
+def _check_dtype(dtype: str, description: str = "dtype") -> None:
+    if dtype not in _DTYPES:
+        expected = ", ".join(_DTYPES[:-1]) + f" or {_DTYPES[-1]}"
+        raise InvalidInputError(
+            f"{description}: found {dtype}, expected {expected}. Convert the rows, for example with .astype('float32')."
+        )
+
+
+def as_rows(rows: Sequence[int] | npt.ArrayLike, field: str = "rows") -> npt.NDArray[np.int64]:
+    """Return dataset rows, which the user gave as `field`, as a 1-D int64 array.
+
+    Raises:
+        InvalidInputError: they are not whole numbers in one dimension.
+    """
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        # NumPy sees one object in a set, which has no order.
+        found = f"{array.dtype} of shape {array.shape}" if array.ndim else type(rows).__name__
+        remedy = "for example sel.indices" if array.ndim else "a list or an array: the order may matter"
+        raise InvalidInputError(
+            f"{field}: found {found}, expected whole numbers in one dimension. Pass {remedy}."
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,419 @@
+"""The gradient store: a folder of safetensors files with one gradient row per sample.
+
+Any number of writers fill one store, in any number of processes and days. What a writer has committed is
+complete and is never changed; a killed writer loses at most the rows that it had not committed.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spice_rs import _core
+from spice_rs.atomic import check_place, replacing
+from spice_rs.store.values import floats, integers, json_object, non_negative
+
+__all__ = ["GradientStore", "GradientWriter"]
+
+_Path = str | os.PathLike[str]
+
+Progress = Callable[[int, int], object]
+"""Called with (done, all) every few MiB; an exception from it ends the work."""
+
+_EXPORT_CELLS = 1 << 20
+"""Cells that are exported at a time."""
+
+
+class GradientStore:
+    """An open store, as it was when it was opened; opening reads no gradients. See docs/store-format.md for the files.
+
+    Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
+    is at each position.
+
+    Args:
+        path: The folder of the store.
+
+    Raises:
+        StoreError: If the path is no store, was written by another version, or has a row twice.
+        CorruptStoreError: If a file was cut short or altered.
+    """
+
+    def __init__(self, path: _Path) -> None:
+        self._open(path)
+
+    def _open(self, path: _Path) -> None:
+        self._core = _core.Store(path)
+        info = json.loads(self._core.info())
+        self._provenance: dict[str, Any] = info.pop("provenance")
+        self._info: dict[str, Any] = info
+
+    @staticmethod
+    def create(
+        path: _Path,
+        *,
+        dim: int,
+        dtype: str = "float16",
+        reduction: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        rows_per_shard: int | None = None,
+        bytes_per_shard: int | None = None,
+        max_delay: float | None = None,
+        writer: str | None = None,
+    ) -> GradientWriter:
+        """Creates a store, or joins an existing one of the same schema, and returns a writer.
+
+        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Buffered rows become a shard when
+        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when an append finds that
+        the oldest has waited for ``max_delay``.
+
+        Args:
+            path: The folder; it and its parents are created.
+            dim: Number of columns.
+            dtype: How cells are stored: "int8", "float16", "bfloat16" or "float32". A scale per row keeps very large
+                and very small rows in range; for "int8" it is the row's largest cell / 127.
+            reduction: How the loss was reduced over tokens, "sum" or "mean"; None if unknown.
+            provenance: Where the rows come from (model, projection, dataset, …), as plain JSON.
+            rows_per_shard: Rows per shard; None for no limit.
+            bytes_per_shard: Bytes per shard; None for 64 MiB.
+            max_delay: Seconds; None for 30.
+            writer: The writer's part of file names; None for a unique one.
+
+        Raises:
+            StoreMismatchError: If the store has another schema; the message names the field.
+            InvalidInputError: If an argument cannot be used.
+            StoreError: If the folder is no store or cannot be written.
+        """
+        core = _core.StoreWriter(
+            path,
+            dim=non_negative("dim", dim),
+            dtype=dtype,
+            reduction=reduction,
+            provenance=json_object(provenance),
+            rows_per_shard=None if rows_per_shard is None else non_negative("rows_per_shard", rows_per_shard),
+            bytes_per_shard=None
+            if bytes_per_shard is None
+            else non_negative("bytes_per_shard", bytes_per_shard),
+            max_delay=max_delay,
+            writer=writer,
+        )
+        return GradientWriter(core, path, int(dim))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._core)
+
+    @property
+    def path(self) -> str:
+        """The folder of the store."""
+        return cast(str, self._info["path"])
+
+    @property
+    def dim(self) -> int:
+        """Number of columns."""
+        return self._core.dim
+
+    @property
+    def dtype(self) -> str:
+        """How cells are stored: "int8", "float16", "bfloat16" or "float32"."""
+        return self._core.dtype
+
+    @property
+    def reduction(self) -> str | None:
+        """How the loss was reduced over tokens: "sum", "mean", or None if the store does not say."""
+        return self._core.reduction
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, as given to ``create``; a copy."""
+        return cast(dict[str, Any], json.loads(json.dumps(self._provenance)))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of schema and rows, 32 hex digits; independent of names of files."""
+        return self._core.fingerprint
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """The row of the dataset at each position: (n,) int64; a copy."""
+        return self._core.index
+
+    @property
+    def norm(self) -> NDArray[np.float32]:
+        """The 2-norm of each row before rounding: (n,) float32; a copy."""
+        return self._core.norm
+
+    @property
+    def loss(self) -> NDArray[np.float32] | None:
+        """The loss of each sample: (n,) float32; None unless all shards record it."""
+        return self._core.loss
+
+    @property
+    def num_tokens(self) -> NDArray[np.int32] | None:
+        """The learned tokens of each sample: (n,) int32; None unless all shards record it."""
+        return self._core.num_tokens
+
+    def read(self, positions: ArrayLike) -> NDArray[np.float32]:
+        """Reads rows.
+
+        Args:
+            positions: (m,) integers, 0 ≤ position < len(store), in any order, repeated or not.
+
+        Returns:
+            (m, dim) float32: the rows, rounded to the dtype of the store.
+
+        Raises:
+            InvalidInputError: If a position is not there or is no integer.
+        """
+        return self._core.read(integers("positions", positions, np.int64))
+
+    def info(self) -> dict[str, Any]:
+        """What there is to know without reading gradients, as plain JSON types.
+
+        Has path, rows, dim, dtype, reduction, columns, shards, bytes, schema_id, fingerprint,
+        format_version, written_by, superseded, leftovers (unfinished files of writers that run or were
+        killed) and the keys of ``provenance``; where a key is in both, this is the store's own.
+        """
+        return {**self.provenance, **self._info}
+
+    def verify(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Reads everything: all checksums, NaN and Inf, the norm of each row.
+
+        Args:
+            progress: Called with (rows done, all rows) every few MiB; an exception from it ends the work.
+
+        Returns:
+            What was checked: {"shards", "rows", "bytes"}, and the names of files that are in the way and no part of the
+            store: "superseded" shards, and "leftovers" of writers that run or were killed. ``repair`` removes them.
+
+        Raises:
+            CorruptStoreError: With the file, the place, what was found and what was expected.
+        """
+        return _result(self._core.verify(progress))
+
+    @staticmethod
+    def merge(sources: Sequence[_Path], path: _Path, progress: Progress | None = None) -> GradientStore:
+        """Makes one new store of several: all their rows, in their order, as they are stored.
+
+        Rows that are there more than once are kept once if they are the same to the bit. The new store appears when it is
+        whole. A single store in which two writers wrote the same rows can be merged too: it loses the copies.
+
+        Args:
+            sources: Folders of stores with one schema.
+            path: A new folder.
+            progress: As for ``verify``.
+
+        Raises:
+            StoreMismatchError: If two stores have different schemas; the message names the field.
+            StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
+            CorruptStoreError: If a source is damaged.
+        """
+        _core.merge([os.fspath(source) for source in sources], path, progress)
+        return GradientStore(path)
+
+    def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
+        """Makes a new store of the same rows in another dtype; it appears when it is whole.
+
+        From "float32" the rows are those that would have been written in ``dtype`` at once. Other rows are rounded a
+        second time, and "converted_from" in the provenance says what they were.
+
+        Args:
+            path: A new folder.
+            dtype: "int8", "float16", "bfloat16" or "float32".
+            progress: As for ``verify``.
+
+        Raises:
+            InvalidInputError: If there is no such dtype.
+            StoreError: If ``path`` is taken or cannot be written.
+            CorruptStoreError: If a shard is damaged.
+        """
+        _core.convert(self._core, path, dtype, progress)
+        return GradientStore(path)
+
+    def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
+        """Replaces small shards by as few as can be; this object then shows the store as it is now.
+
+        Others may read and append meanwhile. Whenever the process is killed, all rows are there once. The positions of rows
+        and the fingerprint change; dataset indices and picks do not.
+
+        Args:
+            bytes_per_shard: Shards of at least this size stay, and the new ones have at most about it; None for 64 MiB.
+            progress: As for ``verify``, with the rows to be copied.
+
+        Returns:
+            {"shards_before", "shards", "deleted"}: the last is 0.
+
+        Raises:
+            StoreError: While another process compacts, deletes or repairs; if a shard cannot be written.
+            CorruptStoreError: If a shard is damaged; it stays, and so does the rest.
+        """
+        size = None if bytes_per_shard is None else non_negative("bytes_per_shard", bytes_per_shard)
+        done = _result(_core.compact(self.path, size, progress))
+        self._open(self.path)
+        return done
+
+    def delete(self, index: ArrayLike, progress: Progress | None = None) -> dict[str, int]:
+        """Deletes rows; this object then shows the store as it is now.
+
+        Rows that the store does not have are ignored. If the process is killed, some of the rows may be deleted; the same
+        call deletes the rest. An extraction that is resumed computes deleted rows again.
+
+        Args:
+            index: (m,) integers, rows of the dataset.
+            progress: As for ``verify``, with the rows of the shards concerned.
+
+        Returns:
+            {"shards_before", "shards", "deleted"}: the last is the number of rows deleted.
+
+        Raises:
+            StoreError, CorruptStoreError: As for ``compact``.
+        """
+        done = _result(_core.delete(self.path, integers("index", index, np.int64), progress))
+        self._open(self.path)
+        return done
+
+    @staticmethod
+    def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
+        """Makes a store with damaged or forgotten files one that opens and that ``verify`` finds sound.
+
+        Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
+        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again.
+
+        Args:
+            path: The folder of the store.
+            progress: Called with (shards done, all shards).
+
+        Returns:
+            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}]}.
+
+        Raises:
+            StoreError: If there is no store; while another process compacts, deletes or repairs.
+            CorruptStoreError: If store.json is damaged: restore it from a copy.
+        """
+        return _result(_core.repair(path, progress))
+
+    def export(self, path: _Path, index: _Path | None = None, progress: Progress | None = None) -> None:
+        """Writes the rows as one float32 matrix to a .npy file, sorted by dataset row.
+
+        Args:
+            path: The .npy file; it appears when it is whole, in place of one that is there.
+            index: Another .npy file, for the (n,) int64 dataset rows; None for none.
+            progress: As for ``verify``.
+
+        Raises:
+            InvalidInputError: If no file can lie there.
+            OSError: If a file cannot be written.
+        """
+        for place in (path, index):
+            if place is not None:
+                check_place(place)
+        order = np.argsort(self.index, kind="stable")
+        rows_per_chunk = max(1, _EXPORT_CELLS // self.dim)
+        with replacing(path) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), self.dim)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(self), rows_per_chunk):
+                chunk = order[start : start + rows_per_chunk]
+                file.write(self.read(chunk).astype("<f4", copy=False).data)
+                if progress is not None:
+                    progress(start + len(chunk), len(self))
+        if index is not None:
+            with replacing(index) as file:
+                np.save(file, self.index[order])
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientStore({self.path!r}, rows={len(self)}, dim={self.dim}, dtype={self.dtype!r}, "
+            f"shards={self._info['shards']})"
+        )
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(self._info[key]))}</td></tr>"
+            for key in ("path", "rows", "dim", "dtype", "reduction", "shards", "bytes", "fingerprint")
+        )
+        return f"<table>{cells}</table>"
+
+
+class GradientWriter:
+    """Appends rows to a store; made by :meth:`GradientStore.create`, to be used in a ``with`` statement.
+
+    Leaving the ``with`` statement commits what was appended, also when an exception passes through.
+    """
+
+    def __init__(self, core: _core.StoreWriter, path: _Path, dim: int) -> None:
+        self._core = core
+        self._path = os.fspath(path)
+        self._dim = dim
+
+    def append(
+        self,
+        rows: ArrayLike,
+        index: ArrayLike,
+        num_tokens: ArrayLike | None = None,
+        loss: ArrayLike | None = None,
+    ) -> None:
+        """Appends rows: all of them, or none if one is invalid.
+
+        Args:
+            rows: (m, dim) floats: an array or a CPU tensor.
+            index: (m,) integers, the row of the dataset, each once in a store.
+            num_tokens: (m,) integers, the learned tokens of each sample; for all rows of a store or for none.
+            loss: (m,) floats, the loss of each sample; for all rows of a store or for none.
+
+        Raises:
+            InvalidInputError: For a wrong shape or type, NaN or Inf (the message has the dataset row and the
+                column), a norm above 1.7e38, and for a row that the store has.
+            StoreError: If a shard cannot be written; rows that ``contains`` are kept for the next ``commit``.
+        """
+        self._core.append(
+            floats("rows", rows, (None, self._dim)),
+            integers("index", index, np.int64),
+            None if num_tokens is None else integers("num_tokens", num_tokens, np.int32),
+            None if loss is None else floats("loss", loss, (None,)),
+        )
+
+    def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
+        """Which rows the store had when the writer was created or has got from it since: (m,) bool.
+
+        Args:
+            index: (m,) integers, rows of the dataset.
+        """
+        return self._core.contains(integers("index", index, np.int64))
+
+    def commit(self) -> None:
+        """Makes the buffered rows a shard; they are on disk when this returns.
+
+        Raises:
+            StoreError: If the shard cannot be written; the rows stay buffered.
+        """
+        self._core.commit()
+
+    def close(self) -> None:
+        """Commits and closes; closing again does nothing."""
+        self._core.close()
+
+    def __enter__(self) -> GradientWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GradientWriter({self._path!r}, dim={self._dim})"
+
+
+def _result(text: str) -> dict[str, Any]:
+    """What the core has to say about its work."""
+    return cast(dict[str, Any], json.loads(text))
