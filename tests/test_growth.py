@@ -14,6 +14,7 @@ import pools
 import spice_rs
 from command import run
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.store.sources import open_source
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
 
@@ -72,7 +73,7 @@ def test_an_extended_selection_is_a_fresh_one(case, seed, omega, fisher):
 
 def at(rows: np.ndarray, index: np.ndarray, k: int, keywords: dict) -> spice_rs.Selection:
     """Return a selection from rows that have the given dataset rows."""
-    opened = spice_rs.sources.open_source(rows)
+    opened = open_source(rows)
     selection = spice_rs.select(rows, k, **keywords)
     source = selection.settings["source"]
     source["content"] = spice_rs._core.fingerprint(
