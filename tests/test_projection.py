@@ -1,4 +1,6 @@
+import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def explicit_matrix(kind: str, parameter: Parameter, dim: int, seed: int, nnz: i
 
 
 def project(projection, left, right, weight=WEIGHT):
-    rows = torch.zeros(len(left), projection.dim)
+    rows = torch.zeros(len(left), projection.dim, device=left.device)
     projection.add_outer(
         rows, weight, projection.reduce(weight, 0, left), projection.reduce(weight, 1, right)
     )
@@ -114,17 +116,125 @@ def test_vectors_equal_their_explicit_matrix(kind):
     np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
+def independent_signs_variance(x, y, dim, nnz=1):
+    """Of ⟨Px, Py⟩ where signs and buckets are independent: pairs of coordinates that meet, each with 1/dim."""
+    return ((x @ x) * (y @ y) + (x @ y) ** 2 - 2 / nnz * (x**2 @ y**2)) / dim
+
+
+def every_sign_matrix(side, size):
+    """All of them, (2^(side·size), side, size), scaled; short sides are kept."""
+    if size <= side:
+        return np.eye(size)[None]
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=side * size)))
+    return signs.reshape(-1, side, size) / math.sqrt(side)
+
+
+def two_sided_variance(x, y, dim, side, nnz=1):
+    """Of ⟨S(LXRᵀ), S(LYRᵀ)⟩: the mean over all L and R of S's variance, and the variance of S's mean."""
+    lefts, rights = (every_sign_matrix(side, size) for size in x.shape)
+    means, variances = [], []
+    for left in lefts:
+        for right in rights:
+            p, q = (left @ each @ right.T for each in (x, y))
+            means.append(np.sum(p * q))
+            variances.append(independent_signs_variance(p.ravel(), q.ravel(), dim, nnz))
+    return np.mean(variances) + np.var(means)
+
+
+SMALL = Parameter("layer.weight", (4, 3))
+CASES = [("sparse", 1), ("sparse", 3), ("rademacher", 1), ("two_sided", 1), ("two_sided", 2)]
+
+
+@cache
+def products(kind, nnz):
+    """⟨Px, Py⟩ and ‖Px‖² for 4000 seeds, (4000, 2), and x and y, both (4, 3)."""
+    left, right = factors(samples=2, tokens=2, shape=SMALL.shape)
+    found = []
+    for seed in range(4000):
+        rows = project(make_projection(kind, [SMALL], dim=8, seed=seed, side=2, nnz=nnz), left, right, SMALL)
+        found.append((rows @ rows[0]).tolist()[::-1])
+    x, y = torch.einsum("bti,btj->bij", left.double(), right.double()).numpy()
+    return np.array(found), x, y
+
+
+@pytest.mark.parametrize(("kind", "nnz"), CASES)
+def test_inner_products_are_unbiased(kind, nnz):
+    found, x, y = products(kind, nnz)
+    error = found.std(axis=0) / math.sqrt(len(found))
+    expected = [np.sum(x * y), np.sum(x * x)]
+    assert np.all(np.abs(found.mean(axis=0) - expected) < 4 * error), (found.mean(axis=0), expected, error)
+
+
+@pytest.mark.parametrize(("kind", "nnz"), CASES)
+def test_inner_products_vary_as_the_theory_says(kind, nnz):
+    found, x, y = products(kind, nnz)
+    for values, other in zip(found.T, (y, x), strict=True):
+        if kind == "two_sided":
+            expected = two_sided_variance(x, other, 8, 2, nnz)
+        else:
+            expected = independent_signs_variance(x.ravel(), other.ravel(), 8, nnz)
+        squares = (values - values.mean()) ** 2
+        error = squares.std() / math.sqrt(len(squares))
+        assert abs(squares.mean() - expected) < 4 * error, (squares.mean(), expected, error)
+
+
+def whole_numbers(shape, samples=3, tokens=4):
+    """Factors whose products and sums float32 holds exactly, so that rows may be compared bit for bit."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(-3, 4, (samples, tokens, size), generator=generator).float() for size in shape]
+
+
 @pytest.mark.parametrize("kind", ["sparse", "two_sided", "rademacher"])
-def test_inner_products_are_unbiased(kind):
-    left, right = factors(samples=2)
-    gradient = torch.einsum("bti,btj->bij", left, right).flatten(1)
-    products = []
-    for seed in range(3000):
-        rows = project(make_projection(kind, [WEIGHT], dim=8, seed=seed, side=4), left, right)
-        products.append([float(rows[0] @ rows[1]), float(rows[0] @ rows[0])])
-    mean, error = np.mean(products, axis=0), np.std(products, axis=0) / math.sqrt(len(products))
-    expected = [float(gradient[0] @ gradient[1]), float(gradient[0] @ gradient[0])]
-    assert np.all(np.abs(mean - expected) < 4 * error), (mean, expected, error)
+def test_rows_do_not_depend_on_the_order_of_modules_or_on_what_else_is_tracked(kind):
+    parameters = [Parameter(name, shape) for name, shape in [("b", (6, 5)), ("a", (9, 2)), ("c", (6, 5))]]
+    inputs = {parameter: whole_numbers(parameter.shape) for parameter in parameters}
+
+    def rows(order):
+        projection = make_projection(kind, order, dim=16, seed=4, side=4)
+        total = torch.zeros(3, 16)
+        for parameter in order:
+            left, right = (projection.reduce(parameter, i, each) for i, each in enumerate(inputs[parameter]))
+            projection.add_outer(total, parameter, left, right)
+        return total
+
+    whole = rows(parameters)
+    assert whole.abs().sum() > 0
+    for order in itertools.permutations(parameters):
+        assert torch.equal(rows(order), whole)
+    assert torch.equal(sum(rows([parameter]) for parameter in parameters), whole)
+    assert not torch.equal(rows(parameters[:1]), rows(parameters[2:]))  # the name is the key
+
+
+@pytest.mark.parametrize("kind", ["sparse", "two_sided", "rademacher", "none"])
+def test_rows_are_the_same_on_every_device(kind):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    left, right = whole_numbers((70, 50))
+    weight = Parameter("layer.weight", (70, 50))
+    projection = make_projection(kind, [weight], dim=64, seed=4, side=4)
+    there = [project(projection, left.to(device), right.to(device), weight) for device in ("cuda", "cpu")]
+    assert torch.equal(there[0].cpu(), there[1])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "two_sided"])
+def test_rows_of_half_the_columns_are_those_whose_neighbours_are_added(kind):
+    left, right = factors()
+    wide, narrow = (
+        project(make_projection(kind, [WEIGHT], dim=dim, seed=6, side=4), left, right) for dim in (24, 12)
+    )
+    torch.testing.assert_close(wide.view(3, 12, 2).sum(dim=2), narrow)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_an_embedding_are_those_of_its_gradient(kind):
+    table = Parameter("table", (20, 5))
+    ids = torch.tensor([[3, 3, 0, 19], [1, 2, 3, 3]])
+    values = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    projection = make_projection(kind, [BIAS, table], dim=16, seed=2, side=4)
+    found = torch.zeros(2, projection.dim)
+    projection.add_rows(found, table, ids, values)
+    one_hot = torch.nn.functional.one_hot(ids, 20).float()
+    torch.testing.assert_close(found, project(projection, one_hot, values, table))
 
 
 @pytest.mark.parametrize("kind", ["sparse", "rademacher", "none"])

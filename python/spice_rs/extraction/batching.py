@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from spice_rs.data.dataset import IGNORED, Example
-from spice_rs.extraction.loss import SummedLoss
+from spice_rs.extraction.loss import Learned, SummedLoss
+from spice_rs.extraction.transfer import to_device
 
 
 class Sample(Protocol):
@@ -51,16 +52,17 @@ class TextTask:
     def losses(self, samples: Sequence[Example], length: int, device: torch.device) -> torch.Tensor:
         """Losses (B,) float32."""
         batch = collate(samples, device, length)
-        return self.loss(batch.input_ids, batch.attention_mask, batch.labels)
+        return self.loss(batch.input_ids, batch.attention_mask, batch.labels, batch.learned)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded tensors of one batch, all (B, T) int64."""
+    """Padded tensors of one batch, all (B, T) int64, and what of it is learned."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    learned: Learned
 
 
 def longest_first(samples: Sequence[Sample]) -> list[Sample]:
@@ -84,5 +86,10 @@ def collate(examples: Sequence[Example], device: torch.device, length: int = 0) 
         ids[row, :length] = example.input_ids
         mask[row, :length] = 1
         labels[row, :length] = example.labels
-    arrays = (torch.from_numpy(array).to(device, non_blocking=True) for array in (ids, mask, labels))
-    return Batch(*arrays)
+    host = torch.from_numpy(labels)
+    return Batch(
+        to_device(torch.from_numpy(ids), device),
+        to_device(torch.from_numpy(mask), device),
+        to_device(host, device),
+        Learned.of(host, device),
+    )

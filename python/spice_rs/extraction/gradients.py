@@ -1,11 +1,15 @@
-"""Samples → rows: batches, halved where memory runs out, and written while the next one is computed."""
+"""Samples → rows: batches, halved where memory runs out, and written while the next one is computed.
+
+On a GPU nothing waits within a batch: the host queues the kernels of one, then appends the rows of the one before, whose
+copy has run beside them. The writer puts shards on disk in the background.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 
 import numpy as np
@@ -14,10 +18,12 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
 from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
 from spice_rs.store.store import GradientWriter
 
 _SAMPLES_PER_BATCH = 256  # what is formed per sample besides activations is at most 4 MB
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 _ROW_CELLS = 1 << 28  # cells of one batch's rows: 1 GB in float32, met with projection="none" alone
 
 
@@ -42,18 +48,21 @@ class GradientRun:
         total = sum(sample.length for sample in samples)
         shown = bar(progress, total=total, what="extract", unit="tokens")
         done, started = 0, time.perf_counter()
-        with self.capture.attached(), closing(shown), ThreadPoolExecutor(1, "spice-write") as pool:
-            pending: Future[None] | None = None
-            for batch, rows, losses in self.batches(longest_first(samples)):
-                if pending is not None:
-                    pending.result()  # one batch is written at a time, and its errors are raised here
-                pending = pool.submit(write_rows, writer, batch, rows, losses)
-                done += len(batch)
-                shown.update(sum(sample.length for sample in batch))
-                rate = done / (time.perf_counter() - started)
-                shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
-            if pending is not None:
-                pending.result()
+        ahead = 1 if self.device.type == "cuda" else 0  # batches queued before the oldest is written
+        computed: deque[tuple[Sequence[Sample], HostCopy]] = deque()
+        with self.capture.attached(), closing(shown):
+            try:
+                for batch, rows, losses in self.batches(longest_first(samples)):
+                    computed.append((batch, HostCopy(rows, losses)))
+                    while len(computed) > ahead:
+                        write_rows(writer, *computed.popleft())
+                    done += len(batch)
+                    shown.update(sum(sample.length for sample in batch))
+                    rate = done / (time.perf_counter() - started)
+                    shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
+            finally:
+                while computed:  # also what was complete when the run was stopped
+                    write_rows(writer, *computed.popleft())
 
     def batches(
         self, samples: Sequence[Sample]
@@ -119,19 +128,17 @@ class GradientRun:
         try:
             return self.compute(samples)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            text = str(error).lower()
-            if "out of memory" not in text and "can't allocate memory" not in text:
+            if not any(sign in str(error).lower() for sign in _NO_MEMORY):
                 raise
             return None
 
 
-def write_rows(
-    writer: GradientWriter, batch: Sequence[Sample], rows: torch.Tensor, losses: torch.Tensor
-) -> None:
-    """Waits for the device and writes; runs beside the next batch."""
+def write_rows(writer: GradientWriter, batch: Sequence[Sample], copy: HostCopy) -> None:
+    """Appends the rows of a batch, given with its losses, when they have arrived."""
+    rows, losses = copy.wait()
     writer.append(
-        rows.cpu().numpy(),
+        rows.numpy(),
         index=np.array([sample.index for sample in batch], dtype=np.int64),
         num_tokens=np.array([sample.num_tokens for sample in batch], dtype=np.int32),
-        loss=losses.to(device="cpu", dtype=torch.float32).numpy(),
+        loss=losses.to(torch.float32).numpy(),
     )

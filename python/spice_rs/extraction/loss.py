@@ -2,18 +2,21 @@
 
 Logits are made at the learned positions alone where the model allows it: the output head's input is replaced
 by those positions' hidden states on its way in, so that whatever the model does to logits afterwards
-(scaling, soft caps) still happens. Both the loss and its gradient are computed in float32, in chunks of
+(scaling, soft caps) still happens. Which positions these are is found on the host, where the labels come from:
+asking a GPU would wait for it. Both the loss and its gradient are computed in float32, in chunks of
 positions, whatever the logits' dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from spice_rs.data.dataset import IGNORED
+from spice_rs.extraction.transfer import to_device
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits (B, T, V), labels (B, T) not shifted, -100 where not learned) → one loss per sample, (B,)."""
@@ -63,6 +66,28 @@ def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     return loss
 
 
+@dataclass(frozen=True)
+class Learned:
+    """The N positions of a batch whose next token is learned, in order; each (N,) int64.
+
+    Attributes:
+        positions: b·T + t.
+        targets: The token at (b, t + 1).
+        samples: b.
+    """
+
+    positions: torch.Tensor
+    targets: torch.Tensor
+    samples: torch.Tensor
+
+    @staticmethod
+    def of(labels: torch.Tensor, device: torch.device) -> Learned:
+        """Of labels (B, T) on the host, not shifted, `IGNORED` where not learned."""
+        samples, before = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        found = (samples * labels.shape[1] + before, labels[samples, before + 1], samples)
+        return Learned(*(to_device(each, device) for each in found))
+
+
 class SummedLoss:
     """Per-sample losses of a causal language model.
 
@@ -82,7 +107,7 @@ class SummedLoss:
         self.options = {"use_cache": False} if hasattr(config, "use_cache") else {}
 
     def __call__(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, learned: Learned
     ) -> torch.Tensor:
         """Losses (B,) float32, each the sum over the sample's learned tokens.
 
@@ -90,18 +115,17 @@ class SummedLoss:
             input_ids: (B, T) int64.
             attention_mask: (B, T) int64, 0 where padded.
             labels: (B, T) int64, not shifted, `IGNORED` where not learned.
+            learned: What the labels say.
         """
-        targets = torch.full_like(labels, IGNORED)
-        targets[:, :-1] = labels[:, 1:]  # position t predicts token t + 1
-        learned = targets != IGNORED  # (B, T), N of them
         handle = None
         if self.head is not None:
 
             def keep_learned(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 del module
-                if not args or args[0].shape[:-1] != learned.shape:
+                if not args or args[0].shape[:-1] != labels.shape:
                     return None
-                return (args[0][learned].unsqueeze(0), *args[1:])  # (1, N, hidden)
+                hidden = args[0].flatten(0, 1).index_select(0, learned.positions)
+                return (hidden.unsqueeze(0), *args[1:])  # (1, N, hidden)
 
             handle = self.head.register_forward_pre_hook(keep_learned)
         try:
@@ -113,6 +137,9 @@ class SummedLoss:
         if self.loss_fn is not None:
             return self.loss_fn(logits, labels)
         # The two cases differ in shape: the last position is never learned, so N < T where B = 1.
-        logits = logits[learned] if logits.shape[:-1] == learned.shape else logits.flatten(0, -2)  # (N, V)
-        losses = token_cross_entropy(logits, targets[learned])  # (N,)
-        return losses.new_zeros(len(labels)).index_add(0, learned.nonzero()[:, 0], losses)
+        everywhere = logits.shape[:-1] == labels.shape
+        logits = logits.flatten(0, -2)
+        if everywhere:
+            logits = logits.index_select(0, learned.positions)  # (N, V)
+        losses = token_cross_entropy(logits, learned.targets)  # (N,)
+        return losses.new_zeros(len(labels)).index_add(0, learned.samples, losses)

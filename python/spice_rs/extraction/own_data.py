@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from spice_rs.data.records import FIELDS
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.loss import OwnLossFunction
+from spice_rs.extraction.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _digest(digest: Any, value: Any, place: str) -> None:
 
 def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return to_device(batch, device)
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -25,6 +25,7 @@ from spice_rs.extraction.batching import Sample, longest_first
 from spice_rs.extraction.gradients import GradientRun, write_rows
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.transfer import HostCopy
 from spice_rs.report.tables import aligned
 from spice_rs.store.store import GradientStore, GradientWriter
 
@@ -218,7 +219,7 @@ def _writing(run: GradientRun, writer: GradientWriter, batch: Sequence[Sample], 
     result = run.compute(batch)
     result[1].cpu()
     begun = clock()
-    write_rows(writer, batch, *result)
+    write_rows(writer, batch, HostCopy(*result))
     appended = clock()
     writer.commit()
     committed = clock()

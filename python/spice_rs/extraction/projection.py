@@ -12,13 +12,16 @@ A gradient of shape (m, n) has the coordinate i·n + j at (i, j).
 
 **sparse.** Each coordinate c goes to `nnz` buckets: bucket ⌊(h >> 32)·dim / 2³²⌋ with sign 1 - 2·(h & 1),
 from the streams "sparse:0", "sparse:1", …, scaled by 1/√nnz. nnz = 1, the default, is the count sketch
-(Charikar, Chen, Farach-Colton 2002): one addition per coordinate; the variance of an inner product is at most
-2‖x‖²‖y‖²/dim, that of a dense matrix of signs.
+(Charikar, Chen, Farach-Colton 2002): one addition per coordinate. The variance of an inner product is
+(‖x‖²‖y‖² + ⟨x, y⟩² - (2/nnz)·Σx²y²)/dim, at nnz = 1 that of a dense matrix of signs. Rows of dim/2 columns are those
+of dim, neighbours added.
 
 **two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", each scaled
 by 1/√p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G is
 never formed. A side of p numbers or fewer (a LoRA's rank) is kept as it is. Vectors (biases) go through the
-sparse projection alone. The last step is sparse also where all blocks would fit in `dim` side by side: a
+sparse projection alone. The inner product of two gradients e aᵀ has, besides the variance of the last step, one of some
+4/p times its square, whatever `dim` is; errors of modules are independent, so that over M modules of like norm it
+is 4/(p·M). The last step is sparse also where all blocks would fit in `dim` side by side: a
 row's columns do not depend on the order or number of what is tracked.
 
 **rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for
@@ -339,6 +342,15 @@ class NoProjection(Projection):
     def settings(self) -> dict[str, Any]:
         """Without a seed: nothing is random."""
         return {"kind": self.kind, "dim": self.dim}
+
+    def add_rows(
+        self, rows: torch.Tensor, parameter: Parameter, ids: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Adds in place, all tokens at once."""
+        offset = self._offsets[parameter.name]
+        part = rows[:, offset : offset + parameter.numel].unflatten(1, parameter.shape)
+        samples = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
+        part.index_put_((samples, ids), values.to(torch.float32), accumulate=True)
 
     def add_flat(self, rows: torch.Tensor, parameter: Parameter, start: int, values: torch.Tensor) -> None:
         """Adds in place."""
