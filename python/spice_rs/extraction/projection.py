@@ -19,10 +19,10 @@ of dim, neighbours added.
 **two_sided.** L G Rᵀ with dense sign matrices L (p, m) and R (p, n), streams "left" and "right", each scaled
 by 1/√p, and then the p² numbers sparsely to `dim`. With G = Σ_t e_t a_tᵀ this is Σ_t (L e_t)(R a_t)ᵀ: G is
 never formed. A side of p numbers or fewer (a LoRA's rank) is kept as it is. Vectors (biases) go through the
-sparse projection alone. The inner product of two gradients e aᵀ has, besides the variance of the last step, one of some
-4/p times its square, whatever `dim` is; errors of modules are independent, so that over M modules of like norm it
-is 4/(p·M). The last step is sparse also where all blocks would fit in `dim` side by side: a
-row's columns do not depend on the order or number of what is tracked.
+sparse projection alone. L and R add a variance that no `dim` takes away: up to (4/p + 4/p²)‖x‖²‖y‖² for gradients
+x = e aᵀ and y of one module; errors of modules are independent, so that M modules of like norm have an M-th of it. The
+last step is sparse also where all blocks would fit in `dim` side by side: a row's columns do not depend on the order or
+number of what is tracked.
 
 **rademacher.** Dense signs, stream "dense", scaled by 1/√dim: bit k mod 64 of h(c·⌈dim/64⌉ + ⌊k/64⌋) for
 column k, as do L and R with p columns. Costs dim operations per coordinate; here to compare with other tools.
