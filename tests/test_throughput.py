@@ -159,3 +159,27 @@ def test_copies_arrive_as_they_were_sent(device):
     np.testing.assert_array_equal(losses.numpy(), values.sum(dim=1).numpy())
     if device == "cpu":
         assert rows.data_ptr() == values.data_ptr()  # nothing is copied
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_autocast_gives_the_same_rows_roughly(adapted, tmp_path):
+    """Weights in float32 and activations in bfloat16, as on a GPU."""
+    model, data = make_lora(make_model()) if adapted else make_model(), make_data(5)
+    options = {"projection": "sparse", "dim": 64, "norms": not adapted, "embeddings": not adapted}
+    exact = rows_of(run(model, data, tmp_path / "exact", **options))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = rows_of(run(model, data, tmp_path / "rough", **options))
+    assert not np.array_equal(rough, exact)
+    assert_rows_equal(rough, exact, 0.1)
+
+
+@pytest.mark.parametrize("projection", ["sparse", "two_sided", "rademacher", "none"])
+def test_a_gpu_gives_the_rows_of_a_cpu_roughly(projection, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    model, data = make_model("qwen2"), make_data(20)
+    options = {"projection": projection, "dim": 64, "tokens_per_batch": 60}
+    rows = [
+        rows_of(run(model, data, tmp_path / device, device=device, **options)) for device in ("cpu", "cuda")
+    ]
+    assert_rows_equal(rows[1], rows[0], 0.1)
