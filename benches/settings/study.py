@@ -1,6 +1,6 @@
-"""Which settings to use: every scale, α, λ, ω, mode and window on real gradients. Prints tables, or writes them into a page.
+"""Which settings to use: every scale, α, λ, ω, mode and window on real gradients. Prints tables, or fills a page.
 
-    python benches/settings/study.py [--gradients FILE.npz] [--store FOLDER] [--pool FILE.jsonl.gz] [--page docs/settings.md]
+    python benches/settings/study.py [--gradients FILE.npz] [--store FOLDER] [--pool FILE.jsonl.gz] [--page FILE.md]
 
 Each pool is split: four fifths can be selected, a tenth of these are; a fifth is held out and judges the picks. The page
 keeps its prose; what stands between its `<!-- tables -->` marks is replaced. Takes about a quarter of an hour on two cores.
