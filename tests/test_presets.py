@@ -19,7 +19,7 @@ def _quiet():
         yield
 
 
-def rows(n: int = 200, d: int = 12, seed: int = 0) -> np.ndarray:
+def rows(n: int = 200, d: int = 60, seed: int = 0) -> np.ndarray:
     r = np.random.default_rng(seed)
     return (r.standard_normal((n, d)) * r.lognormal(0, 1, (n, 1))).astype(np.float32)
 
