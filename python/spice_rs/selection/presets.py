@@ -69,8 +69,8 @@ def scale_free_alpha(
 ) -> float:
     """Return α = 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
 
-    Multiplying all gradients by a number changes no pick with this α, as long as the 1e-8 in the conflict stays small against
-    ‖g‖‖mean‖. Reads all rows once.
+    Multiplying all gradients by a number changes no pick with this α, as long as the 1e-8 in the conflict stays small
+    against ‖g‖‖mean‖. Reads all rows once.
 
     Args:
         source: the rows.
