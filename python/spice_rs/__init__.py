@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.picks import Analysis, analyze
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
+    "Analysis",
     "CorruptStoreError",
     "Diagnosis",
     "GradientStore",
@@ -41,6 +43,7 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "analyze",
     "doctor",
     "extend",
     "extract",

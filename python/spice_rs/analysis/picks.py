@@ -1,0 +1,555 @@
+"""Why each row was picked: its gain taken apart, its rival, its nearest earlier pick, and how conflict goes with gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
+from spice_rs.analysis.replay import Given, Replay, Run, log_spaced, sampled
+from spice_rs.analysis.spearman import spearman
+from spice_rs.errors import InvalidInputError
+from spice_rs.progress import Bar, Progress, bar
+from spice_rs.report.tables import aligned
+from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.result import Selection
+
+AFFORDABLE = 5e11
+"""Multiplications up to which every step is looked at unless the caller says otherwise: some 10 s on eight cores."""
+
+FEWER_STEPS = 24
+"""Steps that are looked at, close together at first, where all of them would cost more."""
+
+RANKED_STEPS = 64
+"""Steps at which conflict and gain are ranked, at most, for each run."""
+
+BLOCK_CELLS = 1 << 21
+"""Cells of a block of rows, or of its numbers at all prefixes, whichever are more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stepwise:
+    """Spearman's ρ over candidates, one number per step; nan where all of either quantity are equal.
+
+    Attributes:
+        ranks: (c,) picks made before each step.
+        rows: (c,) candidates that were ranked there.
+        conflict_gain: (c,) conflict against Δ (the paper reports −0.79).
+        conflict_epsilon: (c,) conflict against |ε| (the paper reports 0.90).
+        cosine_gain: (c,) |cosine to the mean| against Δ.
+        cosine_epsilon: (c,) |cosine to the mean| against |ε|.
+        overlap_gain: (c,) Σ_{y∈S}(g_xᵀg_y)², the sum of Theorem 4, against Δ.
+        overlap_epsilon: (c,) the same against |ε|.
+    """
+
+    ranks: Rows
+    rows: Rows
+    conflict_gain: Floats
+    conflict_epsilon: Floats
+    cosine_gain: Floats
+    cosine_epsilon: Floats
+    overlap_gain: Floats
+    overlap_epsilon: Floats
+
+    def averages(self) -> dict[str, tuple[float, float, int]]:
+        """Return for each pair (mean over steps, median over steps, steps at which it is defined)."""
+        found = {}
+        for each in fields(self)[2:]:
+            values = getattr(self, each.name)
+            defined = values[np.isfinite(values)]
+            middle = (float(defined.mean()), float(np.median(defined))) if len(defined) else (np.nan, np.nan)
+            found[each.name] = (*middle, len(defined))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Tightness:
+    """|ε_x(S)| against α²Σ_{y∈S}(g_xᵀg_y)²/(1 + α‖g_x‖²), the bound of Theorem 4 with C = 1, over candidates.
+
+    Attributes:
+        median: (c,) median of |ε|/bound at each step of `Stepwise`, over rows whose bound is not 0.
+        largest: (c,) the largest.
+        violations: pairs of row and step where |ε| exceeds the bound by more than rounding.
+        checked: pairs looked at.
+    """
+
+    median: Floats
+    largest: Floats
+    violations: int
+    checked: int
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Analysis:
+    """What can be said of each pick, with S the rows selected before it; see `spice_rs.analyze`.
+
+    Attributes:
+        selection: the picks.
+        norm: (m,) ‖g‖ of the rows as they competed.
+        cosine: (m,) cosine of the pick with the mean of S, with its sign; 0 while S is empty.
+        nearest: (m,) int64 dataset row of S with the largest |cosine|; −1 while S is empty.
+        nearest_cosine: (m,) that cosine, with its sign; 0 while S is empty.
+        bound: (m,) α²Σ_{y∈S}(g_xᵀg_y)²/(1 + α‖g_x‖²), weights included: the bound of Theorem 4 on |ε|, with C = 1.
+        tightness: (m,) |ε|/bound; nan where the bound is 0, and under another reading than the full one.
+        margin: (m,) score of the pick minus the best score of another row that could have been picked; nan at steps
+            that were not looked at, inf where there was no other. Of equal rows it is 0, give or take rounding.
+        runner_up: (m,) int64 that row; −1 where there is none or the step was not looked at.
+        num_tokens: (m,) learned tokens of each pick; None where the source does not record them.
+        stepwise: rank correlations of conflict with gain.
+        theorem4: tightness over candidates; None under another reading than the full one.
+        candidates: numbers of a sample of the candidates after the last pick: "index", "norm", "gain", "conflict",
+            "cosine", "overlap", (c,) each; under "picked" whether it is a pick. None of windows.
+        looked_at: number of steps at which the runner-up was sought.
+        notes: what was left out, and why.
+    """
+
+    selection: Selection
+    norm: Floats
+    cosine: Floats
+    nearest: Rows
+    nearest_cosine: Floats
+    bound: Floats
+    tightness: Floats
+    margin: Floats
+    runner_up: Rows
+    num_tokens: npt.NDArray[np.int32] | None
+    stepwise: Stepwise
+    theorem4: Tightness | None
+    candidates: dict[str, npt.NDArray[Any]] | None
+    looked_at: int
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.selection)
+
+    @cached_property
+    def half_life(self) -> int | None:
+        """Number of picks after which Δ first was at most half of the first; None if it never was."""
+        return self.selection.half_life
+
+    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the numbers of the picks as columns, name → (m,), for `pandas.DataFrame` or `polars.DataFrame`."""
+        of = self.selection
+        frame: dict[str, npt.NDArray[Any]] = {
+            "index": of.indices,
+            "rank": np.arange(len(of)),
+            "base": of.base,
+            "gain": of.gains,
+            "epsilon": of.epsilon,
+            "conflict": of.conflict,
+            "score": of.scores,
+            "log_det": of.log_dets,
+            "norm": self.norm,
+            "cosine": self.cosine,
+            "margin": self.margin,
+            "runner_up": self.runner_up,
+            "nearest": self.nearest,
+            "nearest_cosine": self.nearest_cosine,
+            "bound": self.bound,
+            "tightness": self.tightness,
+            "overruled": of.overruled,
+        }
+        more = {"group": of.groups, "cost": of.costs, "num_tokens": self.num_tokens}
+        return {**frame, **{name: values for name, values in more.items() if values is not None}}
+
+    def medians(self) -> dict[str, float]:
+        """Return the median of each column of numbers over the picks for which it is known."""
+        found = {}
+        for name, values in self.to_frame().items():
+            if values.dtype.kind == "f":
+                known = values[np.isfinite(values)]
+                found[name] = float(np.median(known)) if len(known) else float("nan")
+        return found
+
+    def summary(self) -> str:
+        """Return a table of the first, the median and the last pick, and what goes with what."""
+        shown = {name: values for name, values in self.to_frame().items() if values.dtype.kind == "f"}
+        medians = self.medians()
+        rows = [("per pick", "first", "median", "last")]
+        rows += [
+            (name, f"{values[0]:.4g}", f"{medians[name]:.4g}", f"{values[-1]:.4g}")
+            for name, values in shown.items()
+            if len(values)
+        ]
+        half = "beyond the last pick" if self.half_life is None else f"{self.half_life} picks"
+        lines = [aligned(rows), "", f"half-life of the gain: {half}"]
+        lines.append(f"runner-up sought at {self.looked_at} of {len(self)} steps")
+        steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
+        pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]
+        pairs += [
+            (NAMES[name], f"{mean:.3f}", f"{median:.3f}", str(count))
+            for name, (mean, median, count) in self.stepwise.averages().items()
+        ]
+        lines += ["", f"{steps} steps, up to {most} candidates each:", aligned(pairs)]
+        if self.theorem4 is not None and self.theorem4.checked:
+            found = self.theorem4
+            defined = found.median[np.isfinite(found.median)]
+            middle = f"{np.median(defined):.3g}" if len(defined) else "not defined"
+            lines.append(
+                f"|ε| over the bound of Theorem 4 (C = 1): median {middle}, largest"
+                f" {np.nanmax(found.largest, initial=0.0):.3g}; {found.violations} violations in {found.checked} pairs"
+            )
+        return "\n".join([*lines, *self.notes])
+
+    def __repr__(self) -> str:
+        half = "beyond the last" if self.half_life is None else f"{self.half_life}"
+        return (
+            f"Analysis({len(self)} picks, half-life of the gain {half}, runner-up at {self.looked_at} steps,"
+            f" Spearman over {len(self.stepwise.ranks)} steps)"
+        )
+
+
+NAMES = {
+    "conflict_gain": "conflict and Δ",
+    "conflict_epsilon": "conflict and |ε|",
+    "cosine_gain": "|cosine to the mean| and Δ",
+    "cosine_epsilon": "|cosine to the mean| and |ε|",
+    "overlap_gain": "Σ(gᵀg_y)² and Δ",
+    "overlap_epsilon": "Σ(gᵀg_y)² and |ε|",
+}
+"""Pairs of `Stepwise` in words."""
+
+
+def analyze(
+    selection: Selection,
+    source: Any,
+    *,
+    data: Any = None,
+    groups: Any = None,
+    costs: Any = None,
+    initial: Any = None,
+    exclude: Any = None,
+    weights: Any = None,
+    prior: Any = None,
+    steps: int | None = None,
+    sample: int = 2000,
+    seed: int = 0,
+    progress: Progress = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Analysis:
+    """Return what decided each pick: its gain taken apart, its rival, its likeness to earlier picks.
+
+    The best other row of a step is found by scoring all candidates there again, beside the run's own earlier picks. For n
+    rows of d columns and m picks this takes some n·m·(2d + m) multiplications for all steps, in float64; beyond
+    `AFFORDABLE` of them a sample of the steps is looked at, close together at first, and `margin` is nan at the others.
+
+    Args:
+        selection: the picks.
+        source: what they were picked from, as for `spice_rs.select`.
+        data: what the source was extracted from, to look column names up in.
+        groups: as `select` had it. What is given of this and the next is checked to be the same as then. Without
+            `groups`, `costs`, `exclude` or `prior` that `select` had, it is unknown who else could have been picked:
+            `margin` then is nan. `initial` and `weights` have to be given.
+        costs: as `select` had it.
+        initial: as `select` had it.
+        exclude: as `select` had it.
+        weights: as `select` had it.
+        prior: as `select` had it.
+        steps: steps at which the runner-up is sought, close together at first; by default all that are affordable.
+        sample: candidates that are ranked at a step, at most; more are drawn from.
+        seed: seed of that draw.
+        progress: show a bar, or do not; by default where a person can see it.
+        dim: columns of a headerless source.
+        dtype: element type of a headerless source.
+
+    Raises:
+        InvalidInputError: an argument is out of range, or not what the selection was made with.
+        StoreMismatchError: the source is not what was selected from.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0], [-2, 1]])
+        >>> found = spice_rs.analyze(spice_rs.select(rows, 3, conflict_penalty=0.5), rows)
+        >>> found.runner_up, found.nearest
+        (array([3, 4, 4]), array([-1,  0,  0]))
+    """
+    numbers = check_numbers(steps=steps, sample=sample, seed=seed)
+    if not len(selection):
+        raise InvalidInputError("selection: found no picks, expected at least one. Select rows first.")
+    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    count, runs = len(selection), replay.runs()
+    found = {name: np.full(count, np.nan) for name in ("norm", "cosine", "nearest_cosine", "bound", "margin")}
+    rivals = {name: np.full(count, -1, np.int64) for name in ("nearest", "runner_up")}
+    parts: list[_Sample] = []
+    plan = [_steps(replay, run, numbers["steps"]) if replay.contested else np.empty(0, int) for run in runs]
+    work = sum(len(run.candidates) for run, ranks in zip(runs, plan, strict=True) if len(ranks))
+    last = None
+    drawn = bar(progress, total=work, what="analyze", unit="rows")
+    try:
+        for run, ranks in zip(runs, plan, strict=True):
+            here = slice(run.first, run.first + len(run.picks))
+            selected, own_weights = replay.rows_of(run)
+            for name, values in _beside_earlier(replay, run, selected, own_weights).items():
+                (rivals if name == "nearest" else found)[name][here] = values
+            if len(ranks):
+                best, who = _best_others(replay, run, ranks, selected, own_weights, drawn)
+                at = run.first + ranks
+                found["margin"][at] = selection.scores[at] - best
+                rivals["runner_up"][at] = np.where(who < 0, -1, _dataset_rows(replay, who))
+            rows = sampled(run.candidates, sample, seed)
+            parts.append(_ranked(replay, run, rows, selected, own_weights))
+            last = _after(replay, run, rows, selected, own_weights) if len(runs) == 1 else None
+    finally:
+        drawn.close()
+    full = replay.reading == "full"
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tightness = np.abs(selection.epsilon) / found["bound"] if full else np.full(count, np.nan)
+    tightness[found["bound"] == 0] = np.nan
+    tokens = replay.source.num_tokens
+    looked_at = sum(map(len, plan))
+    return Analysis(
+        selection=selection,
+        tightness=tightness,
+        **found,
+        nearest=rivals["nearest"],
+        runner_up=rivals["runner_up"],
+        num_tokens=None if tokens is None else tokens[replay.picks],
+        stepwise=_stepwise(parts),
+        theorem4=_theorem4(parts) if full else None,
+        candidates=last,
+        looked_at=looked_at,
+        notes=_notes(replay, runs, looked_at, sample),
+    )
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+def _steps(replay: Replay, run: Run, wanted: int | None) -> Rows:
+    """Return the ranks within a run at which the runner-up is sought; rows to include had none."""
+    forced = replay.selection.forced
+    free = max(0, len(run.picks) - forced)
+    most = wanted
+    if most is None:
+        sizes = len(replay.initial) + forced + np.arange(free)
+        affordable = min(
+            replay.price(sizes, len(run.candidates), recursive=way)
+            for way in (True, False)
+            if not way or replay.is_recursive(sizes, len(run.candidates), 0.0) or not len(sizes)
+        )
+        most = free if affordable <= AFFORDABLE else FEWER_STEPS
+    return forced + log_spaced(free, most)
+
+
+def _blocks(replay: Replay, rows: Rows, width: int) -> Iterator[tuple[Rows, Floats, Floats | None]]:
+    """Yield (positions, rows, weights) in blocks whose numbers at `width` prefixes fit in the caches' neighbourhood."""
+    size = max(1, BLOCK_CELLS // max(width, replay.source.dim))
+    for positions, block in replay.reader.blocks(size, order=rows):
+        yield positions, block, None if replay.weights is None else replay.weights[positions]
+
+
+def _largest_signal(replay: Replay, rows: Rows) -> float:
+    """Return the largest αw‖g‖² of rows."""
+    largest = 0.0
+    for _, block, weights in _blocks(replay, rows, 1):
+        squares = (block**2).sum(1) * (1.0 if weights is None else weights)
+        largest = max(largest, replay.alpha * float(squares.max(initial=0.0)))
+    return largest
+
+
+def _prefixes(
+    replay: Replay, selected: Floats, weights: Floats | None, sizes: Rows, rows: Rows
+) -> Iterator[tuple[slice, Prefixes]]:
+    recursive = replay.is_recursive(sizes, len(rows), 0.0)
+    if recursive and replay.reading == "full":
+        recursive = replay.is_recursive(sizes, len(rows), _largest_signal(replay, rows))
+    return replay.batches(selected, weights, sizes, recursive=recursive)
+
+
+def _beside_earlier(
+    replay: Replay, run: Run, selected: Floats, weights: Floats | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what each pick is beside the rows selected before it."""
+    before, dim = len(replay.initial), replay.source.dim
+    roots = np.ones(len(selected)) if weights is None else np.sqrt(weights)
+    norms = np.sqrt((selected**2).sum(1))
+    running = RunningSum(dim)
+    count = len(run.picks)
+    positions = np.concatenate([replay.initial, run.picks])
+    nearest, cosines = np.full(count, -1, np.int64), np.zeros(count)
+    means, bounds = np.zeros(count), np.zeros(count)
+    for start in range(0, len(selected), 512):
+        block = selected[start : start + 512]
+        products = block @ selected[: start + len(block)].T
+        for row, product in enumerate(products):
+            j = start + row
+            if j >= before:
+                total = running.value
+                length = norms[j] * float(np.sqrt(total @ total))
+                means[j - before] = float(selected[j] @ total) / length if length > 0 else 0.0
+            running.add(selected[j], float(roots[j] ** 2))
+            if j < max(before, 1):
+                continue
+            earlier = product[:j]
+            lengths = norms[j] * norms[:j]
+            near = np.divide(earlier, lengths, out=np.zeros(j), where=lengths > 0)
+            at = int(np.argmax(np.abs(near)))
+            nearest[j - before] = replay.source.dataset_row(int(positions[at]))
+            cosines[j - before] = near[at]
+            overlap = float(((replay.alpha * roots[j] * roots[:j] * earlier) ** 2).sum())
+            bounds[j - before] = overlap / (1.0 + replay.alpha * (roots[j] * norms[j]) ** 2)
+    return {
+        "norm": norms[before:],
+        "cosine": means,
+        "nearest": nearest,
+        "nearest_cosine": cosines,
+        "bound": bounds,
+    }
+
+
+def _best_others(
+    replay: Replay, run: Run, ranks: Rows, selected: Floats, weights: Floats | None, drawn: Bar
+) -> tuple[Floats, Rows]:
+    """Return the best score of a row that could have been picked instead at each of these ranks, and its position."""
+    best, who = np.full(len(ranks), -np.inf), np.full(len(ranks), -1, np.int64)
+    taken = np.full(replay.source.rows, len(run.picks), np.int64)
+    taken[run.picks] = np.arange(len(run.picks))
+    limit = replay.settings["max_similarity"]
+    allowances = replay.allowances()
+    parts = list(_prefixes(replay, selected, weights, len(replay.initial) + ranks, run.candidates))
+    share = len(run.candidates) / len(parts)
+    for part, prefixes in parts:
+        for positions, block, own in _blocks(replay, run.candidates, int(prefixes.sizes[-1])):
+            measured = prefixes.measure(block, own, nearest=limit is not None)
+            scores = replay.score(measured.gain, measured.conflict, positions)
+            scores[taken[positions][:, None] <= ranks[part]] = -np.inf
+            if measured.nearest is not None and limit is not None:
+                scores[measured.nearest > limit] = -np.inf
+            if allowances is not None:
+                most = allowances[run.first + ranks[part]][:, replay.codes_of(positions)].T
+                scores[replay.costs_of(positions)[:, None] > most] = -np.inf
+            top = np.argmax(scores, axis=0)
+            values = scores[top, np.arange(len(top))]
+            better = values > best[part]
+            best[part] = np.where(better, values, best[part])
+            who[part] = np.where(better, positions[top], who[part])
+            drawn.update(len(positions) * share / len(run.candidates))
+    return best, who
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A sample of a run's candidates at some of its steps: (c,) ranks, (r, c) numbers, nan for rows picked by then."""
+
+    ranks: Rows
+    base: Floats
+    gain: Floats
+    conflict: Floats
+    cosine: Floats
+    overlap: Floats
+
+
+def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None) -> _Sample:
+    first = 0 if len(replay.initial) else 1  # beside nothing there is no conflict
+    count = max(0, len(run.picks) - first)
+    ranks = first + log_spaced(count, RANKED_STEPS)
+    shape = (len(rows), len(ranks))
+    numbers = {name: np.empty(shape) for name in ("gain", "conflict", "cosine", "overlap")}
+    base = np.empty(len(rows))
+    for part, prefixes in _prefixes(replay, selected, weights, len(replay.initial) + ranks, rows):
+        done = 0
+        for positions, block, own in _blocks(replay, rows, int(prefixes.sizes[-1])):
+            measured = prefixes.measure(block, own, overlap=True)
+            here = slice(done, done + len(positions))
+            for name, values in numbers.items():
+                values[here, part] = getattr(measured, name)
+            squares = (block**2).sum(1) * (1.0 if own is None else own)
+            base[here] = np.log1p(replay.alpha * squares)
+            done += len(positions)
+    taken = np.full(replay.source.rows, len(run.picks), np.int64)
+    taken[run.picks] = np.arange(len(run.picks))
+    numbers["gain"][taken[rows][:, None] < ranks] = np.nan
+    return _Sample(run.first + ranks, base, **numbers)
+
+
+def _after(
+    replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the numbers of a sample of candidates beside all picks."""
+    size = np.array([len(selected)])
+    (_, prefixes), *_ = _prefixes(replay, selected, weights, size, rows)
+    found: dict[str, list[Any]] = {name: [] for name in ("norm", "gain", "conflict", "cosine", "overlap")}
+    for _, block, own in _blocks(replay, rows, len(selected)):
+        measured = prefixes.measure(block, own, overlap=True)
+        found["norm"].append(np.sqrt((block**2).sum(1)))
+        for name in ("gain", "conflict", "cosine", "overlap"):
+            found[name].append(getattr(measured, name)[:, 0])
+    numbers: dict[str, npt.NDArray[Any]] = {name: np.concatenate(values) for name, values in found.items()}
+    return {
+        "index": _dataset_rows(replay, rows),
+        "picked": np.isin(rows, run.picks),
+        **numbers,
+    }
+
+
+# --- all runs -----------------------------------------------------------------------------------------------------
+
+
+def _dataset_rows(replay: Replay, positions: Rows) -> Rows:
+    rows: Rows = positions if replay.source.index is None else replay.source.index[positions]
+    return rows
+
+
+def _stepwise(parts: list[_Sample]) -> Stepwise:
+    columns: dict[str, list[float]] = {each.name: [] for each in fields(Stepwise)}
+    for part in parts:
+        for at, rank in enumerate(part.ranks.tolist()):
+            free = np.isfinite(part.gain[:, at])
+            gain = part.gain[free, at]
+            lost = np.abs(gain - part.base[free])
+            columns["ranks"].append(rank)
+            columns["rows"].append(int(free.sum()))
+            for name, values in (
+                ("conflict", part.conflict[free, at]),
+                ("cosine", np.abs(part.cosine[free, at])),
+                ("overlap", part.overlap[free, at]),
+            ):
+                columns[f"{name}_gain"].append(spearman(values, gain))
+                columns[f"{name}_epsilon"].append(spearman(values, lost))
+    ranks, rows = (np.array(columns.pop(name), np.int64) for name in ("ranks", "rows"))
+    return Stepwise(ranks, rows, **{name: np.array(values, float) for name, values in columns.items()})
+
+
+def _theorem4(parts: list[_Sample]) -> Tightness:
+    medians, largest, violations, checked = [], [], 0, 0
+    for part in parts:
+        signal = np.expm1(part.base)
+        for at in range(len(part.ranks)):
+            free = np.isfinite(part.gain[:, at])
+            lost = np.abs(part.gain[free, at] - part.base[free])
+            bound = part.overlap[free, at] / (1.0 + signal[free])
+            rounding = 1e-12 * (1.0 + signal[free])
+            violations += int((lost > bound * (1 + 1e-9) + rounding).sum())
+            checked += len(lost)
+            some = bound > rounding
+            ratios = lost[some] / bound[some]
+            medians.append(float(np.median(ratios)) if len(ratios) else float("nan"))
+            largest.append(float(ratios.max()) if len(ratios) else float("nan"))
+    return Tightness(np.array(medians), np.array(largest), violations, checked)
+
+
+def _notes(replay: Replay, runs: list[Run], looked_at: int, sample: int) -> tuple[str, ...]:
+    notes = []
+    if replay.missing:
+        notes.append(
+            f"No runner-up: the selection was made with {', '.join(replay.missing)}, not given here, and who else could"
+            " have been picked depends on it."
+        )
+    elif looked_at < len(replay.picks) - replay.selection.forced:
+        notes.append(
+            f"The runner-up was sought at {looked_at} of {len(replay.picks)} steps, close together at first; give steps="
+            " for more."
+        )
+    most = max(len(run.candidates) for run in runs)
+    if most > sample:
+        notes.append(f"Candidates were ranked in a sample of {sample} of {most}.")
+    if replay.reading != "full":
+        notes.append("Δ is that of the run's own reading of the Fisher information, and not the paper's.")
+    return tuple(notes)
