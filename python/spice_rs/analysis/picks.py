@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced, sampled
-from spice_rs.analysis.spearman import spearman
+from spice_rs.analysis.stepwise import NAMES, Ranked, Stepwise, Tightness, stepwise, tightness
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Bar, Progress, bar
 from spice_rs.report.tables import aligned
@@ -30,58 +30,6 @@ RANKED_STEPS = 64
 
 BLOCK_CELLS = 1 << 21
 """Cells of a block of rows, or of its numbers at all prefixes, whichever are more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stepwise:
-    """Spearman's ρ over candidates, one number per step; nan where all of either quantity are equal.
-
-    Attributes:
-        ranks: (c,) picks made before each step.
-        rows: (c,) candidates that were ranked there.
-        conflict_gain: (c,) conflict against Δ (the paper reports −0.79).
-        conflict_epsilon: (c,) conflict against |ε| (the paper reports 0.90).
-        cosine_gain: (c,) |cosine to the mean| against Δ.
-        cosine_epsilon: (c,) |cosine to the mean| against |ε|.
-        overlap_gain: (c,) Σ_{y∈S}(g_xᵀg_y)², the sum of Theorem 4, against Δ.
-        overlap_epsilon: (c,) the same against |ε|.
-    """
-
-    ranks: Rows
-    rows: Rows
-    conflict_gain: Floats
-    conflict_epsilon: Floats
-    cosine_gain: Floats
-    cosine_epsilon: Floats
-    overlap_gain: Floats
-    overlap_epsilon: Floats
-
-    def averages(self) -> dict[str, tuple[float, float, int]]:
-        """Return for each pair (mean over steps, median over steps, steps at which it is defined)."""
-        found = {}
-        for each in fields(self)[2:]:
-            values = getattr(self, each.name)
-            defined = values[np.isfinite(values)]
-            middle = (float(defined.mean()), float(np.median(defined))) if len(defined) else (np.nan, np.nan)
-            found[each.name] = (*middle, len(defined))
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class Tightness:
-    """|ε_x(S)| against α²Σ_{y∈S}(g_xᵀg_y)²/(1 + α‖g_x‖²), the bound of Theorem 4 with C = 1, over candidates.
-
-    Attributes:
-        median: (c,) median of |ε|/bound at each step of `Stepwise`, over rows whose bound is not 0.
-        largest: (c,) the largest.
-        violations: pairs of row and step where |ε| exceeds the bound by more than rounding.
-        checked: pairs looked at.
-    """
-
-    median: Floats
-    largest: Floats
-    violations: int
-    checked: int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -204,17 +152,6 @@ class Analysis:
         )
 
 
-NAMES = {
-    "conflict_gain": "conflict and Δ",
-    "conflict_epsilon": "conflict and |ε|",
-    "cosine_gain": "|cosine to the mean| and Δ",
-    "cosine_epsilon": "|cosine to the mean| and |ε|",
-    "overlap_gain": "Σ(gᵀg_y)² and Δ",
-    "overlap_epsilon": "Σ(gᵀg_y)² and |ε|",
-}
-"""Pairs of `Stepwise` in words."""
-
-
 def analyze(
     selection: Selection,
     source: Any,
@@ -267,7 +204,7 @@ def analyze(
         >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0], [-2, 1]])
         >>> found = spice_rs.analyze(spice_rs.select(rows, 3, conflict_penalty=0.5), rows)
         >>> found.runner_up, found.nearest
-        (array([3, 4, 4]), array([-1,  0,  0]))
+        (array([3, 1, 4]), array([-1,  0,  0]))
     """
     numbers = check_numbers(steps=steps, sample=sample, seed=seed)
     if not len(selection):
@@ -277,7 +214,7 @@ def analyze(
     count, runs = len(selection), replay.runs()
     found = {name: np.full(count, np.nan) for name in ("norm", "cosine", "nearest_cosine", "bound", "margin")}
     rivals = {name: np.full(count, -1, np.int64) for name in ("nearest", "runner_up")}
-    parts: list[_Sample] = []
+    parts: list[Ranked] = []
     plan = [_steps(replay, run, numbers["steps"]) if replay.contested else np.empty(0, int) for run in runs]
     work = sum(len(run.candidates) for run, ranks in zip(runs, plan, strict=True) if len(ranks))
     last = None
@@ -300,19 +237,19 @@ def analyze(
         drawn.close()
     full = replay.reading == "full"
     with np.errstate(invalid="ignore", divide="ignore"):
-        tightness = np.abs(selection.epsilon) / found["bound"] if full else np.full(count, np.nan)
-    tightness[found["bound"] == 0] = np.nan
+        ratios = np.abs(selection.epsilon) / found["bound"] if full else np.full(count, np.nan)
+    ratios[found["bound"] == 0] = np.nan
     tokens = replay.source.num_tokens
     looked_at = sum(map(len, plan))
     return Analysis(
         selection=selection,
-        tightness=tightness,
+        tightness=ratios,
         **found,
         nearest=rivals["nearest"],
         runner_up=rivals["runner_up"],
         num_tokens=None if tokens is None else tokens[replay.picks],
-        stepwise=_stepwise(parts),
-        theorem4=_theorem4(parts) if full else None,
+        stepwise=stepwise(parts),
+        theorem4=tightness(parts) if full else None,
         candidates=last,
         looked_at=looked_at,
         notes=_notes(replay, runs, looked_at, sample),
@@ -434,19 +371,7 @@ def _best_others(
     return best, who
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A sample of a run's candidates at some of its steps: (c,) ranks, (r, c) numbers, nan for rows picked by then."""
-
-    ranks: Rows
-    base: Floats
-    gain: Floats
-    conflict: Floats
-    cosine: Floats
-    overlap: Floats
-
-
-def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None) -> _Sample:
+def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None) -> Ranked:
     first = 0 if len(replay.initial) else 1  # beside nothing there is no conflict
     count = max(0, len(run.picks) - first)
     ranks = first + log_spaced(count, RANKED_STEPS)
@@ -466,7 +391,7 @@ def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Flo
     taken = np.full(replay.source.rows, len(run.picks), np.int64)
     taken[run.picks] = np.arange(len(run.picks))
     numbers["gain"][taken[rows][:, None] < ranks] = np.nan
-    return _Sample(run.first + ranks, base, **numbers)
+    return Ranked(run.first + ranks, base, **numbers)
 
 
 def _after(
@@ -495,44 +420,6 @@ def _after(
 def _dataset_rows(replay: Replay, positions: Rows) -> Rows:
     rows: Rows = positions if replay.source.index is None else replay.source.index[positions]
     return rows
-
-
-def _stepwise(parts: list[_Sample]) -> Stepwise:
-    columns: dict[str, list[float]] = {each.name: [] for each in fields(Stepwise)}
-    for part in parts:
-        for at, rank in enumerate(part.ranks.tolist()):
-            free = np.isfinite(part.gain[:, at])
-            gain = part.gain[free, at]
-            lost = np.abs(gain - part.base[free])
-            columns["ranks"].append(rank)
-            columns["rows"].append(int(free.sum()))
-            for name, values in (
-                ("conflict", part.conflict[free, at]),
-                ("cosine", np.abs(part.cosine[free, at])),
-                ("overlap", part.overlap[free, at]),
-            ):
-                columns[f"{name}_gain"].append(spearman(values, gain))
-                columns[f"{name}_epsilon"].append(spearman(values, lost))
-    ranks, rows = (np.array(columns.pop(name), np.int64) for name in ("ranks", "rows"))
-    return Stepwise(ranks, rows, **{name: np.array(values, float) for name, values in columns.items()})
-
-
-def _theorem4(parts: list[_Sample]) -> Tightness:
-    medians, largest, violations, checked = [], [], 0, 0
-    for part in parts:
-        signal = np.expm1(part.base)
-        for at in range(len(part.ranks)):
-            free = np.isfinite(part.gain[:, at])
-            lost = np.abs(part.gain[free, at] - part.base[free])
-            bound = part.overlap[free, at] / (1.0 + signal[free])
-            rounding = 1e-12 * (1.0 + signal[free])
-            violations += int((lost > bound * (1 + 1e-9) + rounding).sum())
-            checked += len(lost)
-            some = bound > rounding
-            ratios = lost[some] / bound[some]
-            medians.append(float(np.median(ratios)) if len(ratios) else float("nan"))
-            largest.append(float(ratios.max()) if len(ratios) else float("nan"))
-    return Tightness(np.array(medians), np.array(largest), violations, checked)
 
 
 def _notes(replay: Replay, runs: list[Run], looked_at: int, sample: int) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ Two ways to Δ, both in float64 and in blocks of rows:
   first t terms of that sum are what the first t rows take. So one product of the rows with the selection serves
   every prefix. The difference has an absolute error of some 1e-16·α‖x‖².
 - *direct*: for each prefix on its own, ‖L⁻¹x‖² with LLᵀ = I + AᵀA, or for few rows in the coordinates of their own
-  span and the rest. Sums of squares alone, at any length of the rows; each prefix costs a product of its own.
+  span and the rest. Sums of squares alone, and L by orthogonal steps from [I; A], so that 1 beside 10¹² is not lost; each
+  prefix costs a product of its own.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class Prefixes:
         size, dim = scaled.shape
         if 2 * size < dim:
             span, triangle = np.linalg.qr(scaled.T)
-            return span, np.linalg.inv(np.linalg.cholesky(np.eye(size) + triangle @ triangle.T))
-        return None, np.linalg.inv(np.linalg.cholesky(np.eye(dim) + scaled.T @ scaled))
+            return span, _inverse_factor(triangle.T)
+        return None, _inverse_factor(scaled)
 
     def _diagonals(self) -> Floats:
         """Return (s, d) 1/den of the released code, den growing by α·g⁴."""
@@ -183,6 +184,13 @@ def cost(sizes: Rows, rows: int, dim: int, *, recursive: bool) -> float:
     many = len(sizes) - len(few)
     own = (few**2 * (dim + few)).sum() + many * (dim**3 + most * dim**2)
     return float(own + rows * ((few * (2.0 * dim + few)).sum() + many * dim**2 + len(sizes) * dim))
+
+
+def _inverse_factor(rows: Floats) -> Floats:
+    """Return L⁻¹ of LLᵀ = I + AᵀA. AᵀA itself is not formed: it would round I away where the rows are long."""
+    factor = np.linalg.qr(np.concatenate([np.eye(rows.shape[1]), rows]), mode="r")
+    inverse: Floats = np.linalg.inv(factor).T
+    return inverse
 
 
 class RunningSum:
