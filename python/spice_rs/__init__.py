@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.explanation import Explanation, explain
 from spice_rs.analysis.picks import Analysis, analyze
 from spice_rs.errors import (
     CorruptStoreError,
@@ -33,6 +34,7 @@ __all__ = [
     "Analysis",
     "CorruptStoreError",
     "Diagnosis",
+    "Explanation",
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "analyze",
     "doctor",
+    "explain",
     "extend",
     "extract",
     "log_det",

@@ -108,7 +108,7 @@ class Prefixes:
         cosine = np.divide(aligned, lengths, out=np.zeros_like(aligned), where=lengths > 0)
         # With weights η is scaled as the rows are: the quotient is that of the rows themselves.
         floor = np.where(self._counts > 0, ETA * self._counts, 1.0)
-        conflict = np.maximum(0.0, -aligned / (lengths + floor))
+        conflict = np.maximum(-aligned / (lengths + floor), 0.0) + 0.0  # and no −0
         return Measured(
             gain,
             cosine,
