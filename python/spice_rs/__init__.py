@@ -20,6 +20,7 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
+from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
 from spice_rs.selection.result import NearDuplicates, Selection
 from spice_rs.selection.selection import log_det, select
@@ -53,6 +54,7 @@ __all__ = [
     "log_det",
     "plan",
     "select",
+    "write_report",
 ]
 
 

@@ -6,6 +6,8 @@ and shades tell what is what, so that a grey print can be read.
 
 from __future__ import annotations
 
+import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def gain_decay(analysis: Analysis) -> Figure:
     if analysis.half_life is not None:
         axes.axvline(analysis.half_life + 1, color=BLUE, linestyle="-.", linewidth=0.9)
         axes.annotate(
-            f" half of the first: {analysis.half_life} picks",
+            f" Δ is half the first after {analysis.half_life} picks",
             (analysis.half_life + 1, 0.02),
             xycoords=("data", "axes fraction"),
             fontsize=8,
@@ -85,9 +87,10 @@ def information(selection: Selection, chance: Chance | None = None) -> Figure:
     axes.plot(ranks[known], selection.log_dets[known], color=BLACK, marker=marker, label="picks")
     if chance is not None:
         low, high = chance.log_dets.min(0), chance.log_dets.max(0)
-        axes.fill_between(chance.sizes, low, high, color=PALE, linewidth=0)
-        label = f"random, mean and range of {len(chance.log_dets)} sets"
-        axes.plot(chance.sizes, chance.log_dets.mean(0), color=GREY, linestyle="--", label=label)
+        count = len(chance.log_dets)
+        mean = chance.log_dets.mean(0)
+        axes.plot(chance.sizes, mean, color=GREY, linestyle="--", label=f"random rows, mean of {count} sets")
+        axes.fill_between(chance.sizes, low, high, color=PALE, linewidth=0, label="their range")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _legend(axes)
@@ -104,7 +107,9 @@ def group_shares(labels: Sequence[object], picked: npt.ArrayLike, *, name: str =
     """
     names = np.array([str(label) for label in labels], dtype=object)
     chosen = names[np.asarray(picked)]
-    order = sorted(set(names.tolist()), key=lambda label: (-int((names == label).sum()), label))
+    order = [
+        label for label, _ in sorted(Counter(names.tolist()).items(), key=lambda item: (-item[1], item[0]))
+    ]
     shown = order[:MOST_LABELS]
     rows = [(label, (names == label).mean(), (chosen == label).mean()) for label in shown]
     if len(order) > len(shown):
@@ -181,6 +186,8 @@ def norm_against_length(
     axes.set_xscale("log")
     if (sizes > 0).any() and sizes.max() > 3 * sizes[sizes > 0].min():
         axes.set_yscale("log")
+    elif np.ptp(sizes) <= 1e-6 * sizes.max(initial=0.0):  # unit rows
+        axes.set_ylim(0, 2 * float(sizes.max(initial=0.0)) or 1.0)
     _legend(axes)
     return figure
 
@@ -228,7 +235,7 @@ def sweep_of_setting(found: Sweep) -> Figure:
             found.overruled,
             {"color": ORANGE, "linestyle": ":", "marker": "^", "label": "decided by the penalty"},
         ),
-        (found.conflict, {"color": GREY, "linestyle": "-.", "marker": "v", "label": "mean conflict × 100"}),
+        (found.conflict, {"color": GREY, "linestyle": "-.", "marker": "v", "label": "mean conflict / %"}),
     ):
         lines += right.plot(found.values, 100 * values, markersize=4, **style)  # type: ignore[arg-type]
     spread = float(np.ptp(found.log_det))
@@ -246,13 +253,23 @@ def sweep_of_setting(found: Sweep) -> Figure:
     return figure
 
 
-def _figure(title: str, x: str, y: str, *, height: float = 3.4) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
+def check_installed() -> None:
+    """Fail now if the plots would fail after a long analysis.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
-            f"{error}: plots need more packages; pip install 'spice-rs[report]'", name=error.name
-        ) from error
+            "No module named 'matplotlib': plots need more packages; pip install 'spice-rs[report]'",
+            name="matplotlib",
+        )
+
+
+def _figure(title: str, x: str, y: str, *, height: float = 3.4) -> tuple[Figure, Axes]:
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.2, height), layout="constrained")
     axes: Any = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left")
