@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 import warnings
 import xml.etree.ElementTree as ElementTree
 
@@ -130,6 +131,22 @@ def test_conditions_and_windows_have_pages_too(pool, undrawn):
     windows = spice_rs.select(pool / "store", pool_size=20, select_per_window=2)
     spice_rs.write_report(windows, pool / "store", pool / "w.html", sweeps=False)
     assert outline(pool / "w.html").tags.count("svg") == 4
+
+
+def test_the_certificate_is_on_the_page(pool, undrawn, monkeypatch):
+    asked = []
+
+    def certify(selection, source, **given):
+        asked.append(given)
+        return types.SimpleNamespace(ratio=0.87654)
+
+    monkeypatch.setattr(spice_rs, "certify", certify, raising=False)
+    weights = np.linspace(0.5, 2, 159)
+    sel = spice_rs.select(pool / "store", 5, weights=weights, initial=[6])
+    spice_rs.write_report(sel, pool / "store", pool / "r.html", weights=weights, initial=[6])
+    assert "at least <b>0.8765</b>" in (pool / "r.html").read_text()
+    assert asked[0]["weights"] is weights
+    assert asked[0]["initial"] == [6]
 
 
 def test_the_command_takes_saved_selections_and_picks(pool, capsys, undrawn):

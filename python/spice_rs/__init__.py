@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
 from spice_rs.analysis.explanation import Explanation, explain
-from spice_rs.analysis.picks import Analysis, analyze
+from spice_rs.analysis.picks import analyze
+from spice_rs.analysis.result import Analysis
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,

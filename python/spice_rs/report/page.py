@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,13 @@ import numpy as np
 
 import spice_rs
 from spice_rs.analysis.backdrop import Chance, pool_map, random_sets, sweep
-from spice_rs.analysis.picks import Analysis, analyze
+from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.replay import Given, Replay
+from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.records import raw_records
-from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Progress
 from spice_rs.report import plots
 from spice_rs.report.tables import composition_rows
@@ -123,7 +123,7 @@ def write_report(
     chance = None if windowed else random_sets(replay)
     labels, records = _records(replay, data, column or (groups if isinstance(groups, str) else None))
     sections = [_overview(found, chance)]
-    if (certificate := _certificate(selection, source, shape, progress)) is not None:
+    if (certificate := _certificate(selection, source, given, shape, progress)) is not None:
         sections.append(certificate)
     figures = [plots.gain_decay(found), plots.conflict_against_gain(found)]
     if chance is not None:
@@ -201,22 +201,18 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
     return _table("", rows, header=False) + notes
 
 
-def _certificate(selection: Selection, source: Any, shape: dict[str, Any], progress: Progress) -> str | None:
+def _certificate(
+    selection: Selection, source: Any, given: Given, shape: dict[str, Any], progress: Progress
+) -> str | None:
+    """Return what is proven of U, where that can be had; see `spice_rs.certify`."""
     certify = getattr(spice_rs, "certify", None)
-    if (
-        certify is None
-        or selection.settings["initial"] is not None
-        or selection.settings["weights"] is not None
-    ):
+    if certify is None or selection.settings["pool_size"] is not None:  # windows have budgets of their own
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SpiceWarning)
-        try:
-            certificate = certify(selection, source, progress=progress, **shape)
-        except InvalidInputError:  # windows, or whatever else it is not for
-            return None
+    data = given.data if isinstance(given.weights, str) else None
+    again = {"data": data, "weights": given.weights, "initial": given.initial}
+    ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
     return (
-        f"<h2>Certificate</h2><p>U of the picks is at least <b>{certificate.ratio:.4f}</b> of the largest U that any"
+        f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
         f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.backdrop import Chance, PoolMap, Sweep
-from spice_rs.analysis.picks import Analysis
+from spice_rs.analysis.result import Analysis
 from spice_rs.selection.result import Selection
 
 if TYPE_CHECKING:
