@@ -141,16 +141,18 @@ def _steps(replay: Replay, run: Run, wanted: int | None) -> Rows:
     """Return the ranks within a run at which the runner-up is sought; rows to include had none."""
     forced = replay.selection.forced
     free = max(0, len(run.picks) - forced)
-    most = wanted
-    if most is None:
-        sizes = len(replay.initial) + forced + np.arange(free)
-        affordable = min(
-            replay.price(sizes, len(run.candidates), recursive=way)
-            for way in (True, False)
-            if not way or replay.is_recursive(sizes, len(run.candidates), 0.0) or not len(sizes)
-        )
-        most = free if affordable <= AFFORDABLE else FEWER_STEPS
-    return forced + log_spaced(free, most)
+    if wanted is not None:
+        return forced + log_spaced(free, wanted)
+    every, few = (forced + log_spaced(free, most) for most in (free, FEWER_STEPS))
+    whole, least = (_least_price(replay, run, ranks) for ranks in (every, few))
+    # By recursion, few steps can cost as much as all.
+    return every if whole <= max(AFFORDABLE, least) else few
+
+
+def _least_price(replay: Replay, run: Run, ranks: Rows) -> float:
+    """Return about how many multiplications the cheapest way to look at these steps takes."""
+    sizes, rows = len(replay.initial) + ranks, len(run.candidates)
+    return replay.price(sizes, rows, recursive=replay.is_recursive(sizes, rows, 0.0))
 
 
 def _blocks(replay: Replay, rows: Rows, width: int) -> Iterator[tuple[Rows, Floats, Floats | None]]:
