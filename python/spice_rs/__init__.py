@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.explanation import Explanation, explain
+from spice_rs.analysis.picks import analyze
+from spice_rs.analysis.result import Analysis
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -18,6 +21,7 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
+from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
 from spice_rs.selection.result import NearDuplicates, Selection
 from spice_rs.selection.selection import log_det, select
@@ -29,8 +33,10 @@ if TYPE_CHECKING:
     from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
+    "Analysis",
     "CorruptStoreError",
     "Diagnosis",
+    "Explanation",
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
@@ -41,12 +47,15 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "analyze",
     "doctor",
+    "explain",
     "extend",
     "extract",
     "log_det",
     "plan",
     "select",
+    "write_report",
 ]
 
 

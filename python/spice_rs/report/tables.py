@@ -21,11 +21,18 @@ def composition_table(
         picked: (m,) row numbers of the picks.
         unit: unit of the lengths.
     """
-    labels = np.asarray(groups)
+    return aligned(composition_rows(groups, lengths, picked, unit=unit))
+
+
+def composition_rows(
+    groups: Sequence[str], lengths: npt.ArrayLike, picked: npt.ArrayLike, *, unit: str = "tokens"
+) -> list[tuple[str, ...]]:
+    """Return the cells of `composition_table`, the heading first."""
+    labels = np.array(groups, dtype=object)
     sizes = np.asarray(lengths)
     chosen = np.asarray(picked)
     header = ("group", "pool", "share", "median " + unit, "picks", "share", "median " + unit)
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     members = [(str(name), labels == name) for name in sorted(set(labels.tolist()))]
     for name, inside in [*members, ("all", np.ones(len(labels), bool))]:
         among = chosen[inside[chosen]]
@@ -40,7 +47,7 @@ def composition_table(
                 _median(sizes[among]),
             )
         )
-    return aligned(rows)
+    return rows
 
 
 def group_table(selection: Selection) -> str:

@@ -266,6 +266,23 @@ class Selection:
             compared=run.compared,
         )
 
+    def explain(self, rows: Any, source: Any, **given: Any) -> Any:
+        """Return why dataset rows were not picked, or that they were: one `Explanation` for one row, else a list.
+
+        Args:
+            rows: a dataset row, or a list of them.
+            source: what was selected from.
+            **given: as for `spice_rs.explain`: what the selection was made with besides numbers.
+
+        Raises:
+            InvalidInputError: see `spice_rs.explain`.
+            StoreMismatchError: see `spice_rs.explain`.
+        """
+        from spice_rs.analysis.explanation import explain  # which needs this module
+
+        found = explain(self, source, rows, **given)
+        return found[0] if isinstance(rows, int | np.integer) else found
+
     def __len__(self) -> int:
         return len(self.indices)
 
