@@ -35,10 +35,8 @@ class Facts:
         self._labels: list[Label] = []
         self._codes = self._lengths = None
         self.unit = lengths if isinstance(lengths, str) else "length"
-        given = {
-            name: value for name, value in (("groups", groups), ("lengths", lengths)) if value is not None
-        }
-        if given or data is not None:
+        given = {"groups": groups, "lengths": lengths}
+        if data is not None or any(value is not None for value in given.values()):
             columns = Columns(source, data, given)
             if groups is not None:
                 self._labels, codes = columns.labels("groups", groups)
