@@ -556,3 +556,29 @@ def test_a_frame_has_an_element_per_method(comparison):
     assert plain["methods"][0]["log_det"] == comparison.rows[0].log_det
     assert plain["pool"]["shares"] == pytest.approx(comparison.pool.shares)
     assert plain["settings"]["k"] == 20
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_the_function_returns(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", ROWS)
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    arguments = ["compare", tmp_path / "rows.npy", "-k", 8, "--methods", "spice,random", "--random-sets", 1]
+    arguments += ["--data", tmp_path / "pool.jsonl", "--groups", "source", "--lengths", "words", "--alpha", 2]
+    sides = spice_rs.compare(
+        ROWS, 8, ["spice", "random"], random_sets=1, data=RECORDS, groups="source", lengths="words", alpha=2
+    )
+    assert run(*arguments) == 0
+    text = capsys.readouterr().out
+    for line in sides.summary().splitlines():
+        if "." not in line or "%" in line:  # all but the seconds
+            assert line in text
+    assert run(*arguments, "--markdown", "--no-certificate") == 0
+    assert "| spice | 8 |" in capsys.readouterr().out
+    assert run(*arguments, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert [method["log_det"] for method in plain["methods"]] == [row.log_det for row in sides.rows]
+    assert run("compare", tmp_path / "rows.npy", "-k", 8, "--methods", "best") == 2
+    assert "methods: found 'best'" in capsys.readouterr().err
+    assert run("compare", tmp_path / "rows.npy") == 2

@@ -146,7 +146,7 @@ def compare(
     alpha: float = 1.0,
     conflict_penalty: float = 0.1,
     normalize: Normalize = "auto",
-    scales: Sequence[str] | None = None,
+    scales: str | Sequence[str] | None = None,
     data: Any = None,
     groups: Any = None,
     lengths: Any = None,
@@ -177,8 +177,9 @@ def compare(
     Args:
         source: as for `select`.
         k: rows that each method picks, 1 ≤ k ≤ n.
-        methods: names from the table above, all of them by default. From Python also label → a name, options of
-            `select`, dataset rows in pick order, or a selection from this source, to compare one's own.
+        methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location and random; all of them
+            by default. From Python also label → one of these names, options of `select`, dataset rows in pick order, or
+            a selection from this source, to compare one's own.
         alpha: weight α of the Fisher information, in the methods and in what is measured.
         conflict_penalty: weight λ of the conflict penalty in spice, diagonal and windows.
         normalize: scale of the rows, as for `select`.

@@ -63,7 +63,7 @@ class Facts:
         }
 
 
-def other_scales(source: Source, resolved: str, asked: Sequence[str] | None) -> list[Normalize]:
+def other_scales(source: Source, resolved: str, asked: str | Sequence[str] | None) -> list[Normalize]:
     """Return the scales other than `resolved` to measure U under.
 
     Args:
