@@ -63,10 +63,13 @@ def write_targets(
     """Write the picks where the command line says, and say so on stderr."""
     from spice_rs.selection.picks import write_picks
 
-    if out.endswith(".parquet"):
+    parquet = out.endswith(".parquet")
+    if parquet:
         selection.to_parquet(out, data)
     elif out:
         write_picks(selection, out, data)
+    if out not in ("", "-"):
+        print(f"{out}: {len(selection)} {'rows' if parquet else 'lines'}", file=sys.stderr)
     if llama_factory is not None:
         selection.to_llama_factory(llama_factory, data, name=name, columns=columns)
         print(f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json", file=sys.stderr)
@@ -85,5 +88,3 @@ def _export_picks(
         out = "-"
     check_targets(out or "-", data, llama_factory, name)
     write_targets(loaded, out or "", data, llama_factory, name=name, columns=columns)
-    if out not in (None, "-"):
-        print(f"{out}: {len(loaded)} {'rows' if str(out).endswith('.parquet') else 'lines'}", file=sys.stderr)

@@ -95,8 +95,6 @@ def _select(
         print(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
     if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
         print(group_table(selection), file=sys.stderr)
-    if out != "-":
-        print(f"{out}: {len(selection)} lines", file=sys.stderr)
 
 
 def _extend(earlier: str, source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
@@ -114,8 +112,6 @@ def _extend(earlier: str, source: str, out: str, data: str | None, save: str | N
         selection.save(save)
     write_targets(selection, out, data, None)
     print(repr(selection), file=sys.stderr)
-    if out != "-":
-        print(f"{out}: {len(selection)} lines", file=sys.stderr)
 
 
 def _shares(text: str | None) -> Any:

@@ -225,7 +225,7 @@ class Selection:
         from spice_rs.selection.picks import write_picks
 
         check_place(path)
-        write_picks(self, path, data)
+        write_picks(self, os.path.abspath(path), data)  # "-" is a name here, not stdout
 
     def to_parquet(self, path: str | os.PathLike[str], data: Any = None) -> None:
         """Write one row per pick, in pick order, with the settings as JSON in the file's metadata. Needs pyarrow.
