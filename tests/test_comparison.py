@@ -14,7 +14,7 @@ import oracle
 import pools
 import spice_rs
 from command import run
-from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError, demo
 from spice_rs.analysis import baselines
 from spice_rs.analysis.baselines import NotAvailable, facility_location, k_center, random_rows
 from spice_rs.store.rows import RowReader
@@ -556,6 +556,20 @@ def test_a_frame_has_an_element_per_method(comparison):
     assert plain["methods"][0]["log_det"] == comparison.rows[0].log_det
     assert plain["pool"]["shares"] == pytest.approx(comparison.pool.shares)
     assert plain["settings"]["k"] == 20
+
+
+def test_the_demo_ends_with_the_selection_and_a_comparison(tmp_path, capsys):
+    store = make_store(tmp_path / "store", ROWS, np.arange(N)[::-1], "float32", np.array(WORDS, np.int32))
+    sel = spice_rs.select(store, 9, normalize="unit", conflict_penalty=0.2)
+    demo._show(store, sel, RECORDS)
+    shown = capsys.readouterr().out
+    assert shown.startswith(sel.summary())
+    sides = spice_rs.compare(
+        store, 9, ["spice"], normalize="unit", conflict_penalty=0.2, data=RECORDS, groups="source"
+    )
+    line = next(line for line in sides.summary().splitlines() if line.startswith("spice ") and "%" in line)
+    assert line.split() in [shown_line.split() for shown_line in shown.splitlines()]
+    assert sides.selections["spice"].indices.tolist() == sel.indices.tolist()
 
 
 # --- the command --------------------------------------------------------------------------------------------------

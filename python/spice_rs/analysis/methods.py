@@ -54,7 +54,8 @@ class Setting:
 
 
 Picks = Selection | npt.NDArray[np.int64]
-"""What a method makes: a selection, or dataset rows in the order of the picks."""
+"""What a method makes: dataset rows in the order of the picks, or a selection of which something else counts too: its
+numbers (`Way.exact`), or that it was made from the same source."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def _no_penalty(setting: Setting) -> list[Way]:
 
 
 def _diagonal(setting: Setting) -> list[Way]:
-    return [Way("diagonal", lambda watch: setting.select(watch, fisher="diagonal"))]
+    return [Way("diagonal", lambda watch: setting.select(watch, fisher="diagonal").indices)]
 
 
 def _top_k(setting: Setting) -> list[Way]:
-    return [Way("top_k", lambda watch: setting.select(watch, method="top_k"))]
+    return [Way("top_k", lambda watch: setting.select(watch, method="top_k").indices)]
 
 
 def _windows(setting: Setting) -> list[Way]:
@@ -180,7 +181,7 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
         return [replace(way, label=way.label.replace(method, label, 1)) for way in made]
     if isinstance(method, Mapping):
         options = dict(method)
-        return [Way(label, lambda watch: setting.select(watch, **options))]
+        return [Way(label, lambda watch: setting.select(watch, **options).indices)]
     return [Way(label, lambda watch: method if isinstance(method, Selection) else _rows(label, method))]
 
 
