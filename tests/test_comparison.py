@@ -273,6 +273,7 @@ def comparison():
             lengths="words",
             pool_size=16,
             random_sets=2,
+            certificate=False,
         )
 
 
@@ -425,17 +426,27 @@ class FakeCertificate:
 def test_a_certificate_bounds_every_method_of_at_most_k_picks(monkeypatch):
     asked = []
 
-    def certify(selection, source):
+    def certify(selection, source, *, threads, progress):
+        assert (threads, progress) == (2, False)
         asked.append(selection)
         return FakeCertificate()
 
     monkeypatch.setattr(spice_rs, "certify", certify, raising=False)
-    sides = spice_rs.compare(ROWS, 10, {"spice": "spice", "greedy": "no_penalty", "more": list(range(11))})
+    methods = {"spice": "spice", "greedy": "no_penalty", "more": list(range(11))}
+    sides = spice_rs.compare(ROWS, 10, methods, threads=2, progress=False)
     assert sides["spice"].certificate == pytest.approx(sides["spice"].log_det / 400)
     assert sides["greedy"].certificate == pytest.approx(sides["greedy"].log_det / 400)
     assert sides["more"].certificate is None
     assert [selection.settings["conflict_penalty"] for selection in asked] == [0.0]
     assert "U/bound" in sides.summary()
+
+    def too_large(*_, **__):
+        raise InvalidInputError("memory: found too little")
+
+    monkeypatch.setattr(spice_rs, "certify", too_large)
+    sides = spice_rs.compare(ROWS, 10, "spice")
+    assert sides["spice"].certificate is None
+    assert sides.notes[-1] == "There is no bound of U: memory: found too little"
     monkeypatch.setattr(spice_rs, "certify", None)
     assert spice_rs.compare(ROWS, 10, "spice")["spice"].certificate is None
     assert "U/bound" not in spice_rs.compare(ROWS, 10, "spice").summary()
@@ -551,7 +562,9 @@ def test_a_frame_has_an_element_per_method(comparison):
     assert frame["share_maths"].tolist() == [row.shares["maths"] for row in comparison.rows]
     half = frame["half_life"]
     assert [None if np.isnan(x) else int(x) for x in half] == [row.half_life for row in comparison.rows]
-    assert np.isnan(frame["certificate"]).all() or "certify" in vars(spice_rs)
+    assert [None if np.isnan(x) else x for x in frame["certificate"]] == [
+        row.certificate for row in comparison.rows
+    ]
     plain = json.loads(json.dumps(comparison.to_dict()))
     assert plain["methods"][0]["log_det"] == comparison.rows[0].log_det
     assert plain["pool"]["shares"] == pytest.approx(comparison.pool.shares)

@@ -252,7 +252,12 @@ def compare(
             watch.end()
         if not selections:
             raise InvalidInputError(f"methods: found only what cannot run here: {' '.join(notes)}")
-        bound = upper_bound(setting, lines, selections) if certificate else None
+    bound = None
+    if certificate:
+        try:
+            bound = upper_bound(setting, lines, selections, progress)
+        except InvalidInputError as error:
+            notes.append(f"There is no bound of U: {error}")
     chance = [selections[way.label].log_det for way in lines if way.label in selections and way.random]
     mean = float(np.mean(chance)) if chance else None
     rows = []

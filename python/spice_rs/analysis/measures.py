@@ -11,6 +11,7 @@ import numpy.typing as npt
 from spice_rs.analysis.methods import Setting, Way
 from spice_rs.data.columns import Columns, Label
 from spice_rs.errors import InvalidInputError
+from spice_rs.progress import Progress
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize, Source
 
@@ -100,10 +101,15 @@ def overlap(picks: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def upper_bound(setting: Setting, lines: Sequence[Way], selections: Mapping[str, Selection]) -> float | None:
+def upper_bound(
+    setting: Setting, lines: Sequence[Way], selections: Mapping[str, Selection], progress: Progress
+) -> float | None:
     """Return what U of no k rows exceeds, by the certificate of the best run of k picks; None where there is none.
 
     A bound holds for every method, whichever run it is proven from, and it is tightest from a good greedy one.
+
+    Raises:
+        InvalidInputError: the matrices that it takes do not fit into memory.
     """
     import spice_rs
 
@@ -113,4 +119,5 @@ def upper_bound(setting: Setting, lines: Sequence[Way], selections: Mapping[str,
         return None
     exact = [selections[way.label] for way in lines if way.exact and way.label in selections]
     best = min(exact or whole, key=lambda s: (s.settings["conflict_penalty"], -s.log_det))
-    return float(certify(best, setting.source).upper_bound)
+    shown = False if callable(progress) else progress
+    return float(certify(best, setting.source, threads=setting.threads, progress=shown).upper_bound)
