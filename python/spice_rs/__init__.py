@@ -28,12 +28,14 @@ from spice_rs.selection.selection import log_det, select
 from spice_rs.store.store import GradientStore
 
 if TYPE_CHECKING:
+    from spice_rs.analysis.comparison import Comparison, compare
     from spice_rs.diagnosis.doctor import Diagnosis, doctor
     from spice_rs.extraction.extractor import extract
     from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
     "Analysis",
+    "Comparison",
     "CorruptStoreError",
     "Diagnosis",
     "Explanation",
@@ -48,6 +50,7 @@ __all__ = [
     "StoreMismatchError",
     "__version__",
     "analyze",
+    "compare",
     "doctor",
     "explain",
     "extend",
@@ -59,19 +62,21 @@ __all__ = [
 ]
 
 
-_NEED_TORCH = {
+_ON_FIRST_USE = {
+    "Comparison": "analysis.comparison",
+    "compare": "analysis.comparison",
     "Diagnosis": "diagnosis.doctor",
     "doctor": "diagnosis.doctor",
     "extract": "extraction.extractor",
     "Plan": "extraction.planning",
     "plan": "extraction.planning",
 }
-"""Name → module."""
+"""Name → module: what needs torch, and what not every program needs."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used: `import spice_rs` must not need it."""
-    module = _NEED_TORCH.get(name)
+    """Import a module when a name of it is first used: `import spice_rs` must be fast, and must not need torch."""
+    module = _ON_FIRST_USE.get(name)
     if module is not None:
         try:
             return getattr(import_module(f"spice_rs.{module}"), name)

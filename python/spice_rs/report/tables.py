@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs.selection.result import Selection
+
+Cells = Sequence[Sequence[str]]
+"""Rows of a table, the first of them the headings."""
 
 
 def composition_table(
@@ -90,7 +94,7 @@ def _median(values: npt.NDArray[np.generic]) -> str:
     return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+def aligned(rows: Cells, *, left: bool = False) -> str:
     """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -106,3 +110,22 @@ def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
         if number == 0:
             lines.append("  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def markdown(rows: Cells) -> str:
+    """Return a table in Markdown, numbers to the right: all columns but the first."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(rows[0]), "|---" + "|--:" * (len(rows[0]) - 1) + "|", *map(line, rows[1:])])
+
+
+def html_table(rows: Cells) -> str:
+    """Return a table in HTML, for notebooks."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
