@@ -171,7 +171,7 @@ def test_warnings_are_one_line_on_stderr(pool, capsys):
     assert ".py" not in err.replace("rows.npy", "")
 
 
-@pytest.mark.parametrize("command", [[], ["select"], ["info"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["select"], ["compare"], ["info"], ["verify"], ["demo"]])
 def test_help_needs_no_torch_and_says_something_of_every_option(command):
     script = f"""
 import sys

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.explanation import Explanation, explain
+from spice_rs.analysis.picks import analyze
+from spice_rs.analysis.result import Analysis
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -18,19 +21,24 @@ from spice_rs.errors import (
     StoreError,
     StoreMismatchError,
 )
+from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
 from spice_rs.selection.result import NearDuplicates, Selection
 from spice_rs.selection.selection import log_det, select
 from spice_rs.store.store import GradientStore
 
 if TYPE_CHECKING:
+    from spice_rs.analysis.comparison import Comparison, compare
     from spice_rs.diagnosis.doctor import Diagnosis, doctor
     from spice_rs.extraction.extractor import extract
     from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
+    "Analysis",
+    "Comparison",
     "CorruptStoreError",
     "Diagnosis",
+    "Explanation",
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
@@ -41,28 +49,34 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "analyze",
+    "compare",
     "doctor",
+    "explain",
     "extend",
     "extract",
     "log_det",
     "plan",
     "select",
+    "write_report",
 ]
 
 
-_NEED_TORCH = {
+_ON_FIRST_USE = {
+    "Comparison": "analysis.comparison",
+    "compare": "analysis.comparison",
     "Diagnosis": "diagnosis.doctor",
     "doctor": "diagnosis.doctor",
     "extract": "extraction.extractor",
     "Plan": "extraction.planning",
     "plan": "extraction.planning",
 }
-"""Name → module."""
+"""Name → module: what needs torch, and what not every program needs."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used: `import spice_rs` must not need it."""
-    module = _NEED_TORCH.get(name)
+    """Import a module when a name of it is first used: `import spice_rs` must be fast, and must not need torch."""
+    module = _ON_FIRST_USE.get(name)
     if module is not None:
         try:
             return getattr(import_module(f"spice_rs.{module}"), name)

@@ -16,6 +16,7 @@ __all__ = [
     "fingerprint",
     "log_det",
     "merge",
+    "norms_sq",
     "repair",
     "select",
 ]
@@ -142,6 +143,16 @@ def fingerprint(
     threads: int | None,
     positions: NDArray[np.int64] | None = None,
 ) -> str: ...
+def norms_sq(
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    *,
+    dim: int,
+    index: NDArray[np.int64] | None,
+    scale: NDArray[np.float64] | None,
+    unit: bool,
+    weights: NDArray[np.float64] | None,
+    threads: int | None,
+) -> NDArray[np.float64]: ...
 def log_det(
     source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
     *,

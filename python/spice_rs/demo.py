@@ -15,23 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from spice_rs.analysis.comparison import compare
 from spice_rs.errors import InvalidInputError
-from spice_rs.report.tables import composition_table
 from spice_rs.selection.result import Selection
-from spice_rs.selection.selection import log_det, select
+from spice_rs.selection.selection import select
 from spice_rs.store.store import GradientStore
 
 Task = dict[str, Any]
 
 DIM = 2048
-RANDOM_SETS = 5
 
 
 def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240, share: float = 0.1) -> None:
-    """Generate a pool, extract gradients, select, and print what was selected.
+    """Generate a pool, extract gradients, select, and print what was selected and what others would.
 
     Args:
         folder: gets `pool.jsonl`, `store` and `picks.jsonl`; a second run goes on where the first stopped.
@@ -76,39 +72,26 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     )
     seconds = time.perf_counter() - started
 
-    positions = {row: position for position, row in enumerate(store.index.tolist())}
-    tokens = store.num_tokens
-    assert tokens is not None  # the extractor records them
-    lengths = np.array([tokens[positions[row]] for row in range(len(pool))])
-    sources = [record["source"] for record in pool]
     print(
         f"\nGradients of the mean loss per token, as in the paper (extracted and selected in {seconds:.0f} s):\n"
     )
-    _show(store, selection, sources, lengths)
+    _show(store, selection, pool)
     print("\nThe same store with unit rows (normalize='unit'), which do not favour short answers:\n")
-    _show(store, select(store, len(selection), normalize="unit"), sources, lengths)
+    _show(store, select(store, len(selection), normalize="unit"), pool)
     print(f"\nThe picks, in order, are in {folder / 'picks.jsonl'}.")
 
 
-def _show(
-    store: GradientStore, selection: Selection, sources: list[str], lengths: npt.NDArray[np.int32]
-) -> None:
-    draws = np.random.default_rng(0)
-    normalize = selection.settings["normalize"]
-    chance = [
-        log_det(store, draws.choice(store.index, len(selection), replace=False), normalize=normalize)
-        for _ in range(RANDOM_SETS)
-    ]
-    half_life = "beyond the last pick" if selection.half_life is None else f"{selection.half_life} picks"
-    print(composition_table(sources, lengths, selection.indices))
-    print(f"\ngain Δ of the first and the last pick  {selection.gains[0]:.3f}, {selection.gains[-1]:.3f}")
-    print(f"half-life of the gain                  {half_life}")
-    print(f"median alpha·‖g‖²                      {selection.signal:.3g}")
-    print(f"picks decided by the penalty           {selection.overruled.sum()} of {len(selection)}")
-    print(
-        f"log det of the picks                   {selection.log_det:.2f}"
-        f" (mean of {RANDOM_SETS} random sets: {np.mean(chance):.2f})"
+def _show(store: GradientStore, selection: Selection, pool: list[Task]) -> None:
+    settings = selection.settings
+    comparison = compare(
+        store,
+        len(selection),
+        conflict_penalty=settings["conflict_penalty"],
+        normalize=settings["normalize"],
+        data=pool,
+        groups="source",
     )
+    print(f"{selection.summary()}\n\n{comparison.summary()}")
 
 
 def model_files() -> tuple[str, str]:

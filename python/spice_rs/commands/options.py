@@ -63,7 +63,12 @@ def _option(hint: Any) -> dict[str, Any] | None:
     choices = tuple(choice for choice in choices if choice is not type(None)) or (hint,)
     if bool in choices:
         return {"action": argparse.BooleanOptionalAction}
+    words = tuple(
+        word for choice in choices if typing.get_origin(choice) is Literal for word in typing.get_args(choice)
+    )
     for kind in (int, float):
+        if kind in choices and words:
+            return {"type": _number_or(kind, words), "metavar": "|".join([kind.__name__.upper(), *words])}
         if kind in choices:
             return {"type": kind, "metavar": kind.__name__.upper()}
     for choice in choices:
@@ -76,6 +81,21 @@ def _option(hint: Any) -> dict[str, Any] | None:
     if any(typing.get_origin(choice) is Mapping for choice in choices):
         return {"type": _pairs, "metavar": "NAME=COLUMN,…"}
     return None
+
+
+def _number_or(kind: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[str], Any]:
+    """Return what reads a number or one of the words."""
+
+    def read(text: str) -> Any:
+        if text in words:
+            return text
+        try:
+            return kind(text)
+        except ValueError:
+            expected = " or ".join(["a number", *words])
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
+
+    return read
 
 
 def _names(text: str) -> str | list[str]:

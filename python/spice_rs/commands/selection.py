@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import spice_rs
+from spice_rs.commands.exports import OUT_HELP, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 
 COLUMNS = ("groups", "costs", "weights", "prior")
@@ -31,9 +32,6 @@ WORDS = {
 }
 """What these arguments are on the command line: placeholder and explanation."""
 
-SHOWN_GROUPS = 50
-"""More groups than these are no table that anybody reads."""
-
 
 def add(commands: Any) -> None:
     """Add the commands."""
@@ -41,9 +39,7 @@ def add(commands: Any) -> None:
     select.add_argument(
         "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
     )
-    select.add_argument(
-        "--out", default="-", help="JSON Lines file for the picks in order; - for stdout (default)"
-    )
+    select.add_argument("--out", metavar="FILE", default="-", help=f"{OUT_HELP} (default)")
     select.add_argument(
         "--data",
         help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
@@ -51,6 +47,11 @@ def add(commands: Any) -> None:
     )
     select.add_argument(
         "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
+    )
+    select.add_argument(
+        "--llama-factory",
+        metavar="FOLDER",
+        help="LLaMA-Factory's dataset_dir: write the picks there too, as the data set 'spice'",
     )
     add_options(select, spice_rs.select, skip=("source", "data"), words=WORDS)
 
@@ -63,12 +64,15 @@ def add(commands: Any) -> None:
     add_options(extend, spice_rs.extend, skip=("selection", "source"), words=WORDS)
 
 
-def _select(source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
+def _select(
+    source: str, out: str, data: str | None, save: str | None, llama_factory: str | None, **options: Any
+) -> None:
     from spice_rs.atomic import check_place
+    from spice_rs.report.summary import SHOWN_GROUPS
     from spice_rs.report.tables import group_table
-    from spice_rs.selection.picks import check_output, read_rows, write_picks
+    from spice_rs.selection.picks import read_rows
 
-    check_output(out, data)
+    check_targets(out, data, llama_factory)
     if save is not None:
         check_place(save)
     if any(options[name] is not None for name in COLUMNS):
@@ -80,7 +84,7 @@ def _select(source: str, out: str, data: str | None, save: str | None, **options
     selection = spice_rs.select(source, **options)
     if save is not None:
         selection.save(save)
-    write_picks(selection, out, data)
+    write_targets(selection, out, data, llama_factory)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
@@ -91,15 +95,13 @@ def _select(source: str, out: str, data: str | None, save: str | None, **options
         print(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
     if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
         print(group_table(selection), file=sys.stderr)
-    if out != "-":
-        print(f"{out}: {len(selection)} lines", file=sys.stderr)
 
 
 def _extend(earlier: str, source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
     from spice_rs.atomic import check_place
-    from spice_rs.selection.picks import check_output, read_rows, write_picks
+    from spice_rs.selection.picks import read_rows
 
-    check_output(out, data)
+    check_targets(out, data, None)
     if save is not None:
         check_place(save)
     if options["old_rows"] is not None:
@@ -108,10 +110,8 @@ def _extend(earlier: str, source: str, out: str, data: str | None, save: str | N
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), source, **options)
     if save is not None:
         selection.save(save)
-    write_picks(selection, out, data)
+    write_targets(selection, out, data, None)
     print(repr(selection), file=sys.stderr)
-    if out != "-":
-        print(f"{out}: {len(selection)} lines", file=sys.stderr)
 
 
 def _shares(text: str | None) -> Any:

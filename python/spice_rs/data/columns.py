@@ -28,7 +28,7 @@ class Columns:
     Args:
         source: the rows.
         data: where column names are looked up: a path, a Dataset or a list of records; None if there is none.
-        given: argument → what the caller gave for it; a text is the name of a column.
+        given: argument → what the caller gave for it; a text is the name of a column. At least two arguments.
 
     Raises:
         InvalidInputError: the data lacks a column or a row.
@@ -46,9 +46,10 @@ class Columns:
                 " value per dataset row."
             )
         if data is not None and not names:
+            *first, last = given
             raise InvalidInputError(
-                "data: found it without the name of a column, expected one in groups, costs, weights or prior. Name"
-                " one, or leave the data out."
+                f"data: found it without the name of a column, expected one in {', '.join(first)} or {last}. Name one, or"
+                " leave the data out."
             )
         self._columns = _read(data, names, self.rows, source) if names else {}
 

@@ -127,9 +127,7 @@ def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str
         InvalidInputError: The data cannot be read, or a record is malformed, lacks a field or has an empty
             response; the message names file, line, field, what was found and what to do.
     """
-    for field in columns or {}:
-        if field not in FIELDS:
-            raise InvalidInputError(f"columns: found {field!r}, expected fields of {', '.join(FIELDS)}")
+    _check_columns(columns)
     source, parsed = open_data(data)
     items: list[Record] = []
     bad: list[LeftOut] = []
@@ -150,6 +148,29 @@ def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str
     if not items:
         raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
     return Records(tuple(items), rows, tuple(bad), source)
+
+
+def chosen_records(
+    data: Any, rows: Container[int], columns: Mapping[str, str] | None = None
+) -> Iterator[Record]:
+    """Yields the wanted records, checked, in the order of the data.
+
+    Args:
+        data: As for `load_records`.
+        rows: Row numbers as `load_records` counts them.
+        columns: As for `load_records`.
+
+    Raises:
+        InvalidInputError: The data cannot be read, or a wanted record is bad.
+    """
+    _check_columns(columns)
+    _, parsed = open_data(data)
+    for index, (place, parse) in enumerate(parsed):
+        if index in rows:
+            try:
+                yield _record(index, place, parse(), columns)
+            except BadRecord as error:
+                raise InvalidInputError(f"{place}: {error}") from None
 
 
 def raw_records(data: Any, rows: Container[int]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -191,6 +212,12 @@ def dataset_fingerprint(records: Records) -> str:
         line = json.dumps([record.index, content], ensure_ascii=True, separators=(",", ":"))
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def _check_columns(columns: Mapping[str, str] | None) -> None:
+    for field in columns or {}:
+        if field not in FIELDS:
+            raise InvalidInputError(f"columns: found {field!r}, expected fields of {', '.join(FIELDS)}")
 
 
 # ------------------------------------------------------------------------------------------ one record

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs.selection.result import Selection
+
+Cells = Sequence[Sequence[str]]
+"""Rows of a table, the first of them the headings."""
 
 
 def composition_table(
@@ -21,11 +25,18 @@ def composition_table(
         picked: (m,) row numbers of the picks.
         unit: unit of the lengths.
     """
-    labels = np.asarray(groups)
+    return aligned(composition_rows(groups, lengths, picked, unit=unit))
+
+
+def composition_rows(
+    groups: Sequence[str], lengths: npt.ArrayLike, picked: npt.ArrayLike, *, unit: str = "tokens"
+) -> list[tuple[str, ...]]:
+    """Return the cells of `composition_table`, the heading first."""
+    labels = np.array(groups, dtype=object)
     sizes = np.asarray(lengths)
     chosen = np.asarray(picked)
     header = ("group", "pool", "share", "median " + unit, "picks", "share", "median " + unit)
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     members = [(str(name), labels == name) for name in sorted(set(labels.tolist()))]
     for name, inside in [*members, ("all", np.ones(len(labels), bool))]:
         among = chosen[inside[chosen]]
@@ -40,7 +51,7 @@ def composition_table(
                 _median(sizes[among]),
             )
         )
-    return aligned(rows)
+    return rows
 
 
 def group_table(selection: Selection) -> str:
@@ -83,7 +94,7 @@ def _median(values: npt.NDArray[np.generic]) -> str:
     return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+def aligned(rows: Cells, *, left: bool = False) -> str:
     """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -99,3 +110,22 @@ def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
         if number == 0:
             lines.append("  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def markdown(rows: Cells) -> str:
+    """Return a table in Markdown, numbers to the right: all columns but the first."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(rows[0]), "|---" + "|--:" * (len(rows[0]) - 1) + "|", *map(line, rows[1:])])
+
+
+def html_table(rows: Cells) -> str:
+    """Return a table in HTML, for notebooks."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -194,6 +195,96 @@ class Selection:
         check_place(path)
         write_run(path, self.as_run())
 
+    def summary(self) -> str:
+        """Return what there is to say of the selection, a fact on each line, with a table of its groups."""
+        from spice_rs.report import summary
+
+        return summary.as_text(self)
+
+    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
+        """Return columns by name, each with an element per pick, for `pandas.DataFrame` or `polars.DataFrame`.
+
+        The columns are index, rank, gain, base, epsilon, conflict, score, log_det, overruled and rows_read, with group
+        and cost where the selection has them.
+        """
+        from spice_rs.report import exports
+
+        return exports.frame(self)
+
+    def to_jsonl(self, path: str | os.PathLike[str], data: Any = None) -> None:
+        """Write one JSON object per pick, in pick order; the file appears when it is whole.
+
+        Args:
+            path: the file; replaced if it is there.
+            data: what the source was extracted from: each line is then the record, unchanged, plus a key "spice" with
+                index, rank, gain, conflict and score. Without it these alone.
+
+        Raises:
+            InvalidInputError: the data lacks a picked row, a record has a key "spice", or no file can lie there.
+        """
+        from spice_rs.selection.picks import write_picks
+
+        check_place(path)
+        write_picks(self, os.path.abspath(path), data)  # "-" is a name here, not stdout
+
+    def to_parquet(self, path: str | os.PathLike[str], data: Any = None) -> None:
+        """Write one row per pick, in pick order, with the settings as JSON in the file's metadata. Needs pyarrow.
+
+        Args:
+            path: the file; replaced if it is there. It appears when it is whole.
+            data: what the source was extracted from: the columns are then those of the records, plus a struct "spice".
+                Without it they are those of `to_frame`.
+
+        Raises:
+            InvalidInputError: pyarrow is not installed, the data lacks a picked row, or a field has values of several
+                kinds.
+        """
+        from spice_rs.report import exports
+
+        exports.write_parquet(self, path, data)
+
+    def dataset(self, dataset: Any) -> Any:
+        """Return the picked rows of a `datasets.Dataset`, in pick order, as a Dataset.
+
+        Args:
+            dataset: what the source was extracted from.
+
+        Raises:
+            InvalidInputError: it is something else, or lacks a picked row.
+        """
+        from spice_rs.report import exports
+
+        return exports.picked_dataset(self, dataset)
+
+    def to_llama_factory(
+        self,
+        folder: str | os.PathLike[str],
+        data: Any,
+        *,
+        name: str = "spice",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the picks for LLaMA-Factory: NAME.jsonl, and an entry in dataset_info.json beside those that are there.
+
+        Train with `dataset_dir: FOLDER` and `dataset: NAME`; `disable_shuffling: true` keeps the order of the picks.
+
+        Args:
+            folder: LLaMA-Factory's dataset_dir; made if it is not there.
+            data: what the source was extracted from.
+            name: what the data set is called.
+            columns: field → column of the data, as for `extract`.
+
+        Raises:
+            InvalidInputError: the data lacks a picked row, the picks are tokens or of two kinds, the name is taken by
+                another data set, or dataset_info.json is no JSON.
+
+        Warns:
+            SpiceWarning: LLaMA-Factory will skip some of the picks, whose turns do not alternate.
+        """
+        from spice_rs.report import llama_factory
+
+        llama_factory.write_llama_factory(self, folder, data, name=name, columns=columns)
+
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
         series: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in SERIES}
@@ -266,8 +357,30 @@ class Selection:
             compared=run.compared,
         )
 
+    def explain(self, rows: Any, source: Any, **given: Any) -> Any:
+        """Return why dataset rows were not picked, or that they were: one `Explanation` for one row, else a list.
+
+        Args:
+            rows: a dataset row, or a list of them.
+            source: what was selected from.
+            **given: as for `spice_rs.explain`: what the selection was made with besides numbers.
+
+        Raises:
+            InvalidInputError: see `spice_rs.explain`.
+            StoreMismatchError: see `spice_rs.explain`.
+        """
+        from spice_rs.analysis.explanation import explain  # which needs this module
+
+        found = explain(self, source, rows, **given)
+        return found[0] if isinstance(rows, int | np.integer) else found
+
     def __len__(self) -> int:
         return len(self.indices)
+
+    def _repr_html_(self) -> str:
+        from spice_rs.report import summary
+
+        return summary.as_html(self)
 
     def __repr__(self) -> str:
         rows = self.settings["source"]["rows"]

@@ -18,6 +18,7 @@ from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_cond
 from spice_rs.selection.arguments import check_budget, check_numbers
 from spice_rs.selection.checkpoint import INTERVAL, Checkpoint
 from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.presets import Preset, scale_free_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize, as_rows, open_source
@@ -27,7 +28,8 @@ def select(
     source: Any,
     k: int | None = None,
     *,
-    alpha: float = 1.0,
+    preset: Preset | None = None,
+    alpha: float | Literal["auto"] = 1.0,
     conflict_penalty: float = 0.1,
     data: Any = None,
     groups: Any = None,
@@ -87,7 +89,11 @@ def select(
             float32 or float64.
         k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` or `budget` allows, or `select_per_window` of
             every window.
-        alpha: weight α of the Fisher information.
+        preset: the paper's settings: "paper" is α = 1, λ = 0.1, the full Fisher information of gradients of the mean loss
+            (of the rows as they are where a source does not record its loss), and "paper+" the same with ω = 0.5. An
+            argument that says something else beside it is an error.
+        alpha: weight α of the Fisher information. "auto" is 1 over the median of w‖g‖² of the rows that are not zero: picks
+            do not depend on the unit of the gradients then, and λ and ω mean the same for any model.
         conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
         data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
         groups: label of each row: the name of a column of `data`, or (N,) texts, whole numbers or bools by dataset row.
@@ -175,6 +181,19 @@ def select(
         >>> spice_rs.select(rows, 3, conflict_penalty=0).indices
         array([0, 4, 1])
     """
+    named = with_preset(
+        preset,
+        {
+            "alpha": alpha,
+            "conflict_penalty": conflict_penalty,
+            "fisher": fisher,
+            "early_stop": early_stop,
+            "normalize": normalize,
+            "method": method,
+        },
+        select,
+    )
+    fisher, early_stop, method = named["fisher"], named["early_stop"], named["method"]
     numbers = check_numbers(
         k=k,
         pool_size=pool_size,
@@ -210,16 +229,19 @@ def select(
         )
     requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
     opened = open_source(source, dim=dim, dtype=dtype)
-    normalized, scale, unit = opened.row_scale(normalize)
+    normalized, scale, unit = opened.row_scale(named["normalize"])
     conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
     order = None
     if pool_size is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
 
+    alpha = named["alpha"]
+    if isinstance(alpha, str):
+        alpha = scale_free_alpha(opened, scale, unit, conditions.weights, numbers["threads"], alpha)
     settings: dict[str, Any] = {
         "k": numbers["k"],
         "alpha": float(alpha),
-        "conflict_penalty": float(conflict_penalty),
+        "conflict_penalty": float(named["conflict_penalty"]),
         "fisher": fisher,
         "early_stop": None if early_stop is None else float(early_stop),
         "normalize": normalized,
@@ -273,7 +295,7 @@ def select(
             result, compared = run(watcher, limit, costed=False), None
     else:
         result, compared = _both_runs(run, conditions, progress, limit)
-    signal = alpha * result.pop("norm_sq")
+    signal = settings["alpha"] * result.pop("norm_sq")
     settings["source"] = opened.identity(result.pop("fingerprint"))
     selection = Selection(
         **conditions.outcome(result),

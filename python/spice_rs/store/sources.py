@@ -138,8 +138,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
 
     Args:
         source: a store or its folder; a `.npy` file; a `.npz` or `.safetensors` file with one matrix, or
-            `file.npz::member`; a headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor; or a
-            list of these, see `join_sources`.
+            `file.npz::member`; a headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor; a
+            list of these, see `join_sources`; or an open source.
         dim: columns of a headerless file.
         dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
 
@@ -147,6 +147,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         InvalidInputError: the source has the wrong rank or element type, or needs `dim` and `dtype`.
         StoreError: the path is no store.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, GradientStore):
         return _from_store(source)
     if isinstance(source, str | os.PathLike):

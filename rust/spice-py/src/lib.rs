@@ -15,6 +15,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;
+    module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
     module.add_function(wrap_pyfunction!(tools::convert, module)?)?;
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;

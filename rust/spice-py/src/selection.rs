@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use numpy::{IntoPyArray, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
@@ -193,6 +193,34 @@ pub(crate) fn log_det(
         selection::log_det(&survey, alpha, &rows, &monitor)
     };
     watch(py, &monitor, threads, (), work)
+}
+
+/// w‖g‖² of every row.
+#[pyfunction]
+#[pyo3(signature = (source, *, dim, index, scale, unit, weights, threads))]
+#[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
+pub(crate) fn norms_sq<'py>(
+    py: Python<'py>,
+    source: Vec<Rows<'py>>,
+    dim: usize,
+    index: Option<PyReadonlyArray1<'py, i64>>,
+    scale: Option<PyReadonlyArray1<'py, f64>>,
+    unit: bool,
+    weights: Option<PyReadonlyArray1<'py, f64>>,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let pool = pool(&source, dim, index, scale)?;
+    let weights = weights.as_ref().map(numbers_of);
+    let monitor = Monitor::default();
+    let work = || {
+        let survey = Survey::new(pool, unit, &monitor)?;
+        let survey = match weights {
+            Some(weights) => survey.with_weights(weights)?,
+            None => survey,
+        };
+        Ok(survey.norm_sq().to_vec())
+    };
+    Ok(watch(py, &monitor, threads, (), work)?.into_pyarray(py))
 }
 
 /// What [`select`] returns as "fingerprint", of rows that nobody selects from; of those at `positions` if given.

@@ -1,0 +1,1 @@
+"""What a selection is worth, what its pool holds, and how methods compare."""

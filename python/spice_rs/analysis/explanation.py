@@ -1,0 +1,404 @@
+"""Why a row was not picked: what it was worth at every step, and what would have had to be otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
+from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
+from spice_rs.data.columns import row_list
+from spice_rs.errors import InvalidInputError
+from spice_rs.selection.result import Selection
+
+Bools = npt.NDArray[np.bool_]
+
+TIED = 1e-9
+"""Scores that are closer than this part of themselves may be equal: the core tells them apart in its own order."""
+
+MOST_STEPS = 512
+"""Steps at which a row is scored, where there are too many picks for all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a row was or was not picked; printed, it says so in words. See `spice_rs.explain`.
+
+    Attributes:
+        row: the dataset row.
+        reason: "picked", "initial", "excluded", "near_duplicate", "group_full", "budget", "conflict", "redundant",
+            "small_gain", "tie" or "unknown".
+        text: the reason in a sentence or two.
+        rank: the rank of the row if it was picked, else of the pick to which it came closest, ties aside; None if it was
+            never scored.
+        gap: that pick's score minus the row's, 0 if it was picked; None if the row was never scored.
+        last_gap: the score of the last pick that the row could have been, minus the row's there: how far it was below
+            the cut. None if it was never scored.
+        base: log(1 + α‖g‖²), what the row is worth alone.
+        norm: ‖g‖ of the row as it competed.
+        nearest: the selected dataset row with the largest |cosine|; None beside nothing.
+        nearest_cosine: that cosine, with its sign; 0 beside nothing.
+        redundant_with: the selected dataset row that takes most of Δ: without it alone Δ after the last pick would be
+            larger by `taken`. None beside nothing, and under another reading than the full one.
+        taken: in nats.
+        ranks: (s,) picks made before each step at which the row was scored.
+        gain: (s,) Δ of the row there.
+        conflict: (s,) its conflict.
+        scores: (s,) its score.
+        needed: (s,) the pick's score.
+        allowed: (s,) bool, whether the conditions allowed the row there.
+    """
+
+    row: int
+    reason: str
+    text: str
+    rank: int | None
+    gap: float | None
+    last_gap: float | None
+    base: float
+    norm: float
+    nearest: int | None
+    nearest_cosine: float
+    redundant_with: int | None
+    taken: float
+    ranks: Rows
+    gain: Floats
+    conflict: Floats
+    scores: Floats
+    needed: Floats
+    allowed: Bools
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers of the row, those of its closest step among them, as JSON holds them."""
+        at = None if self.rank is None else int(np.flatnonzero(self.ranks == self.rank)[0])
+        here = {"gain": self.gain, "conflict": self.conflict, "score": self.scores, "needed": self.needed}
+        return {
+            "row": self.row,
+            "reason": self.reason,
+            "text": self.text,
+            "rank": self.rank,
+            **{name: None if at is None else float(values[at]) for name, values in here.items()},
+            "gap": self.gap,
+            "last_gap": self.last_gap,
+            "base": self.base,
+            "norm": self.norm,
+            "nearest": self.nearest,
+            "nearest_cosine": self.nearest_cosine,
+            "redundant_with": self.redundant_with,
+            "taken": self.taken,
+        }
+
+
+def explain(
+    selection: Selection,
+    source: Any,
+    rows: Any,
+    *,
+    data: Any = None,
+    groups: Any = None,
+    costs: Any = None,
+    initial: Any = None,
+    exclude: Any = None,
+    weights: Any = None,
+    prior: Any = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> list[Explanation]:
+    """Return why each of these rows was not picked, or that it was.
+
+    A row that conditions had not shut out lost at every step to the pick. The step at which it came closest decides the
+    reason: without its own conflict it would have won there or elsewhere ("conflict"); alone it is worth more than the
+    last pick was, but what was selected has it already ("redundant"); or it is worth too little even alone
+    ("small_gain"). Where only conditions kept it from winning, the one that did is the reason.
+
+    Args:
+        selection: the picks.
+        source: what they were picked from, as for `spice_rs.select`.
+        rows: (r,) dataset rows, or one of them.
+        data: what the source was extracted from, to look column names up in.
+        groups: as `select` had it. What is given of this and the next is checked to be the same as then; what is not
+            given cannot be the reason. `initial` and `weights` have to be given, and so has `prior`.
+        costs: as `select` had it.
+        initial: as `select` had it.
+        exclude: as `select` had it.
+        weights: as `select` had it.
+        prior: as `select` had it.
+        dim: columns of a headerless source.
+        dtype: element type of a headerless source.
+
+    Raises:
+        InvalidInputError: a row is not in the source, or something given is not what the selection was made with.
+        StoreMismatchError: the source is not what was selected from.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.float32([[3, 0], [2.9, 0.1], [0, 1], [-3, 0], [-2, 1]])
+        >>> [why] = spice_rs.explain(spice_rs.select(rows, 3, conflict_penalty=0.5), rows, 4)
+        >>> why.reason, why.redundant_with
+        ('conflict', 2)
+    """
+    if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+        rows = [rows]
+    wanted = row_list("rows", rows)
+    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    if "prior" in replay.missing:
+        raise InvalidInputError(
+            "prior: found None, expected what the selection was made with. Give it again."
+        )
+    if replay.multiplied and "costs" in replay.missing:
+        raise InvalidInputError(
+            "costs: found None, expected what the selection was made with. Give it again."
+        )
+    positions = replay.source.positions(wanted)
+    explained: dict[int, Explanation] = {}
+    for run in replay.runs():
+        windowed = replay.settings["pool_size"] is not None
+        here = positions[np.isin(positions, run.candidates)] if windowed else positions
+        if len(here):
+            explained.update(zip(here.tolist(), _Explainer(replay, run, here).all(), strict=True))
+    for position in positions.tolist():
+        if position not in explained:
+            explained[position] = _unpicked_window(replay, position)
+    return [explained[position] for position in positions.tolist()]
+
+
+class _Explainer:
+    """Explains rows of one run."""
+
+    def __init__(self, replay: Replay, run: Run, positions: Rows) -> None:
+        self.replay, self.run, self.positions = replay, run, positions
+        self.before, self.selection = len(replay.initial), replay.selection
+        self.selected, weights = replay.rows_of(run)
+        self.places = np.concatenate([replay.initial, run.picks])
+        own = replay.reader.read(positions)
+        own_weights = None if replay.weights is None else replay.weights[positions]
+        self.norms = np.sqrt((own**2).sum(1))
+        squares = self.norms**2 * (1.0 if own_weights is None else own_weights)
+        self.base = np.log1p(replay.alpha * squares)
+        count = len(run.picks)
+        self.ranks = log_spaced(count, count if count <= MOST_RECURSIVE else MOST_STEPS)
+        # Of the row itself after it was picked nothing is asked.
+        sizes = np.concatenate([self.before + self.ranks, [len(self.selected)]])
+        recursive = replay.is_recursive(sizes, len(positions), replay.alpha * float(squares.max()))
+        shape = (len(positions), len(sizes))
+        self.gain, self.conflict, self.near = np.empty(shape), np.empty(shape), np.empty(shape)
+        for part, prefixes in replay.batches(self.selected, weights, sizes, recursive=recursive):
+            measured = prefixes.measure(own, own_weights, nearest=True)
+            assert measured.nearest is not None  # as asked for
+            self.gain[:, part], self.conflict[:, part] = measured.gain, measured.conflict
+            self.near[:, part] = measured.nearest
+        self.scores = replay.score(self.gain, self.conflict, positions)
+        # Beside nothing, the score is that of Δ(∅) alone.
+        self.alone = replay.score(self.base[:, None], np.zeros((len(positions), 1)), positions)[:, 0]
+        self.needed = self.selection.scores[run.first + self.ranks]
+        roots = np.ones(len(self.selected)) if weights is None else np.sqrt(weights)
+        self._overlaps(own, own_weights, roots)
+
+    def _overlaps(self, own: Floats, own_weights: Floats | None, roots: Floats) -> None:
+        """Find what each row is nearest to, and which selected row takes most of its gain."""
+        count = len(self.positions)
+        self.nearest, self.cosine = np.full(count, -1), np.zeros(count)
+        self.cosines = np.zeros((count, 0))
+        self.thief, self.taken = np.full(count, -1), np.zeros(count)
+        if not len(self.selected):
+            return
+        products = own @ self.selected.T
+        lengths = np.outer(self.norms, np.sqrt((self.selected**2).sum(1)))
+        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        # A pick is not near itself.
+        itself = self.positions[:, None] == self.places
+        self.nearest = np.argmax(np.where(itself, -1.0, np.abs(cosines)), axis=1)
+        self.cosine = cosines[np.arange(count), self.nearest]
+        self.cosines = cosines
+        if self.replay.reading != "full" or len(self.selected) > MOST_RECURSIVE:
+            return
+        # Without y alone gᵀM⁻¹g is larger by z_y²/H_yy, with H = (I + AAᵀ)⁻¹ and z = H·A·g.
+        scaled = self.selected * (np.sqrt(self.replay.alpha) * roots)[:, None]
+        gram = scaled @ scaled.T
+        gram[np.diag_indices_from(gram)] += 1.0
+        inverse = np.linalg.inv(gram)
+        own_roots = np.ones(count) if own_weights is None else np.sqrt(own_weights)
+        solved = (own * (np.sqrt(self.replay.alpha) * own_roots)[:, None]) @ scaled.T @ inverse
+        more = solved**2 / np.diagonal(inverse)
+        self.thief = np.argmax(np.where(itself, -1.0, more), axis=1)
+        left = np.exp(self.gain[:, -1])
+        self.taken = np.log1p(more[np.arange(count), self.thief] / left)
+
+    def all(self) -> list[Explanation]:
+        return [self._one(at, position) for at, position in enumerate(self.positions.tolist())]
+
+    def _one(self, at: int, position: int) -> Explanation:
+        replay, run = self.replay, self.run
+        row = replay.source.dataset_row(position)
+        ranked = np.flatnonzero(run.picks == position)
+        allowed, near = self._allowed(at, position)
+        gaps = self.needed - self.scores[at, :-1]
+        open_ = np.flatnonzero(allowed)
+        rank = gap = last_gap = None
+        if len(ranked):
+            rank, gap = run.first + int(ranked[0]), 0.0
+            reason, text = "picked", f"Row {row} was picked: rank {rank}, Δ {self.selection.gains[rank]:.4g}."
+        elif position in replay.initial:
+            reason, text = (
+                "initial",
+                f"Row {row} counted as picked before the first pick: it was given in initial.",
+            )
+        elif position in replay.excluded:
+            reason, text = "excluded", f"Row {row} was never to be picked: it was given in exclude."
+        else:
+            barred = self._barred(at, position, row, gaps, allowed, near)
+            if len(open_):
+                # With rows of one length, all have the score of the first pick: a tie says nothing unless it lasts.
+                apart = open_[np.abs(gaps[open_]) > TIED * (1.0 + np.abs(self.needed[open_]))]
+                closest = int(apart[int(np.argmin(gaps[apart]))]) if len(apart) else int(open_[-1])
+                rank, gap = int(run.first + self.ranks[closest]), float(gaps[closest])
+                last_gap = float(gaps[open_[-1]])
+                reason, text = barred or self._lost(at, row, open_, closest, gaps)
+            else:
+                reason, text = barred or (
+                    "unknown",
+                    f"Row {row} was never scored: rows to include took all picks.",
+                )
+        return Explanation(
+            row=row,
+            reason=reason,
+            text=text,
+            rank=rank,
+            gap=gap,
+            last_gap=last_gap,
+            base=float(self.base[at]),
+            norm=float(self.norms[at]),
+            nearest=self._row_at(self.nearest[at]),
+            nearest_cosine=float(self.cosine[at]),
+            redundant_with=self._row_at(self.thief[at]),
+            taken=float(self.taken[at]),
+            ranks=run.first + self.ranks,
+            gain=self.gain[at, :-1].copy(),
+            conflict=self.conflict[at, :-1].copy(),
+            scores=self.scores[at, :-1].copy(),
+            needed=self.needed.copy(),
+            allowed=allowed,
+        )
+
+    def _row_at(self, place: int) -> int | None:
+        return None if place < 0 else self.replay.source.dataset_row(int(self.places[place]))
+
+    def _allowed(self, at: int, position: int) -> tuple[Bools, Bools]:
+        """Return at which steps the row could have been picked, and at which it was too similar to a pick."""
+        replay = self.replay
+        allowed: Bools = self.ranks >= replay.selection.forced - self.run.first
+        near: Bools = np.zeros(len(self.ranks), bool)
+        if not {"groups", "costs"} & set(replay.missing) and (limits := replay.allowances()) is not None:
+            place = np.array([position])
+            most = limits[self.run.first + self.ranks][:, replay.codes_of(place)[0]]
+            allowed &= replay.costs_of(place)[0] <= most
+        if (limit := replay.settings["max_similarity"]) is not None:
+            near = self.near[at, :-1] > limit
+            allowed &= ~near
+        return allowed, near
+
+    def _barred(
+        self, at: int, position: int, row: int, gaps: Floats, allowed: Bools, near: Bools
+    ) -> tuple[str, str] | None:
+        """Return the condition that kept the row from a pick, if one did, and a sentence."""
+        replay = self.replay
+        contested = self.ranks >= replay.selection.forced - self.run.first
+        barred = np.flatnonzero(contested & ~allowed & ((gaps < -TIED) | ~allowed.any()))
+        if not len(barred):
+            return None
+        step = int(barred[0])
+        won = f" At rank {int(self.run.first + self.ranks[step])} it would have been picked." * bool(
+            gaps[step] < 0
+        )
+        if near[step]:
+            limit = replay.settings["max_similarity"]
+            place = int(np.flatnonzero(np.abs(self.cosines[at]) > limit)[0])
+            return "near_duplicate", (
+                f"Row {row} is a near-duplicate of row {self._row_at(place)}: cosine {self.cosines[at, place]:.4f}, with"
+                f" max_similarity {limit:g}.{won}"
+            )
+        if replay.groups is not None:
+            label = replay.selection.quotas[int(replay.groups[position])][0]
+            return "group_full", (
+                f"Row {row} was shut out by quotas: its group {label!r} had its maximum, or what was left was owed to other"
+                f" groups.{won}"
+            )
+        cost = float(replay.costs_of(np.array([position]))[0])
+        return "budget", f"Row {row} was too dear: it costs {cost:g}, more than was left of the budget.{won}"
+
+    def _ties(self, gaps: Floats, step: int) -> bool:
+        return bool(abs(gaps[step]) <= TIED * (1.0 + abs(self.needed[step])))
+
+    def _lost(self, at: int, row: int, open_: Rows, closest: int, gaps: Floats) -> tuple[str, str]:
+        """Return the reason why a row that could have been picked was not, and a sentence or two."""
+        rank, gap, last = int(self.run.first + self.ranks[closest]), float(gaps[closest]), int(open_[-1])
+        rival = int(self.selection.indices[rank])
+        how_far = f"It came closest at rank {rank}, {gap:.4g} below the score of row {rival}"
+        if last != closest:
+            how_far += f"; at rank {self.run.first + self.ranks[last]} it was {gaps[last]:.4g} below the pick"
+        if gap < 0 and not self._ties(gaps, closest):
+            return "unknown", (
+                f"Row {row} scored higher than row {rival} at rank {rank}: something that is not given here, or the method"
+                f" ({self.replay.settings['method']}), passed it over."
+            )
+        if self._ties(gaps, last):
+            return "tie", (
+                f"Row {row} had the score of the last pick it could have been, row"
+                f" {int(self.selection.indices[self.run.first + self.ranks[last]])}, but for rounding: equal scores go to"
+                " the lowest row."
+            )
+        penalties = self.replay.penalty * self.conflict[at, :-1]
+        without = open_[gaps[open_] - penalties[open_] < -TIED * (1.0 + np.abs(self.needed[open_]))]
+        if len(without):
+            step = int(without[0])
+            where = int(self.run.first + self.ranks[step])
+            return "conflict", (
+                f"Row {row} lost by its conflict: at rank {where} it pointed against the mean of the picks (conflict"
+                f" {self.conflict[at, step]:.3f}, penalty {penalties[step]:.4g}); without that it would have beaten row"
+                f" {int(self.selection.indices[where])}. {how_far}."
+            )
+        if self.alone[at] > self.needed[last]:
+            thief, near = self._row_at(self.thief[at]), self._row_at(self.nearest[at])
+            most = "" if thief is None else f", most of all row {thief} ({self.taken[at]:.4g} of Δ by itself)"
+            like = "" if near is None else f" Nearest pick: row {near}, cosine {self.cosine[at]:.3f}."
+            return "redundant", (
+                f"Row {row} is redundant: Δ alone is {self.base[at]:.4g}, beside the picks"
+                f" {self.gain[at, -1]:.4g}; they have what it would add{most}. {how_far}.{like}"
+            )
+        return "small_gain", (
+            f"Row {row} is worth too little: even alone, its Δ is {self.base[at]:.4g}, and the last pick's score was"
+            f" {self.needed[last]:.4g}. {how_far}."
+        )
+
+
+def _unpicked_window(replay: Replay, position: int) -> Explanation:
+    """Return the explanation of a row whose window has no pick at all."""
+    row, nothing = replay.source.dataset_row(position), np.empty(0)
+    own = replay.reader.read([position])[0]
+    return Explanation(
+        row=row,
+        reason="unknown",
+        text=f"Row {row} is in a window that was not reached.",
+        rank=None,
+        gap=None,
+        last_gap=None,
+        base=float(np.log1p(replay.alpha * (own**2).sum())),
+        norm=float(np.sqrt((own**2).sum())),
+        nearest=None,
+        nearest_cosine=0.0,
+        redundant_with=None,
+        taken=0.0,
+        ranks=np.empty(0, np.int64),
+        gain=nothing,
+        conflict=nothing,
+        scores=nothing,
+        needed=nothing,
+        allowed=np.empty(0, bool),
+    )

@@ -1,0 +1,191 @@
+"""The methods that `spice_rs.compare` knows by name, and what else can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
+from spice_rs.errors import InvalidInputError
+from spice_rs.selection.result import Selection
+from spice_rs.selection.selection import select
+from spice_rs.store.rows import RowReader
+from spice_rs.store.sources import Normalize, Source
+
+__all__ = ["METHODS", "NotAvailable", "Setting", "Way", "ways"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a comparison share; see `spice_rs.compare`."""
+
+    source: Source
+    k: int
+    alpha: float
+    conflict_penalty: float
+    normalize: Normalize
+    random_sets: int
+    pool_size: int
+    seed: int
+    threads: int | None
+
+    def select(self, watch: Watch, **options: Any) -> Selection:
+        """Select with the shared settings, but for `options`."""
+        own_budget = {"budget", "pool_size", "early_stop"} & {
+            name for name, value in options.items() if value is not None
+        }
+        shared: dict[str, Any] = {
+            "k": None if own_budget else self.k,
+            "alpha": self.alpha,
+            "conflict_penalty": self.conflict_penalty,
+            "normalize": self.normalize,
+            "threads": self.threads,
+            "progress": lambda picks, *_: watch(picks),
+        }
+        return select(self.source, **{**shared, **options})
+
+    def dataset_rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the dataset rows at positions of the source."""
+        return positions if self.source.index is None else self.source.index[positions]
+
+
+Picks = Selection | npt.NDArray[np.int64]
+"""What a method makes: dataset rows in the order of the picks, or a selection of which something else counts too: its
+numbers (`Way.exact`), or that it was made from the same source."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One line of the comparison: a method with all its settings.
+
+    Attributes:
+        label: what the line is called.
+        pick: makes the picks, telling `Watch` of each.
+        exact: the picks are those of the exact search on the shared α and scale without conditions, so that the
+            numbers in the selection are those that are compared.
+        random: the picks are drawn by chance.
+    """
+
+    label: str
+    pick: Callable[[Watch], Picks]
+    exact: bool = False
+    random: bool = False
+
+
+def _spice(setting: Setting) -> list[Way]:
+    return [Way("spice", lambda watch: setting.select(watch), exact=True)]
+
+
+def _no_penalty(setting: Setting) -> list[Way]:
+    return [Way("no_penalty", lambda watch: setting.select(watch, conflict_penalty=0.0), exact=True)]
+
+
+def _diagonal(setting: Setting) -> list[Way]:
+    return [Way("diagonal", lambda watch: setting.select(watch, fisher="diagonal").indices)]
+
+
+def _top_k(setting: Setting) -> list[Way]:
+    return [Way("top_k", lambda watch: setting.select(watch, method="top_k").indices)]
+
+
+def _windows(setting: Setting) -> list[Way]:
+    """The released code's pool: windows of a permutation, each with its share of k, by its diagonal.
+
+    Every window gets the share rounded up, and then the last picks of the last windows are left out: greedy picks are
+    nested.
+    """
+
+    def pick(watch: Watch) -> Picks:
+        size, rows = setting.pool_size, setting.source.rows
+        per_window = min(size, -(-setting.k * size // rows))
+        selection = setting.select(
+            watch, fisher="diagonal", pool_size=size, select_per_window=per_window, seed=setting.seed
+        )
+        sizes = np.minimum(size, rows - size * np.arange(-(-rows // size)))
+        rank = np.concatenate([np.arange(min(per_window, int(each))) for each in sizes])
+        kept = np.sort(np.argsort(rank, kind="stable")[: setting.k])
+        return selection.indices[kept]
+
+    return [Way("windows", pick)]
+
+
+def _random(setting: Setting) -> list[Way]:
+    def drawn(seed: int) -> Callable[[Watch], Picks]:
+        return lambda watch: setting.dataset_rows(random_rows(setting.source, setting.k, seed))
+
+    seeds = range(setting.seed, setting.seed + setting.random_sets)
+    return [Way(f"random {seed}", drawn(seed), random=True) for seed in seeds]
+
+
+def _k_center(setting: Setting) -> list[Way]:
+    def pick(watch: Watch) -> Picks:
+        reader = RowReader(setting.source, setting.normalize)
+        return setting.dataset_rows(k_center(setting.source, reader, setting.k, watch))
+
+    return [Way("k_center", pick)]
+
+
+def _facility_location(setting: Setting) -> list[Way]:
+    def pick(watch: Watch) -> Picks:
+        positions, _ = facility_location(RowReader(setting.source, setting.normalize), setting.k)
+        return setting.dataset_rows(positions)
+
+    return [Way("facility_location", pick)]
+
+
+METHODS: dict[str, Callable[[Setting], list[Way]]] = {
+    "spice": _spice,
+    "no_penalty": _no_penalty,
+    "diagonal": _diagonal,
+    "windows": _windows,
+    "top_k": _top_k,
+    "k_center": _k_center,
+    "facility_location": _facility_location,
+    "random": _random,
+}
+"""Name → its lines in the comparison, in the order of the table."""
+
+
+def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | None) -> list[Way]:
+    """Return what is to be compared, as `spice_rs.compare` takes it.
+
+    Raises:
+        InvalidInputError: there is no such method, none was named, or one is there twice.
+    """
+    if methods is None:
+        methods = list(METHODS)
+    if isinstance(methods, str):
+        methods = [methods]
+    given = methods if isinstance(methods, Mapping) else {name: name for name in methods}
+    if not given:
+        raise InvalidInputError(
+            f"methods: found none, expected some of {', '.join(METHODS)}. Leave it out for all of them."
+        )
+    if len(given) < len(methods):
+        raise InvalidInputError(f"methods: found a name twice in {list(methods)}. Leave it out once.")
+    return [way for label, method in given.items() for way in _ways(setting, label, method)]
+
+
+def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InvalidInputError(
+                f"methods: found {method!r}, expected one of {', '.join(METHODS)}. Choose one of these, or give a"
+                " mapping: label → options of select, or rows, or a selection."
+            )
+        made = METHODS[method](setting)
+        return [replace(way, label=way.label.replace(method, label, 1)) for way in made]
+    if isinstance(method, Mapping):
+        options = dict(method)
+        return [Way(label, lambda watch: setting.select(watch, **options).indices)]
+    return [Way(label, lambda watch: method if isinstance(method, Selection) else _rows(label, method))]
+
+
+def _rows(label: str, given: Any) -> npt.NDArray[np.int64]:
+    from spice_rs.data.columns import row_list
+
+    return row_list(f"methods[{label!r}]", given)

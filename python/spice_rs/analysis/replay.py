@@ -1,0 +1,321 @@
+"""A selection laid over its source again: who could be picked at each step, beside which rows, and at what worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
+from spice_rs.data.columns import Columns, digest, row_list
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.selection.result import Selection
+from spice_rs.selection.saved import check_same
+from spice_rs.store.rows import RowReader
+from spice_rs.store.sources import Source, open_source
+
+ROUNDING = 1e-9
+"""Part of a limit by which costs may exceed it, as in `rust/spice-core/src/selection/ledger.rs`."""
+
+BASIS_CELLS = 1 << 27
+"""Cells that the matrices of several prefixes may take together: 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a selection was made with besides numbers, as for `spice_rs.select`; None for what is not given."""
+
+    data: Any = None
+    groups: Any = None
+    costs: Any = None
+    initial: Any = None
+    exclude: Any = None
+    weights: Any = None
+    prior: Any = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One greedy run: the whole selection, or one window of it.
+
+    Attributes:
+        first: rank of its first pick.
+        picks: (m,) positions of its picks.
+        candidates: (n,) positions that it picked from, by ascending dataset row.
+    """
+
+    first: int
+    picks: Rows
+    candidates: Rows
+
+
+class Replay:
+    """A selection and its source, checked to belong together.
+
+    Args:
+        selection: the picks.
+        source: what they were picked from, as for `spice_rs.select`.
+        given: what the selection was made with besides numbers.
+        dim: columns of a headerless source.
+        dtype: element type of a headerless source.
+
+    Attributes:
+        source: the open source.
+        reader: its rows, scaled as the selection scaled them.
+        initial: (i,) positions that counted as picked.
+        weights: (n,) weight of each row, or None.
+        reading: how Δ is to be read, as for `Prefixes`.
+        missing: arguments that the selection was made with and that were not given. What needs them is not known.
+
+    Raises:
+        InvalidInputError: something given is not what the selection was made with, or `weights` or `initial` lack.
+        StoreMismatchError: the source is not what was selected from.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        source: Any,
+        given: Given | None = None,
+        *,
+        dim: int | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        given = given or Given()
+        self.selection, self.settings = selection, selection.settings
+        self.source = open_source(source, dim=dim, dtype=dtype)
+        _check_source(selection, self.source)
+        self.reader = RowReader(self.source, self.settings["normalize"])
+        self.alpha = float(self.settings["alpha"])
+        self.order = self.source.dataset_order().astype(np.int64)
+        self.picks = self.source.positions(selection.indices).astype(np.int64)
+        fields = ("groups", "costs", "weights", "prior")
+        columns = self._columns(given, fields)
+        self.missing = self._missing(given)
+        for name in ("weights", "initial"):
+            if name in self.missing:
+                raise InvalidInputError(
+                    f"{name}: found None, expected what the selection was made with: every Δ depends on it. Give it again."
+                )
+        self.initial = self._rows("initial", given.initial, ordered=True)
+        self.excluded = self._rows("exclude", given.exclude, ordered=False)
+        self.weights = self._numbers(columns, "weights", given.weights)
+        self.prior = self._numbers(columns, "prior", given.prior)
+        self.costs = None
+        if self.settings["budget"] is not None and "costs" not in self.missing:
+            self.costs = self._costs(columns, given.costs)
+        self.groups = self._groups(columns, given.groups)
+        self.reading = {"diagonal": "diagonal", "scalar": "scalar"}.get(self.settings["fisher"], "full")
+        if self.settings["method"] == "top_k" and self.reading != "scalar":
+            self.reading = "alone"
+        self.penalty = 0.0 if self.settings["method"] == "top_k" else float(self.settings["conflict_penalty"])
+
+    @property
+    def contested(self) -> bool:
+        """Whether all is known that decides who could be picked and at what score."""
+        return not self.missing
+
+    def runs(self) -> list[Run]:
+        """Return the runs, in the order of their picks."""
+        size = self.settings["pool_size"]
+        if size is None:
+            free = np.ones(self.source.rows, bool)
+            free[self.initial] = False
+            free[self.excluded] = False
+            return [Run(0, self.picks, self.order[free[self.order]])]
+        shuffled = self.order[np.random.default_rng(self.settings["seed"]).permutation(self.source.rows)]
+        place = np.empty(self.source.rows, np.int64)
+        place[shuffled] = np.arange(self.source.rows)
+        ranked = np.empty(self.source.rows, np.int64)
+        ranked[self.order] = np.arange(self.source.rows)
+        windows = place[self.picks] // size
+        starts = np.flatnonzero(np.diff(windows, prepend=-1))
+        found = []
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(windows)], strict=True):
+            window = shuffled[windows[start] * size : (windows[start] + 1) * size]
+            found.append(Run(start, self.picks[start:end], window[np.argsort(ranked[window])]))
+        return found
+
+    def rows_of(self, run: Run) -> tuple[Floats, Floats | None]:
+        """Return the initial rows and the picks of a run, (i + m, d), and their weights."""
+        positions = np.concatenate([self.initial, run.picks])
+        weights = None if self.weights is None else self.weights[positions]
+        return self.reader.read(positions), weights
+
+    def batches(
+        self, selected: Floats, weights: Floats | None, sizes: Rows, *, recursive: bool
+    ) -> Iterator[tuple[slice, Prefixes]]:
+        """Yield prefixes of these sizes, as many at a time as fit in memory."""
+        dim, start = self.source.dim, 0
+        cells = np.where(2 * sizes < dim, sizes * (dim + sizes), dim * dim) + dim
+        while start < len(sizes):
+            end = len(sizes)
+            if self.reading == "full" and not recursive:
+                within = np.cumsum(cells[start:]) <= BASIS_CELLS
+                end = start + max(1, int(within.sum()))
+            part = slice(start, end)
+            yield (
+                part,
+                Prefixes(
+                    selected,
+                    self.alpha,
+                    sizes[part],
+                    weights=weights,
+                    reading=self.reading,
+                    recursive=recursive,
+                ),
+            )
+            start = end
+
+    def is_recursive(self, sizes: Rows, rows: int, largest: float) -> bool:
+        """Whether measuring rows of α‖g‖² ≤ `largest` at these prefixes by recursion is cheaper, and exact enough."""
+        if not len(sizes) or largest > MOST_SIGNAL or sizes[-1] > MOST_RECURSIVE:
+            return False
+        return self.price(sizes, rows, recursive=True) <= self.price(sizes, rows, recursive=False)
+
+    def price(self, sizes: Rows, rows: int, *, recursive: bool) -> float:
+        """Return about how many multiplications it takes to measure so many rows at these prefixes."""
+        if self.reading != "full":
+            return float(rows) * self.source.dim * len(sizes)
+        return cost(sizes, rows, self.source.dim, recursive=recursive)
+
+    def score(self, gain: Floats, conflict: Floats, positions: Rows) -> Floats:
+        """Return (b, s) scores of rows: m·Δ − λ·conflict + b, m and b being 1 and 0 without costs and prior."""
+        worth = gain
+        if self.multiplied and self.costs is not None:
+            mean = math.fsum(self.costs) / len(self.costs)
+            worth = worth * (mean / self.costs[positions])[:, None]
+        if self.prior is not None:
+            worth = worth + (self.prior[positions] * float(self.settings["prior_weight"]))[:, None]
+        return worth - self.penalty * conflict
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether gains counted per cost."""
+        compared = self.selection.compared
+        return compared is not None and compared["kept"] == "costed"
+
+    def allowances(self) -> Floats | None:
+        """Return (m + 1, g) the largest cost of a row of each group that limits admit before each pick, and after all.
+
+        Costs are 1 without a budget of cost; None where there are no limits. The books are those of `ledger.rs`.
+        """
+        if self.settings["budget"] is None and self.settings["groups"] is None:
+            return None
+        quotas = self.selection.quotas or [[None, 0, None]]
+        minima = np.array([float(quota[1]) for quota in quotas])
+        maxima = np.array([math.inf if quota[2] is None else float(quota[2]) for quota in quotas])
+        total = self.settings["budget"]
+        if total is None:
+            total = math.inf if self.settings["k"] is None else float(self.settings["k"])
+        spent, by_group, slack = 0.0, np.zeros(len(quotas)), math.inf
+        found = np.empty((len(self.picks) + 1, len(quotas)))
+        for rank in range(len(self.picks) + 1):
+            unmet = np.maximum(minima - by_group, 0.0)
+            slack = min(slack, total * (1.0 + ROUNDING) - spent - float(unmet.sum()))
+            if slack < 0:
+                found[rank] = -math.inf
+            else:
+                found[rank] = np.minimum(maxima * (1.0 + ROUNDING) - by_group, slack + unmet)
+            if rank < len(self.picks):
+                price = 1.0 if self.costs is None else float(self.costs[self.picks[rank]])
+                spent += price
+                by_group[0 if self.groups is None else self.groups[self.picks[rank]]] += price
+        return found
+
+    def costs_of(self, positions: Rows) -> Floats:
+        """Return what rows cost; 1 without a budget of cost."""
+        return np.ones(len(positions)) if self.costs is None else self.costs[positions]
+
+    def codes_of(self, positions: Rows) -> Rows:
+        """Return the numbers of the rows' groups; 0 without groups."""
+        return np.zeros(len(positions), np.int64) if self.groups is None else self.groups[positions]
+
+    # --- what was given, against what the selection remembers of it ------------------------------------------------
+
+    def _missing(self, given: Given) -> list[str]:
+        names = [
+            name
+            for name in ("groups", "initial", "exclude", "weights", "prior")
+            if self.settings[name] is not None and getattr(given, name) is None
+        ]
+        by_tokens = self.source.num_tokens is not None
+        if self.settings["budget"] is not None and given.costs is None and not by_tokens:
+            names.append("costs")
+        return names
+
+    def _columns(self, given: Given, fields: tuple[str, ...]) -> Columns:
+        values = {name: getattr(given, name) for name in fields if self.settings[name] is not None}
+        named = any(isinstance(value, str) for value in values.values())
+        return Columns(self.source, given.data if named else None, values)
+
+    def _same(self, name: str, found: str, expected: str) -> None:
+        if found != expected:
+            raise InvalidInputError(
+                f"{name}: found values of hash {found}, expected {expected}: those the selection was made with. Give the"
+                " same again, or leave it out."
+            )
+
+    def _numbers(self, columns: Columns, name: str, value: Any) -> Floats | None:
+        if self.settings[name] is None or value is None:
+            return None
+        numbers = columns.numbers(name, value, positive=name != "prior")
+        self._same(name, digest(numbers), self.settings[name]["sha256"])
+        return columns.by_position(numbers)
+
+    def _costs(self, columns: Columns, value: Any) -> Floats:
+        if value is None:
+            assert self.source.num_tokens is not None  # or costs would be missing
+            numbers = self.source.num_tokens.astype(np.float64)[self.order]
+        else:
+            numbers = columns.numbers("costs", value, positive=True)
+        self._same("costs", digest(numbers), self.settings["costs"]["sha256"])
+        return columns.by_position(numbers)
+
+    def _groups(self, columns: Columns, value: Any) -> Rows | None:
+        if self.settings["groups"] is None or value is None:
+            return None
+        labels, codes = columns.labels("groups", value)
+        self._same("groups", digest(labels, codes), self.settings["groups"]["sha256"])
+        return columns.by_position(codes)
+
+    def _rows(self, name: str, value: Any, *, ordered: bool) -> Rows:
+        if self.settings[name] is None or value is None:
+            return np.empty(0, np.int64)
+        rows = row_list(name, value.indices if isinstance(value, Selection) else value)
+        listed = rows if ordered else np.sort(rows)
+        self._same(name, digest(listed), self.settings[name]["sha256"])
+        return self.source.positions(rows, name).astype(np.int64)
+
+
+def _check_source(selection: Selection, source: Source) -> None:
+    expected = selection.settings["source"]
+    identity: dict[str, Any] = {"rows": source.rows, "dim": source.dim, "dtype": source.dtype}
+    if expected["fingerprint"] is not None:
+        identity["fingerprint"] = source.identify()
+    check_same(
+        "selection: source",
+        expected,
+        identity,
+        StoreMismatchError,
+        f"Give the source that was selected from ({expected['name']}), as it was.",
+    )
+
+
+def sampled(candidates: Rows, most: int, seed: int) -> Rows:
+    """Return at most so many of the candidates, drawn with a seed, in their order."""
+    if len(candidates) <= most:
+        return candidates
+    drawn = np.random.default_rng(seed).choice(len(candidates), most, replace=False)
+    return candidates[np.sort(drawn)]
+
+
+def log_spaced(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most so many of the ranks 0 … count − 1, close together at first; the first and the last are there."""
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.round(np.geomspace(1, count, most)).astype(np.int64)) - 1

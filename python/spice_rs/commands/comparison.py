@@ -1,0 +1,35 @@
+"""`compare`: several methods on one source, side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import spice_rs
+from spice_rs.commands.options import add_command, add_options
+
+WORDS = {
+    "methods": ("NAMES", "Here: names with commas between them."),
+    "groups": ("COLUMN", "Here: a column of --data."),
+    "lengths": ("COLUMN", "Here: a column of --data."),
+}
+"""What these arguments are on the command line: placeholder and explanation."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    compare = add_command(
+        commands, "compare", _compare, "select with several methods and measure all of them alike"
+    )
+    compare.add_argument("source", metavar="SOURCE", help="as for select")
+    compare.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
+    compare.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    add_options(compare, spice_rs.compare, skip=("source",), required=("k",), words=WORDS)
+
+
+def _compare(source: str, as_json: bool, markdown: bool, **options: Any) -> None:
+    comparison = spice_rs.compare(source, **options)
+    if as_json:
+        print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+    else:
+        print(comparison.to_markdown() if markdown else comparison.summary())

@@ -1,0 +1,67 @@
+"""`explain`: why rows were not picked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import spice_rs
+from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.selection import COLUMNS, WORDS
+
+ROW_FILES = ("initial", "exclude")
+"""Arguments of `explain` that are a file of rows here."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    explain = add_command(commands, "explain", _explain, "say why rows were not picked")
+    add_selection(explain)
+    explain.add_argument("rows", metavar="ROW", nargs="+", type=int, help="dataset row")
+    explain.add_argument(
+        "--data", metavar="DATA", help="the data the source was made from, to look columns up in"
+    )
+    explain.add_argument("--json", action="store_true", dest="as_json", help="print a JSON object per row")
+    add_options(explain, spice_rs.explain, skip=("selection", "source", "rows", "data"), words=WORDS)
+
+
+def add_selection(parser: Any) -> None:
+    """Add a source, a selection from it, and the settings that a list of picks does not state."""
+    from spice_rs.selection.remade import read_selection
+
+    parser.add_argument("source", metavar="SOURCE", help="what was selected from, as for select")
+    parser.add_argument(
+        "selection",
+        metavar="SELECTION",
+        help="what `select --save` wrote, or its picks (--out), scored again with the settings given here",
+    )
+    add_options(parser, read_selection, skip=("path", "source", "dim", "dtype"))
+
+
+def read(source: str, selection: str, options: dict[str, Any]) -> spice_rs.Selection:
+    """Return the selection that the options name, and leave in `options` what is not about it."""
+    from spice_rs.selection.remade import read_selection
+
+    settings = {name: options.pop(name) for name in ("alpha", "conflict_penalty", "normalize")}
+    shape = {name: options[name] for name in ("dim", "dtype")}
+    return read_selection(selection, source, **settings, **shape)
+
+
+def given_again(options: dict[str, Any], data: str | None) -> None:
+    """Read the files of rows in `options`, and add the data if a column of it is named."""
+    from spice_rs.selection.picks import read_rows
+
+    for name in ROW_FILES:
+        if options[name] is not None:
+            options[name] = read_rows(options[name])
+    if any(options[name] is not None for name in COLUMNS):
+        options["data"] = data
+
+
+def _explain(
+    source: str, selection: str, rows: list[int], data: str | None, as_json: bool, **options: Any
+) -> None:
+    chosen = read(source, selection, options)
+    given_again(options, data)
+    for found in spice_rs.explain(chosen, source, rows, **options):
+        print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)

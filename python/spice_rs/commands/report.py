@@ -1,0 +1,36 @@
+"""`report`: a page about a selection."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import spice_rs
+from spice_rs.commands.explanation import add_selection, given_again, read
+from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.selection import WORDS
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    report = add_command(
+        commands, "report", _report, "write an HTML page about a selection, with plots and tables"
+    )
+    add_selection(report)
+    report.add_argument(
+        "--out", metavar="FILE", default="report.html", help="the HTML file (default: report.html)"
+    )
+    report.add_argument(
+        "--data", metavar="DATA", help="the data the source was made from: the page then shows records"
+    )
+    skip = ("selection", "source", "out", "data")
+    add_options(report, spice_rs.write_report, skip=skip, words={**WORDS, "column": ("COLUMN", "")})
+
+
+def _report(source: str, selection: str, out: str, data: str | None, **options: Any) -> None:
+    chosen = read(source, selection, options)
+    given_again(options, data)
+    options["data"] = data
+    found = spice_rs.write_report(chosen, source, out, **options)
+    print(found.summary())
+    print(f"{out}: written", file=sys.stderr)

@@ -1,0 +1,361 @@
+"""One HTML file about a selection: plots, tables, settings; nothing outside the file is needed to read it."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import spice_rs
+from spice_rs.analysis.backdrop import Chance, pool_map, random_sets, sweep
+from spice_rs.analysis.picks import analyze
+from spice_rs.analysis.replay import Given, Replay
+from spice_rs.analysis.result import Analysis
+from spice_rs.analysis.stepwise import NAMES
+from spice_rs.atomic import check_place, replacing
+from spice_rs.data.records import raw_records
+from spice_rs.errors import InvalidInputError
+from spice_rs.progress import Progress
+from spice_rs.report import plots
+from spice_rs.report.tables import composition_rows
+from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.result import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_PICKS = 100
+"""Picks in the table."""
+
+MOST_GROUPS = 50
+"""Groups that a table of shares shows."""
+
+EXCERPT = 160
+"""Letters of a record in the table."""
+
+MOST_SWEPT = 2e8
+"""Cells of the source up to which other λ and α are tried unless the caller says otherwise."""
+
+PAPER = {"conflict_gain": "−0.79", "conflict_epsilon": "0.90"}
+"""What the paper reports (arXiv 2601.23155)."""
+
+Table = Sequence[Sequence[object]]
+
+
+def write_report(
+    selection: Selection,
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    groups: Any = None,
+    costs: Any = None,
+    initial: Any = None,
+    exclude: Any = None,
+    weights: Any = None,
+    prior: Any = None,
+    column: str | None = None,
+    sweeps: bool | None = None,
+    steps: int | None = None,
+    progress: Progress = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Analysis:
+    """Write an HTML page about a selection, with plots as SVG inside it, and return the analysis behind it.
+
+    Args:
+        selection: the picks.
+        source: what they were picked from, as for `spice_rs.select`.
+        out: the HTML file; replaced if it is there.
+        data: what the source was extracted from: records are shown beside their picks, and columns can be named.
+        groups: as `select` had it, as for `spice_rs.analyze`.
+        costs: as `select` had it.
+        initial: as `select` had it.
+        exclude: as `select` had it.
+        weights: as `select` had it.
+        prior: as `select` had it.
+        column: column of `data` whose values are compared between pool and picks; by default the one that `groups`
+            names, or "source" where the records have it.
+        sweeps: whether to select again with other λ and α; by default for sources of up to `MOST_SWEPT` cells and
+            selections without conditions.
+        steps: as for `spice_rs.analyze`.
+        progress: show a bar, or do not; by default where a person can see it.
+        dim: columns of a headerless source.
+        dtype: element type of a headerless source.
+
+    Raises:
+        InvalidInputError: an argument cannot be used, or is not what the selection was made with.
+        StoreMismatchError: the source is not what was selected from.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    check_place(out)
+    plots.check_installed()
+    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    again = {
+        name: getattr(given, name) for name in ("groups", "costs", "initial", "exclude", "weights", "prior")
+    }
+    named = any(isinstance(value, str) for value in again.values())
+    shape = {"dim": dim, "dtype": dtype}
+    found = analyze(
+        selection,
+        source,
+        **again,
+        data=data if named else None,
+        steps=steps,
+        progress=progress,
+        dim=dim,
+        dtype=dtype,
+    )
+    replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    conditions = [key for key in KEYS if selection.settings[key] is not None]
+    if sweeps and conditions:
+        raise InvalidInputError(
+            f"sweeps: found it for picks made with {', '.join(conditions)}, expected picks without conditions. Leave"
+            " it out."
+        )
+    if sweeps is None:
+        sweeps = not conditions and replay.source.rows * replay.source.dim <= MOST_SWEPT
+    windowed = selection.settings["pool_size"] is not None
+    chance = None if windowed else random_sets(replay)
+    labels, records = _records(replay, data, column or (groups if isinstance(groups, str) else None))
+    sections = [_overview(found, chance)]
+    if (certificate := _certificate(selection, source, given, shape, progress)) is not None:
+        sections.append(certificate)
+    figures = [plots.gain_decay(found), plots.conflict_against_gain(found)]
+    if chance is not None:
+        figures.append(plots.information(selection, chance))
+    if labels is not None:
+        figures.append(plots.group_shares(labels[1], _places(replay), name=labels[0]))
+    tokens = replay.source.num_tokens
+    if tokens is not None:
+        figures.append(plots.length_distribution(tokens[replay.order], _places(replay)))
+        if found.candidates is not None:
+            places = replay.source.positions(found.candidates["index"])
+            figures.append(
+                plots.norm_against_length(
+                    found.candidates["norm"], tokens[places], found.candidates["picked"]
+                )
+            )
+    figures.append(plots.map_of_pool(pool_map(replay)))
+    if sweeps:
+        for setting in ("conflict_penalty", "alpha"):
+            figures.append(
+                plots.sweep_of_setting(
+                    sweep(selection, source, setting, progress=progress, dim=dim, dtype=dtype)
+                )
+            )
+    sections.append(
+        "<div class=figures>"
+        + "".join(_svg(figure, number) for number, figure in enumerate(figures))
+        + "</div>"
+    )
+    if labels is not None:
+        sections.append(_composition(replay, *labels))
+    sections.append(_correlations(found))
+    sections.append(_picks(found, records))
+    sections.append(_settings(selection))
+    text = _PAGE.format(
+        title=html.escape(f"Selection from {selection.settings['source']['name']}"),
+        body="\n".join(sections),
+        version=spice_rs.__version__,
+    )
+    with replacing(out) as file:
+        file.write(text.encode())
+    return found
+
+
+# --- parts of the page --------------------------------------------------------------------------------------------
+
+
+def _overview(found: Analysis, chance: Chance | None) -> str:
+    of = found.selection
+    half = "beyond the last pick" if found.half_life is None else f"{found.half_life} picks"
+    rows: list[tuple[object, ...]] = [
+        ("picks", f"{len(of)} of {of.settings['source']['rows']} rows; stopped: {of.stop_reason}"),
+        ("U = log det(I + αF)", f"{of.log_det:.6g} nats"),
+    ]
+    if chance is not None:
+        last = chance.log_dets[:, -1]
+        rows.append(
+            (
+                "U of random sets",
+                f"{last.mean():.6g} (mean of {len(last)}; {last.min():.6g} to {last.max():.6g})",
+            )
+        )
+    rows += [
+        ("gain Δ, first and last pick", f"{of.gains[0]:.4g} and {of.gains[-1]:.4g} nats"),
+        ("half-life of the gain", half),
+        ("median α‖g‖² of the pool", f"{of.signal:.3g}"),
+        (
+            "picks with any conflict",
+            f"{(of.conflict > 0).mean():.1%}; mean conflict {of.conflict.mean():.4f}",
+        ),
+        ("picks decided by the penalty", f"{int(of.overruled.sum())}"),
+        ("median margin over the runner-up", f"{found.medians()['margin']:.4g}"),
+    ]
+    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in found.notes)
+    return _table("", rows, header=False) + notes
+
+
+def _certificate(
+    selection: Selection, source: Any, given: Given, shape: dict[str, Any], progress: Progress
+) -> str | None:
+    """Return what is proven of U, where that can be had; see `spice_rs.certify`."""
+    certify = getattr(spice_rs, "certify", None)
+    if certify is None or selection.settings["pool_size"] is not None:  # windows have budgets of their own
+        return None
+    data = given.data if isinstance(given.weights, str) else None
+    again = {"data": data, "weights": given.weights, "initial": given.initial}
+    ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
+    return (
+        f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
+        f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
+    )
+
+
+def _composition(replay: Replay, name: str, labels: list[object]) -> str:
+    """Return a table of shares, unless there are more groups than anybody reads."""
+    if len(set(map(str, labels))) > MOST_GROUPS:
+        return ""
+    tokens = replay.source.num_tokens
+    lengths = np.zeros(replay.source.rows) if tokens is None else tokens[replay.order]
+    rows = composition_rows([str(label) for label in labels], lengths, _places(replay))
+    shown = [at for at in range(len(rows[0])) if tokens is not None or at not in (3, 6)]
+    return _table(f"By {name}", [[row[at] for at in shown] for row in rows])
+
+
+def _correlations(found: Analysis) -> str:
+    header = ("pair", "mean over steps", "median", "steps", "paper")
+    rows: list[tuple[object, ...]] = [header]
+    for name, (mean, median, steps) in found.stepwise.averages().items():
+        rows.append((NAMES[name], f"{mean:.3f}", f"{median:.3f}", steps, PAPER.get(name, "")))
+    text = _table("Spearman’s ρ over the candidates, step by step", rows)
+    if found.theorem4 is not None and found.theorem4.checked:
+        ratios = found.theorem4
+        known = ratios.median[np.isfinite(ratios.median)]
+        middle = f"{np.median(known):.3g}" if len(known) else "not defined"
+        text += (
+            "<p class=note>Theorem 4 with C = 1, |ε| ≤ α²Σ(gᵀg<sub>y</sub>)²/(1 + α‖g‖²): median of |ε| over the bound"
+            f" {middle}, {ratios.violations} violations in {ratios.checked} pairs of row and step.</p>"
+        )
+    return text
+
+
+def _picks(found: Analysis, records: dict[int, Any]) -> str:
+    frame = found.to_frame()
+    columns = ["rank", "index", "gain", "base", "conflict", "score", "margin", "runner_up"]
+    columns += ["nearest", "nearest_cosine", *(name for name in ("group", "num_tokens") if name in frame)]
+    header: list[object] = [name.replace("_", " ") for name in columns]
+    rows: list[list[object]] = [header + (["record"] if records else [])]
+    for at in range(min(len(found), SHOWN_PICKS)):
+        cells: list[object] = []
+        for name in columns:
+            value = frame[name][at]
+            absent = (name in ("nearest", "runner_up") and value == -1) or value != value
+            cells.append("" if absent else f"{value:.4g}" if isinstance(value, np.floating) else value)
+        if records:
+            cells.append(_excerpt(records.get(int(frame["index"][at]))))
+        rows.append(cells)
+    more = f" (the first {SHOWN_PICKS} of {len(found)})" if len(found) > SHOWN_PICKS else ""
+    return _table(f"Picks{more}", rows)
+
+
+def _settings(selection: Selection) -> str:
+    rows: list[tuple[object, ...]] = []
+    for name, value in selection.settings.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        rows += [(f"{name} {key}".strip(), _excerpt(each)) for key, each in inner.items() if each is not None]
+    return _table("Settings", rows, header=False)
+
+
+def _excerpt(value: Any) -> str:
+    if isinstance(value, dict):
+        value = " · ".join(str(each) for each in value.values() if isinstance(each, str | int | float))
+    text = " ".join(str(value).split())
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+
+
+def _table(title: str, rows: Table, *, header: bool = True) -> str:
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "th" if header and number == 0 else "td"
+        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>")
+    heading = f"<h2>{html.escape(title)}</h2>" if title else ""
+    return f"{heading}<div class=wide><table>{''.join(lines)}</table></div>"
+
+
+def _svg(figure: Figure, number: int) -> str:
+    import matplotlib
+
+    drawn = io.StringIO()
+    # Ids are hashes: with a salt of its own no figure refers to the parts of another, and a page is always the same.
+    with matplotlib.rc_context({"svg.hashsalt": f"spice-rs {number}", "svg.fonttype": "path"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
+    title = html.escape(figure.axes[0].get_title(loc="left"))
+    start = text.index("<svg")
+    return f'<figure role=img aria-label="{title}">{text[start:]}</figure>'
+
+
+# --- what the data adds -------------------------------------------------------------------------------------------
+
+
+def _places(replay: Replay) -> Any:
+    """Return where the picks are in the order of the dataset rows."""
+    place = np.empty(replay.source.rows, np.int64)
+    place[replay.order] = np.arange(replay.source.rows)
+    return place[replay.picks]
+
+
+def _records(
+    replay: Replay, data: Any, column: str | None
+) -> tuple[tuple[str, list[object]] | None, dict[int, Any]]:
+    """Return (name and values of a column for the rows in the order of the dataset, records of the picks shown)."""
+    if data is None:
+        return None, {}
+    shown = set(replay.selection.indices[:SHOWN_PICKS].tolist())
+    rows = replay.order if replay.source.index is None else replay.source.index[replay.order]
+    wanted = set(rows.tolist())
+    name, values, records = column or "source", {}, {}
+    for row, record in raw_records(data, wanted):
+        if row in shown:
+            records[row] = record
+        if name in record:
+            values[row] = record[name]
+        elif column is not None:
+            raise InvalidInputError(
+                f"column: found no {column!r} in record {row} of the data, expected it in every record. Name a column that"
+                " all rows have."
+            )
+    if column is not None and len(values) < len(wanted):
+        raise InvalidInputError(
+            f"data: found {len(values)} of {len(wanted)} records, expected one for every row. Give the data that the"
+            " gradients were extracted from."
+        )
+    labels = [values.get(row, "") for row in rows.tolist()]
+    return ((name, labels) if len(values) == len(wanted) else None), records
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #111; max-width: 1320px; margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.4em }} h2 {{ font-size: 1.1em; margin-top: 1.8em }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 1em }}
+figure {{ margin: 0 }} figure svg {{ width: 100%; height: auto }}
+.wide {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }}
+th, td {{ padding: 2px 10px 2px 0; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }}
+.note, footer {{ color: #555; font-size: 13px }}
+@media print {{ figure, tr {{ break-inside: avoid }} }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+<footer><p>Written by spice-rs {version}. All logarithms are natural.</p></footer>
+</body></html>
+"""

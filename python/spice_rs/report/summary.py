@@ -1,0 +1,150 @@
+"""A selection for people: a page of text in a terminal, a table in a notebook."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+from spice_rs.report.tables import group_table, html_table
+
+if TYPE_CHECKING:
+    from spice_rs.selection.result import Selection
+
+SHOWN_GROUPS = 50
+"""More groups than these are no table that anybody reads."""
+
+SHOWN_PICKS = 10
+"""First picks that a notebook shows."""
+
+
+def as_text(selection: Selection) -> str:
+    """Return one fact per line, and the table of the groups."""
+    facts = _facts(selection)
+    width = max(len(name) for name, _ in facts)
+    text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)
+    groups = _groups(selection)
+    return f"{text}\n\n{groups}" if groups else text
+
+
+def as_html(selection: Selection) -> str:
+    """Return the facts, the first picks and the groups as HTML."""
+    facts = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in _facts(selection)
+    )
+    groups = _groups(selection)
+    return (
+        f"<table>{facts}</table>"
+        + html_table(_first_picks(selection))
+        + (f"<pre>{html.escape(groups)}</pre>" if groups else "")
+    )
+
+
+def _groups(selection: Selection) -> str:
+    shown = selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS
+    return group_table(selection) if shown else ""
+
+
+def _facts(selection: Selection) -> list[tuple[str, str]]:
+    settings, m = selection.settings, len(selection)
+    source = settings["source"]
+    facts = [
+        (
+            "picks",
+            f"{m} of {source['rows']} rows of {source['name']}, {source['dim']} columns of {source['dtype']}",
+        ),
+        ("method", _method(selection)),
+        (
+            "settings",
+            f"α = {settings['alpha']:g}, λ = {settings['conflict_penalty']:g}, rows as {settings['normalize']!r}",
+        ),
+    ]
+    if conditions := _conditions(selection):
+        facts.append(("conditions", conditions))
+    facts.append(("stopped", selection.stop_reason))
+    facts.append(("U", f"{selection.log_det:.6g} nats, log det(I + αF) of the picks"))
+    if m:
+        gains, base = selection.gains, float(selection.base.sum())
+        half = selection.half_life
+        facts.append(
+            (
+                "gain Δ",
+                f"{gains[0]:.4g} → {gains[-1]:.4g}, "
+                + (
+                    f"half of the first after {half} picks" if half is not None else "never half of the first"
+                ),
+            )
+        )
+        if base > 0:
+            facts.append(("interaction", f"Σε is {selection.epsilon.sum() / base:.1%} of Σ base"))
+        conflicting = int((selection.conflict > 0).sum())
+        facts.append(("conflict", f"mean {selection.conflict.mean():.3g}; {conflicting} picks have any"))
+        facts.append(("penalty", f"decided {int(selection.overruled.sum())} picks"))
+        facts.append(
+            ("rows read", f"{selection.rows_read.sum()} in all, {selection.rows_read.mean():.0f} per pick")
+        )
+    facts.append(("signal", f"median α‖g‖² {selection.signal:.3g}"))
+    if selection.costs is not None:
+        facts.append(("cost", f"{selection.costs.sum():g} of {settings['budget']:g}"))
+    if selection.compared is not None:
+        facts.append(("kept run", _compared(selection.compared)))
+    if selection.near_duplicates is not None:
+        facts.append(("near-duplicates", f"{len(selection.near_duplicates)} skipped"))
+    if selection.kept is not None:
+        facts.append(("extended", f"{selection.kept} picks kept of the smaller pool"))
+    return facts
+
+
+def _method(selection: Selection) -> str:
+    settings = selection.settings
+    text = f"{settings['method']}, {settings['fisher']} Fisher information"
+    if settings["epsilon"] is not None:
+        text += f", ε = {settings['epsilon']:g}"
+    if settings["pool_size"] is not None:
+        text += f", {settings['select_per_window']} rows of each window of {settings['pool_size']}"
+    if settings["early_stop"] is not None:
+        text += f", until Δ is {settings['early_stop']:g} of the first"
+    return text
+
+
+def _conditions(selection: Selection) -> str:
+    settings = selection.settings
+    parts = []
+    for name in ("initial", "include", "exclude"):
+        if settings[name] is not None:
+            parts.append(f"{name} {settings[name]['rows']} rows")
+    if selection.groups is not None:
+        parts.append(f"{len(selection.quotas)} groups")
+    if settings["budget"] is not None:
+        parts.append(f"budget {settings['budget']:g}")
+    if settings["max_similarity"] is not None:
+        parts.append(f"max_similarity {settings['max_similarity']:g}")
+    parts += [name for name in ("weights", "prior") if settings[name] is not None]
+    return ", ".join(parts)
+
+
+def _compared(compared: dict[str, Any]) -> str:
+    runs = [
+        f"{name} U {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+        for name, run in compared.items()
+        if name != "kept"
+    ]
+    return f"{compared['kept']}: {'; '.join(runs)}"
+
+
+def _first_picks(selection: Selection) -> list[list[str]]:
+    header = ["rank", "row", "gain Δ", "base", "conflict", "score", "U"]
+    rows = [
+        [
+            str(rank),
+            str(selection.indices[rank]),
+            *(
+                f"{values[rank]:.4g}"
+                for values in (selection.gains, selection.base, selection.conflict, selection.scores)
+            ),
+            f"{selection.log_dets[rank]:.5g}",
+        ]
+        for rank in range(min(len(selection), SHOWN_PICKS))
+    ]
+    left = len(selection) - len(rows)
+    return [header, *rows, *([[f"{left} more", *[""] * 6]] if left else [])]

@@ -1,0 +1,98 @@
+"""Named settings, and the α that does not depend on the unit of the gradients."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError
+from spice_rs.store.sources import Source
+
+Preset = Literal["paper", "paper+"]
+"""Settings of the SPICE paper (arXiv 2601.23155): without its early stop, and with it."""
+
+_PAPER: dict[str, Any] = {
+    "alpha": 1.0,
+    "conflict_penalty": 0.1,
+    "fisher": "full",
+    "normalize": "auto",
+    "method": "greedy",
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {**_PAPER, "early_stop": None},
+    "paper+": {**_PAPER, "early_stop": 0.5},
+}
+"""Name → arguments of `select`."""
+
+
+def with_preset(
+    preset: Preset | None, given: Mapping[str, Any], function: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return the arguments with those of the preset.
+
+    Args:
+        preset: its name, or None for the arguments as they are.
+        given: the arguments that a preset can name.
+        function: whose arguments they are; its defaults count as not given.
+
+    Raises:
+        InvalidInputError: there is no such preset, or an argument says something else.
+    """
+    if preset is None:
+        return dict(given)
+    if preset not in PRESETS:
+        raise InvalidInputError(
+            f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}. Choose one, or leave it out."
+        )
+    settings = PRESETS[preset]
+    parameters = inspect.signature(function).parameters
+    for name, value in settings.items():
+        if given[name] != parameters[name].default and given[name] != value:
+            raise InvalidInputError(
+                f"{name}: found {given[name]!r} beside preset={preset!r}, which sets {value!r}. Leave one of the two out."
+            )
+    return {**given, **settings}
+
+
+def scale_free_alpha(
+    source: Source,
+    scale: npt.NDArray[np.float64] | None,
+    unit: bool,
+    weights: npt.NDArray[np.float64] | None,
+    threads: int | None,
+    name: str = "auto",
+) -> float:
+    """Return α = 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
+
+    Multiplying all gradients by a number changes no pick with this α, as long as the 1e-8 in the conflict stays small
+    against ‖g‖‖mean‖. Reads all rows once.
+
+    Args:
+        source: the rows.
+        scale: (n,) factor of each row, or None.
+        unit: whether they become unit rows.
+        weights: (n,) w, or None.
+        threads: to use.
+        name: what the caller gave for α.
+
+    Raises:
+        InvalidInputError: the name is another than "auto".
+    """
+    if name != "auto":
+        raise InvalidInputError(f"alpha: found {name!r}, expected a number or 'auto'. Give one of these.")
+    norms_sq = _core.norms_sq(
+        source.blocks,
+        dim=source.dim,
+        index=source.index,
+        scale=scale,
+        unit=unit,
+        weights=weights,
+        threads=threads,
+    )
+    norms_sq = norms_sq[norms_sq > 0]
+    return 1.0 / float(np.median(norms_sq)) if norms_sq.size else 1.0
