@@ -6,8 +6,8 @@
   `target_modules` picks.
 - Norms and embeddings where they are asked for: trainable, picked, or by `norms` and `embeddings`.
 
-Only what `layers.py` and `experts.py` know can be told apart by sample. A parameter is tracked at every module that
-holds it, so that a head tied to the embeddings gets both parts of its gradient, or not at all.
+Only what `layers.py`, `experts.py` and `products.py` know can be told apart by sample. A parameter is tracked at every
+module that holds it, so that a head tied to the embeddings gets both parts of its gradient, or not at all.
 
 *Coverage* is the tracked share of the parameters that were meant: of the trainable ones, of the modules that
 `target_modules` picks, or of the whole model but its embeddings and head. It is recorded with the store.
@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.extraction.experts import ExpertsLayer, make_experts
+from spice_rs.extraction.catch import Replaced
+from spice_rs.extraction.experts import make_experts
 from spice_rs.extraction.layers import Layer, NormLayer, is_linear, make_layer
+from spice_rs.extraction.products import make_products
 from spice_rs.extraction.projection import Parameter
 
 TargetModules = str | Sequence[str] | None
@@ -44,7 +46,7 @@ class Tracked:
         zero_lora: A is left out, since every B is zero and A's gradient with it.
     """
 
-    layers: list[Layer | ExpertsLayer]
+    layers: list[Layer | Replaced]
     parameters: list[Parameter]
     coverage: float
     missed: list[str]
@@ -156,16 +158,18 @@ def _meant(
 
 def _layers(
     modules: dict[str, torch.nn.Module], names: dict[int, str], wanted: set[str]
-) -> tuple[list[Layer | ExpertsLayer], set[str]]:
+) -> tuple[list[Layer | Replaced], set[str]]:
     """The layers of the wanted parameters, and those parameters that some module holds in an unknown way."""
-    layers: list[Layer | ExpertsLayer] = []
+    layers: list[Layer | Replaced] = []
     unknown: set[str] = set()
     for name, module in modules.items():
         own = _own(module, names) & wanted
         if not own:
             continue
         fused = make_experts(name, module, own, names)
-        layer: Layer | ExpertsLayer | None = fused[0] if fused else make_layer(name, module, own, names)
+        layer: Layer | Replaced | None = fused[0] if fused else make_layer(name, module, own, names)
+        if layer is None:
+            layer = make_products(name, module, own, names)
         if layer is not None:
             layers.append(layer)
         covered = {parameter.name for parameter in layer.parameters} if layer is not None else set()
