@@ -118,6 +118,30 @@ def test_lora_is_exact_with_both_scalings(scaled, trained, data, tmp_path):
     check_against_autograd(model, data, store, TIGHT)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_dora_is_exact(trained, family, data, tmp_path):
+    targets = ["c_attn", "c_proj"] if family == "gpt2" else ["q_proj", "up_proj"]
+    model = make_lora(make_model(family), trained=trained, use_dora=True, target_modules=targets)
+    model = shaken(model)  # magnitudes that are not the lengths
+    model.train()  # its dropout is off all the same
+    store = run(model, data, tmp_path / "s", tokens_per_batch=40)
+    assert any("lora_magnitude_vector" in name for name in names_in(store))
+    assert any("lora_A" in name for name in names_in(store)) is trained
+    assert store.info()["tracked"]["coverage"] == 1
+    check_against_autograd(model, data, store, TIGHT)
+
+
+def test_dora_with_frozen_magnitudes_is_exact(data, tmp_path):
+    model = make_lora(make_model(), use_dora=True).double()
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.requires_grad_(False)
+    store = run(model, data, tmp_path / "s", target_modules=["q_proj", "down_proj"])
+    assert len(names_in(store)) == 8
+    check_against_autograd(model, data, store, TIGHT)
+
+
 def mixtures():
     torch.manual_seed(0)
     return {

@@ -208,11 +208,19 @@ def tracked_part(tensor: Any, wanted: set[str], names: dict[int, str]) -> Parame
 def is_linear(module: torch.nn.Module) -> bool:
     """Whether a module multiplies by a weight that has a gradient of its shape, and gives the product."""
     if isinstance(module, torch.nn.Linear):
-        # Quantised layers are subclasses with a forward of their own, as are some routers, which give other things too;
-        # the output projection of nn.MultiheadAttention never runs.
+        # Subclasses with a forward of their own are quantised layers, and routers that give more than the product; the
+        # output projection of nn.MultiheadAttention never runs.
         plain = type(module).forward is torch.nn.Linear.forward
         return plain and not isinstance(module, NonDynamicallyQuantizableLinear)
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_quantised(module: torch.nn.Module) -> bool:
+    """Whether a linear layer keeps its weight packed, as those of bitsandbytes do in 4 and 8 bits."""
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return False
+    weight = module.weight
+    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
 def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
