@@ -31,6 +31,8 @@ from spice_rs.extraction.layers import Layer, NormLayer, is_linear, is_quantised
 from spice_rs.extraction.products import make_products
 from spice_rs.extraction.projection import Parameter
 
+_FUSED = re.compile(r"\[\d+\]$")
+
 TargetModules = str | Sequence[str] | None
 """Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default."""
 
@@ -54,6 +56,11 @@ class Tracked:
     missed: list[str]
     zero_lora: bool
     quantised: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the whole parameters, each once, fused experts' without their number."""
+        return list(dict.fromkeys(_FUSED.sub("", parameter.name) for parameter in self.parameters))
 
 
 def track(
@@ -98,9 +105,7 @@ def track(
         raise InvalidInputError(no_target(model, target_modules, sorted(meant)))
     parts: dict[str, list[Parameter]] = {name: [] for name in named if name in wanted}
     for parameter in dict.fromkeys(each for layer in layers for each in layer.parameters):
-        parts[parameter.name if parameter.name in named else parameter.name.rpartition("[")[0]].append(
-            parameter
-        )
+        parts[_FUSED.sub("", parameter.name)].append(parameter)
     packed = _packed(modules, names)
     sizes = {name: packed.get(name, named[name].numel()) for name in meant}
     share = sum(sizes[name] for name in wanted) / sum(sizes.values())
