@@ -1,12 +1,13 @@
 """Modules that are no `nn.Linear` but multiply by a matrix of their own: the routers of mixtures of experts, mostly.
 
 While such a module runs, each `torch.nn.functional.linear` by one of its parameters is a linear layer of its own, and the
-rest is as in `layers.py`. Whether a module is one is found by trying it on random values: a parameter counts if `linear`,
-and casts to another dtype on the way there, are all that ever sees it. All others count as missed.
+rest is as in `layers.py`. Whether a module is one is found by trying a copy of it on random values: a parameter counts
+if `linear`, and casts to another dtype on the way there, are all that ever sees it. All others count as missed.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,36 +92,56 @@ def make_products(name: str, module: Any, wanted: set[str], names: dict[int, str
         wanted: Names of the parameters to track.
         names: id of a parameter → its name.
     """
+    own = dict(module.named_parameters(recurse=False))
+    inner = sum(each.numel() for each in module.parameters()) - sum(each.numel() for each in own.values())
+    if inner > sum(each.numel() for each in own.values()):
+        return None  # mostly made of other layers: too much to try
     if isinstance(module, NonDynamicallyQuantizableLinear):
-        return None  # nn.MultiheadAttention uses its matrices without running it
-    own = {id(tensor): tensor for tensor in module.parameters(recurse=False)}
-    short = {id(tensor): each for each, tensor in module.named_parameters(recurse=False)}
-    sizes = {
-        tensor.shape[1]: tensor for tensor in own.values() if tensor.dim() == 2 and tensor.is_floating_point()
-    }
-    for size, tensor in sizes.items():
-        found = _try(module, size, tensor, own)
-        if found is None:
-            continue
+        return None  # nn.MultiheadAttention uses its matrix without running it
+    wanted_here = {each for each, tensor in own.items() if names.get(id(tensor)) in wanted}
+    sizes = {each.shape[1] for each in own.values() if each.dim() == 2 and each.is_floating_point()}
+    for matrices in (_try(module, size) for size in sorted(sizes) if wanted_here):
         products: dict[int, LinearLayer] = {}
         tracked: dict[int, str] = {}
-        for matrix, offset in found.items():
+        for matrix, offset in matrices.items():
             weight = tracked_part(own[matrix], wanted, names)
             bias = None if offset is None else tracked_part(own[offset], wanted, names)
             if weight is not None or bias is not None:
-                products[matrix] = LinearLayer(name, module, weight, bias)
-            tracked |= {} if weight is None else {matrix: short[matrix]}
-            tracked |= {} if bias is None or offset is None else {offset: short[offset]}
+                products[id(own[matrix])] = LinearLayer(name, module, weight, bias)
+                tracked |= {
+                    id(own[each]): each
+                    for each in (matrix, offset)
+                    if each is not None and each in wanted_here
+                }
         if products:
             return ProductsLayer(name, module, products, tracked)
     return None
 
 
-def _try(
-    module: Any, size: int, like: torch.Tensor, own: dict[int, torch.Tensor]
-) -> dict[int, int | None] | None:
-    """Matrices that `linear` alone has seen → their biases, by id; None if the module takes no such input."""
-    pairs: dict[int, set[int | None]] = {}
+def _try(module: Any, size: int) -> dict[str, str | None]:
+    """Matrices that `linear` alone has seen → their biases, by name; none if the module takes no such input."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 3, size), (6, size)):
+        try:
+            # On a copy, so that nothing that the module counts or keeps takes part.
+            tried = copy.deepcopy(module).cpu().eval()
+            own = {id(tensor): each for each, tensor in tried.named_parameters(recurse=False)}
+            pairs: dict[int, set[int | None]] = {}
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), _noting(tried, pairs) as seen:
+                tried(torch.randn(shape, generator=generator).to(next(tried.parameters()).dtype))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError):
+            continue
+        return {
+            own[matrix]: None if offset is None or offset in seen.strange else own[offset]
+            for matrix, offsets in pairs.items()
+            for offset in offsets
+            if matrix not in seen.strange and len(offsets) == 1
+        }
+    return {}
+
+
+def _noting(module: Any, pairs: dict[int, set[int | None]]) -> _Products:
+    """Notes the biases of each matrix, by id."""
 
     def product(
         values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, source: int
@@ -128,28 +149,9 @@ def _try(
         pairs.setdefault(source, set()).add(seen.origin(bias))
         return torch.nn.functional.linear(values, weight, bias)
 
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(2, 3, size, generator=generator).to(like.device, like.dtype)
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.no_grad(),
-            _Products(module, own.keys(), product) as seen,
-        ):
-            module(probe)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError, KeyError):
-        return None
-    finally:
-        for each in training:
-            each.training = True
-    good: dict[int, int | None] = {}
-    for matrix, offsets in pairs.items():
-        offset = next(iter(offsets))
-        if matrix not in seen.strange and len(offsets) == 1 and own[matrix].dim() == 2:
-            good[matrix] = None if offset is None or offset in seen.strange else offset
-    return good
+    matrices = {id(each) for each in module.parameters(recurse=False) if each.dim() == 2}
+    seen = _Products(module, matrices, product)
+    return seen
 
 
 class _Products(TorchFunctionMode):  # type: ignore[misc]
