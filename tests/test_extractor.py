@@ -476,11 +476,6 @@ def test_what_cannot_be_used_is_said(options, word, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_dora_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match="DoRA"):
-        run(make_lora(make_model(), use_dora=True), make_data(2), tmp_path / "s")
-
-
 def test_a_folder_with_a_tokenizer_is_enough(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import types
 import typing
@@ -61,6 +62,11 @@ def _option(hint: Any) -> dict[str, Any] | None:
         else ()
     )
     choices = tuple(choice for choice in choices if choice is not type(None)) or (hint,)
+    listed = next((choice for choice in choices if typing.get_origin(choice) is Sequence), None)
+    if listed is not None and typing.get_args(listed) == (float,):
+        return {"type": float, "nargs": "+", "metavar": "FLOAT"}
+    if listed is not None and os.PathLike[str] in typing.get_args(typing.get_args(listed)[0]):
+        return {"nargs": "+", "metavar": "PATH"}
     if bool in choices:
         return {"action": argparse.BooleanOptionalAction}
     words = tuple(

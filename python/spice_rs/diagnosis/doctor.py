@@ -105,7 +105,8 @@ def _data_checks(ready: Extraction) -> list[Check]:
 def _row_checks(
     ready: Extraction, few: Sequence[Sample], settings: Settings, tolerance: float
 ) -> list[Check]:
-    run = ready.run(projection=SparseProjection(_DIM, seed=0))
+    projection = SparseProjection(_DIM, seed=0)
+    run = ready.run(projection=projection)
 
     def rows(sizes: int, length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [run.compute(few[i : i + sizes], length) for i in range(0, len(few), sizes)]
@@ -121,7 +122,7 @@ def _row_checks(
         padded_to = longest + _PADDING if positions is None else min(longest + _PADDING, positions)
         padded = rows(1, padded_to)[0] if isinstance(few[0], Example) else None
     filled = [name for name, parameter in ready.network.named_parameters() if parameter.grad is not None]
-    plain, plain_losses = plain_rows(ready, few, settings, run.capture.projection)
+    plain, plain_losses = plain_rows(ready, few, settings, projection)
     names = [sample.index for sample in few]
 
     def same(name: str, found: torch.Tensor | None, expected: torch.Tensor) -> Check:

@@ -12,6 +12,7 @@ from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.own_data import OwnTask
 from spice_rs.extraction.preparation import Extraction, Settings
 from spice_rs.extraction.projection import Projection
+from spice_rs.extraction.views import combined
 
 _AT_ONCE = 1 << 20  # coordinates projected at a time
 
@@ -27,6 +28,17 @@ def plain_rows(
         settings: For the loss.
         projection: One whose `add_flat` is the whole projection.
     """
+    parts = []
+    for view in ready.views:
+        with view.installed():
+            parts.append(_view_rows(ready, samples, settings, view.seen(projection)))
+    return combined(parts, ready.views)
+
+
+def _view_rows(
+    ready: Extraction, samples: Sequence[Sample], settings: Settings, projection: Projection
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At one checkpoint."""
     named = dict(ready.network.named_parameters())
     wanted = list(dict.fromkeys(_whole(parameter.name, named) for parameter in ready.tracked.parameters))
     rows = torch.zeros(len(samples), projection.dim, device=ready.reading.device)

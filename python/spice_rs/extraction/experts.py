@@ -16,11 +16,8 @@ from typing import Any
 
 import torch
 
-from spice_rs.extraction.layers import BatchShape
-from spice_rs.extraction.projection import Parameter, Projection
-
-Tap = Callable[[torch.Tensor, Callable[[torch.Tensor], None]], torch.Tensor]
-"""(output, what to do with its gradient) → the output to go on with."""
+from spice_rs.extraction.catch import Catch
+from spice_rs.extraction.projection import Parameter
 
 
 @dataclass(frozen=True)
@@ -44,27 +41,25 @@ class ExpertsLayer:
 
     def forward(
         self,
-        shape: BatchShape,
-        projection: Projection,
-        rows: torch.Tensor,
-        tap: Tap,
-        hidden: torch.Tensor,
-        experts: torch.Tensor,
-        weights: torch.Tensor,
+        catch: Catch,
+        forward: Callable[..., Any],
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         """What the module gives, its gradients tapped.
 
         Args:
-            shape: Of the batch.
-            projection: Where gradients go.
-            rows: (B, dim).
-            tap: Hands the gradient of a tensor on.
-            hidden: (B·T, hidden).
-            experts: (B·T, k) int64, the experts of each token.
-            weights: (B·T, k), their shares.
+            catch: The batch.
+            forward: The module's own, which is not called.
+            hidden_states: (B·T, hidden).
+            top_k_index: (B·T, k) int64, the experts of each token.
+            top_k_weights: (B·T, k), their shares.
         """
+        del forward
+        hidden, experts, weights = hidden_states, top_k_index, top_k_weights
         module = self.module
-        by_sample = shape.by_sample(self.name, hidden)
+        by_sample = catch.shape.by_sample(self.name, hidden)
         place = torch.arange(by_sample.shape[0], device=hidden.device)
         samples = place.repeat_interleave(by_sample.shape[1])  # (B·T,) the sample of each token
         up = "gate_up_proj" if module.has_gate else "up_proj"
@@ -79,7 +74,7 @@ class ExpertsLayer:
             def product(
                 name: str, values: torch.Tensor, expert: int = expert, routed: _Routed = routed
             ) -> torch.Tensor:
-                return self._product(name, expert, values, routed, projection, rows, tap)
+                return self._product(catch, name, expert, values, routed)
 
             inner = product(up, tokens[chosen])
             inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
@@ -88,16 +83,9 @@ class ExpertsLayer:
         return result.view(hidden.shape)
 
     def _product(
-        self,
-        name: str,
-        expert: int,
-        values: torch.Tensor,
-        routed: _Routed,
-        projection: Projection,
-        rows: torch.Tensor,
-        tap: Tap,
+        self, catch: Catch, name: str, expert: int, values: torch.Tensor, routed: _Routed
     ) -> torch.Tensor:
-        module = self.module
+        module, projection, rows = self.module, catch.projection, catch.rows
         matrix = getattr(module, name)[expert]
         offset = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
         output = torch.nn.functional.linear(values, matrix.T if module.is_transposed else matrix, offset)
@@ -121,7 +109,7 @@ class ExpertsLayer:
                 projection.add_flat(part, bias, 0, errors.sum(dim=1, dtype=torch.float32))
             rows.index_add_(0, routed.samples, part)
 
-        return tap(output, add)
+        return catch.tap(output, add)
 
 
 @dataclass(frozen=True)

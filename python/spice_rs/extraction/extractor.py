@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,9 @@ import torch
 
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.errors import SpiceWarning
+from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
+from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
@@ -58,6 +60,9 @@ def extract(
     nnz: int = DEFAULT_NNZ,
     side: int = DEFAULT_SIDE,
     trust_remote_code: bool = False,
+    optimizer: OptimizerState | Sequence[OptimizerState] | None = None,
+    checkpoints: Sequence[CheckpointSource] | None = None,
+    checkpoint_weights: Sequence[float] | None = None,
 ) -> GradientStore:
     """Computes the gradient row of every sample that the store lacks.
 
@@ -102,6 +107,13 @@ def extract(
         nnz: Buckets per coordinate of sparse projections.
         side: p of the two-sided projection.
         trust_remote_code: Let `transformers` run code that comes with the model.
+        optimizer: Adam's state from training: gradients are divided by √v̂ + ε, as Adam's steps are. A file or folder
+            (optimizer.pt of a checkpoint), a state dict by index or by name, or an optimiser; one for each checkpoint.
+            See `spice_rs.extraction.moments`.
+        checkpoints: Checkpoints of the model's training, folders of models or adapters or files of tensors by name: a
+            row has the gradients at all of them (LESS, arXiv 2402.04333), and inner products are sums over them. The
+            model's own weights are used where they have none. See `spice_rs.extraction.views`.
+        checkpoint_weights: What each checkpoint counts in these sums: its learning rate, say. Default: 1 each.
 
     Returns:
         The open store; `index` of a row is the row of the data. Under `torchrun`, each process computes its share, and
@@ -135,6 +147,9 @@ def extract(
         nnz=nnz,
         side=side,
         trust_remote_code=trust_remote_code,
+        optimizer=optimizer,
+        checkpoints=checkpoints,
+        checkpoint_weights=checkpoint_weights,
     )
     rank = Rank.current()
     with (

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.experts import ExpertsLayer
+from spice_rs.extraction.catch import Catch, Replaced
 from spice_rs.extraction.layers import BatchShape, Layer
 from spice_rs.extraction.projection import Projection
 
@@ -31,11 +31,10 @@ from spice_rs.extraction.projection import Projection
 class GradientCapture:
     """Adds the projected per-sample gradients of `layers` to the current batch's rows."""
 
-    def __init__(self, layers: Sequence[Layer | ExpertsLayer], projection: Projection) -> None:
+    def __init__(self, layers: Sequence[Layer | Replaced], projection: Projection) -> None:
         self.layers = layers
         self.projection = projection
-        self._rows = torch.empty(0)
-        self._shape = BatchShape(0, 0)
+        self._catch: Catch | None = None
         self._blind: set[str] = set()  # ran where autograd was off
         self._seen: set[str] = set()  # ran where it was on
 
@@ -43,21 +42,24 @@ class GradientCapture:
     def attached(self) -> Iterator[None]:
         """Hooks are in place inside, and gone afterwards."""
         handles: list[Any] = []
-        swapped: list[Any] = []
+        replaced: list[tuple[Any, Any]] = []
         try:
             for layer in self.layers:
-                if isinstance(layer, ExpertsLayer):
-                    layer.module.forward = partial(self._experts, layer, layer.module.forward)
-                    swapped.append(layer.module)
-                else:
+                if isinstance(layer, Layer):
                     hook = partial(self._forward, layer)
                     handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+                else:
+                    replaced.append((layer.module, vars(layer.module).get("forward")))
+                    layer.module.forward = partial(self._replaced, layer, layer.module.forward)
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for module in swapped:
-                del module.forward  # the instance's: the class's is there again
+            for module, forward in replaced:
+                if forward is None:
+                    del module.forward  # the instance's: the class's is there again
+                else:
+                    module.forward = forward  # as others put it there
 
     @contextmanager
     def batch(self, samples: int, length: int, device: torch.device) -> Iterator[torch.Tensor]:
@@ -66,12 +68,12 @@ class GradientCapture:
         Raises:
             InvalidInputError: A layer ran without gradients alone.
         """
-        self._rows = torch.zeros(samples, self.projection.dim, device=device)
-        self._shape = BatchShape(samples, length)
+        rows = torch.zeros(samples, self.projection.dim, device=device)
+        self._catch = Catch(BatchShape(samples, length), self.projection, rows)
         self._blind.clear()
         self._seen.clear()
         try:
-            yield self._rows
+            yield rows
             if self._blind - self._seen:
                 raise InvalidInputError(
                     f"layer {min(self._blind - self._seen)!r} runs without gradients (inside no_grad, or re-entrant "
@@ -79,65 +81,24 @@ class GradientCapture:
                     "it out with target_modules"
                 )
         finally:
-            self._rows = torch.empty(0)
+            self._catch = None
 
     def _forward(
         self, layer: Layer, module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor
     ) -> torch.Tensor:
         del module
-        if not self._active(layer.name):
-            return output
-        values = (args[0] if args else next(iter(kwargs.values()))).detach()
-        kept = layer.keep(self._shape, self.projection, values, output)
-        shared = kept is not None and kept.data_ptr() == values.data_ptr()
-        version = values._version
+        catch = self._active(layer.name)
+        values = args[0] if args else next(iter(kwargs.values()))
+        return output if catch is None else catch.output(layer, values, output)
 
-        def add(gradient: torch.Tensor) -> None:
-            if (
-                shared and values._version != version
-            ):  # autograd checks this for what it saves; frozen weights save nothing
-                raise InvalidInputError(
-                    f"the input of layer {layer.name!r} is changed in place after the layer has seen it; leave the "
-                    "layer out with target_modules"
-                )
-            errors = self._shape.by_sample(layer.name, gradient)
-            layer.add(self.projection, self._rows, kept, errors)
+    def _replaced(self, layer: Replaced, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        catch = self._active(layer.name)
+        return forward(*args, **kwargs) if catch is None else layer.forward(catch, forward, *args, **kwargs)
 
-        return self._tap(layer.output(self._shape, output), add)
-
-    def _experts(
-        self,
-        layer: ExpertsLayer,
-        forward: Callable[..., torch.Tensor],
-        hidden_states: torch.Tensor,
-        top_k_index: torch.Tensor,
-        top_k_weights: torch.Tensor,
-    ) -> torch.Tensor:
-        if not self._active(layer.name):
-            return forward(hidden_states, top_k_index, top_k_weights)
-        return layer.forward(
-            self._shape,
-            self.projection,
-            self._rows,
-            self._tap,
-            hidden_states,
-            top_k_index,
-            top_k_weights,
-        )
-
-    def _active(self, name: str) -> bool:
-        """Whether gradients are taken: inside `batch`, and where autograd is on."""
-        if self._rows.numel() == 0:
-            return False
+    def _active(self, name: str) -> Catch | None:
+        """Where gradients go, if they are taken: inside `batch`, and where autograd is on."""
+        if self._catch is None:
+            return None
         enabled = bool(torch.is_grad_enabled())
         (self._seen if enabled else self._blind).add(name)
-        return enabled
-
-    @staticmethod
-    def _tap(output: torch.Tensor, add: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        if not output.requires_grad:
-            # Nothing below is tracked: the graph begins here. The copy is no leaf, so that a model may change
-            # it in place, as some clip their queries.
-            output = output.detach().requires_grad_(True).clone()
-        output.register_hook(add)
-        return output
+        return self._catch if enabled else None

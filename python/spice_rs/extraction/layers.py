@@ -7,7 +7,8 @@ With activations a (B, T, in) and output gradients e (B, T, out) of a batch:
   may have any name;
 - *embedding*: e_t is added to the row of token t.
 
-Fused experts are in `experts.py`. A module of another kind makes no layer, and its parameters count as missed.
+Fused experts are in `experts.py`, modules with matrices of their own (routers) in `products.py`. A module of another
+kind makes no layer, and its parameters count as missed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.projection import Parameter, Projection
@@ -187,32 +189,38 @@ def make_layer(name: str, module: Any, wanted: set[str], names: dict[int, str]) 
     if not isinstance(weight, torch.Tensor) or id(weight) not in names:
         return None
     bias = getattr(module, "bias", None)
-
-    def tracked(tensor: Any) -> Parameter | None:
-        known = names.get(id(tensor))
-        return Parameter(known, tuple(tensor.shape)) if known is not None and known in wanted else None
-
+    parts = tracked_part(weight, wanted, names), tracked_part(bias, wanted, names)
     if is_linear(module):
-        return LinearLayer(
-            name, module, tracked(weight), tracked(bias), transposed=not isinstance(module, torch.nn.Linear)
-        )
+        return LinearLayer(name, module, *parts, transposed=not isinstance(module, torch.nn.Linear))
     if isinstance(module, torch.nn.Embedding):
         scale = _embedding_scale(module)
-        return None if scale is None else EmbeddingLayer(name, module, tracked(weight), None, scale=scale)
+        return None if scale is None else EmbeddingLayer(name, module, parts[0], None, scale=scale)
     normalise = norm_of(module)
-    return (
-        None
-        if normalise is None
-        else NormLayer(name, module, tracked(weight), tracked(bias), normalise=normalise)
-    )
+    return None if normalise is None else NormLayer(name, module, *parts, normalise=normalise)
+
+
+def tracked_part(tensor: Any, wanted: set[str], names: dict[int, str]) -> Parameter | None:
+    """The tensor as a tracked parameter, if it is one and wanted."""
+    known = names.get(id(tensor))
+    return Parameter(known, tuple(tensor.shape)) if known is not None and known in wanted else None
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Whether a module multiplies by a weight that has a gradient of its shape."""
+    """Whether a module multiplies by a weight that has a gradient of its shape, and gives the product."""
     if isinstance(module, torch.nn.Linear):
-        # Quantised layers are subclasses that pack their weights: there is no gradient of such a shape.
-        return tuple(module.weight.shape) == (module.out_features, module.in_features)
+        # Subclasses with a forward of their own are quantised layers, and routers that give more than the product; the
+        # output projection of nn.MultiheadAttention never runs.
+        plain = type(module).forward is torch.nn.Linear.forward
+        return plain and not isinstance(module, NonDynamicallyQuantizableLinear)
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_quantised(module: torch.nn.Module) -> bool:
+    """Whether a linear layer keeps its weight packed, as those of bitsandbytes do in 4 and 8 bits."""
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return False
+    weight = module.weight
+    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
 def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:

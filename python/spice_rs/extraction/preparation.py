@@ -28,6 +28,7 @@ from spice_rs.data.dataset import (
 from spice_rs.data.left_out import LeftOut
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, TextTask
+from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.loss import SummedLoss
@@ -43,6 +44,7 @@ from spice_rs.extraction.proxy import (
 )
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track
+from spice_rs.extraction.views import View, ViewedRun
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 """Padded tokens per batch where the caller does not say."""
@@ -75,6 +77,9 @@ class Settings:
     nnz: int
     side: int
     trust_remote_code: bool
+    optimizer: Any
+    checkpoints: Sequence[Any] | None
+    checkpoint_weights: Sequence[float] | None
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Settings:
@@ -138,6 +143,7 @@ class Extraction:
         task: The loss.
         provenance: What the store records.
         tokens: Padded tokens per batch.
+        views: The checkpoints whose gradients make a row; at least one.
     """
 
     reading: Reading
@@ -147,11 +153,12 @@ class Extraction:
     task: Task
     provenance: dict[str, Any]
     tokens: int
+    views: Sequence[View]
 
     def run(self, tokens: int | None = None, projection: Projection | None = None) -> GradientRun:
         """Computes batches of so many tokens."""
         capture = GradientCapture(self.tracked.layers, projection or self.projection)
-        return GradientRun(self.task, capture, self.reading.device, tokens or self.tokens)
+        return ViewedRun(self.task, capture, self.reading.device, tokens or self.tokens, self.views)
 
 
 @contextmanager
@@ -178,12 +185,26 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             network, adapter = stack.enter_context(lora)
         # A fresh LoRA's own trainable parameters are all that is tracked.
         targets = None if settings.lora_rank is not None else settings.target_modules
-        tracked = track(network, targets, norms=settings.norms, embeddings=settings.embeddings)
+        checkpoints = read_checkpoints(
+            settings.checkpoints,
+            network,
+            device=reading.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        tracked = _track(network, targets, settings, checkpoints)
         if not quiet:
             check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
+        views, seen = make_views(
+            network,
+            tracked.names,
+            checkpoints,
+            weights=settings.checkpoint_weights,
+            optimizer=settings.optimizer,
+            fresh=adapter is not None,
+        )
         projection = make_projection(
             settings.projection,
-            tracked.parameters,
+            [view.renamed(parameter) for view in views for parameter in tracked.parameters],
             dim=settings.dim,
             seed=settings.seed,
             nnz=settings.nnz,
@@ -195,6 +216,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             "projection": projection.settings(),
             "loss": "cross_entropy" if settings.loss_fn is None else _name_of(settings.loss_fn),
             **reading.provenance,
+            **seen,
         }
         if isinstance(projection, NoProjection):
             provenance["layout"] = projection.layout
@@ -206,7 +228,18 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             task = OwnTask(network, data, settings.loss_fn)
         else:
             task = TextTask(SummedLoss(network, output_head(network, tracked), settings.loss_fn))
-        yield Extraction(reading, network, tracked, projection, task, provenance, tokens)
+        yield Extraction(reading, network, tracked, projection, task, provenance, tokens, views)
+
+
+def _track(
+    network: torch.nn.Module, targets: TargetModules, settings: Settings, checkpoints: Sequence[Checkpoint]
+) -> Tracked:
+    """What is tracked at all checkpoints: a LoRA's A too, if its B is not zero at all of them."""
+    found = []
+    for view in [View(values=checkpoint.values) for checkpoint in checkpoints] or [View()]:
+        with view.installed():
+            found.append(track(network, targets, norms=settings.norms, embeddings=settings.embeddings))
+    return next((each for each in found if not each.zero_lora), found[0])
 
 
 def _read_own(model: Any, data: Any, settings: Settings) -> Reading:

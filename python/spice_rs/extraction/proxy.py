@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.layers import is_linear
+from spice_rs.extraction.layers import is_linear, is_quantised
 from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, no_target, picked
 
 
@@ -43,6 +43,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
+    if not gguf_file and _is_quantised(model, trust_remote_code):
+        options["device_map"] = {"": device}  # packed weights cannot all be moved later
     with _explained(f"{model}: no causal language model that can be loaded"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
@@ -54,7 +56,18 @@ def load_model(
         if ".lora_" in parameter_name:  # the folder was an adapter's, which comes frozen as its base is
             parameter.requires_grad_(True)
     with _explained(f"device={device}: cannot hold the model"):
-        return loaded.to(device), _short_name(str(model))
+        return loaded if loaded.device == device else loaded.to(device), _short_name(str(model))
+
+
+def _is_quantised(model: Any, trust_remote_code: bool) -> bool:
+    """Whether the folder's or hub id's configuration says that its weights are packed."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        return False  # an adapter's folder, or an error that loading will explain
+    return getattr(config, "quantization_config", None) is not None
 
 
 def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool) -> Any:
@@ -95,7 +108,8 @@ def fresh_lora(
     modules = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and (picked(name, target_modules) if target_modules else name not in head)
+        if (is_linear(module) or is_quantised(module))
+        and (picked(name, target_modules) if target_modules else name not in head)
     ]
     if not modules:
         raise InvalidInputError(no_target(model, target_modules))
@@ -160,9 +174,12 @@ def _blocks(model: torch.nn.Module) -> list[Any]:
 
 
 def weight_fingerprint(model: torch.nn.Module) -> str:
-    """Hash of all parameters' names, shapes and values as float32, whatever their dtype and device."""
+    """Hash of all parameters' names, shapes and values as float32, whatever their dtype and device.
 
-    def one(item: tuple[str, torch.nn.Parameter]) -> bytes:
+    What else the model saves (the scales of quantised weights, running means) is hashed with them.
+    """
+
+    def one(item: tuple[str, torch.Tensor]) -> bytes:
         name, parameter = item
         digest = hashlib.sha256(f"{name}:{tuple(parameter.shape)}\n".encode())
         # In parts, so that a large embedding is not held twice; bfloat16 to float32 is exact.
@@ -170,8 +187,14 @@ def weight_fingerprint(model: torch.nn.Module) -> str:
             digest.update(part.to(device="cpu", dtype=torch.float32).numpy().data)
         return digest.digest()
 
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    others = [
+        (name, value)
+        for name, value in model.state_dict().items()
+        if name not in named and isinstance(value, torch.Tensor)
+    ]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return hashlib.sha256(b"".join(pool.map(one, model.named_parameters()))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(one, [*model.named_parameters(), *others]))).hexdigest()
 
 
 def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:

@@ -6,8 +6,8 @@
   `target_modules` picks.
 - Norms and embeddings where they are asked for: trainable, picked, or by `norms` and `embeddings`.
 
-Only what `layers.py` and `experts.py` know can be told apart by sample. A parameter is tracked at every module that
-holds it, so that a head tied to the embeddings gets both parts of its gradient, or not at all.
+Only what `layers.py`, `experts.py`, `products.py` and `dora.py` know can be told apart by sample. A parameter is tracked at
+every module that holds it, so that a head tied to the embeddings gets both parts of its gradient, or not at all.
 
 *Coverage* is the tracked share of the parameters that were meant: of the trainable ones, of the modules that
 `target_modules` picks, or of the whole model but its embeddings and head. It is recorded with the store.
@@ -24,9 +24,14 @@ from typing import Any
 import torch
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.extraction.experts import ExpertsLayer, make_experts
-from spice_rs.extraction.layers import Layer, NormLayer, is_linear, make_layer
+from spice_rs.extraction.catch import Replaced
+from spice_rs.extraction.dora import make_dora
+from spice_rs.extraction.experts import make_experts
+from spice_rs.extraction.layers import Layer, NormLayer, is_linear, is_quantised, make_layer
+from spice_rs.extraction.products import make_products
 from spice_rs.extraction.projection import Parameter
+
+_FUSED = re.compile(r"\[\d+\]$")
 
 TargetModules = str | Sequence[str] | None
 """Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default."""
@@ -42,13 +47,20 @@ class Tracked:
         coverage: Tracked share of the parameters that were meant, in (0, 1].
         missed: Names of parameters that were meant and are not tracked.
         zero_lora: A is left out, since every B is zero and A's gradient with it.
+        quantised: Some of those that are missed are in 4 or 8 bits.
     """
 
-    layers: list[Layer | ExpertsLayer]
+    layers: list[Layer | Replaced]
     parameters: list[Parameter]
     coverage: float
     missed: list[str]
     zero_lora: bool
+    quantised: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the whole parameters, each once, fused experts' without their number."""
+        return list(dict.fromkeys(_FUSED.sub("", parameter.name) for parameter in self.parameters))
 
 
 def track(
@@ -63,10 +75,8 @@ def track(
         embeddings: Track all embeddings besides.
 
     Raises:
-        InvalidInputError: Nothing can be tracked, or a gradient would be incomplete (DoRA).
+        InvalidInputError: Nothing can be tracked.
     """
-    if any(getattr(config, "use_dora", False) for config in getattr(model, "peft_config", {}).values()):
-        raise InvalidInputError("DoRA uses its factors outside of linear layers; merge it, or use plain LoRA")
     named = dict(model.named_parameters())  # a tied parameter once, under its first name
     names = {id(parameter): name for name, parameter in named.items()}
     modules = {name: module for name, module in model.named_modules() if _own(module, names)}
@@ -92,15 +102,16 @@ def track(
         # What one module holds in a way that cannot be told apart is incomplete wherever else it is held.
         wanted -= unknown
     if not wanted:
-        raise InvalidInputError(no_target(model, target_modules))
+        raise InvalidInputError(no_target(model, target_modules, sorted(meant)))
     parts: dict[str, list[Parameter]] = {name: [] for name in named if name in wanted}
     for parameter in dict.fromkeys(each for layer in layers for each in layer.parameters):
-        parts[parameter.name if parameter.name in named else parameter.name.rpartition("[")[0]].append(
-            parameter
-        )
-    share = sum(named[name].numel() for name in wanted) / sum(named[name].numel() for name in meant)
+        parts[_FUSED.sub("", parameter.name)].append(parameter)
+    packed = _packed(modules, names)
+    sizes = {name: packed.get(name, named[name].numel()) for name in meant}
+    share = sum(sizes[name] for name in wanted) / sum(sizes.values())
     parameters = [parameter for part in parts.values() for parameter in part]
-    return Tracked(layers, parameters, share, sorted(meant - wanted), zero_lora)
+    quantised = bool(packed.keys() & (meant - wanted))
+    return Tracked(layers, parameters, share, sorted(meant - wanted), zero_lora, quantised)
 
 
 def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None:
@@ -116,9 +127,10 @@ def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None
         f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "
         f"to no layer whose gradient is taken ({some})"
     )
+    remedy = "weights in 4 or 8 bits have none: give a lora_rank, " if tracked.quantised else ""
     if tracked.coverage < least:
         raise InvalidInputError(
-            f"{found}, expected at least {least:.1%}; choose layers with target_modules, or lower min_coverage"
+            f"{found}, expected at least {least:.1%}; {remedy}choose layers with target_modules, or lower min_coverage"
         )
     if warn and tracked.coverage < 0.98:
         warnings.warn(f"{found} and are left out", SpiceWarning, stacklevel=5)  # whoever called extract
@@ -140,7 +152,8 @@ def _meant(
 ) -> tuple[set[str], set[str]]:
     """Names of the parameters that were meant, and of those that were asked for (all but the default's)."""
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
-    partial = is_adapted(model) or 0 < len(trainable) < len(named)
+    able = len(named) - len(_packed(modules, names))  # packed weights are never trainable
+    partial = is_adapted(model) or 0 < len(trainable) < able
     head, tables = head_names(model), _embedding_parameters(model)
     meant: set[str] = set()
     for name, module in modules.items():
@@ -156,16 +169,20 @@ def _meant(
 
 def _layers(
     modules: dict[str, torch.nn.Module], names: dict[int, str], wanted: set[str]
-) -> tuple[list[Layer | ExpertsLayer], set[str]]:
+) -> tuple[list[Layer | Replaced], set[str]]:
     """The layers of the wanted parameters, and those parameters that some module holds in an unknown way."""
-    layers: list[Layer | ExpertsLayer] = []
+    layers: list[Layer | Replaced] = []
     unknown: set[str] = set()
     for name, module in modules.items():
         own = _own(module, names) & wanted
+        layer: Layer | Replaced | None = make_dora(name, module, own, names)
         if not own:
+            # The factors beside it are tracked perhaps, and have to be kept apart from its own use of them.
+            layers += [] if layer is None else [layer]
             continue
         fused = make_experts(name, module, own, names)
-        layer: Layer | ExpertsLayer | None = fused[0] if fused else make_layer(name, module, own, names)
+        layer = layer or (fused[0] if fused else make_layer(name, module, own, names))
+        layer = layer or make_products(name, module, own, names)
         if layer is not None:
             layers.append(layer)
         covered = {parameter.name for parameter in layer.parameters} if layer is not None else set()
@@ -175,6 +192,15 @@ def _layers(
 
 def _own(module: torch.nn.Module, names: dict[int, str]) -> set[str]:
     return {names[id(parameter)] for parameter in module.parameters(recurse=False)}
+
+
+def _packed(modules: dict[str, Any], names: dict[int, str]) -> dict[str, int]:
+    """Names of quantised weights, and how many numbers each stands for."""
+    return {
+        names[id(module.weight)]: module.in_features * module.out_features
+        for module in modules.values()
+        if is_quantised(module)
+    }
 
 
 def is_adapted(model: torch.nn.Module) -> bool:
@@ -218,7 +244,7 @@ def picked(name: str, target_modules: TargetModules) -> bool:
     if target_modules is None:
         return True
     # An adapter's factors answer to the name of the layer they belong to.
-    plain = re.sub(r"\.(base_layer|lora_[AB](\..*)?)$", "", name)
+    plain = re.sub(r"\.(base_layer|lora_([AB]|magnitude_vector)(\..*)?)$", "", name)
     patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     for pattern in patterns:
         if any(each == pattern or each.endswith(f".{pattern}") for each in (name, plain)):
@@ -233,8 +259,12 @@ def picked(name: str, target_modules: TargetModules) -> bool:
     return False
 
 
-def no_target(model: torch.nn.Module, target_modules: TargetModules) -> str:
-    """What to say where nothing is tracked."""
+def no_target(model: torch.nn.Module, target_modules: TargetModules, meant: Sequence[str] = ()) -> str:
+    """What to say where nothing is tracked, though parameters were meant."""
+    if any(is_quantised(module) and f"{name}.weight" in meant for name, module in model.named_modules()):
+        return (
+            "weights in 4 or 8 bits have no gradient of their own; give a lora_rank, or a model with a LoRA"
+        )
     ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
     available = ", ".join(ends[:20]) or "none"
     if target_modules is None:

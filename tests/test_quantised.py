@@ -1,0 +1,106 @@
+"""Bases in 4 and 8 bits: rows at their LoRA equal autograd's, in any batch, and the weights themselves are no targets."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import spice_rs
+from reference import (
+    assert_rows_equal,
+    check_against_autograd,
+    make_data,
+    make_lora,
+    make_model,
+    rows_of,
+    run,
+)
+from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.proxy import weight_fingerprint
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt", "ignore:.*cast from torch.float32 to float16")
+
+CONFIGS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
+    "nf4 twice": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+    # With a threshold, outliers of one sample decide how the others of its batch are computed.
+    "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("plain")
+    make_model("qwen2").save_pretrained(place)
+    return place
+
+
+def load(folder, kind):
+    config = hf.BitsAndBytesConfig(**CONFIGS[kind])
+    model = hf.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
+    )
+    layer = model.model.layers[0].self_attn.q_proj
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
+    return model
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lora_rows_are_exact_over_a_quantised_base(kind, trained, folder, tmp_path):
+    model, data = make_lora(load(folder, kind), trained=trained), make_data(4)
+    store = run(model, data, tmp_path / "s", tokens_per_batch=40)
+    assert store.info()["tracked"]["coverage"] == 1
+    check_against_autograd(model, data, store, 1e-4 if "nf4" in kind else 1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_dora_rows_are_exact_over_a_quantised_base(folder, tmp_path):
+    model, data = make_lora(load(folder, "nf4"), use_dora=True), make_data(4)
+    check_against_autograd(model, data, run(model, data, tmp_path / "s"))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_fresh_lora_over_a_quantised_base_passes_the_doctor_and_goes_away(kind, folder):
+    model = load(folder, kind)
+    before, names = weight_fingerprint(model), [name for name, _ in model.named_parameters()]
+    found = spice_rs.doctor(model, make_data(6), lora_rank=4, samples=4)
+    assert found.passed, str(found)
+    assert weight_fingerprint(model) == before
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_weights_themselves_are_refused_with_a_remedy(kind, folder, tmp_path):
+    model, data = load(folder, kind), make_data(2)
+    with pytest.raises(InvalidInputError, match=r"4 or 8 bits .*lora_rank"):
+        run(model, data, tmp_path / "s", target_modules=["q_proj", "k_proj"], min_coverage=0.5)
+    with pytest.raises(InvalidInputError, match=r"cover \d\.\d%.*4 or 8 bits .*lora_rank"):
+        run(model, data, tmp_path / "s", norms=True)
+
+
+def test_a_quantised_folder_is_a_model(folder, tmp_path):
+    load(folder, "nf4").save_pretrained(tmp_path / "packed")
+    data = make_data(3)
+    options = {"lora_rank": 4, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = run(str(tmp_path / "packed"), data, tmp_path / "s", **options)
+    expected = run(load(folder, "nf4"), data, tmp_path / "t", lora_rank=4)
+    assert_rows_equal(rows_of(store), rows_of(expected), 1e-5)
+    assert store.info()["model"]["weights"] == expected.info()["model"]["weights"]
+
+
+def test_scales_are_part_of_the_fingerprint(folder):
+    models = [load(folder, "nf4") for _ in range(2)]
+    assert weight_fingerprint(models[0]) == weight_fingerprint(models[1])
+    state = models[1].model.layers[0].self_attn.q_proj.weight.quant_state
+    state.absmax = state.absmax * 2
+    assert weight_fingerprint(models[0]) != weight_fingerprint(models[1])
+    assert np.isfinite(state.absmax.numpy()).all()
