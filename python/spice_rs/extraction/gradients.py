@@ -119,10 +119,15 @@ class GradientRun:
         try:
             return self.compute(samples)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            text = str(error).lower()
-            if "out of memory" not in text and "can't allocate memory" not in text:
+            if not out_of_memory(error):
                 raise
             return None
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that memory ran out; on a CPU it does so in words alone."""
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
 
 
 def write_rows(

@@ -72,14 +72,13 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
 
-@contextmanager
-def fresh_lora(
+def add_lora(
     model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
-) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
-    """Inside, the model wears a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed`.
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Puts a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed` around the model's linear layers.
 
-    Yields:
-        The wrapped model, and what a store records of the adapter.
+    Returns:
+        The wrapped model, whose layers are the given model's, and what a store records of the adapter.
 
     Raises:
         InvalidInputError: The rank is no positive integer, there is an adapter already, or no module is
@@ -99,13 +98,28 @@ def fresh_lora(
     ]
     if not modules:
         raise InvalidInputError(no_target(model, target_modules))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = {"kind": "lora", "rank": rank, "alpha": 2 * rank, "seed": seed}
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # peft draws A on the CPU, then moves it
         warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
-        wrapped = get_peft_model(model, config)
+        return get_peft_model(model, config), settings
+
+
+@contextmanager
+def fresh_lora(
+    model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
+) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
+    """Inside, the model wears the LoRA of `add_lora`; afterwards it is as it was.
+
+    Yields:
+        What `add_lora` returns.
+
+    Raises:
+        InvalidInputError: See `add_lora`.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wrapped, settings = add_lora(model, rank, target_modules, seed)
     try:
         yield wrapped, settings
     finally:

@@ -147,6 +147,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         InvalidInputError: the source has the wrong rank or element type, or needs `dim` and `dtype`.
         StoreError: the path is no store.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, GradientStore):
         return _from_store(source)
     if isinstance(source, str | os.PathLike):
