@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from spice_rs.diagnosis.doctor import Diagnosis, doctor
     from spice_rs.extraction.extractor import extract
     from spice_rs.extraction.planning import Plan, plan
+    from spice_rs.schedule.online import OnlineSelector, select_online
+    from spice_rs.schedule.result import Schedule
+    from spice_rs.schedule.schedule import run_schedule
 
 __all__ = [
     "CorruptStoreError",
@@ -34,7 +37,9 @@ __all__ = [
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
+    "OnlineSelector",
     "Plan",
+    "Schedule",
     "Selection",
     "SpiceError",
     "SpiceWarning",
@@ -46,7 +51,9 @@ __all__ = [
     "extract",
     "log_det",
     "plan",
+    "run_schedule",
     "select",
+    "select_online",
 ]
 
 
@@ -54,8 +61,12 @@ _NEED_TORCH = {
     "Diagnosis": "diagnosis.doctor",
     "doctor": "diagnosis.doctor",
     "extract": "extraction.extractor",
+    "OnlineSelector": "schedule.online",
     "Plan": "extraction.planning",
     "plan": "extraction.planning",
+    "Schedule": "schedule.result",
+    "run_schedule": "schedule.schedule",
+    "select_online": "schedule.online",
 }
 """Name → module."""
 

@@ -1,0 +1,1 @@
+"""What a selection is worth, and whether it can be trusted."""
