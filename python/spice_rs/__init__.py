@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from spice_rs.schedule.schedule import run_schedule
 
 __all__ = [
+    "Agreement",
     "CorruptStoreError",
     "Diagnosis",
     "GradientStore",
@@ -46,6 +48,7 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "agreement",
     "doctor",
     "extend",
     "extract",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import spice_rs
-from spice_rs.commands import demo, extraction, schedule, selection, stores
+from spice_rs.commands import agreement, demo, extraction, schedule, selection, stores
 from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spice_rs.errors import SpiceError, SpiceWarning
 
@@ -50,6 +50,7 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     extraction.add(commands, called)
     selection.add(commands)
     schedule.add(commands, called)
+    agreement.add(commands)
     stores.add(commands)
     demo.add(commands)
     return parser
