@@ -166,6 +166,20 @@ def test_samples_of_all_lengths_and_batches_give_one_step(tmp_path):
         torch.testing.assert_close(parameter, second[name], rtol=1e-3, atol=1e-4)
 
 
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    runs, calls = [], []
+    for checkpointing in (False, True):
+        model, out = make_lora(make_model(), trained=True), tmp_path / str(checkpointing)  # with dropout
+        block = model.base_model.model.model.layers[0].self_attn
+        block.register_forward_hook(lambda module, *_: calls.append(module.training))
+        found = spice_rs.run_schedule(
+            model, make_data(30), out, interval=1, dim=64, gradient_checkpointing=checkpointing, **OPTIONS
+        )
+        runs.append((found.indices.tolist(), weight_fingerprint(model), calls.count(True)))
+    assert runs[0][:2] == runs[1][:2]
+    assert runs[1][2] == 3 * runs[0][2]  # a second forward in each of the second run's
+
+
 def test_memory_that_runs_out_halves_the_microbatches(tmp_path, monkeypatch):
     from spice_rs.extraction.batching import TextTask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -143,19 +143,16 @@ def prepared(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     home = next(model.parameters()).device
-    blocks = [module for module in _blocks(model) if checkpointing or module.gradient_checkpointing]
+    some = [module for module in blocks(model) if checkpointing or module.gradient_checkpointing]
     try:
         model.eval()  # which also turns transformers' own checkpointing off: it goes by the mode
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         for parameter in trainable:
             parameter.requires_grad_(False)
         if device is not None and device != home:
             model.to(device)
-        yield
+        with checkpointed(some, dropout=False):
+            yield
     finally:
-        for block in blocks:
-            del block.forward  # the instance's: the class's is there again
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
@@ -164,7 +161,26 @@ def prepared(
             model.to(home)
 
 
-def _blocks(model: torch.nn.Module) -> list[Any]:
+@contextmanager
+def checkpointed(some: Sequence[Any], *, dropout: bool) -> Iterator[None]:
+    """Inside, these blocks form their activations a second time on the way back instead of keeping them.
+
+    Args:
+        some: Blocks, none of which does it by itself.
+        dropout: Whether they draw random numbers, which must be the same both times.
+    """
+    try:
+        for block in some:
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
+            )
+        yield
+    finally:
+        for block in some:
+            del block.forward  # the instance's: the class's is there again
+
+
+def blocks(model: torch.nn.Module) -> list[Any]:
     """The layers that `transformers` can checkpoint."""
     return [
         module

@@ -41,7 +41,7 @@ def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
 
     Args:
         reading: The model.
-        settings: Of the extraction: LoRA, checkpointing.
+        settings: Of the extraction: what LoRA.
 
     Raises:
         InvalidInputError: No LoRA can be put in.
@@ -57,10 +57,7 @@ def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
         name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
     }
     copies = {} if lora else {name: each.detach().clone() for name, each in parameters.items()}
-    checkpointing = settings.gradient_checkpointing and hasattr(network, "gradient_checkpointing_enable")
     network.to(reading.device)
-    if checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
         yield Trained(network, parameters, lora)
     except BaseException:
@@ -73,8 +70,6 @@ def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
                 parameter.requires_grad_(True)
         raise
     finally:
-        if checkpointing:
-            network.gradient_checkpointing_disable()
         network.to(home)
 
 

@@ -170,6 +170,7 @@ def run_schedule(
             reading.device,
             tokens,
             Optimisation(learning_rate, warmup_steps, weight_decay, max_grad_norm, seed),
+            gradient_checkpointing=settings.gradient_checkpointing,
         )
         run = {
             "pool_size": pool_size,

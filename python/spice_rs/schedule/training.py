@@ -18,6 +18,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
 from spice_rs.extraction.gradients import out_of_memory
+from spice_rs.extraction.proxy import blocks, checkpointed
 
 _SAMPLES_PER_BATCH = 256
 
@@ -75,6 +76,7 @@ class ProxyTraining:
         device: Where the model is.
         tokens: Padded tokens per microbatch, to begin with.
         options: How.
+        gradient_checkpointing: Form activations again on the way back, for memory.
     """
 
     def __init__(
@@ -84,12 +86,15 @@ class ProxyTraining:
         device: torch.device,
         tokens: int,
         options: Optimisation,
+        *,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.network = network
         self.parameters = dict(parameters)
         self.device = device
         self.tokens = tokens
         self.options = options
+        self._checkpointing = gradient_checkpointing
         self._shape = (0, 0)  # samples and tokens of the latest microbatch
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -148,7 +153,7 @@ class ProxyTraining:
         return Step(number + 1, len(ordered), tokens, total / tokens, float(norm), rate)
 
     def _enter_modes(self, stack: ExitStack, number: int) -> None:
-        """Turn dropout on, from a seed of this step's own; afterwards modes and generators are as they were."""
+        """Turn dropout on, by a seed of this step's own, and checkpointing; afterwards all is as it was."""
         resting = [module for module in self.network.modules() if not module.training]
 
         def rest() -> None:
@@ -164,6 +169,9 @@ class ProxyTraining:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
         self.network.train()
+        if self._checkpointing:
+            some = [block for block in blocks(self.network) if not block.gradient_checkpointing]
+            stack.enter_context(checkpointed(some, dropout=True))
 
     def _shrink(self) -> None:
         """Halve the microbatches after one that did not fit; the step begins anew."""
