@@ -87,8 +87,9 @@ def run_schedule(
             each window and step, while it goes on), `adapter` (the trained weights, at the end) and `state`.
         pool_size: Samples of a window; the last one may have fewer.
         select_per_window: Samples to pick from each window.
-        interval: Windows between two optimiser steps; the paper has 1, 10 and 50. None: the proxy never learns, and the
-            picks are those of `select` with `pool_size`.
+        interval: Windows between two optimiser steps; the paper has 1, 10 and 50. With more than there are, the only step
+            is the one after the last window, so that no pick depends on it. None: the proxy never learns, and the picks
+            are those of `select` with `pool_size`.
         early_stop: ω in (0, 1): a window ends before a row whose Δ is at most ω times that of its first pick.
         alpha: Weight α of the Fisher information.
         conflict_penalty: λ, what conflict with the mean of the window's picks costs.
