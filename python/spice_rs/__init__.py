@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.analysis.explanation import Explanation, explain
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.result import Analysis
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from spice_rs.diagnosis.doctor import Diagnosis, doctor
     from spice_rs.extraction.extractor import extract
     from spice_rs.extraction.planning import Plan, plan
+    from spice_rs.schedule.online import OnlineSelector, select_online
+    from spice_rs.schedule.result import Schedule
+    from spice_rs.schedule.schedule import run_schedule
 
 __all__ = [
+    "Agreement",
     "Analysis",
     "Comparison",
     "CorruptStoreError",
@@ -42,13 +47,16 @@ __all__ = [
     "GradientStore",
     "InvalidInputError",
     "NearDuplicates",
+    "OnlineSelector",
     "Plan",
+    "Schedule",
     "Selection",
     "SpiceError",
     "SpiceWarning",
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "agreement",
     "analyze",
     "compare",
     "doctor",
@@ -57,7 +65,9 @@ __all__ = [
     "extract",
     "log_det",
     "plan",
+    "run_schedule",
     "select",
+    "select_online",
     "write_report",
 ]
 
@@ -68,8 +78,12 @@ _ON_FIRST_USE = {
     "Diagnosis": "diagnosis.doctor",
     "doctor": "diagnosis.doctor",
     "extract": "extraction.extractor",
+    "OnlineSelector": "schedule.online",
     "Plan": "extraction.planning",
     "plan": "extraction.planning",
+    "Schedule": "schedule.result",
+    "run_schedule": "schedule.schedule",
+    "select_online": "schedule.online",
 }
 """Name → module: what needs torch, and what not every program needs."""
 

@@ -10,7 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import spice_rs
-from spice_rs.commands import comparison, demo, explanation, exports, extraction, report, selection, stores
+from spice_rs.commands import (
+    agreement,
+    comparison,
+    demo,
+    explanation,
+    exports,
+    extraction,
+    report,
+    schedule,
+    selection,
+    stores,
+)
 from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spice_rs.errors import SpiceError, SpiceWarning
 
@@ -53,6 +64,8 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     report.add(commands)
     exports.add(commands)
     comparison.add(commands)
+    schedule.add(commands, called)
+    agreement.add(commands)
     stores.add(commands)
     demo.add(commands)
     return parser

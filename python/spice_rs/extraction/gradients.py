@@ -128,9 +128,14 @@ class GradientRun:
         try:
             return self.compute(samples)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not any(sign in str(error).lower() for sign in _NO_MEMORY):
+            if not out_of_memory(error):
                 raise
             return None
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that memory ran out; on a CPU it does so in words alone."""
+    return any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def write_rows(writer: GradientWriter, batch: Sequence[Sample], copy: HostCopy) -> None:

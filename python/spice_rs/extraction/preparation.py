@@ -176,7 +176,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
     """
     _check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
     own = settings.loss_fn is not None and is_own(data, settings.columns)
-    reading = _read_own(model, data, settings) if own else _read(model, data, settings)
+    reading = _read_own(model, data, settings) if own else read_text(model, data, settings)
     network = reading.network
     with ExitStack() as stack:
         adapter = None
@@ -214,7 +214,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             "model": {"id": reading.name, "weights": weight_fingerprint(network), "adapter": adapter},
             "tracked": _describe_tracked(tracked),
             "projection": projection.settings(),
-            "loss": "cross_entropy" if settings.loss_fn is None else _name_of(settings.loss_fn),
+            "loss": "cross_entropy" if settings.loss_fn is None else name_of(settings.loss_fn),
             **reading.provenance,
             **seen,
         }
@@ -252,7 +252,7 @@ def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
     return Reading(network, name, place, samples, len(data), provenance)
 
 
-def _read(model: Any, data: Any, settings: Settings) -> Reading:
+def read_text(model: Any, data: Any, settings: Settings) -> Reading:
     """Records first, then the model: what is wrong with the data is said before the model is loaded."""
     records = load_records(data, skip_bad=settings.skip_bad, columns=settings.columns)
     place = _device(model, settings.device)
@@ -355,7 +355,7 @@ def _describe_tracked(tracked: Tracked) -> dict[str, Any]:
     }
 
 
-def _name_of(loss_fn: Any) -> str:
+def name_of(loss_fn: Any) -> str:
     """The name by which a store tells one loss from another; a lambda has none of its own."""
     kind = loss_fn if hasattr(loss_fn, "__qualname__") else type(loss_fn)
     name = f"{kind.__module__}.{kind.__qualname__}"

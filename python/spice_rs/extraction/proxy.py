@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -85,14 +85,13 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
 
-@contextmanager
-def fresh_lora(
+def add_lora(
     model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
-) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
-    """Inside, the model wears a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed`.
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Puts a LoRA (alpha = 2·rank, as in the paper) whose A is drawn from `seed` around the model's linear layers.
 
-    Yields:
-        The wrapped model, and what a store records of the adapter.
+    Returns:
+        The wrapped model, whose layers are the given model's, and what a store records of the adapter.
 
     Raises:
         InvalidInputError: The rank is no positive integer, there is an adapter already, or no module is
@@ -113,13 +112,28 @@ def fresh_lora(
     ]
     if not modules:
         raise InvalidInputError(no_target(model, target_modules))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = {"kind": "lora", "rank": rank, "alpha": 2 * rank, "seed": seed}
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # peft draws A on the CPU, then moves it
         warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
-        wrapped = get_peft_model(model, config)
+        return get_peft_model(model, config), settings
+
+
+@contextmanager
+def fresh_lora(
+    model: torch.nn.Module, rank: int, target_modules: TargetModules, seed: int
+) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
+    """Inside, the model wears the LoRA of `add_lora`; afterwards it is as it was.
+
+    Yields:
+        What `add_lora` returns.
+
+    Raises:
+        InvalidInputError: See `add_lora`.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wrapped, settings = add_lora(model, rank, target_modules, seed)
     try:
         yield wrapped, settings
     finally:
@@ -143,19 +157,16 @@ def prepared(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     home = next(model.parameters()).device
-    blocks = [module for module in _blocks(model) if checkpointing or module.gradient_checkpointing]
+    some = [module for module in blocks(model) if checkpointing or module.gradient_checkpointing]
     try:
         model.eval()  # which also turns transformers' own checkpointing off: it goes by the mode
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         for parameter in trainable:
             parameter.requires_grad_(False)
         if device is not None and device != home:
             model.to(device)
-        yield
+        with checkpointed(some, dropout=False):
+            yield
     finally:
-        for block in blocks:
-            del block.forward  # the instance's: the class's is there again
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
@@ -164,7 +175,26 @@ def prepared(
             model.to(home)
 
 
-def _blocks(model: torch.nn.Module) -> list[Any]:
+@contextmanager
+def checkpointed(some: Sequence[Any], *, dropout: bool) -> Iterator[None]:
+    """Inside, these blocks form their activations a second time on the way back instead of keeping them.
+
+    Args:
+        some: Blocks, none of which does it by itself.
+        dropout: Whether they draw random numbers, which must be the same both times.
+    """
+    try:
+        for block in some:
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
+            )
+        yield
+    finally:
+        for block in some:
+            del block.forward  # the instance's: the class's is there again
+
+
+def blocks(model: torch.nn.Module) -> list[Any]:
     """The layers that `transformers` can checkpoint."""
     return [
         module

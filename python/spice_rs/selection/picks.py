@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, time
 from typing import Any
 
@@ -33,35 +33,52 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
     Raises:
         InvalidInputError: the data lacks a picked row, or a record has a key "spice" already.
     """
-    records: dict[int, dict[str, Any]] = {}
-    if data is not None:
-        wanted = set(selection.indices.tolist())
-        records = dict(raw_records(data, wanted))
-        missing = wanted - records.keys()
-        if missing:
-            raise InvalidInputError(
-                f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
-                " Give the data that the gradients were extracted from."
-            )
     more = {"group": selection.groups, "cost": selection.costs}
     given = {name: values.tolist() for name, values in more.items() if values is not None}
-    for rank, row in enumerate(selection.indices.tolist()):
-        numbers = {
-            "index": row,
-            "rank": rank,
-            "gain": float(selection.gains[rank]),
-            "conflict": float(selection.conflict[rank]),
-            "score": float(selection.scores[rank]),
-            **{name: values[rank] for name, values in given.items()},
-        }
-        if data is None:
-            yield numbers
-        elif KEY in records[row]:
+    yield from joined(
+        [
+            {
+                "index": row,
+                "rank": rank,
+                "gain": float(selection.gains[rank]),
+                "conflict": float(selection.conflict[rank]),
+                "score": float(selection.scores[rank]),
+                **{name: values[rank] for name, values in given.items()},
+            }
+            for rank, row in enumerate(selection.indices.tolist())
+        ],
+        data,
+    )
+
+
+def joined(picks: Sequence[dict[str, Any]], data: Any = None) -> Iterator[dict[str, Any]]:
+    """Yield the record of each pick with the pick's numbers under `KEY`; without `data` the numbers alone.
+
+    Args:
+        picks: objects with the dataset row under "index".
+        data: what the picks were made from, or None.
+
+    Raises:
+        InvalidInputError: see `pick_lines`.
+    """
+    if data is None:
+        yield from picks
+        return
+    wanted = {pick["index"] for pick in picks}
+    records = dict(raw_records(data, wanted))
+    missing = wanted - records.keys()
+    if missing:
+        raise InvalidInputError(
+            f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
+            " Give the data that the gradients were extracted from."
+        )
+    for pick in picks:
+        row = pick["index"]
+        if KEY in records[row]:
             raise InvalidInputError(
                 f"{data}: found a key {KEY!r} in record {row}, expected none. Rename it, or leave out the data."
             )
-        else:
-            yield {**records[row], KEY: numbers}
+        yield {**records[row], KEY: pick}
 
 
 def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
@@ -71,7 +88,17 @@ def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = N
         InvalidInputError: see `pick_lines`.
         OSError: the file cannot be written.
     """
-    lines = map(_encoded, pick_lines(selection, data))
+    write_lines(pick_lines(selection, data), out)
+
+
+def write_lines(objects: Iterable[dict[str, Any]], out: str | os.PathLike[str]) -> None:
+    """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
+
+    Raises:
+        InvalidInputError: an object holds what JSON cannot.
+        OSError: the file cannot be written.
+    """
+    lines = map(_encoded, objects)
     if os.fspath(out) == "-":
         sys.stdout.writelines(lines)
         return

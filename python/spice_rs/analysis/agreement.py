@@ -1,0 +1,309 @@
+"""Whether one proxy's gradients choose what another's would: two geometries of the same rows, compared.
+
+A small model serves as a proxy for a large one if what is picked by the small one's gradients carries nearly as much
+Fisher information in the large one's. Shared picks alone are too strict a measure: near-duplicates may stand for one
+another.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.progress import bar
+from spice_rs.report.tables import aligned
+from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.result import Selection
+from spice_rs.selection.selection import log_det, select
+from spice_rs.store.sources import Normalize, Source, open_source
+
+Floats = npt.NDArray[np.float64]
+
+ALIKE = 1e-9
+"""Δ(∅) that differ by less than this share of the largest are rounding (unit rows): they have no order."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Agreement:
+    """How far two sources agree about the rows that both have.
+
+    Attributes:
+        rows: n, the number of rows that both have.
+        overlap: (k,) float64, entry j − 1: share of A's first j picks that are among B's first j.
+        spearman: rank correlation of Δ_x(∅) over the n rows; nan where they are all alike in A or in B.
+        sizes: (s,) int64 numbers of picks for which the following are given, up to k.
+        own_a: (s,) float64 U of A's picks in A's geometry, in nats.
+        own_b: (s,) float64 U of B's picks in B's.
+        b_in_a: (s,) float64 U of B's picks in A's.
+        a_in_b: (s,) float64 U of A's picks in B's.
+        random_in_a: (s,) float64 U of random rows in A's, the mean of several sets.
+        random_in_b: (s,) float64 U of the same sets in B's.
+        a: A's selection.
+        b: B's selection.
+    """
+
+    rows: int
+    overlap: Floats
+    spearman: float
+    sizes: npt.NDArray[np.int64]
+    own_a: Floats
+    own_b: Floats
+    b_in_a: Floats
+    a_in_b: Floats
+    random_in_a: Floats
+    random_in_b: Floats
+    a: Selection
+    b: Selection
+
+    @property
+    def chance(self) -> Floats:
+        """(k,) float64: `overlap` of two random sets, on average."""
+        return np.arange(1, len(self.overlap) + 1) / self.rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON knows them; those of all sizes as lists."""
+        series = ("sizes", "own_a", "own_b", "b_in_a", "a_in_b", "random_in_a", "random_in_b")
+        places = self.sizes - 1
+        return {
+            "rows": self.rows,
+            "k": len(self.overlap),
+            "spearman": None if math.isnan(self.spearman) else self.spearman,
+            "overlap": self.overlap[places].tolist(),
+            "chance": self.chance[places].tolist(),
+            **{name: getattr(self, name).tolist() for name in series},
+        }
+
+    def __str__(self) -> str:
+        header = ("k", "shared", "by chance", "U in B: A's picks", "random", "U in A: B's picks", "random")
+        lines: list[tuple[str, ...]] = [header]
+        for place, k in enumerate(self.sizes.tolist()):
+            shares = (
+                self.overlap[k - 1],
+                self.chance[k - 1],
+                _share(self.a_in_b[place], self.own_b[place]),
+                _share(self.random_in_b[place], self.own_b[place]),
+                _share(self.b_in_a[place], self.own_a[place]),
+                _share(self.random_in_a[place], self.own_a[place]),
+            )
+            lines.append((f"{k:,}", *("-" if math.isnan(share) else f"{share:.1%}" for share in shares)))
+        correlation = "none, all rows are alike" if math.isnan(self.spearman) else f"{self.spearman:.3f}"
+        return (
+            f"{aligned(lines)}\n\n{self.rows:,} rows; rank correlation of Δ(∅): {correlation}\n"
+            "U: as a share of what the other's own picks have"
+        )
+
+    __repr__ = __str__
+
+
+def agreement(
+    a: Any,
+    b: Any,
+    k: int | None = None,
+    *,
+    alpha: float = 1.0,
+    conflict_penalty: float = 0.1,
+    fisher: Literal["full", "diagonal", "scalar"] = "full",
+    normalize: Normalize = "auto",
+    random_sets: int = 5,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Agreement:
+    """Compare what two proxies' gradients choose from the same data.
+
+    Both select k of the rows that they have in common, and the picks of each are judged in the geometry of the other:
+    U(S) = log det(I + αF_S) with the other's rows.
+
+    Args:
+        a: a source as for `select`, for example a store made with the small proxy.
+        b: a source of the same data, for example a store of a sample made with the target model. Its rows may have
+            another width.
+        k: rows to pick; by default a tenth of the common ones.
+        alpha: weight α of the Fisher information.
+        conflict_penalty: λ.
+        fisher: as for `select`; U is always that of the full Fisher information.
+        normalize: scale of the rows, as for `select`.
+        random_sets: number of random sets of rows to compare with.
+        seed: seed of these sets.
+        threads: threads to use; all cores by default.
+        progress: show a bar, or do not; by default where a person can see it.
+
+    Returns:
+        Shared picks at each k, rank correlation of single gains, U of each one's picks with the other's rows.
+
+    Raises:
+        InvalidInputError: an argument is out of range, or the sources have too few rows in common.
+        StoreError: a source is no gradient store, or a damaged one.
+
+    Warns:
+        SpiceWarning: one source has rows that the other lacks: these are left out.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.random.default_rng(0).standard_normal((200, 16))
+        >>> noise = np.random.default_rng(1).standard_normal((200, 16))
+        >>> found = spice_rs.agreement(rows, rows + 0.1 * noise, 20)
+        >>> bool(found.spearman > 0.9), bool(found.a_in_b[-1] > 0.9 * found.own_b[-1])
+        (True, True)
+    """
+    check_numbers(k=k, seed=seed, threads=threads)
+    if isinstance(random_sets, bool) or not isinstance(random_sets, int) or random_sets < 1:
+        raise InvalidInputError(
+            f"random_sets: found {random_sets!r}, expected a whole number of at least 1. Choose one."
+        )
+    sources = open_source(a), open_source(b)
+    common, excluded = _common(*sources)
+    if k is None:
+        k = max(1, round(0.1 * len(common)))
+    if k > len(common):
+        raise InvalidInputError(
+            f"k: found {k}, expected at most {len(common)}, the rows that both sources have. Give a smaller one."
+        )
+    sizes = np.unique(np.geomspace(1, k, 6).round().astype(np.int64))
+    rng = np.random.default_rng(seed)
+    draws = [rng.choice(common, k, replace=False) for _ in range(random_sets)]
+    shown = bar(progress, total=2 * (2 + len(sizes) * (1 + random_sets)), what="agreement", unit="sets")
+    options: dict[str, Any] = {"alpha": alpha, "normalize": normalize, "threads": threads}
+    try:
+        picked, gains = [], []
+        for source, out in zip(sources, excluded, strict=True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SpiceWarning)  # of single runs; here it is about two
+                picked.append(
+                    select(
+                        source,
+                        k,
+                        conflict_penalty=conflict_penalty,
+                        fisher=fisher,
+                        exclude=out if len(out) else None,
+                        progress=False,
+                        **options,
+                    )
+                )
+            shown.update()
+            gains.append(_single_gains(source, common, alpha, normalize, threads))
+            shown.update()
+
+        def of(source: Source, rows: npt.NDArray[np.int64]) -> Floats:
+            values = np.empty(len(sizes))
+            for place, size in enumerate(sizes):
+                values[place] = log_det(source, rows[:size], **options)
+                shown.update()
+            return values
+
+        b_in_a, a_in_b = of(sources[0], picked[1].indices), of(sources[1], picked[0].indices)
+        random_in = [np.mean([of(source, rows) for rows in draws], axis=0) for source in sources]
+    finally:
+        shown.close()
+    return Agreement(
+        rows=len(common),
+        overlap=_overlap(picked[0].indices, picked[1].indices),
+        spearman=rank_correlation(*gains),
+        sizes=sizes,
+        own_a=picked[0].log_dets[sizes - 1],
+        own_b=picked[1].log_dets[sizes - 1],
+        b_in_a=b_in_a,
+        a_in_b=a_in_b,
+        random_in_a=random_in[0],
+        random_in_b=random_in[1],
+        a=picked[0],
+        b=picked[1],
+    )
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
+    """Return Spearman's ρ: the correlation of ranks, equal values having the mean of theirs.
+
+    Args:
+        x: (n,) numbers.
+        y: (n,) numbers.
+
+    Returns:
+        ρ in [−1, 1]; nan if all of one are alike but for rounding.
+    """
+    ranks = []
+    for values in (np.asarray(x, np.float64), np.asarray(y, np.float64)):
+        if len(values) < 2 or np.ptp(values) <= ALIKE * np.abs(values).max():
+            return math.nan
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+    centred = [each - each.mean() for each in ranks]
+    return float(centred[0] @ centred[1] / math.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1])))
+
+
+def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """Return the dataset rows that both have, ascending, and those of each that the other lacks."""
+    rows = [np.arange(each.rows) if each.index is None else each.index for each in (a, b)]
+    common = np.intersect1d(rows[0], rows[1])
+    excluded = [np.setdiff1d(each, common) for each in rows]
+    if len(common) < 2:
+        raise InvalidInputError(
+            f"found {len(common)} rows that are both in {a.description} and in {b.description}, expected at least 2."
+            " Extract gradients of the same data with both models."
+        )
+    if any(map(len, excluded)):
+        lost = ", ".join(
+            f"{len(out)} of {each.rows} of {each.description}"
+            for each, out in zip((a, b), excluded, strict=True)
+            if len(out)
+        )
+        warnings.warn(
+            f"{len(common)} rows are in both sources and are compared; left out: {lost}",
+            SpiceWarning,
+            stacklevel=3,
+        )
+    return common, excluded
+
+
+def _single_gains(
+    source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
+) -> Floats:
+    """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows: the core's survey has the norms of all rows."""
+    _, scale, unit = source.row_scale(normalize)
+    result = _core.select(
+        source.blocks,
+        dim=source.dim,
+        index=source.index,
+        scale=scale,
+        unit=unit,
+        k=1,
+        alpha=float(alpha),
+        conflict_penalty=0.0,
+        early_stop=None,
+        fisher="full",
+        method="top_k",
+        search="lazy",
+        hot_rows=None,
+        epsilon=0.1,
+        seed=0,
+        order=None,
+        pool_size=None,
+        select_per_window=None,
+        threads=threads,
+        progress=None,
+        time_limit=None,
+        made=None,
+        checkpoint=None,
+        checkpoint_interval=1.0,
+    )
+    norms: Floats = result["norm_sq"]
+    return np.log1p(alpha * norms[source.positions(rows)])
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _overlap(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> Floats:
+    """Return the share of the first j of `a` that is among the first j of `b`, for every j."""
+    rank = {row: place for place, row in enumerate(b.tolist())}
+    # A row is shared from the later of its two ranks on.
+    shared = [max(place, rank[row]) for place, row in enumerate(a.tolist()) if row in rank]
+    return np.cumsum(np.bincount(shared, minlength=len(a))) / np.arange(1, len(a) + 1)

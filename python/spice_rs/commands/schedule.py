@@ -1,0 +1,30 @@
+"""`run`: select window by window with a proxy that learns from what was selected."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import spice_rs
+from spice_rs.commands.options import add_command, add_options
+
+
+def add(commands: Any, called: Sequence[str]) -> None:
+    """Add the command; its options only where it is in `called`, since they take torch, and seconds."""
+    run = add_command(
+        commands, "run", _run, "select window by window with a proxy that learns from what was selected"
+    )
+    if "run" in called:
+        add_options(run, spice_rs.run_schedule, required=("model", "data", "out"), skip=("extraction",))
+        own = tuple(inspect.signature(spice_rs.run_schedule).parameters)
+        add_options(run, spice_rs.extract, skip=(*own, "dtype"))
+
+
+def _run(model: str, data: str, out: str, **options: Any) -> None:
+    done = spice_rs.run_schedule(model, data, out, **options)
+    print(repr(done), file=sys.stderr)
+    print(
+        f"{out}: picks.jsonl has {len(done)} lines; the trained weights are in adapter, the metrics in metrics.jsonl"
+    )

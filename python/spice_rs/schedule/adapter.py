@@ -1,0 +1,97 @@
+"""What is trained of the proxy: what is trainable in part, else a fresh LoRA; put in, put back, written to disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from spice_rs.extraction.preparation import Reading, Settings
+from spice_rs.extraction.proxy import add_lora
+from spice_rs.extraction.tracking import is_adapted
+
+LORA_RANK = 16
+"""Rank of the LoRA that a plain model gets, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The proxy, ready to be trained.
+
+    Attributes:
+        network: The model on its device, in its fresh LoRA if it got one.
+        parameters: What is trained, by name.
+        lora: What there is to record of the fresh LoRA; None if there is none.
+    """
+
+    network: torch.nn.Module
+    parameters: dict[str, torch.nn.Parameter]
+    lora: dict[str, Any] | None
+
+
+@contextmanager
+def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
+    """Inside, the proxy can be trained; if the block raises, it is put back as it was.
+
+    Args:
+        reading: The model.
+        settings: Of the extraction: what LoRA.
+
+    Raises:
+        InvalidInputError: No LoRA can be put in.
+    """
+    network, lora = reading.network, None
+    before = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    partial = is_adapted(network) or 0 < len(before) < len(list(network.parameters()))
+    home = next(network.parameters()).device
+    if settings.lora_rank is not None or not partial:
+        rank = LORA_RANK if settings.lora_rank is None else settings.lora_rank
+        network, lora = add_lora(network, rank, settings.target_modules, settings.seed)
+    parameters = {
+        name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
+    }
+    copies = {} if lora else {name: each.detach().clone() for name, each in parameters.items()}
+    network.to(reading.device)
+    try:
+        yield Trained(network, parameters, lora)
+    except BaseException:
+        with torch.no_grad():
+            for name, copy in copies.items():
+                parameters[name].copy_(copy)
+        if lora:
+            network.unload()
+            for parameter in before:
+                parameter.requires_grad_(True)
+        raise
+    finally:
+        network.to(home)
+
+
+def save_trained(trained: Trained, folder: Path) -> None:
+    """Write what was trained to `folder`, whole or not at all: an adapter as `peft` loads it, else the parameters.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    scratch = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    network: Any = trained.network
+    if is_adapted(network):
+        # Asked to find out by itself, peft looks for the base model on the hub.
+        options = {"save_embedding_layers": False} if hasattr(network, "base_model") else {}
+        network.save_pretrained(str(scratch), **options)
+    else:
+        scratch.mkdir()
+        save_file(_on_cpu(trained.parameters), scratch / "trained.safetensors")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def _on_cpu(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: each.detach().cpu().contiguous() for name, each in parameters.items()}

@@ -1,0 +1,235 @@
+"""What a run keeps on disk, so that a killed one goes on with the same picks and the same weights.
+
+    state/state.json            how far the run is; its settings; the checksums of the two others
+    state/picks.jsonl           the picks so far, one a line; appended to
+    state/step-N.safetensors    trained weights and the optimiser's moments after N steps
+
+`state.json` is replaced as a whole after each window, and is the only file that counts: what `picks.jsonl` has beyond
+the length that it states is cut off, and a `step-N` that it does not name is removed. So a kill at any moment leaves the
+run at the end of a window. `.lock` is held by the process that works here. Dropout is seeded by the number of the step,
+so no generator's state is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from spice_rs.atomic import replacing
+from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
+from spice_rs.selection.saved import check_same
+
+_FORMAT = "spice-rs schedule"
+_VERSION = 1
+_REMEDY = (
+    "Go on with the settings, the model and the data of the first run, or name another folder to start anew."
+)
+
+
+class RunState:
+    """The state folder of one run; it is made, or found and checked. Close it when the run ends.
+
+    Args:
+        folder: The folder.
+        run: Everything that decides the picks, as JSON knows it.
+
+    Attributes:
+        window: Windows done.
+        losses: Of each optimiser step made, nats per token before it.
+        picks: The picks so far, in order.
+        metrics: Bytes of the metrics' file that belong to these windows.
+
+    Raises:
+        StoreMismatchError: The folder is of a run with other settings, data or weights.
+        CorruptStoreError: A file was cut short or altered.
+        StoreError: The state is something else, of a later version, or in use by another process.
+        InvalidInputError: No folder can be there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.window = self.metrics = 0
+        self.losses: list[float] = []
+        self.picks: list[dict[str, Any]] = []
+        self._run = json.loads(json.dumps(run))
+        self._weights: dict[str, str] | None = None
+        self._length, self._digest = 0, hashlib.sha256()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"{self.folder}: no folder can be made here: {error.strerror}") from error
+        self._lock = _locked(self.folder / ".lock")
+        try:
+            if self._path.exists():
+                self._open()
+            self._sweep()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        self._lock.close()
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def _picks(self) -> Path:
+        return self.folder / "picks.jsonl"
+
+    def tensors(self) -> dict[str, torch.Tensor] | None:
+        """Return what was saved after the last step; None if there was no step.
+
+        Raises:
+            CorruptStoreError: The file was cut short or altered.
+        """
+        if self._weights is None:
+            return None
+        path = self.folder / self._weights["file"]
+        try:
+            contents = path.read_bytes()
+        except FileNotFoundError:
+            _corrupt(path, "no such file", "the weights that state.json names")
+        if (found := hashlib.sha256(contents).hexdigest()) != self._weights["sha256"]:
+            _corrupt(path, f"checksum {found}", self._weights["sha256"])
+        try:
+            loaded: dict[str, torch.Tensor] = load(contents)
+        except SafetensorError as error:  # its checksum is right, so that a program has written it so
+            _corrupt(path, f"no safetensors file ({error})", "one")
+        return loaded
+
+    def advance(
+        self,
+        picks: Sequence[Mapping[str, Any]],
+        *,
+        loss: float | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        metrics: int,
+    ) -> None:
+        """Keep what one window has brought; it is on disk when this returns.
+
+        Args:
+            picks: Its picks.
+            loss: Of the step after the window, if there was one.
+            tensors: What `ProxyTraining.tensors` returned after that step.
+            metrics: Bytes that the metrics' file has by now.
+        """
+        lines = "".join(json.dumps(pick, allow_nan=False) + "\n" for pick in picks).encode()
+        with open(self._picks, "ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        weights = self._weights
+        losses = self.losses if loss is None else [*self.losses, loss]
+        if tensors is not None:
+            contents = save(dict(tensors))
+            weights = {
+                "file": f"step-{len(losses)}.safetensors",
+                "sha256": hashlib.sha256(contents).hexdigest(),
+            }
+            with replacing(self.folder / weights["file"]) as file:
+                file.write(contents)
+        old, self._weights = self._weights, weights
+        self._digest.update(lines)
+        self._length += len(lines)
+        self.window, self.losses, self.metrics = self.window + 1, losses, metrics
+        self.picks += [dict(pick) for pick in picks]
+        with replacing(self._path) as file:
+            file.write(self._as_json())
+        if old is not None and old != weights:
+            (self.folder / old["file"]).unlink(missing_ok=True)
+
+    def _as_json(self) -> bytes:
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "window": self.window,
+            "losses": self.losses,
+            "weights": self._weights,
+            "picks": {"count": len(self.picks), "bytes": self._length, "sha256": self._digest.hexdigest()},
+            "metrics": self.metrics,
+            "run": self._run,
+        }
+        return json.dumps({**content, "sha256": _seal(content)}, indent=1).encode() + b"\n"
+
+    def _open(self) -> None:
+        content = self._read()
+        check_same(self._path, content["run"], self._run, StoreMismatchError, _REMEDY)
+        self.window, self.losses, self.metrics = content["window"], content["losses"], content["metrics"]
+        self._weights = content["weights"]
+        made = content["picks"]
+        contents = self._picks.read_bytes() if self._picks.exists() else b""
+        kept = contents[: made["bytes"]]
+        if len(kept) != made["bytes"]:
+            _corrupt(self._picks, f"{len(contents)} bytes", f"at least {made['bytes']}")
+        self._digest.update(kept)
+        if self._digest.hexdigest() != made["sha256"]:
+            _corrupt(self._picks, f"checksum {self._digest.hexdigest()}", made["sha256"])
+        self._length = len(kept)
+        self.picks = [json.loads(line) for line in kept.splitlines()]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._path.read_bytes())
+            known = content["format"] == _FORMAT
+        except (ValueError, TypeError, KeyError, RecursionError):
+            known = False
+        if not known:
+            raise StoreError(f"{self._path}: found no state of a run, expected one. Name another folder.")
+        if content.get("version") != _VERSION:
+            raise StoreError(
+                f"{self._path}: found version {content.get('version')!r}, expected {_VERSION}."
+                " Use the version of spice-rs that wrote it."
+            )
+        seal = content.pop("sha256", None)
+        if seal != (expected := _seal(content)):
+            _corrupt(self._path, f"checksum {seal}", expected)
+        return dict(content)
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left behind: picks after the last window, and files that count for nothing."""
+        if self._picks.exists():
+            os.truncate(self._picks, self._length)
+        named = None if self._weights is None else self._weights["file"]
+        for path in self.folder.iterdir():
+            stray = path.name.startswith("step-") and path.name != named
+            if stray or path.name.startswith((".step-", ".state.json-")):
+                path.unlink()
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Return a file that no other process has locked; the lock ends with the process, however it ends."""
+    file = open(path, "ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        pass
+    except OSError as error:
+        file.close()
+        raise StoreError(
+            f"{path.parent}: found another process at work on this run ({error.strerror}), expected none. Wait for it, or"
+            " name another folder."
+        ) from error
+    return file
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, found: str, expected: str) -> NoReturn:
+    raise CorruptStoreError(
+        f"{path}: found {found}, expected {expected}. The run cannot go on: start anew in another folder."
+    )
