@@ -1,6 +1,6 @@
 """Choose fine-tuning data by greedy log-determinant Fisher information with a gradient-conflict penalty (SPICE).
 
-Data flows one way: dataset → extractor → store → selection → report. `extract` writes a gradient store and needs
+Data flows one way: dataset → extractor → store → selection → analysis, report. `extract` writes a gradient store and needs
 torch; everything else needs numpy alone.
 """
 
@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
+from spice_rs.analysis.certificate import Certificate, certify
+from spice_rs.analysis.curvature import Curvature, curvature
 from spice_rs.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from spice_rs.extraction.planning import Plan, plan
 
 __all__ = [
+    "Certificate",
     "CorruptStoreError",
+    "Curvature",
     "Diagnosis",
     "GradientStore",
     "InvalidInputError",
@@ -41,6 +45,8 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "__version__",
+    "certify",
+    "curvature",
     "doctor",
     "extend",
     "extract",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import spice_rs
-from spice_rs.commands import demo, extraction, selection, stores
+from spice_rs.commands import analysis, demo, extraction, selection, stores
 from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spice_rs.errors import SpiceError, SpiceWarning
 
@@ -49,6 +49,7 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     extraction.add(commands, called)
     selection.add(commands)
+    analysis.add(commands)
     stores.add(commands)
     demo.add(commands)
     return parser

@@ -8,9 +8,11 @@
 mod cholesky;
 mod kernels;
 mod products;
+mod whitening;
 
 pub use cholesky::{Cholesky, add_outer_products};
 pub use kernels::Kernels;
 pub(crate) use kernels::{CHUNK, dot_twofold};
 pub(crate) use products::sure_squares;
 pub use products::{product_error, products_of};
+pub use whitening::{Whitening, rounding};
