@@ -58,8 +58,10 @@ def test_no_choice_of_rows_beats_the_bound(case, k, wanted):
     assert (found.concave >= most * (1 - rounding)).all()
     assert found.ratio <= (have / most if most > 0 else 1) * (1 + rounding)
     assert 0 <= found.ratio <= 1
-    assert found.upper_bound == found.bounds.min()
-    assert found.bounds[found.prefixes.tolist().index(found.prefix)] == found.upper_bound
+    assert (found.relaxed >= most * (1 - rounding)).all()
+    assert found.upper_bound == min([*found.bounds, *found.relaxed])
+    if found.prefix is not None:
+        assert found.bounds[found.prefixes.tolist().index(found.prefix)] == found.upper_bound
 
 
 @pytest.mark.parametrize("law", ["clustered", "unit", "opposed"])
@@ -97,6 +99,48 @@ def test_more_prefixes_never_loosen_it():
     assert many.upper_bound <= few.upper_bound * (1 + 1e-9)
     dozen = spice_rs.certify(selection, rows)
     assert dozen.ratio > 0.98 * many.ratio
+
+
+@pytest.mark.parametrize(("n", "dim", "k"), [(10, 2, 5), (10, 3, 6), (10, 30, 6), (10, 11, 7)])
+def test_better_weights_bound_every_choice_too(n, dim, k):
+    for seed in range(6):
+        r = np.random.default_rng(seed)
+        rows = r.standard_normal((n, dim)) * r.choice([0.1, 1, 10], (n, 1))
+        for initial in ([], [3, 8]):
+            selection = spice_rs.select(rows, k, conflict_penalty=1, initial=initial)
+            found = spice_rs.certify(selection, rows, steps=9, initial=initial)
+            most = exact.best(exact.pairs(rows, 1.0), k, initial)
+            assert (found.relaxed >= most * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize(("n", "dim", "k"), [(600, 12, 100), (90, 100, 45)])
+def test_better_weights_tighten_the_bound_by_the_formula(n, dim, k):
+    rows = pools.law("unit", n, dim, 5).astype(np.float64)
+    selection = spice_rs.select(rows, k, conflict_penalty=0)
+    without, found = (spice_rs.certify(selection, rows, steps=steps) for steps in (0, 4))
+    assert without.relaxed.size == 0
+    np.testing.assert_array_equal(without.bounds, found.bounds)
+    assert found.prefix is None
+    assert found.upper_bound == found.relaxed.min() < without.upper_bound
+    # The first step, by hand: towards the k largest leverages, by one of the shares that are tried.
+    weights = np.zeros(n)
+    weights[selection.indices] = 1
+
+    def at(weights: np.ndarray) -> tuple[float, float]:
+        matrix = np.eye(dim) + (rows * weights[:, None]).T @ rows
+        leverage = ((rows @ np.linalg.inv(matrix)) * rows).sum(1)
+        value = np.linalg.slogdet(matrix)[1]
+        return value, value + np.sort(leverage)[::-1][:k].sum() - (weights * leverage).sum()
+
+    leverage = (
+        (rows @ np.linalg.inv(np.eye(dim) + rows[selection.indices].T @ rows[selection.indices])) * rows
+    ).sum(1)
+    target = np.zeros(n)
+    target[np.argsort(-leverage)[:k]] = 1
+    tried = [
+        at((1 - share) * weights + share * target) for share in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+    ]
+    assert found.relaxed[0] == pytest.approx(max(tried)[1], rel=1e-9)
 
 
 def test_it_is_tight_where_rows_do_not_interact():
@@ -171,6 +215,7 @@ def test_where_rows_lie_and_who_counts_does_not_matter(tmp_path):
             found = spice_rs.certify(spice_rs.select(source, 80), source, threads=threads)
             np.testing.assert_array_equal(found.submodular, whole.submodular)
             np.testing.assert_array_equal(found.concave, whole.concave)
+            np.testing.assert_array_equal(found.relaxed, whole.relaxed)
             assert found.ratio == whole.ratio
 
 
@@ -190,9 +235,9 @@ def test_every_pair_of_few_rows_by_brute_force():
 
 def test_real_gradients_reach_what_was_measured(shared_file):
     rows = np.load(shared_file("data/gradients_smollm2.npz"))["gradients"]
-    for normalize, ratio in (("none", 0.86), ("unit", 0.90)):
-        selection = spice_rs.select(rows, 200, normalize=normalize)
-        assert spice_rs.certify(selection, rows).ratio > ratio
+    for normalize, k, ratio in (("none", 200, 0.86), ("unit", 200, 0.90), ("unit", 1000, 0.95)):
+        selection = spice_rs.select(rows, k, normalize=normalize)
+        assert spice_rs.certify(selection, rows, steps=1).ratio > ratio
 
 
 def test_progress_and_interruption():
@@ -220,6 +265,9 @@ def test_what_does_not_fit_the_selection_is_refused():
     ):
         with pytest.raises(StoreMismatchError, match=words):
             spice_rs.certify(selection, other)
+    for steps in (-1, 1.5, True):
+        with pytest.raises(InvalidInputError, match="steps: found"):
+            spice_rs.certify(selection, rows, steps=steps)
     for prefixes, words in (
         (0, "prefixes: found 0"),
         ([6], "prefixes: found 6, expected numbers from 0 to 5"),

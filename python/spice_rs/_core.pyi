@@ -178,6 +178,7 @@ def certify(
     initial: NDArray[np.int64],
     picks: NDArray[np.int64],
     prefixes: NDArray[np.int64],
+    steps: int,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...

@@ -69,13 +69,15 @@ def _certify(selection: str, source: str, data: str | None, as_json: bool, **opt
     found = spice_rs.certify(spice_rs.Selection.load(selection), source, **options)
     if as_json:
         names = ("picks", "log_det", "upper_bound", "ratio", "prefix")
-        series = ("prefixes", "log_dets", "submodular", "concave")
+        series = ("prefixes", "log_dets", "submodular", "concave", "relaxed")
         about = {name: getattr(found, name) for name in names}
         print(json.dumps(about | {name: getattr(found, name).tolist() for name in series}))
         return
     columns = (found.prefixes, found.log_dets, found.submodular, found.concave)
     cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
     print(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
+    for number, bound in enumerate(found.relaxed, 1):
+        print(f"after {number} steps to better weights: concave bound {bound:.6g}")
     print(
         f"\nU of the {found.picks} picks: {found.log_det:.6g}; of any {found.picks} rows at most {found.upper_bound:.6g}"
     )

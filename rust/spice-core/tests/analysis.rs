@@ -104,10 +104,11 @@ proptest! {
         let unique = picks.iter().collect::<std::collections::HashSet<_>>().len() == k;
         let prefixes: Vec<usize> = (0..=k).collect();
         let found = with_survey(&cells, dim, 3, |survey| {
-            certify(survey, 1.0, &[], &picks, &prefixes, &Monitor::default())
+            certify(survey, 1.0, &[], &picks, &prefixes, 4, &Monitor::default())
         });
         if !unique {
-            prop_assert!(matches!(found, Err(Error::InvalidInput { .. })));
+            let refused = matches!(found, Err(Error::InvalidInput { .. }));
+            prop_assert!(refused);
             return Ok(());
         }
         let found = found.unwrap();
@@ -115,6 +116,7 @@ proptest! {
         for (submodular, concave) in found.submodular.iter().zip(&found.concave) {
             prop_assert!(*submodular >= best * (1.0 - 1e-9) && *concave >= best * (1.0 - 1e-9));
         }
+        prop_assert!(found.upper_bound() >= best * (1.0 - 1e-9));
         if best > 0.0 {
             prop_assert!(found.ratio() <= log_det(&rows, &picks) / best * (1.0 + 1e-9));
         }
@@ -148,8 +150,8 @@ fn threads_and_blocks_do_not_show() {
                 let found = curvature(survey, 1.0, &monitor).unwrap();
                 let prefixes = [0, 3, 8, 15, 60];
                 let certificate =
-                    certify(survey, 1.0, &[1, 2], &picks, &prefixes, &Monitor::default()).unwrap();
-                (found.ratios, certificate.submodular, certificate.concave)
+                    certify(survey, 1.0, &[1, 2], &picks, &prefixes, 4, &Monitor::default()).unwrap();
+                (found.ratios, certificate.submodular, certificate.concave, certificate.relaxed)
             })
         })
     };
@@ -165,7 +167,7 @@ fn a_monitor_stops_an_analysis() {
         let monitor = Monitor::default();
         monitor.cancel();
         assert!(matches!(curvature(survey, 1.0, &monitor), Err(Error::Interrupted)));
-        let stopped = certify(survey, 1.0, &[], &[3, 4], &[0, 2], &monitor);
+        let stopped = certify(survey, 1.0, &[], &[3, 4], &[0, 2], 4, &monitor);
         assert!(matches!(stopped, Err(Error::Interrupted)));
     });
 }
@@ -176,9 +178,9 @@ fn prefixes_and_settings_out_of_range_are_refused() {
     with_survey(&cells, 4, 5, |survey| {
         let monitor = Monitor::default();
         for prefixes in [&[0, 1][..], &[2, 1, 3], &[]] {
-            assert!(certify(survey, 1.0, &[], &[0, 1, 2], prefixes, &monitor).is_err());
+            assert!(certify(survey, 1.0, &[], &[0, 1, 2], prefixes, 4, &monitor).is_err());
         }
-        assert!(certify(survey, 1.0, &[], &[0, 5], &[2], &monitor).is_err());
+        assert!(certify(survey, 1.0, &[], &[0, 5], &[2], 4, &monitor).is_err());
         assert!(curvature(survey, 0.0, &monitor).is_err());
         assert!(curvature(survey, f64::NAN, &monitor).is_err());
     });

@@ -73,7 +73,7 @@ pub(crate) fn curvature<'py>(
 
 /// Bounds of U over any k rows; see `spice_rs.certify`.
 #[pyfunction]
-#[pyo3(signature = (source, *, dim, index, scale, unit, weights, alpha, initial, picks, prefixes, threads, progress))]
+#[pyo3(signature = (source, *, dim, index, scale, unit, weights, alpha, initial, picks, prefixes, steps, threads, progress))]
 #[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
 pub(crate) fn certify<'py>(
     py: Python<'py>,
@@ -87,6 +87,7 @@ pub(crate) fn certify<'py>(
     initial: PyReadonlyArray1<'py, i64>,
     picks: PyReadonlyArray1<'py, i64>,
     prefixes: PyReadonlyArray1<'py, i64>,
+    steps: usize,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -96,17 +97,16 @@ pub(crate) fn certify<'py>(
     let monitor = Monitor::default();
     let (found, fingerprint) = watch(py, &monitor, threads, Told(progress), || {
         let survey = survey(pool, unit, weights, &monitor)?;
-        let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, &monitor)?;
+        let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, steps, &monitor)?;
         Ok((found, survey.fingerprint()))
     })?;
     let out = PyDict::new(py);
     out.set_item("upper_bound", found.upper_bound())?;
     out.set_item("ratio", found.ratio())?;
-    out.set_item("best", found.best())?;
-    out.set_item("least", found.least)?;
     out.set_item("log_dets", found.log_dets.into_pyarray(py))?;
     out.set_item("submodular", found.submodular.into_pyarray(py))?;
     out.set_item("concave", found.concave.into_pyarray(py))?;
+    out.set_item("relaxed", found.relaxed.into_pyarray(py))?;
     out.set_item("fingerprint", fingerprint)?;
     Ok(out)
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::passes::{CHUNK, Passes, identity};
+use super::passes::{Passes, identity};
 use crate::error::Result;
 use crate::linalg::{Whitening, rounding};
 use crate::monitor::Monitor;
@@ -74,7 +74,9 @@ pub fn curvature(survey: &Survey<'_>, alpha: f64, monitor: &Monitor) -> Result<C
     let passes = Passes::new(survey, alpha, monitor)?;
     let (n, dim) = (survey.len(), survey.dim());
     let size = n.min(dim) as f64;
-    passes.check_memory(8.0 * (3.0 * size * size + 4.0 * n as f64 + 16.0 * (CHUNK * dim) as f64))?;
+    passes.check_memory(
+        8.0 * (3.0 * size * size + 4.0 * n as f64 + 16.0 * (passes.chunk() * dim) as f64),
+    )?;
     monitor.plan(3 * n);
     let leverages = if n <= dim { by_pairs(passes)? } else { by_columns(passes)? };
 
@@ -145,12 +147,11 @@ fn by_pairs(passes: Passes<'_>) -> Result<Vec<Leverage>> {
     let whitening = passes.factor(matrix.clone(), n, dim + 8)?;
     let complements = whitening.inverse_diagonal(|| passes.monitor.check())?;
     let (slack, pairs) = (whitening.slack(), pairs_error(&whitening, dim, n));
-    let places: Vec<usize> = (0..n).collect();
-    let chunks = places.par_chunks(CHUNK).map(|places| {
+    let chunks = rows.par_chunks(passes.chunk()).map(|places| {
         passes.monitor.check()?;
         let mut columns = vec![0.0; places.len() * n];
         for (&place, column) in places.iter().zip(columns.chunks_exact_mut(n)) {
-            pair_column(&matrix, n, place, passes.signal(place), column);
+            pair_column(passes, &matrix, &rows, place, column);
         }
         whitening.whiten(&mut columns);
         let kernels = passes.survey.kernels();
@@ -182,13 +183,20 @@ pub(super) fn pairs_error(whitening: &Whitening, dim: usize, count: usize) -> f6
     whitening.distance() + 2.0 * shift + shift * shift + rounding(2 * (count + dim) + 32)
 }
 
-/// αGg, g the row at `place`, G the first `column.len()` rows of a matrix I + αGGᵀ of `count` rows.
-pub(super) fn pair_column(matrix: &[f64], count: usize, place: usize, signal: f64, column: &mut [f64]) {
-    for (i, cell) in column.iter_mut().enumerate() {
-        *cell = match i.cmp(&place) {
-            std::cmp::Ordering::Less => matrix[i * count + place],
-            std::cmp::Ordering::Equal => signal,
-            std::cmp::Ordering::Greater => matrix[place * count + i],
+/// αGg, g a row of the pool, G the rows of a list, from `matrix`, I + αGGᵀ of the whole pool.
+pub(super) fn pair_column(
+    passes: Passes<'_>,
+    matrix: &[f64],
+    list: &[usize],
+    row: usize,
+    column: &mut [f64],
+) {
+    let n = passes.survey.len();
+    for (cell, &other) in column.iter_mut().zip(list) {
+        *cell = match other.cmp(&row) {
+            std::cmp::Ordering::Less => matrix[other * n + row],
+            std::cmp::Ordering::Equal => passes.signal(row),
+            std::cmp::Ordering::Greater => matrix[row * n + other],
         };
     }
 }

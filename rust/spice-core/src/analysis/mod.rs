@@ -18,6 +18,7 @@ mod certificate;
 mod curvature;
 mod passes;
 mod prefixes;
+mod relaxation;
 
 pub use certificate::{Certificate, certify};
 pub use curvature::{Curvature, curvature, guarantee};

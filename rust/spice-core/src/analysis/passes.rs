@@ -11,8 +11,11 @@ use crate::selection::{AHEAD, Survey, check_alpha, check_scale};
 /// Cells of rows that are added to M together.
 const BATCH_CELLS: usize = 1 << 20;
 
-/// Rows that one task takes through a factor.
-pub(super) const CHUNK: usize = 128;
+/// Most rows that one task takes through a factor: each block of the factor is made ready once for all of them.
+const MOST_ROWS: usize = 512;
+
+/// Tasks that there should be at least, for many threads.
+const TASKS: usize = 64;
 
 /// Bytes of a run that nobody needs to be asked for.
 const SMALL: f64 = 5e8;
@@ -42,6 +45,12 @@ impl<'a> Passes<'a> {
     /// Rows that are added to M together.
     fn batch(&self) -> usize {
         (BATCH_CELLS / self.survey.dim()).clamp(64, 1024)
+    }
+
+    /// Rows that one task takes through a factor; it depends on the pool alone, as do the bits of a result.
+    pub(super) fn chunk(&self) -> usize {
+        let rows = self.survey.len().div_ceil(TASKS).next_multiple_of(64);
+        rows.min(MOST_ROWS).min((4 * BATCH_CELLS / self.survey.dim()).next_multiple_of(64))
     }
 
     /// Terms that a cell of I + α Σ ggᵀ over `count` rows sums up, batch by batch.
@@ -85,10 +94,10 @@ impl<'a> Passes<'a> {
         work: impl Fn(&mut [f64], &mut [f64]) + Sync,
     ) -> Result<()> {
         let dim = self.survey.dim();
-        let chunks = out.par_chunks_mut(CHUNK * width).enumerate();
+        let chunks = out.par_chunks_mut(self.chunk() * width).enumerate();
         chunks.with_max_len(1).try_for_each_init(Vec::new, |cells, (chunk, out)| {
             self.monitor.check()?;
-            let first = chunk * CHUNK;
+            let first = chunk * self.chunk();
             let rows: Vec<usize> = (first..first + out.len() / width).collect();
             cells.resize(rows.len() * dim, 0.0);
             self.load(&rows, cells);

@@ -15,9 +15,9 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::curvature::{lengths, pair_column, pairs_error};
-use super::passes::{CHUNK, Passes, identity};
+use super::passes::{Passes, identity};
 use crate::error::Result;
-use crate::linalg::rounding;
+use crate::linalg::{Whitening, rounding};
 
 /// What is known at one prefix.
 pub(super) struct Point {
@@ -34,6 +34,17 @@ pub(super) struct Point {
 }
 
 impl Point {
+    /// From αh of every row as [`lengths`] has them.
+    pub(super) fn of_columns(values: Vec<f64>, whitening: &Whitening) -> Self {
+        Self {
+            values,
+            relative: whitening.slack() + rounding(8),
+            absolute: if whitening.slack().is_finite() { 0.0 } else { f64::INFINITY },
+            log_det: whitening.log_dets().last().copied().unwrap_or(0.0),
+            log_det_error: whitening.log_det_error(),
+        }
+    }
+
     /// An upper bound of αh of a row with α‖g‖² = `signal`; `inside` the prefix or not.
     pub(super) fn above(&self, row: usize, signal: f64, inside: bool) -> f64 {
         let most = if inside { signal / (1.0 + signal) } else { signal };
@@ -73,73 +84,113 @@ impl Plan {
     }
 }
 
-/// Leverages at the prefixes of `list` that end before `ends`, an ascending list.
-///
-/// # Errors
-/// [`crate::Error::InvalidInput`] if this takes more memory than there is; [`crate::Error::Interrupted`].
-pub(super) fn points(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+/// All inner products of a pool, where that is the way: the lower triangle of I + αGGᵀ.
+pub(super) fn all_pairs(passes: Passes<'_>) -> Result<Option<Vec<f64>>> {
+    let n = passes.survey.len();
+    if n > passes.survey.dim() {
+        return Ok(None);
+    }
+    passes.gram(&(0..n).collect::<Vec<_>>()).map(Some)
+}
+
+/// Bytes that this takes, and the rows that its passes read.
+pub(super) fn cost(passes: Passes<'_>, count: usize, ends: &[usize]) -> (f64, usize) {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     let plan = Plan::new(n, dim, ends);
-    let longest = ends[plan.directions.max(1) - 1] as f64;
     let square = |size: usize| (size as f64).powi(2);
-    let matrices = if plan.pairs {
-        square(n) + 3.0 * square(list.len())
-    } else {
-        let columns = if plan.directions < ends.len() { 3.0 * square(dim) } else { 0.0 };
-        columns + 3.0 * longest * longest + longest * dim as f64
-    };
-    passes.check_memory(8.0 * (matrices + 2.0 * (n * ends.len()) as f64))?;
+    let values = 2.0 * (n * ends.len()) as f64;
     if plan.pairs {
-        passes.monitor.plan(3 * n);
-        return by_pairs(passes, list, ends);
+        return (8.0 * (square(n) + 3.0 * square(count) + values), 2 * n);
     }
+    let longest = ends[..plan.directions].last().copied().unwrap_or(0);
+    let columns = ends.len() - plan.directions;
+    let matrices = if columns > 0 { 3.0 * square(dim) } else { 0.0 };
+    let directions = 3.0 * square(longest) + (longest * dim) as f64;
+    let turns = usize::from(plan.directions > 0) + columns;
+    let read = if columns > 0 { count } else { 0 };
+    (8.0 * (matrices + directions + values), turns * n + longest + read)
+}
+
+/// Leverages at the prefixes of `list` that end before `ends`, an ascending list up to the length of the first; `pairs`
+/// is [`all_pairs`].
+///
+/// # Errors
+/// [`crate::Error::InvalidInput`] if α is too large; [`crate::Error::Interrupted`].
+pub(super) fn points(
+    passes: Passes<'_>,
+    pairs: Option<&[f64]>,
+    list: &[usize],
+    ends: &[usize],
+) -> Result<Vec<Point>> {
+    if let Some(matrix) = pairs {
+        return by_pairs(passes, matrix, list, ends);
+    }
+    let plan = Plan::new(passes.survey.len(), passes.survey.dim(), ends);
     let (short, long) = ends.split_at(plan.directions);
-    // The first pass; each way reads the rows of the list, and for each of its passes the pool.
-    let turns = 1 + usize::from(!short.is_empty()) + long.len();
-    passes.monitor.plan(turns * n + ends[ends.len() - 1]);
     let mut points = if short.is_empty() { Vec::new() } else { by_directions(passes, list, short)? };
-    points.extend(by_columns_of(passes, list, long)?);
+    points.extend(by_columns(passes, list, long)?);
     Ok(points)
 }
 
-fn by_pairs(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+/// The first way; `matrix` is I + αGGᵀ of the whole pool.
+fn by_pairs(passes: Passes<'_>, matrix: &[f64], list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
-    let count = ends[ends.len() - 1];
-    let mut order = list[..count].to_vec();
-    let mut listed = vec![false; n];
-    order.iter().for_each(|&row| listed[row] = true);
-    order.extend((0..n).filter(|&row| !listed[row]));
-    let matrix = passes.gram(&order)?;
-    if count == 0 {
-        return Ok(at_once(passes, ends, &[], (0.0, 0.0), (Vec::new(), 0.0)));
+    if list.is_empty() {
+        passes.monitor.add_surveyed(n);
+        return Ok(at_once(passes, ends, &[], 0.0, (Vec::new(), 0.0)));
     }
-    let mut first = Vec::with_capacity(count * count);
-    matrix.chunks_exact(n).take(count).for_each(|column| first.extend_from_slice(&column[..count]));
-    let whitening = passes.factor(first, count, dim + 8)?;
+    let roots = vec![1.0; list.len()];
+    let whitening = passes.factor(pairs_among(passes, matrix, list, &roots), list.len(), dim + 8)?;
     let mut falls = vec![0.0; n * ends.len()];
-    let chunks = falls.par_chunks_mut(CHUNK * ends.len()).enumerate();
+    falls_by_pairs(passes, matrix, list, &roots, &whitening, ends, &mut falls)?;
+    let error = pairs_error(&whitening, dim, list.len());
+    Ok(at_once(passes, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
+}
+
+/// I + αGGᵀ of the rows of a list, each times its root: the lower triangle.
+pub(super) fn pairs_among(
+    passes: Passes<'_>,
+    matrix: &[f64],
+    list: &[usize],
+    roots: &[f64],
+) -> Vec<f64> {
+    let count = list.len();
+    let mut among = vec![0.0; count * count];
+    among.par_chunks_exact_mut(count).enumerate().for_each(|(j, column)| {
+        pair_column(passes, matrix, list, list[j], &mut column[..]);
+        column.iter_mut().zip(roots).for_each(|(cell, root)| *cell *= root * roots[j]);
+        column[j] += 1.0;
+    });
+    among
+}
+
+/// How far αh of every row falls from α‖g‖², for every end of a list of rows, each times its root.
+pub(super) fn falls_by_pairs(
+    passes: Passes<'_>,
+    matrix: &[f64],
+    list: &[usize],
+    roots: &[f64],
+    whitening: &Whitening,
+    ends: &[usize],
+    falls: &mut [f64],
+) -> Result<()> {
+    let chunks = falls.par_chunks_mut(passes.chunk() * ends.len()).enumerate();
     chunks.try_for_each(|(chunk, falls)| {
         passes.monitor.check()?;
         let rows = falls.len() / ends.len();
-        let mut columns = vec![0.0; rows * count];
-        for (i, column) in columns.chunks_exact_mut(count).enumerate() {
-            let place = chunk * CHUNK + i;
-            pair_column(&matrix, n, place, passes.signal(order[place]), column);
+        let mut columns = vec![0.0; rows * list.len()];
+        for (i, column) in columns.chunks_exact_mut(list.len()).enumerate() {
+            pair_column(passes, matrix, list, chunk * passes.chunk() + i, column);
+            column.iter_mut().zip(roots).for_each(|(cell, root)| *cell *= root);
         }
         whitening.whiten(&mut columns);
         columns
-            .chunks_exact(count)
+            .chunks_exact(list.len())
             .zip(falls.chunks_exact_mut(ends.len()))
             .for_each(|(column, falls)| sums_of_squares(column, ends, falls));
         passes.monitor.add_surveyed(rows);
         Ok(())
-    })?;
-    let mut by_row = vec![0.0; falls.len()];
-    for (&row, falls) in order.iter().zip(falls.chunks_exact(ends.len())) {
-        by_row[row * ends.len()..][..ends.len()].copy_from_slice(falls);
-    }
-    let error = pairs_error(&whitening, dim, count);
-    Ok(at_once(passes, ends, &by_row, (0.0, error), (whitening.log_dets(), whitening.log_det_error())))
+    })
 }
 
 fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
@@ -147,14 +198,14 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
     let count = ends[ends.len() - 1];
     if count == 0 {
         passes.monitor.add_surveyed(n);
-        return Ok(at_once(passes, ends, &[], (0.0, 0.0), (Vec::new(), 0.0)));
+        return Ok(at_once(passes, ends, &[], 0.0, (Vec::new(), 0.0)));
     }
     let list = &list[..count];
     let whitening = passes.factor(passes.gram(list)?, count, dim + 8)?;
     // L⁻¹G, column after column, times √α.
     let mut directions = passes.transposed(list, 0, dim);
     let root = passes.alpha.sqrt();
-    directions.par_chunks_mut(CHUNK * count).try_for_each(|columns| {
+    directions.par_chunks_mut(passes.chunk() * count).try_for_each(|columns| {
         passes.monitor.check()?;
         whitening.whiten(columns);
         columns.iter_mut().for_each(|cell| *cell *= root);
@@ -177,7 +228,7 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
     })?;
     let shift = (whitening.solving() + rounding(dim + 8)) * norm;
     let error = whitening.distance() + 2.0 * shift + shift * shift + rounding(2 * (count + dim) + 32);
-    Ok(at_once(passes, ends, &falls, (0.0, error), (whitening.log_dets(), whitening.log_det_error())))
+    Ok(at_once(passes, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
 }
 
 /// Points from how far the leverages have fallen from α‖g‖², row after row; `falls` is empty if nothing has fallen.
@@ -185,7 +236,7 @@ fn at_once(
     passes: Passes<'_>,
     ends: &[usize],
     falls: &[f64],
-    (relative, absolute): (f64, f64),
+    absolute: f64,
     (log_dets, log_det_error): (Vec<f64>, f64),
 ) -> Vec<Point> {
     let point = |(number, &end): (usize, &usize)| {
@@ -196,12 +247,12 @@ fn at_once(
         let absolute = if end == 0 { rounding(passes.survey.dim() + 8) } else { absolute };
         let (log_det, log_det_error) =
             if end == 0 { (0.0, 0.0) } else { (log_dets[end - 1], log_det_error) };
-        Point { values, relative, absolute, log_det, log_det_error }
+        Point { values, relative: 0.0, absolute, log_det, log_det_error }
     };
     ends.iter().enumerate().map(point).collect()
 }
 
-fn by_columns_of(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+fn by_columns(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     let mut points = Vec::with_capacity(ends.len());
     let (mut matrix, mut done) = (Vec::new(), 0);
@@ -214,13 +265,7 @@ fn by_columns_of(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
         let whitening = passes.factor(matrix.clone(), dim, passes.terms(end) + points.len())?;
         let mut values = vec![0.0; n];
         passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
-        points.push(Point {
-            values,
-            relative: whitening.slack() + rounding(8),
-            absolute: if whitening.slack().is_finite() { 0.0 } else { f64::INFINITY },
-            log_det: whitening.log_dets().last().copied().unwrap_or(0.0),
-            log_det_error: whitening.log_det_error(),
-        });
+        points.push(Point::of_columns(values, &whitening));
     }
     Ok(points)
 }
