@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::linalg::{Whitening, add_outer_products};
+use crate::linalg::{Whitening, add_many_outer_products, stride_of};
 use crate::memory::available;
 use crate::monitor::Monitor;
 use crate::selection::{AHEAD, Survey, check_alpha, check_scale};
@@ -61,27 +61,26 @@ impl<'a> Passes<'a> {
     /// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix` (d × d).
     pub(super) fn add_rows(&self, matrix: &mut [f64], rows: &[usize]) -> Result<()> {
         let dim = self.survey.dim();
-        let mut cells = vec![0.0; self.batch().min(rows.len()) * dim];
+        let stride = stride_of(dim);
+        let mut cells = vec![0.0; self.batch().min(rows.len()) * stride];
         for batch in rows.chunks(self.batch()) {
             self.monitor.check()?;
-            let cells = &mut cells[..batch.len() * dim];
-            batch
-                .par_chunks(AHEAD)
-                .zip(cells.par_chunks_mut(AHEAD * dim))
-                .for_each(|(rows, cells)| self.load(rows, cells));
-            add_outer_products(matrix, dim, cells, self.alpha);
+            let cells = &mut cells[..batch.len() * stride];
+            let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * stride));
+            parts.for_each(|(rows, cells)| self.load(rows, cells, stride));
+            add_many_outer_products(matrix, dim, cells, self.alpha);
             self.monitor.add_surveyed(batch.len());
         }
         Ok(())
     }
 
-    /// The rows themselves, one after the other.
-    pub(super) fn load(&self, rows: &[usize], cells: &mut [f64]) {
+    /// The rows themselves, `stride` cells from one to the next.
+    fn load(&self, rows: &[usize], cells: &mut [f64], stride: usize) {
         let dim = self.survey.dim();
-        for (ahead, cells) in rows.chunks(AHEAD).zip(cells.chunks_mut(AHEAD * dim)) {
+        for (ahead, cells) in rows.chunks(AHEAD).zip(cells.chunks_mut(AHEAD * stride)) {
             self.survey.fetch(ahead.iter().copied());
-            let places = ahead.iter().zip(cells.chunks_exact_mut(dim));
-            places.for_each(|(&row, cells)| self.survey.load(row, cells));
+            let places = ahead.iter().zip(cells.chunks_exact_mut(stride));
+            places.for_each(|(&row, cells)| self.survey.load(row, &mut cells[..dim]));
         }
     }
 
@@ -100,7 +99,7 @@ impl<'a> Passes<'a> {
             let first = chunk * self.chunk();
             let rows: Vec<usize> = (first..first + out.len() / width).collect();
             cells.resize(rows.len() * dim, 0.0);
-            self.load(&rows, cells);
+            self.load(&rows, cells, dim);
             work(cells, out);
             self.monitor.add_surveyed(rows.len());
             Ok(())
@@ -116,8 +115,8 @@ impl<'a> Passes<'a> {
         let mut done = 0;
         for first in (0..dim).step_by(band) {
             self.monitor.check()?;
-            let columns = self.transposed(rows, first, band.min(dim - first));
-            add_outer_products(&mut matrix, count, &columns, self.alpha);
+            let columns = self.transposed(rows, first, band.min(dim - first), stride_of(count));
+            add_many_outer_products(&mut matrix, count, &columns, self.alpha);
             let share = count * (first + band).min(dim) / dim;
             self.monitor.add_surveyed(share - done);
             done = share;
@@ -125,17 +124,22 @@ impl<'a> Passes<'a> {
         Ok(matrix)
     }
 
-    /// The columns `first .. first + width` of `rows`, one after the other.
-    pub(super) fn transposed(&self, rows: &[usize], first: usize, width: usize) -> Vec<f64> {
-        let count = rows.len();
-        let mut columns = vec![0.0; width * count];
+    /// The columns `first .. first + width` of `rows`, `stride` cells from one to the next.
+    pub(super) fn transposed(
+        &self,
+        rows: &[usize],
+        first: usize,
+        width: usize,
+        stride: usize,
+    ) -> Vec<f64> {
+        let mut columns = vec![0.0; width * stride];
         let mut cells = vec![0.0; AHEAD * width];
         for (part, rows) in rows.chunks(AHEAD).enumerate() {
             self.survey.fetch(rows.iter().copied());
             for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(width)) {
                 self.survey.load_part(row, first..first + width, cells);
             }
-            for (j, column) in columns.chunks_exact_mut(count).enumerate() {
+            for (j, column) in columns.chunks_exact_mut(stride).enumerate() {
                 let column = &mut column[part * AHEAD..][..rows.len()];
                 column
                     .iter_mut()

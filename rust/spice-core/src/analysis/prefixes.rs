@@ -203,7 +203,7 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
     let list = &list[..count];
     let whitening = passes.factor(passes.gram(list)?, count, dim + 8)?;
     // L⁻¹G, column after column, times √α.
-    let mut directions = passes.transposed(list, 0, dim);
+    let mut directions = passes.transposed(list, 0, dim, count);
     let root = passes.alpha.sqrt();
     directions.par_chunks_mut(passes.chunk() * count).try_for_each(|columns| {
         passes.monitor.check()?;
