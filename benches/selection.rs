@@ -7,6 +7,9 @@ use std::hint::black_box;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use spice_core::analysis::{certify, curvature};
 use spice_core::linalg::{Cholesky, Kernels, add_outer_products, products_of};
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
@@ -132,5 +135,35 @@ fn kernels(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, searches, kernels);
+/// What analyses take, beside faer's own product on all threads; throughput in multiplications.
+fn passes(criterion: &mut Criterion) {
+    const ROWS: usize = 16_384;
+    let (matrix, monitor) = (Matrix::clustered(ROWS, CELLS), Monitor::default());
+    let survey = Survey::new(matrix.pool(), false, &monitor).expect("finite rows");
+    let mut group = criterion.benchmark_group(format!("passes over {ROWS} x {CELLS}"));
+    group.sample_size(10);
+    let squares = |rows: usize| Throughput::Elements((rows * CELLS * CELLS) as u64);
+
+    let (a, b) = (vec![1.25; 4096 * CELLS], vec![0.5; CELLS * CELLS]);
+    let mut product = vec![0.0; 4096 * CELLS];
+    rate(&mut group, "product of 4096 rows with a matrix", squares(4096), || {
+        let lhs = MatRef::from_column_major_slice(&b, CELLS, CELLS);
+        let rhs = MatRef::from_column_major_slice(&a, CELLS, 4096);
+        let target = MatMut::from_column_major_slice_mut(&mut product, CELLS, 4096);
+        matmul(target, Accum::Replace, black_box(lhs), rhs, 1.0, Par::rayon(0));
+    });
+    // Half a square for M, half a square for the whitening.
+    rate(&mut group, "curvature", squares(ROWS), || {
+        curvature(&survey, 1.0, &monitor).expect("a curvature")
+    });
+    let picks: Vec<usize> = (0..200).map(|i| i * 80).collect();
+    let prefixes = [0, 1, 4, 14, 53, 200];
+    let cells = Throughput::Elements((ROWS * CELLS * picks.len()) as u64);
+    rate(&mut group, "certificate of 200 picks", cells, || {
+        certify(&survey, 1.0, &[], &picks, &prefixes, 4, &monitor).expect("a certificate")
+    });
+    group.finish();
+}
+
+criterion_group!(benches, searches, kernels, passes);
 criterion_main!(benches);

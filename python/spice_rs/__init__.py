@@ -1,6 +1,6 @@
 """Choose fine-tuning data by greedy log-determinant Fisher information with a gradient-conflict penalty (SPICE).
 
-Data flows one way: dataset → extractor → store → selection → report. `extract` writes a gradient store and needs
+Data flows one way: dataset → extractor → store → selection → analysis, report. `extract` writes a gradient store and needs
 torch; everything else needs numpy alone.
 """
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from spice_rs._core import __version__
 from spice_rs.analysis.agreement import Agreement, agreement
+from spice_rs.analysis.certificate import Certificate, certify
+from spice_rs.analysis.curvature import Curvature, curvature
 from spice_rs.analysis.explanation import Explanation, explain
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.result import Analysis
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Agreement",
     "Analysis",
+    "Certificate",
     "Comparison",
     "CorruptStoreError",
+    "Curvature",
     "Diagnosis",
     "Explanation",
     "GradientStore",
@@ -58,7 +62,9 @@ __all__ = [
     "__version__",
     "agreement",
     "analyze",
+    "certify",
     "compare",
+    "curvature",
     "doctor",
     "explain",
     "extend",

@@ -12,6 +12,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands import (
     agreement,
+    analysis,
     comparison,
     demo,
     explanation,
@@ -66,6 +67,7 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     comparison.add(commands)
     schedule.add(commands, called)
     agreement.add(commands)
+    analysis.add(commands)
     stores.add(commands)
     demo.add(commands)
     return parser

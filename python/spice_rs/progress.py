@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 DELAY = 2.0
@@ -137,3 +138,25 @@ class Watcher:
                 self._selecting.update(picks - self._picked)
         self._read, self._picked = surveyed, picks
         self._evaluated = self._before[1] + rows_read
+
+
+@contextmanager
+def counting(progress: Progress, what: str, unit: str = "rows") -> Iterator[Callable[[int, int], object]]:
+    """Yield what to call with (done, all): the user's function, or one that moves a bar."""
+    if callable(progress):
+        yield progress
+        return
+    drawn: Bar | None = None
+    seen = 0
+
+    def count(done: int, total: int) -> None:
+        nonlocal drawn, seen
+        drawn = drawn or bar(progress, total=total, what=what, unit=unit)
+        drawn.update(done - seen)
+        seen = done
+
+    try:
+        yield count
+    finally:
+        if drawn is not None:
+            drawn.close()

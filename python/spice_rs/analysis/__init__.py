@@ -1,1 +1,1 @@
-"""What a selection is worth, what its pool holds, and how methods compare."""
+"""What can be proven of selections: how good greedy picks must be, and how good these are."""

@@ -2,8 +2,9 @@
 //!
 //! The crate knows no Python. Data flows one way: a [`store`] on disk hands out memory-mapped
 //! [`matrix::RowBlock`]s; a [`matrix::Pool`] is a read-only view over some of them; [`selection`]
-//! picks rows of a pool. The selection never imports the store.
+//! picks rows of a pool; [`analysis`] says how good such picks can be at all. Neither imports the store.
 
+pub mod analysis;
 mod convert;
 pub mod error;
 pub mod linalg;

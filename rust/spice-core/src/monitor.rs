@@ -14,6 +14,8 @@ use crate::selection::{NearDuplicate, Pick};
 pub struct Monitor {
     cancelled: AtomicBool,
     surveyed: AtomicUsize,
+    /// Rows that passes over the pool will have read in all; 0 if that was not said.
+    planned: AtomicUsize,
     picks: AtomicUsize,
     gain: AtomicU64,
     rows_read: AtomicU64,
@@ -47,9 +49,14 @@ impl Monitor {
         self.cancelled.store(true, Relaxed);
     }
 
-    /// Rows that the first pass over the pool has read.
+    /// Rows that the first pass over the pool has read; of an analysis, those of all passes.
     pub fn surveyed(&self) -> usize {
         self.surveyed.load(Relaxed)
+    }
+
+    /// Rows that all passes of an analysis will have read, the first one included; 0 before it is known.
+    pub fn planned(&self) -> usize {
+        self.planned.load(Relaxed)
     }
 
     /// Picks so far.
@@ -91,6 +98,10 @@ impl Monitor {
         let result = work();
         self.limited.store(false, Relaxed);
         result
+    }
+
+    pub(crate) fn plan(&self, rows: usize) {
+        self.planned.store(rows, Relaxed);
     }
 
     pub(crate) fn add_surveyed(&self, rows: usize) {

@@ -1,5 +1,6 @@
 //! `spice_rs._core`: convert, release the GIL, delegate to `spice-core`.
 
+mod analysis;
 mod errors;
 mod selection;
 mod store;
@@ -16,6 +17,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;
     module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
+    module.add_function(wrap_pyfunction!(analysis::curvature, module)?)?;
+    module.add_function(wrap_pyfunction!(analysis::certify, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
     module.add_function(wrap_pyfunction!(tools::convert, module)?)?;
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;

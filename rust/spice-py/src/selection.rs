@@ -361,11 +361,11 @@ impl LeftOut<'_> {
 }
 
 /// Positions or numbers of groups; whether they are in range is for the core to say.
-fn rows_of(rows: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
+pub(crate) fn rows_of(rows: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
     rows.as_array().iter().map(|&row| row as usize).collect()
 }
 
-fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {
+pub(crate) fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {
     numbers.as_array().to_vec()
 }
 
@@ -395,7 +395,7 @@ fn series<'py>(
     Ok(out)
 }
 
-fn pool<'a>(
+pub(crate) fn pool<'a>(
     source: &'a [Rows<'_>],
     dim: usize,
     index: Option<PyReadonlyArray1<'_, i64>>,

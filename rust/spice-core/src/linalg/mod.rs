@@ -7,10 +7,14 @@
 
 mod cholesky;
 mod kernels;
+mod outer;
 mod products;
+mod whitening;
 
 pub use cholesky::{Cholesky, add_outer_products};
 pub use kernels::Kernels;
 pub(crate) use kernels::{CHUNK, dot_twofold};
+pub(crate) use outer::{add_many_outer_products, stride_of};
 pub(crate) use products::sure_squares;
 pub use products::{product_error, products_of};
+pub use whitening::{Whitening, rounding};

@@ -35,8 +35,9 @@ use information::log_dets;
 pub use near::NearDuplicate;
 use objective::{DiagonalFisher, FixedGain, Objective};
 use run::{Outcome, Past, Run};
-use settings::check_alpha;
+pub(crate) use settings::check_alpha;
 pub use settings::{Fisher, Method, Search, Settings};
+pub(crate) use survey::AHEAD;
 pub use survey::{Survey, fingerprint};
 pub use windows::select_windows;
 
@@ -242,7 +243,7 @@ fn rows_of(picks: &[Pick]) -> Vec<usize> {
     picks.iter().map(|pick| pick.row).collect()
 }
 
-fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
+pub(crate) fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
     match rows.iter().find(|&&row| row >= survey.len()) {
         None => Ok(()),
         Some(row) => Err(Error::invalid(
@@ -304,7 +305,7 @@ fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
 /// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
 const LARGEST_SIGNAL: f64 = 1e13;
 
-fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
+pub(crate) fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
     let largest = alpha * survey.largest_norm_sq();
     if largest <= LARGEST_SIGNAL {
         return Ok(());

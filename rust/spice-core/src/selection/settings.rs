@@ -118,7 +118,7 @@ impl Settings {
     }
 }
 
-pub(super) fn check_alpha(alpha: f64) -> Result<()> {
+pub(crate) fn check_alpha(alpha: f64) -> Result<()> {
     if alpha.is_finite() && alpha > 0.0 {
         return Ok(());
     }

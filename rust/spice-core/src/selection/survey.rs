@@ -14,7 +14,7 @@ use crate::monitor::Monitor;
 const CHUNK: usize = 256;
 
 /// Rows that memory is asked for together.
-pub(super) const AHEAD: usize = 8;
+pub(crate) const AHEAD: usize = 8;
 
 /// A pool whose rows are finite, scaled for good, and of known norm.
 pub struct Survey<'a> {
@@ -120,12 +120,12 @@ impl<'a> Survey<'a> {
 
     /// Brings the next few of some rows into the caches. Rows that lie anywhere come sooner if memory is asked for
     /// several at once: to be called before every [`AHEAD`]th of them is read.
-    pub(super) fn fetch(&self, rows: impl Iterator<Item = usize>) {
+    pub(crate) fn fetch(&self, rows: impl Iterator<Item = usize>) {
         rows.take(AHEAD).for_each(|row| self.pool.touch(row));
     }
 
     /// Writes the columns `part` of row `row` to `out`.
-    pub(super) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
+    pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
         self.pool.load_part(row, part, out);
     }
 
@@ -147,7 +147,7 @@ impl<'a> Survey<'a> {
     }
 
     /// max ‖g‖².
-    pub(super) const fn largest_norm_sq(&self) -> f64 {
+    pub(crate) const fn largest_norm_sq(&self) -> f64 {
         self.largest
     }
 
@@ -172,7 +172,7 @@ impl<'a> Survey<'a> {
         show(self.fingerprint)
     }
 
-    pub(super) const fn kernels(&self) -> Kernels {
+    pub(crate) const fn kernels(&self) -> Kernels {
         self.kernels
     }
 }

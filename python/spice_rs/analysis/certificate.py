@@ -1,0 +1,210 @@
+"""How good a selection is at least, beside any other of as many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spice_rs import _core
+from spice_rs.analysis.curvature import percent
+from spice_rs.data.columns import Columns, digest, row_list
+from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.progress import Progress, counting
+from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.result import Selection
+from spice_rs.selection.saved import check_same
+from spice_rs.store.sources import Source, as_rows, open_source
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Certificate:
+    """An upper bound of U(S) = log det(I + αF_S) over all choices of k rows, from p prefixes of a selection of k.
+
+    Attributes:
+        prefixes: (p,) int64 numbers of first picks; the last one is k.
+        submodular: (p,) float64 bound by submodularity, U(S_j) + Σ of the k largest Δ_x(S_j) outside S_j.
+        concave: (p,) float64 bound by the concavity of log det in the weights of the rows, U(S_j) + Σ of the k largest
+            a_x − Σ_{x∈S_j} a_x with a_x = α gᵀ(I + αF_{S_j})⁻¹g.
+        bounds: (p,) float64 the smaller of both.
+        relaxed: (s,) float64 bound by concavity at better weights than those of the picks, after each step to them.
+        log_dets: (p,) float64 U of the prefixes.
+        log_det: U of all picks.
+        upper_bound: the smallest bound: no k rows have a larger U.
+        ratio: U of the picks is at least this share of the largest U of any k rows.
+        prefix: the prefix that bounds best; None if better weights do.
+        picks: k.
+        conflict_penalty: λ that the picks were made with. The bound is about U alone, whatever it is.
+    """
+
+    prefixes: Rows
+    submodular: Floats
+    concave: Floats
+    bounds: Floats
+    relaxed: Floats
+    log_dets: Floats
+    log_det: float
+    upper_bound: float
+    ratio: float
+    prefix: int | None
+    picks: int
+    conflict_penalty: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate({self.picks} picks, log det {self.log_det:.6g} of at most {self.upper_bound:.6g}, at least"
+            f" {percent(self.ratio)} of the best)"
+        )
+
+
+def certify(
+    selection: Selection,
+    source: Any,
+    prefixes: int | Sequence[int] = 12,
+    *,
+    steps: int = 4,
+    data: Any = None,
+    weights: Any = None,
+    initial: Any = None,
+    threads: int | None = None,
+    progress: Progress = None,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Certificate:
+    """Return a proven upper bound of U over any k rows, and so how much of the best U a selection has.
+
+    The bound holds however the rows were picked: by any method, with a conflict penalty, under conditions. It is about
+    U alone. What the penalty avoids does not count in it, and neither do conditions: it bounds U of any k rows
+    (beside the same initial rows, with the same weights), k being the number of picks, those that conditions forbid
+    included. Rounding is bounded too, and always against the claim.
+
+    Args:
+        selection: the picks; what `Selection.load` returns is one.
+        source: what was selected from.
+        prefixes: how many prefixes of the picks to look at, log-spaced from 1 to k, or which, as numbers of picks. No pick
+            and all of them are looked at in any case. More of them can only make the bound tighter, and take longer.
+        steps: at most so many steps of Frank and Wolfe's method to weights of the rows where the bound by concavity is
+            tighter. Each is one more pass over the source; none is taken where there are far fewer picks than columns,
+            or where they cannot lead below the best bound.
+        data: what the source was extracted from, to look the name of a column up in.
+        weights: the weights of the selection, if it has any.
+        initial: the initial rows of the selection, if it has any.
+        threads: threads to use; all cores by default.
+        progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
+            (rows read so far, rows that all passes will read).
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Raises:
+        InvalidInputError: an argument is out of range, the selection has no picks, or the matrices do not fit into
+            memory.
+        StoreMismatchError: the source, the weights or the initial rows are not those of the selection.
+        KeyboardInterrupt: Ctrl-C.
+
+    Example:
+        >>> import numpy as np, spice_rs
+        >>> rows = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
+        >>> spice_rs.certify(spice_rs.select(rows, 20), rows)
+        Certificate(20 picks, log det 29.0608 of at most 29.241, at least 99.3 % of the best)
+    """
+    numbers = check_numbers(threads=threads)
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 0:
+        raise InvalidInputError(f"steps: found {steps!r}, expected a whole number from 0. 0 takes none.")
+    settings, k = selection.settings, len(selection)
+    if k == 0:
+        raise InvalidInputError(
+            "selection: found no picks, expected at least one. Select again, with more time."
+        )
+    chosen = _prefixes(prefixes, k)
+    opened = open_source(source, dim=dim, dtype=dtype)
+    remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
+    identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
+    check_same("source", settings["source"], identity, StoreMismatchError, remedy)
+    _, scale, unit = opened.row_scale(settings["normalize"])
+    with counting(progress, "certify") as count:
+        found = _core.certify(
+            opened.blocks,
+            dim=opened.dim,
+            index=opened.index,
+            scale=scale,
+            unit=unit,
+            weights=_weights(opened, data, weights, settings),
+            alpha=settings["alpha"],
+            initial=_initial(opened, initial, settings),
+            picks=opened.positions(selection.indices).astype(np.int64),
+            prefixes=chosen,
+            steps=int(steps),
+            threads=numbers["threads"],
+            progress=count,
+        )
+    content = {"content": found["fingerprint"]}
+    check_same("source", settings["source"], content, StoreMismatchError, remedy)
+    submodular, concave = found["submodular"], found["concave"]
+    bounds = np.minimum(submodular, concave)
+    return Certificate(
+        prefixes=chosen,
+        submodular=submodular,
+        concave=concave,
+        bounds=bounds,
+        relaxed=found["relaxed"],
+        log_dets=found["log_dets"],
+        log_det=float(found["log_dets"][-1]),
+        upper_bound=found["upper_bound"],
+        ratio=found["ratio"],
+        prefix=int(chosen[bounds.argmin()]) if found["upper_bound"] == bounds.min() else None,
+        picks=k,
+        conflict_penalty=settings["conflict_penalty"],
+    )
+
+
+def _prefixes(asked: int | Sequence[int], k: int) -> Rows:
+    """Return ascending numbers of picks, from 0 to all of them."""
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
+        count = check_numbers(prefixes=asked)["prefixes"] or 1
+        spaced = np.round(np.geomspace(1, k, count)).astype(np.int64)
+    else:
+        spaced = as_rows(asked, "prefixes")
+        outside = spaced[(spaced < 0) | (spaced > k)]
+        if outside.size:
+            raise InvalidInputError(
+                f"prefixes: found {outside[0]}, expected numbers from 0 to {k}, the picks there are. Leave it out."
+            )
+    return np.unique(np.concatenate([spaced, [0, k]])).astype(np.int64)
+
+
+def _weights(source: Source, data: Any, given: Any, settings: dict[str, Any]) -> Floats | None:
+    """Return the weights by position, after a look whether they are those of the selection."""
+    columns = Columns(source, data, {"weights": given})
+    values = None if given is None else columns.numbers("weights", given, positive=True)
+    _check_given("weights", None if values is None else digest(values), settings)
+    return None if values is None else columns.by_position(values)
+
+
+def _initial(source: Source, given: Any, settings: dict[str, Any]) -> Rows:
+    """Return the positions of the initial rows, after a look whether they are those of the selection."""
+    if isinstance(given, Selection):
+        given = given.indices
+    rows = np.empty(0, np.int64) if given is None else row_list("initial", given)
+    _check_given("initial", digest(rows) if rows.size else None, settings)
+    return source.positions(rows, "initial").astype(np.int64)
+
+
+def _check_given(field: str, found: str | None, settings: dict[str, Any]) -> None:
+    recorded = settings[field]
+    expected = None if recorded is None else recorded["sha256"]
+    if found == expected:
+        return
+    remedy = f"Leave {field} out." if expected is None else f"Give the {field} that `select` was given."
+    raise StoreMismatchError(
+        f"{field}: found {_named(found)}, expected {_named(expected)} as the selection has. {remedy}"
+    )
+
+
+def _named(digested: str | None) -> str:
+    return "none" if digested is None else f"values of hash {digested}"

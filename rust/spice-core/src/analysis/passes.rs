@@ -1,0 +1,189 @@
+//! Reading a pool from end to end: the sums of outer products and inner products that analyses start from.
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::linalg::{Whitening, add_many_outer_products, stride_of};
+use crate::memory::available;
+use crate::monitor::Monitor;
+use crate::selection::{AHEAD, Survey, check_alpha, check_scale};
+
+/// Cells of rows that are added to M together.
+const BATCH_CELLS: usize = 1 << 20;
+
+/// Most rows that one task takes through a factor: each block of the factor is made ready once for all of them.
+const MOST_ROWS: usize = 512;
+
+/// Tasks that there should be at least, for many threads.
+const TASKS: usize = 64;
+
+/// Bytes of a run that nobody needs to be asked for.
+const SMALL: f64 = 5e8;
+
+/// The rows of a pool under one α.
+#[derive(Clone, Copy)]
+pub(super) struct Passes<'a> {
+    pub(super) survey: &'a Survey<'a>,
+    pub(super) alpha: f64,
+    pub(super) monitor: &'a Monitor,
+}
+
+impl<'a> Passes<'a> {
+    /// # Errors
+    /// [`Error::InvalidInput`] if α is not positive or too large for the rows.
+    pub(super) fn new(survey: &'a Survey<'a>, alpha: f64, monitor: &'a Monitor) -> Result<Self> {
+        check_alpha(alpha)?;
+        check_scale(survey, alpha)?;
+        Ok(Self { survey, alpha, monitor })
+    }
+
+    /// α‖g‖² of a row.
+    pub(super) fn signal(&self, row: usize) -> f64 {
+        self.alpha * self.survey.norm_sq()[row]
+    }
+
+    /// Rows that are added to M together.
+    fn batch(&self) -> usize {
+        (BATCH_CELLS / self.survey.dim()).clamp(64, 1024)
+    }
+
+    /// Rows that one task takes through a factor; it depends on the pool alone, as do the bits of a result.
+    pub(super) fn chunk(&self) -> usize {
+        let rows = self.survey.len().div_ceil(TASKS).next_multiple_of(64);
+        rows.min(MOST_ROWS).min((4 * BATCH_CELLS / self.survey.dim()).next_multiple_of(64))
+    }
+
+    /// Terms that a cell of I + α Σ ggᵀ over `count` rows sums up, batch by batch.
+    pub(super) fn terms(&self, count: usize) -> usize {
+        self.batch().min(count) + count.div_ceil(self.batch()) + 8
+    }
+
+    /// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix` (d × d).
+    pub(super) fn add_rows(&self, matrix: &mut [f64], rows: &[usize]) -> Result<()> {
+        let dim = self.survey.dim();
+        let stride = stride_of(dim);
+        let mut cells = vec![0.0; self.batch().min(rows.len()) * stride];
+        for batch in rows.chunks(self.batch()) {
+            self.monitor.check()?;
+            let cells = &mut cells[..batch.len() * stride];
+            let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * stride));
+            parts.for_each(|(rows, cells)| self.load(rows, cells, stride));
+            add_many_outer_products(matrix, dim, cells, self.alpha);
+            self.monitor.add_surveyed(batch.len());
+        }
+        Ok(())
+    }
+
+    /// The rows themselves, `stride` cells from one to the next.
+    fn load(&self, rows: &[usize], cells: &mut [f64], stride: usize) {
+        let dim = self.survey.dim();
+        for (ahead, cells) in rows.chunks(AHEAD).zip(cells.chunks_mut(AHEAD * stride)) {
+            self.survey.fetch(ahead.iter().copied());
+            let places = ahead.iter().zip(cells.chunks_exact_mut(stride));
+            places.for_each(|(&row, cells)| self.survey.load(row, &mut cells[..dim]));
+        }
+    }
+
+    /// Calls `work` with every chunk of the pool's rows, as (first row, cells, its part of `out`), on all threads; `out`
+    /// has `width` numbers for each row.
+    pub(super) fn map_rows(
+        &self,
+        width: usize,
+        out: &mut [f64],
+        work: impl Fn(&mut [f64], &mut [f64]) + Sync,
+    ) -> Result<()> {
+        let dim = self.survey.dim();
+        let chunks = out.par_chunks_mut(self.chunk() * width).enumerate();
+        chunks.with_max_len(1).try_for_each_init(Vec::new, |cells, (chunk, out)| {
+            self.monitor.check()?;
+            let first = chunk * self.chunk();
+            let rows: Vec<usize> = (first..first + out.len() / width).collect();
+            cells.resize(rows.len() * dim, 0.0);
+            self.load(&rows, cells, dim);
+            work(cells, out);
+            self.monitor.add_surveyed(rows.len());
+            Ok(())
+        })
+    }
+
+    /// I + αGGᵀ, G the matrix of `rows`: its lower triangle, column after column.
+    pub(super) fn gram(&self, rows: &[usize]) -> Result<Vec<f64>> {
+        let (dim, count) = (self.survey.dim(), rows.len());
+        let mut matrix = identity(count);
+        // In bands of columns: a band, transposed, is a list of rows of `count` cells.
+        let band = (BATCH_CELLS * 4 / count + 1).min(dim);
+        let mut done = 0;
+        for first in (0..dim).step_by(band) {
+            self.monitor.check()?;
+            let columns = self.transposed(rows, first, band.min(dim - first), stride_of(count));
+            add_many_outer_products(&mut matrix, count, &columns, self.alpha);
+            let share = count * (first + band).min(dim) / dim;
+            self.monitor.add_surveyed(share - done);
+            done = share;
+        }
+        Ok(matrix)
+    }
+
+    /// The columns `first .. first + width` of `rows`, `stride` cells from one to the next.
+    pub(super) fn transposed(
+        &self,
+        rows: &[usize],
+        first: usize,
+        width: usize,
+        stride: usize,
+    ) -> Vec<f64> {
+        let mut columns = vec![0.0; width * stride];
+        let mut cells = vec![0.0; AHEAD * width];
+        for (part, rows) in rows.chunks(AHEAD).enumerate() {
+            self.survey.fetch(rows.iter().copied());
+            for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(width)) {
+                self.survey.load_part(row, first..first + width, cells);
+            }
+            for (j, column) in columns.chunks_exact_mut(stride).enumerate() {
+                let column = &mut column[part * AHEAD..][..rows.len()];
+                column
+                    .iter_mut()
+                    .zip(cells[j..].iter().step_by(width))
+                    .for_each(|(to, &cell)| *to = cell);
+            }
+        }
+        columns
+    }
+
+    /// Factors the lower triangle of a matrix of cells that sum up `terms` terms.
+    pub(super) fn factor(&self, matrix: Vec<f64>, size: usize, terms: usize) -> Result<Whitening> {
+        Whitening::new(matrix, size, terms, || self.monitor.check())?.ok_or_else(|| {
+            Error::invalid(
+                "alpha",
+                self.alpha,
+                "I + alpha F within float64",
+                "Lower alpha, or use normalize=\"unit\".",
+            )
+        })
+    }
+
+    /// # Errors
+    /// [`Error::InvalidInput`] if `bytes` are more memory than there is.
+    pub(super) fn check_memory(&self, bytes: f64) -> Result<()> {
+        let free = available().unwrap_or(f64::INFINITY);
+        if bytes <= SMALL || bytes <= free {
+            return Ok(());
+        }
+        let (rows, dim) = (self.survey.len(), self.survey.dim());
+        Err(Error::invalid(
+            "source",
+            format!(
+                "{rows} rows of {dim} columns, which takes some {:.1} GB of memory to analyse",
+                bytes / 1e9
+            ),
+            format!("an analysis within the {:.1} GB that are free", free / 1e9),
+            "Project the gradients to fewer columns, or analyse fewer rows.",
+        ))
+    }
+}
+
+pub(super) fn identity(size: usize) -> Vec<f64> {
+    let mut matrix = vec![0.0; size * size];
+    (0..size).for_each(|i| matrix[i * size + i] = 1.0);
+    matrix
+}
