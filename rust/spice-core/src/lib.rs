@@ -4,12 +4,13 @@
 //! [`matrix::RowBlock`]s; a [`matrix::Pool`] is a read-only view over some of them; [`selection`]
 //! picks rows of a pool. The selection never imports the store.
 
-mod convert;
+pub mod convert;
 pub mod error;
 pub mod linalg;
 pub mod matrix;
 mod memory;
 pub mod monitor;
+pub mod narrow;
 pub mod selection;
 pub mod store;
 
