@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+FUZZ_TARGETS := header folder
+# No input of a few kB may make the store ask for more than 64 MB at once.
+FUZZ_OPTIONS := -runs=1000000 -max_len=8192 -malloc_limit_mb=64 -timeout=10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench wheel clean
+.PHONY: help demo test check format bench fuzz valgrind wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +37,20 @@ format: $(VENV)/ready ## format all sources
 bench: $(VENV)/built ## time the selection against fused torch loops, and the kernels
 	$(BIN)/python benches/selection.py --sections loop deep
 	cargo bench
+
+fuzz: ## a million inputs a target through the store's readers, under the address sanitizer
+	@cargo fuzz --version || { echo "fuzz: cargo-fuzz is missing; cargo install cargo-fuzz"; exit 2; }
+	cp Cargo.lock rust/fuzz/Cargo.lock
+	for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir rust/fuzz $$target -- $(FUZZ_OPTIONS) || exit 1; \
+	done
+
+valgrind: ## the store's Rust tests under valgrind
+	@valgrind --version || { echo "valgrind: it is missing; install it"; exit 2; }
+	PROPTEST_CASES=8 cargo test -p spice-core --config 'target."cfg(unix)".runner = "valgrind -q --error-exitcode=9"' \
+		--lib -- store:: convert:: narrow:: --test-threads 1
+	PROPTEST_CASES=2 cargo test -p spice-core --config 'target."cfg(unix)".runner = "valgrind -q --error-exitcode=9"' \
+		--test store
 
 wheel: $(VENV)/ready ## build the abi3 wheel into dist/
 	$(BIN)/maturin build --release --out dist

@@ -320,6 +320,25 @@ def test_damage_to_a_compacted_shard_brings_back_what_it_replaced(tmp_path: Path
     assert content(path) == whole
 
 
+def test_a_damaged_shard_that_was_replaced_does_not_bring_back_what_it_replaced(tmp_path: Path) -> None:
+    path = fill(tmp_path / "s", range(6), rows_per_shard=2)
+    old = {name: (path / name).read_bytes() for name in shards(path)}
+    GradientStore(path).compact()
+    old |= {name: (path / name).read_bytes() for name in shards(path)}
+    GradientStore(path).delete([3])
+    whole = content(path)
+    # As if both had been killed before they removed the old files, and all of these had been damaged since.
+    for name, data in old.items():
+        (path / name).write_bytes(data)
+    assert content(path) == whole
+    for name in old:
+        damage(path / name)
+        assert content(path) == whole
+    done = GradientStore.repair(path)
+    assert (sorted(done["removed"]), done["damaged"]) == (sorted(old), [])
+    assert content(path) == whole
+
+
 def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = fill(tmp_path / "a", range(6), rows_per_shard=1)
     b = fill(tmp_path / "b", range(4, 10), rows_per_shard=1)

@@ -1,1 +1,1 @@
-"""What can be proven of selections: how good greedy picks must be, and how good these are."""
+"""What a selection is worth: why each pick, what can be proven, and how methods and proxies compare."""

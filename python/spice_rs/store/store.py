@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
-from spice_rs.store.values import floats, integers, json_object, non_negative
+from spice_rs.store.values import floats, integers, json_object, non_negative, room
 
 __all__ = ["GradientStore", "GradientWriter"]
 
@@ -159,19 +159,24 @@ class GradientStore:
         """The learned tokens of each sample: (n,) int32; None unless all shards record it."""
         return self._core.num_tokens
 
-    def read(self, positions: ArrayLike) -> NDArray[np.float32]:
-        """Reads rows.
+    def read(self, positions: ArrayLike, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Reads rows, on all cores if they are many.
 
         Args:
             positions: (m,) integers, 0 ≤ position < len(store), in any order, repeated or not.
+            out: (m, dim) float32, C-contiguous, to be filled; None for a new array. Where many parts are read one
+                after the other, one array for all of them saves the time in which the system hands out memory.
 
         Returns:
-            (m, dim) float32: the rows, rounded to the dtype of the store.
+            (m, dim) float32: the rows, rounded to the dtype of the store; ``out`` if it was given.
 
         Raises:
-            InvalidInputError: If a position is not there or is no integer.
+            InvalidInputError: If a position is not there or is no integer; if ``out`` cannot be filled.
         """
-        return self._core.read(integers("positions", positions, np.int64))
+        wanted = integers("positions", positions, np.int64)
+        filled = room("out", out, (len(wanted), self.dim))
+        self._core.read(wanted, filled)
+        return filled
 
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.

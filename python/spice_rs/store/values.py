@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,3 +89,22 @@ def integers(field: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
                 "Check where they come from."
             )
     return np.ascontiguousarray(array, dtype=dtype)
+
+
+def room(field: str, out: NDArray[np.float32] | None, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The array to be filled: the caller's if it has the shape and the layout, or a new one."""
+    if out is None:
+        if math.prod(shape) > sys.maxsize // 4:
+            raise MemoryError(f"{shape[0]} rows of {shape[1]} float32 do not fit into memory")
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{field}: found {type(out).__name__}, expected a numpy array or None.")
+    found = f"{out.dtype} {out.shape}"
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        found += ", " + ("read-only" if out.flags.c_contiguous else "not C-contiguous")
+    elif out.dtype == np.float32 and out.shape == shape:
+        return out
+    raise InvalidInputError(
+        f"{field}: found {found}, expected writable, C-contiguous float32 {shape}. "
+        "Make it with np.empty(shape, np.float32)."
+    )

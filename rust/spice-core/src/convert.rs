@@ -186,18 +186,19 @@ fn scale<T: Narrow>(cells: &[T], factor: f64, out: &mut [f32]) {
 }
 
 macro_rules! cells {
-    ($name:ident, $type:ty, $widen:path, $scale:path) => {
-        pub(crate) mod $name {
+    ($(#[$doc:meta])* $name:ident, $type:ty, $widen:path, $scale:path) => {
+        $(#[$doc])*
+        pub mod $name {
             use super::{Arch, ScaleWide};
 
             /// `out = cells · factor`; exact if `factor` is a power of two.
-            pub(crate) fn widen(cells: &[$type], factor: f64, out: &mut [f64]) {
+            pub fn widen(cells: &[$type], factor: f64, out: &mut [f64]) {
                 $widen(cells, factor, out);
             }
 
             /// `out = cells · factor`, each cell with a relative error of at most 1.5 units of single precision
             /// (or of an absolute error below the smallest normal number).
-            pub(crate) fn scale(cells: &[$type], factor: f64, out: &mut [f32]) {
+            pub fn scale(cells: &[$type], factor: f64, out: &mut [f32]) {
                 if (1e-30..1e30).contains(&factor) {
                     $scale(cells, factor, out);
                 } else {
@@ -208,31 +209,18 @@ macro_rules! cells {
     };
 }
 
-cells!(bytes, i8, super::widen, super::scale);
-cells!(halves, half::f16, super::widen_halves, super::scale_halves);
-cells!(brains, half::bf16, super::widen, super::scale);
-cells!(singles, f32, super::widen, super::scale);
-
-/// `out = cells · factor`, rounded to the nearest of -127 … 127, which no product may leave by more than rounding.
-struct Round<'a>(&'a [f32], f32, &'a mut [i8]);
-
-impl WithSimd for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        // Added to this, a small number is rounded to a whole one, which is then in the lowest byte.
-        const WHOLE: f32 = 1.5 * (1u32 << 23) as f32;
-        for (out, &cell) in self.2.iter_mut().zip(self.0) {
-            *out = (cell * self.1 + WHOLE).to_bits() as i8;
-        }
-    }
-}
-
-/// Rounds `cells · factor` to bytes; no product may be above 127 by more than its own rounding.
-pub(crate) fn round_to_bytes(cells: &[f32], factor: f32, out: &mut [i8]) {
-    Arch::new().dispatch(Round(cells, factor, out));
-}
+cells!(
+    /// Stored bytes.
+    bytes, i8, super::widen, super::scale);
+cells!(
+    /// Stored `float16`.
+    halves, half::f16, super::widen_halves, super::scale_halves);
+cells!(
+    /// Stored `bfloat16`.
+    brains, half::bf16, super::widen, super::scale);
+cells!(
+    /// Stored `float32`.
+    singles, f32, super::widen, super::scale);
 
 /// `out = cells · factor` in single precision.
 pub(crate) fn scale_doubles(cells: &[f64], factor: f64, out: &mut [f32]) {
@@ -289,16 +277,6 @@ mod tests {
         bytes::scale(&all, 0.5, &mut narrow);
         for ((&byte, wide), narrow) in all.iter().zip(wide).zip(narrow) {
             assert_eq!((wide, narrow), (0.5 * f64::from(byte), 0.5 * f32::from(byte)));
-        }
-    }
-
-    #[test]
-    fn rounded_bytes_are_the_nearest() {
-        let cells: Vec<f32> = (-1270..=1270).map(|cell| cell as f32 * 0.05).collect();
-        let mut out = vec![0; cells.len()];
-        round_to_bytes(&cells, 2.0, &mut out);
-        for (&cell, &byte) in cells.iter().zip(&out) {
-            assert!((f64::from(cell) * 2.0 - f64::from(byte)).abs() <= 0.5);
         }
     }
 

@@ -5,12 +5,13 @@
 //! picks rows of a pool; [`analysis`] says how good such picks can be at all. Neither imports the store.
 
 pub mod analysis;
-mod convert;
+pub mod convert;
 pub mod error;
 pub mod linalg;
 pub mod matrix;
 mod memory;
 pub mod monitor;
+pub mod narrow;
 pub mod selection;
 pub mod store;
 

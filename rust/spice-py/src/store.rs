@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
 use pyo3::prelude::*;
 use spice_core::matrix::Dtype;
 use spice_core::store::{Observer, Reader, Reduction, Schema, Writer, WriterOptions};
@@ -116,11 +116,13 @@ impl Store {
         json(&self.reader.info())
     }
 
-    fn read<'py>(
+    /// Fills `out`, a row for each position.
+    fn read(
         &self,
-        py: Python<'py>,
-        positions: PyReadonlyArray1<'py, i64>,
-    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        py: Python<'_>,
+        positions: PyReadonlyArray1<'_, i64>,
+        mut out: PyReadwriteArray2<'_, f32>,
+    ) -> PyResult<()> {
         let dim = self.reader.dim();
         // A negative position becomes one that no store has.
         let positions: Vec<usize> = positions
@@ -128,23 +130,19 @@ impl Store {
             .iter()
             .map(|&position| usize::try_from(position).unwrap_or(usize::MAX))
             .collect();
-        let mut out = Vec::new();
-        let room = positions.len().checked_mul(dim).map(|values| out.try_reserve_exact(values));
-        if !matches!(room, Some(Ok(()))) {
-            let message = format!("{} rows of {dim} float32 do not fit into memory", positions.len());
-            return Err(pyo3::exceptions::PyMemoryError::new_err(message));
+        let out = out.as_slice_mut()?;
+        if positions.len().checked_mul(dim) != Some(out.len()) {
+            // The core has the words for it.
+            return self.reader.read(&positions, out).map_err(to_py);
         }
         let rows_per_chunk = (VALUES_PER_CHUNK / dim).max(1);
-        for chunk in positions.chunks(rows_per_chunk) {
-            py.detach(|| {
-                let start = out.len();
-                out.resize(start + chunk.len() * dim, 0.0);
-                self.reader.read(chunk, &mut out[start..])
-            })
-            .map_err(to_py)?;
+        for (positions, out) in
+            positions.chunks(rows_per_chunk).zip(out.chunks_mut(rows_per_chunk.saturating_mul(dim)))
+        {
+            py.detach(|| self.reader.read(positions, out)).map_err(to_py)?;
             py.check_signals()?;
         }
-        out.into_pyarray(py).reshape([positions.len(), dim])
+        Ok(())
     }
 
     /// What was checked, as JSON.

@@ -1,10 +1,11 @@
 //! Rows of `f32` as stored cells and back, and the scale that keeps them in the range of their dtype.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
 
-use crate::convert::{brains, bytes, halves, round_to_bytes, singles};
+use crate::convert::{brains, bytes, halves, singles};
 use crate::matrix::Dtype;
+use crate::narrow;
 
 /// The largest norm of a row. Above it, rounding up could leave the range of `f32`.
 pub(super) const MAX_NORM: f64 = (1u128 << 127) as f64;
@@ -19,26 +20,36 @@ pub(super) struct Measure {
 
 /// Measures a row. Squares of `f32` cannot overflow or vanish in `f64`, so the norm is 0 only for a row of zeros.
 pub(super) fn measure(row: &[f32]) -> Measure {
-    const LANES: usize = 16;
-    let mut squares = [0.0f64; LANES];
-    let mut largest = [0.0f32; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    let mut add = |lane: usize, cell: f32| {
-        squares[lane] += f64::from(cell) * f64::from(cell);
-        largest[lane] = if cell.abs() > largest[lane] { cell.abs() } else { largest[lane] };
-    };
-    for chunk in chunks {
-        for (lane, &cell) in chunk.iter().enumerate() {
+    Arch::new().dispatch(Measuring(row))
+}
+
+struct Measuring<'a>(&'a [f32]);
+
+impl WithSimd for Measuring<'_> {
+    type Output = Measure;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Measure {
+        const LANES: usize = 16;
+        let mut squares = [0.0f64; LANES];
+        let mut largest = [0.0f32; LANES];
+        let mut add = |lane: usize, cell: f32| {
+            squares[lane] += f64::from(cell) * f64::from(cell);
+            largest[lane] = if cell.abs() > largest[lane] { cell.abs() } else { largest[lane] };
+        };
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &cell) in chunk.iter().enumerate() {
+                add(lane, cell);
+            }
+        }
+        for (lane, &cell) in rest.iter().enumerate() {
             add(lane, cell);
         }
-    }
-    for (lane, &cell) in rest.iter().enumerate() {
-        add(lane, cell);
-    }
-    Measure {
-        norm: squares.iter().sum::<f64>().sqrt(),
-        largest: largest.into_iter().fold(0.0, f32::max),
+        Measure {
+            norm: squares.iter().sum::<f64>().sqrt(),
+            largest: largest.into_iter().fold(0.0, f32::max),
+        }
     }
 }
 
@@ -102,32 +113,13 @@ impl Cells {
 
     /// Appends `row / scale`, rounded to nearest.
     pub(super) fn push(&mut self, row: &[f32], scale: f32) {
-        if let Self::I8(cells) = self {
-            let start = cells.len();
-            cells.resize(start + row.len(), 0);
-            return round_to_bytes(row, scale.recip(), &mut cells[start..]);
-        }
-        let scaled: Vec<f32>;
-        let row = if scale == 1.0 {
-            row
-        } else {
-            // Exact: a power of two, and no result is subnormal that would not round to zero anyway.
-            let factor = scale.recip();
-            scaled = row.iter().map(|cell| cell * factor).collect();
-            &scaled
-        };
+        // Exact for floats: a power of two, and no product is subnormal that would not round to zero anyway.
+        let factor = scale.recip();
         match self {
-            Self::I8(_) => unreachable!("stored above"),
-            Self::F16(cells) => {
-                let start = cells.len();
-                cells.resize(start + row.len(), f16::ZERO);
-                cells[start..].convert_from_f32_slice(row);
-            }
-            Self::BF16(cells) => {
-                let start = cells.len();
-                cells.resize(start + row.len(), bf16::ZERO);
-                cells[start..].convert_from_f32_slice(row);
-            }
+            Self::I8(cells) => narrow::to_bytes(row, factor, grown(cells, row.len(), 0)),
+            Self::F16(cells) => narrow::to_halves(row, factor, grown(cells, row.len(), f16::ZERO)),
+            Self::BF16(cells) => narrow::to_brains(row, factor, grown(cells, row.len(), bf16::ZERO)),
+            // Their scale is always 1.
             Self::F32(cells) => cells.extend_from_slice(row),
         }
     }
@@ -161,6 +153,13 @@ impl Cells {
             Self::F32(cells) => cells.clear(),
         }
     }
+}
+
+/// Appends `more` cells and returns these.
+fn grown<T: Copy>(cells: &mut Vec<T>, more: usize, zero: T) -> &mut [T] {
+    let start = cells.len();
+    cells.resize(start + more, zero);
+    &mut cells[start..]
 }
 
 /// Writes `scale × stored` to `out`.

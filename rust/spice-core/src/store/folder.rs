@@ -70,17 +70,46 @@ pub(super) fn list(folder: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
+/// Opens the regular file at `path`; a link, a pipe or a device is refused, and nothing outside the folder is opened.
+///
+/// # Errors
+/// [`Error::CorruptStore`] if the path is no regular file; [`Error::Io`].
+pub(super) fn open_regular(path: &Path) -> Result<File> {
+    let irregular = || super::corrupt(path, "file", "no regular file", "a regular file");
+    // Looked at by name first, because opening some devices already does something; and again through the open file,
+    // because the name may have become another's in between.
+    if !fs::symlink_metadata(path).map_err(Error::io(path, "open"))?.is_file() {
+        return Err(irregular());
+    }
+    let mut options = OpenOptions::new();
+    let file = careful(options.read(true)).open(path);
+    let file = file.map_err(|error| match is_link(path) {
+        true => irregular(),
+        false => Error::io(path, "open")(error),
+    })?;
+    match file.metadata().map_err(Error::io(path, "open"))?.is_file() {
+        true => Ok(file),
+        false => Err(irregular()),
+    }
+}
+
+/// Makes opening fail on links, and never wait for the other end of a pipe, where the system has such a thing.
+fn careful(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
 /// Reads a regular file of at most `limit` bytes, no link; `None` if it does not exist.
 pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(path, "read")(error)),
+    let file = match open_regular(path) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file?,
     };
-    if !found.is_file() {
-        return Err(super::corrupt(path, "file", "no regular file", "a regular file"));
-    }
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
     if bytes.len() as u64 > limit {
@@ -101,10 +130,7 @@ pub(super) struct Temporary {
 
 /// Removes the temporary file `path` if its writer is gone; false if it is not, or if that cannot be told.
 pub(super) fn remove_forgotten(path: &Path) -> Result<bool> {
-    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-        return Ok(false);
-    }
-    let Ok(file) = File::open(path) else { return Ok(false) };
+    let Ok(file) = open_regular(path) else { return Ok(false) };
     if file.try_lock().is_err() {
         return Ok(false);
     }
@@ -205,8 +231,26 @@ impl Lock {
     /// Takes the lock of the store in `folder`, or fails at once.
     pub(super) fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(LOCK_FILE);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::io(&path, "open"))?;
+        let irregular = || Error::Store {
+            path: path.clone(),
+            field: "file".to_string(),
+            found: "no regular file".to_string(),
+            expected: "a regular file, or none".to_string(),
+            remedy: "Remove it; the next one is made when it is needed.".to_string(),
+        };
+        let other = |found: io::Result<fs::Metadata>| found.is_ok_and(|found| !found.is_file());
+        if other(fs::symlink_metadata(&path)) {
+            return Err(irregular());
+        }
+        let mut options = OpenOptions::new();
+        let file = careful(options.create(true).truncate(false).write(true)).open(&path);
+        let file = file.map_err(|error| match is_link(&path) {
+            true => irregular(),
+            false => Error::io(&path, "open")(error),
+        })?;
+        if other(file.metadata()) {
+            return Err(irregular());
+        }
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
             Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),

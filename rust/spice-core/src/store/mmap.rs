@@ -6,23 +6,19 @@
 //! makes reads return changed bytes, which [`verify`](super::Reader::verify) looks for, or raises SIGBUS.
 #![allow(unsafe_code)]
 
-use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::Path;
 
+use super::folder;
 use crate::error::{Error, Result};
 
 /// The bytes of a file.
 pub(super) struct Mapped(memmap2::Mmap);
 
 impl Mapped {
-    /// Maps the regular file at `path`.
+    /// Maps the regular file at `path`; a link is refused.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // Looked at by name first: opening a named pipe would wait for a writer, and a link may lead out of the folder.
-        if !fs::symlink_metadata(path).map_err(Error::io(path, "open"))?.is_file() {
-            return Err(super::corrupt(path, "file", "no regular file", "a regular file"));
-        }
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let file = folder::open_regular(path)?;
         // SAFETY: the map is read-only and is only seen as `&[u8]`; that nobody changes or shortens the
         // file is the contract above.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;

@@ -13,8 +13,8 @@
 //!   damaged-*                                 set aside by a repair; ignored
 //! ```
 //!
-//! **`store.json`** is a JSON object of at most 16 MiB with exactly the members `format_version` (1),
-//! `schema_id`, `dim` (columns, at least 1), `dtype` (`"int8"`, `"float16"`, `"bfloat16"` or `"float32"`),
+//! **`store.json`** is a JSON object of at most 16 MiB, 2²⁰ values and 127 levels with exactly the members `format_version` (1),
+//! `schema_id`, `dim` (columns, 1 to 2³²), `dtype` (`"int8"`, `"float16"`, `"bfloat16"` or `"float32"`),
 //! `reduction` (of the loss over tokens: `"sum"`, `"mean"` or null for unknown), `provenance` (any object),
 //! `written_by` (free text) and, last, `checksum`. The file ends with the bytes
 //! `"checksum": "xxh3-64:<16 hex>"\n}\n`; the checksum is taken over the whole file with these 16 digits
@@ -81,6 +81,8 @@ mod checksum;
 mod compact;
 mod derive;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod header;
 mod mmap;
 mod reader;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -14,6 +16,9 @@ use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, extend, extend_optional, superseded};
 use crate::error::{Error, Result};
 use crate::matrix::{Dtype, RowBlock};
+
+/// Values that a thread reads at a time: for fewer it does not pay to start one.
+const VALUES_PER_PART: usize = 1 << 18;
 
 /// A store as it was when it was opened; rows that writers add later are seen by opening it again.
 ///
@@ -306,7 +311,7 @@ impl Reader {
             .collect()
     }
 
-    /// Writes the rows at `positions`, scaled, to `out`: `positions.len() × dim` values.
+    /// Writes the rows at `positions`, scaled, to `out`: `positions.len() × dim` values, on all cores if they are many.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that.
@@ -327,9 +332,26 @@ impl Reader {
                 "Positions count the rows of the store; `index` says which is which row of the data.";
             return Err(Error::invalid("positions", position, expected, remedy));
         }
-        for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
-            cells::load(self.stored(position), self.dtype(), self.scale[position], out);
-        }
+        let rows = (VALUES_PER_PART / dim).max(1);
+        let parts = Mutex::new(positions.chunks(rows).zip(out.chunks_mut(rows * dim)));
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((positions, out)) = next() {
+                for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
+                    cells::load(self.stored(position), self.dtype(), self.scale[position], out);
+                }
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        // Threads of this call alone: a process that is forked inherits none that it would wait for.
+        thread::scope(|scope| {
+            for _ in 1..threads.min(positions.len().div_ceil(rows)) {
+                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
+        });
         Ok(())
     }
 

@@ -32,7 +32,7 @@ pub struct Damaged {
 /// same folder. Reads the whole store.
 ///
 /// Rows of a damaged shard are missing afterwards, unless the shards that it replaced are still there: those count
-/// again.
+/// again. A damaged shard that a sound one has replaced is removed with the other superseded ones.
 ///
 /// # Errors
 /// [`Error::Store`] if there is no store, or one of another version, or while another process compacts, deletes or
@@ -72,13 +72,27 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
         };
         match check() {
             Ok(shard) => sound.push(shard),
-            Err(error @ Error::CorruptStore { .. }) => damaged.push((name, error.to_string())),
+            Err(error @ Error::CorruptStore { .. }) => {
+                let header = Shard::open(folder, name.clone(), &schema, &schema_id).ok();
+                damaged.push((name, error.to_string(), header));
+            }
             Err(error) => return Err(error),
         }
         observe(observer, number + 1, total)?;
     }
 
-    for (name, reason) in damaged {
+    // A damaged shard that another has replaced is not missed; and what it had replaced itself must not come back.
+    let is_replaced = |shard: &Shard, sound: &[Shard]| {
+        sound.iter().any(|other| other.header.supersedes.contains(&shard.identity()))
+    };
+    while let Some(place) = (damaged.iter())
+        .position(|(_, _, shard)| shard.as_ref().is_some_and(|shard| is_replaced(shard, &sound)))
+    {
+        sound.extend(damaged.remove(place).2);
+    }
+    sound.sort_by(|a, b| a.name.cmp(&b.name));
+
+    for (name, reason, _) in damaged {
         done.damaged.push(Damaged { name: folder::set_aside(folder, &name)?, reason });
     }
     folder::sync_folder(folder)?;

@@ -14,6 +14,10 @@ use crate::matrix::Dtype;
 pub const FORMAT_VERSION: u32 = 1;
 /// The most bytes of `store.json`.
 pub(super) const MAX_BYTES: u64 = 16 << 20;
+/// The most columns of a row.
+const MAX_DIM: u64 = 1 << 32;
+/// The most values in `store.json`, as [`values`] counts them: in memory each can take a hundred times its text.
+const MAX_VALUES: usize = 1 << 20;
 
 /// How the loss of a sample was reduced over its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,6 +71,13 @@ struct File {
     checksum: String,
 }
 
+/// Only what tells whether [`File`] is the shape to expect.
+#[derive(Deserialize)]
+struct Peek {
+    #[serde(default)]
+    format_version: Value,
+}
+
 /// A parsed `store.json`.
 #[derive(Debug)]
 pub(super) struct StoreFile {
@@ -78,7 +89,7 @@ pub(super) struct StoreFile {
 const SEAL_END: &str = "\"\n}\n";
 
 /// Where the digits of the checksum begin, if `bytes` end as a sealed `store.json` does.
-fn seal_position(bytes: &[u8]) -> Option<usize> {
+pub(super) fn seal_position(bytes: &[u8]) -> Option<usize> {
     let at = bytes.len().checked_sub(checksum::DIGITS + SEAL_END.len())?;
     let before = format!("\"checksum\": \"{}", checksum::PREFIX);
     (bytes[..at].ends_with(before.as_bytes()) && bytes.ends_with(SEAL_END.as_bytes())).then_some(at)
@@ -96,6 +107,14 @@ impl Schema {
                 0,
                 "at least 1",
                 "Give the number of columns of the rows.",
+            ));
+        }
+        if self.dim as u64 > MAX_DIM {
+            return Err(Error::invalid(
+                "dim",
+                self.dim,
+                format!("at most {MAX_DIM}"),
+                "Project the gradients to fewer columns.",
             ));
         }
         if !Self::DTYPES.contains(&self.dtype) {
@@ -174,12 +193,16 @@ impl Schema {
             return Err(corrupt(path, "checksum", found, checksum::text(expected)));
         }
         let invalid = |error: serde_json::Error| corrupt(path, "JSON", error, "a valid store.json");
-        let value: Value = serde_json::from_slice(bytes).map_err(invalid)?;
-        let version = &value["format_version"];
-        if *version != json!(FORMAT_VERSION) {
-            return Err(other_version(path, version));
+        let found = values(bytes);
+        if found > MAX_VALUES {
+            let found = format!("{found} values");
+            return Err(corrupt(path, "JSON", found, format!("at most {MAX_VALUES}")));
         }
-        let file: File = serde_json::from_value(value).map_err(invalid)?;
+        let Peek { format_version } = serde_json::from_slice(bytes).map_err(invalid)?;
+        if format_version != json!(FORMAT_VERSION) {
+            return Err(other_version(path, format_version));
+        }
+        let file: File = serde_json::from_slice(bytes).map_err(invalid)?;
         let dtype = Dtype::from_name(&file.dtype).filter(|dtype| Self::DTYPES.contains(dtype));
         let dtype = dtype.ok_or_else(|| {
             corrupt(
@@ -189,8 +212,8 @@ impl Schema {
                 "\"int8\", \"float16\", \"bfloat16\" or \"float32\"",
             )
         })?;
-        let dim = usize::try_from(file.dim).ok().filter(|&dim| dim > 0);
-        let dim = dim.ok_or_else(|| corrupt(path, "dim", file.dim, "a number of columns"))?;
+        let dim = usize::try_from(file.dim).ok().filter(|_| (1..=MAX_DIM).contains(&file.dim));
+        let dim = dim.ok_or_else(|| corrupt(path, "dim", file.dim, format!("1 to {MAX_DIM}")))?;
         let schema = Self { dim, dtype, reduction: file.reduction, provenance: file.provenance };
         if schema.id() != file.schema_id {
             return Err(corrupt(path, "schema_id", file.schema_id, schema.id()));
@@ -221,9 +244,24 @@ fn unfit(found: &dyn std::fmt::Display) -> Error {
     Error::invalid(
         "provenance",
         found,
-        "plain JSON, at most 100 levels deep and less than 16 MiB",
+        "plain JSON, at most 100 levels deep, a million values and less than 16 MiB",
         "Record names, numbers and hashes, and not the things themselves.",
     )
+}
+
+/// No fewer than the values in a JSON text, lists and objects included: each comes after one of `[{:,` or is the whole.
+fn values(json: &[u8]) -> usize {
+    let (mut count, mut quoted, mut escaped) = (1, false, false);
+    for &byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' | b':' | b',' if !quoted => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// JSON without spaces and with sorted members: equal values have equal text.

@@ -83,7 +83,8 @@ impl Reader {
         let mut hasher = Xxh3::new();
         hasher.update(shard.bytes(shard.header.columns()));
         let rows_per_chunk = (CHUNK / (shard.header.dim * shard.header.dtype.size())).max(1);
-        let mut row = vec![0.0; shard.header.dim];
+        // Without rows the width is only what the header says; with rows it is bounded by the size of the file.
+        let mut row = vec![0.0; if shard.header.rows > 0 { shard.header.dim } else { 0 }];
         // A wrong checksum explains wrong values, not the other way round; so values wait for it.
         let mut wrong_row = None;
         for first in (0..shard.header.rows).step_by(rows_per_chunk) {
