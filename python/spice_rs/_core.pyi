@@ -60,7 +60,8 @@ class StoreWriter:
         provenance: str,
         rows_per_shard: int | None,
         bytes_per_shard: int | None,
-        max_delay: float | None,
+        seconds_per_shard: float | None,
+        fsync: bool,
         writer: str | None,
     ) -> Self: ...
     def append(

@@ -1,11 +1,10 @@
-"""Samples → rows: batches, halved where memory runs out, and written while the next one is computed."""
+"""Samples → rows: batches, halved where memory runs out, and handed to the writer while the next one is computed."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 
 import numpy as np
@@ -22,7 +21,7 @@ _ROW_CELLS = 1 << 28  # cells of one batch's rows: 1 GB in float32, met with pro
 
 
 class GradientRun:
-    """Computes batches and writes them while the next one is computed.
+    """Computes batches and hands them to the store's writer, which has a thread of its own.
 
     Args:
         task: The loss.
@@ -42,18 +41,23 @@ class GradientRun:
         total = sum(sample.length for sample in samples)
         shown = bar(progress, total=total, what="extract", unit="tokens")
         done, started = 0, time.perf_counter()
-        with self.capture.attached(), closing(shown), ThreadPoolExecutor(1, "spice-write") as pool:
-            pending: Future[None] | None = None
-            for batch, rows, losses in self.batches(longest_first(samples)):
-                if pending is not None:
-                    pending.result()  # one batch is written at a time, and its errors are raised here
-                pending = pool.submit(write_rows, writer, batch, rows, losses)
-                done += len(batch)
-                shown.update(sum(sample.length for sample in batch))
-                rate = done / (time.perf_counter() - started)
-                shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
-            if pending is not None:
-                pending.result()
+        coming: Coming | None = None
+        with self.capture.attached(), closing(shown):
+            try:
+                for batch, rows, losses in self.batches(longest_first(samples)):
+                    earlier, coming = coming, Coming(batch, rows, losses)
+                    if earlier is not None:
+                        earlier.write(writer)
+                    if self.device.type != "cuda":  # they are here
+                        coming.write(writer)
+                        coming = None
+                    done += len(batch)
+                    shown.update(sum(sample.length for sample in batch))
+                    rate = done / (time.perf_counter() - started)
+                    shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
+            finally:
+                if coming is not None:
+                    coming.write(writer)
 
     def batches(
         self, samples: Sequence[Sample]
@@ -125,13 +129,37 @@ class GradientRun:
             return None
 
 
-def write_rows(
-    writer: GradientWriter, batch: Sequence[Sample], rows: torch.Tensor, losses: torch.Tensor
-) -> None:
-    """Waits for the device and writes; runs beside the next batch."""
-    writer.append(
-        rows.cpu().numpy(),
-        index=np.array([sample.index for sample in batch], dtype=np.int64),
-        num_tokens=np.array([sample.num_tokens for sample in batch], dtype=np.int32),
-        loss=losses.to(device="cpu", dtype=torch.float32).numpy(),
-    )
+class Coming:
+    """Rows of a batch on their way from the device, which goes on with the next batch meanwhile.
+
+    Args:
+        batch: The samples.
+        rows: (B, dim) float32 on the device.
+        losses: (B,) on the device.
+    """
+
+    def __init__(self, batch: Sequence[Sample], rows: torch.Tensor, losses: torch.Tensor) -> None:
+        losses = losses.to(torch.float32)
+        self._batch = batch
+        self._arrived = None
+        if rows.device.type != "cuda":
+            self._rows, self._losses = rows.cpu(), losses.cpu()
+            return
+        # Behind the kernels of this batch and before those of the next; only pinned memory lets the device go on alone.
+        self._rows, self._losses = (
+            torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True).copy_(tensor, non_blocking=True)
+            for tensor in (rows, losses)
+        )
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(rows.device))
+
+    def write(self, writer: GradientWriter) -> None:
+        """Waits for the rows and appends them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        writer.append(
+            self._rows.numpy(),
+            index=np.array([sample.index for sample in self._batch], dtype=np.int64),
+            num_tokens=np.array([sample.num_tokens for sample in self._batch], dtype=np.int32),
+            loss=self._losses.numpy(),
+        )

@@ -22,7 +22,7 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first
-from spice_rs.extraction.gradients import GradientRun, write_rows
+from spice_rs.extraction.gradients import Coming, GradientRun
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.report.tables import aligned
@@ -218,7 +218,7 @@ def _writing(run: GradientRun, writer: GradientWriter, batch: Sequence[Sample], 
     result = run.compute(batch)
     result[1].cpu()
     begun = clock()
-    write_rows(writer, batch, *result)
+    Coming(batch, *result).write(writer)
     appended = clock()
     writer.commit()
     committed = clock()

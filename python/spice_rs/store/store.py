@@ -1,7 +1,8 @@
 """The gradient store: a folder of safetensors files with one gradient row per sample.
 
 Any number of writers fill one store, in any number of processes and days. What a writer has committed is
-complete and is never changed; a killed writer loses at most the rows that it had not committed.
+complete and is never changed; a killed writer loses at most the rows that it had not committed: what waits in its queue
+and for its next shard, which is written when it is full or `seconds_per_shard` old.
 """
 
 from __future__ import annotations
@@ -64,14 +65,16 @@ class GradientStore:
         provenance: Mapping[str, Any] | None = None,
         rows_per_shard: int | None = None,
         bytes_per_shard: int | None = None,
-        max_delay: float | None = None,
+        seconds_per_shard: float | None = None,
+        fsync: bool = True,
         writer: str | None = None,
     ) -> GradientWriter:
         """Creates a store, or joins an existing one of the same schema, and returns a writer.
 
-        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Buffered rows become a shard when
-        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when an append finds that
-        the oldest has waited for ``max_delay``.
+        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Rows become a shard when
+        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when the oldest has waited for
+        ``seconds_per_shard``. A thread of the writer's converts, writes and syncs them; 64 MiB of float32 rows may wait for
+        it before ``append`` does.
 
         Args:
             path: The folder; it and its parents are created.
@@ -82,7 +85,9 @@ class GradientStore:
             provenance: Where the rows come from (model, projection, dataset, …), as plain JSON.
             rows_per_shard: Rows per shard; None for no limit.
             bytes_per_shard: Bytes per shard; None for 64 MiB.
-            max_delay: Seconds; None for 30.
+            seconds_per_shard: Seconds; None for 30.
+            fsync: Wait until a shard is on disk before it counts as committed. Without that, rows survive a kill all the
+                same, but after a power cut shards may be missing or damaged; ``repair`` finds the damaged ones.
             writer: The writer's part of file names; None for a unique one.
 
         Raises:
@@ -100,7 +105,8 @@ class GradientStore:
             bytes_per_shard=None
             if bytes_per_shard is None
             else non_negative("bytes_per_shard", bytes_per_shard),
-            max_delay=max_delay,
+            seconds_per_shard=seconds_per_shard,
+            fsync=fsync,
             writer=writer,
         )
         return GradientWriter(core, path, int(dim))
@@ -344,7 +350,9 @@ class GradientStore:
 class GradientWriter:
     """Appends rows to a store; made by :meth:`GradientStore.create`, to be used in a ``with`` statement.
 
-    Leaving the ``with`` statement commits what was appended, also when an exception passes through.
+    Leaving the ``with`` statement commits what was appended, also when an exception passes through. Rows are written in the
+    background: if that fails, the next call raises StoreError, whatever it is, and does nothing else. The rows stay in
+    memory, and the call after that tries again.
     """
 
     def __init__(self, core: _core.StoreWriter, path: _Path, dim: int) -> None:
@@ -370,7 +378,7 @@ class GradientWriter:
         Raises:
             InvalidInputError: For a wrong shape or type, NaN or Inf (the message has the dataset row and the
                 column), a norm above 1.7e38, and for a row that the store has.
-            StoreError: If a shard cannot be written; rows that ``contains`` are kept for the next ``commit``.
+            StoreError: If a shard of earlier rows could not be written; what ``contains`` tells of is kept.
         """
         self._core.append(
             floats("rows", rows, (None, self._dim)),
@@ -388,10 +396,10 @@ class GradientWriter:
         return self._core.contains(integers("index", index, np.int64))
 
     def commit(self) -> None:
-        """Makes the buffered rows a shard; they are on disk when this returns.
+        """Makes what was appended a shard; it is on disk when this returns.
 
         Raises:
-            StoreError: If the shard cannot be written; the rows stay buffered.
+            StoreError: If a shard cannot be written; the rows stay in memory.
         """
         self._core.commit()
 

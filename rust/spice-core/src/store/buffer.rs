@@ -116,12 +116,13 @@ impl Buffer {
         self.since = None;
     }
 
-    /// Writes the rows to a complete file under a temporary name: a shard in place of `supersedes`.
+    /// Writes the rows to a complete file under a temporary name, synced if asked for: a shard in place of `supersedes`.
     pub(super) fn write(
         &self,
         folder: &Path,
         schema: &Schema,
         supersedes: &[Replaced],
+        fsync: bool,
     ) -> Result<Temporary> {
         let columns: [&[u8]; 5] = [
             bytemuck::cast_slice(&self.index),
@@ -154,6 +155,7 @@ impl Buffer {
             )
         })?;
         let [index, scale, norm, loss, num_tokens] = columns;
-        Temporary::write(folder, &[&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()])
+        let parts = [&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()];
+        Temporary::write(folder, &parts, fsync)
     }
 }

@@ -55,7 +55,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
         with_rows.all(|source| source.loss().is_some()),
     ];
     build(path, |folder| {
-        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?])?.publish(SCHEMA_FILE)?;
+        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?], true)?.publish(SCHEMA_FILE)?;
         let mut buffer = Buffer::new(Cells::new(schema.dtype).ok_or_else(|| no_cells(&schema))?);
         let (name, mut sequence) = (folder::unique_writer(), 0);
         let (mut rows, mut before) = (0, 0);
@@ -68,7 +68,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
                     buffer.push_stored(source, position, optional);
                     rows += 1;
                     if buffer.bytes() >= WriterOptions::default().bytes_per_shard {
-                        buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+                        buffer.write(folder, &schema, &[], true)?.publish_shard(&name, &mut sequence)?;
                         buffer.clear();
                     }
                 }
@@ -76,7 +76,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
             before += source.len();
         }
         if !buffer.is_empty() {
-            buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+            buffer.write(folder, &schema, &[], true)?.publish_shard(&name, &mut sequence)?;
         }
         Ok(Merged { rows, duplicates: total - rows })
     })
@@ -195,7 +195,7 @@ fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
             remedy: "Choose another name; nothing is written over.".to_string(),
         });
     };
-    fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+    folder::create_all(parent)?;
     let aside = format!(".tmp-{}-{}", name.to_string_lossy(), folder::unique_writer());
     let aside = Aside(parent.join(aside));
     fs::create_dir(&aside.0).map_err(Error::io(&aside.0, "create"))?;

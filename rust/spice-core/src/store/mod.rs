@@ -75,6 +75,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("the gradient store maps little-endian files; big-endian hosts are not supported");
 
+mod background;
 mod buffer;
 mod cells;
 mod checksum;
