@@ -61,6 +61,27 @@ def xxh3(data: bytes) -> str:
     return "xxh3-64:" + xxhash.xxh3_64_hexdigest(data)
 
 
+def rows_checksum(header: dict, data: bytes) -> str:
+    """The sum of the rows' checksums, as store/mod.rs has it."""
+    xxhash = pytest.importorskip("xxhash")
+    rows = int(header["__metadata__"]["rows"])
+
+    def cells(name: str, row: int) -> bytes:
+        if name not in header:
+            return b"\xff" * 4
+        start, end = header[name]["data_offsets"]
+        size = (end - start) // rows
+        return data[start + row * size : start + (row + 1) * size]
+
+    total = 0
+    for row in range(rows):
+        seed = int.from_bytes(cells("index", row), "little")
+        seed = xxhash.xxh3_64_intdigest(cells("gradients", row), seed=seed)
+        values = b"".join(cells(name, row) for name in ("scale", "norm", "loss", "num_tokens"))
+        total += xxhash.xxh3_64_intdigest(values, seed=seed)
+    return f"xxh3-64:{total % 2**64:016x}"
+
+
 def sealed(header: dict, data: bytes) -> bytes:
     """A shard with this header whose checksums hold."""
     metadata = dict(header["__metadata__"])
@@ -204,6 +225,7 @@ def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
             "rows": "2",
             "columns_checksum": xxh3(data[:40]),
             "data_checksum": xxh3(data),
+            "rows_checksum": rows_checksum(header, data),
             "supersedes": "{}",
         },
         "index": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
@@ -235,7 +257,7 @@ def test_a_store_without_rows_is_a_store(tmp_path: Path) -> None:
     # A shard without rows is legal too.
     fill(tmp_path, [1], dim=3)
     header, _ = split(shards(tmp_path)[0])
-    header["__metadata__"]["rows"] = "0"
+    header["__metadata__"] |= {"rows": "0", "rows_checksum": "xxh3-64:" + "0" * 16}
     for name, width in ("index", ()), ("scale", ()), ("norm", ()), ("gradients", (3,)):
         header[name] |= {"shape": [0, *width], "data_offsets": [0, 0]}
     (tmp_path / "shard-0-empty.safetensors").write_bytes(sealed(header, b""))
@@ -487,6 +509,125 @@ def test_the_fingerprint_follows_the_rows_and_not_the_names(tmp_path: Path) -> N
     a, b, c, d = (GradientStore(tmp_path / name).fingerprint for name in "abcd")
     assert a == b
     assert len({a, c, d}) == 3
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_fingerprint_is_that_of_the_rows_however_they_are_stored(tmp_path: Path, dtype: str) -> None:
+    rows = some_rows(30)
+
+    def write(name: str, order: np.ndarray, **options: object) -> str:
+        with GradientStore.create(tmp_path / name, dim=DIM, dtype=dtype, **options) as w:
+            w.append(rows[order], order, num_tokens=order % 3, loss=order / 7)
+        return GradientStore(tmp_path / name).fingerprint
+
+    every = np.arange(30)
+    expected = write("a", every)
+    assert write("b", every[::-1], rows_per_shard=4) == expected
+    store = GradientStore(tmp_path / "b")
+    store.compact()
+    assert store.fingerprint == expected
+    assert GradientStore.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m").fingerprint == expected
+    assert store.delete([3])["deleted"] == 1
+    assert store.fingerprint == write("c", np.delete(every, 3)) != expected
+    # Each thing that is known of a row counts.
+    others = {store.fingerprint}
+    for change in ({"num_tokens": [4], "loss": [0.5]}, {"num_tokens": [3], "loss": [0.25]}, {"loss": [0.5]}):
+        name = str(len(others))
+        with GradientStore.create(tmp_path / name, dim=DIM, dtype=dtype) as w:
+            w.append(rows[:1], [3], **change)
+        others.add(GradientStore(tmp_path / name).fingerprint)
+    assert len(others) == 4
+
+
+def test_shards_without_a_checksum_of_rows_are_read_as_before(tmp_path: Path) -> None:
+    xxhash = pytest.importorskip("xxhash")
+    fill(tmp_path, list(range(8)), rows_per_shard=4)
+    checksums = []
+    for shard in shards(tmp_path):
+        header, data = split(shard)
+        del header["__metadata__"]["rows_checksum"]
+        shard.write_bytes(sealed(header, data))
+        checksums.append(int(split(shard)[0]["__metadata__"]["header_checksum"][8:], 16))
+    store = GradientStore(tmp_path)
+    store.verify()
+    content = store.info()["schema_id"].encode() + struct.pack("<2Q", *sorted(checksums))
+    assert store.fingerprint == xxhash.xxh3_128_hexdigest(content)
+    store.compact()
+    store.verify()
+    fill(tmp_path / "new", list(range(8)))
+    assert store.fingerprint == GradientStore(tmp_path / "new").fingerprint
+
+
+def test_a_wrong_checksum_of_rows_is_found(tmp_path: Path) -> None:
+    fill(tmp_path, [1, 2])
+    shard = shards(tmp_path)[0]
+    header, data = split(shard)
+    header["__metadata__"]["rows_checksum"] = "xxh3-64:" + "1" * 16
+    shard.write_bytes(sealed(header, data))
+    with pytest.raises(CorruptStoreError, match="rows_checksum: found xxh3-64:.*, expected xxh3-64:1111"):
+        open_and_verify(tmp_path)
+    header["__metadata__"]["rows_checksum"] = "many"
+    shard.write_bytes(sealed(header, data))
+    with pytest.raises(CorruptStoreError, match="rows_checksum: found many"):
+        GradientStore(tmp_path)
+
+
+def test_a_memory_limit_is_kept_or_refused_with_numbers(tmp_path: Path) -> None:
+    dim, rows = 1 << 14, 1 << 13
+    path = hole(tmp_path, rows=rows, dim=dim)  # 256 MiB of gradients
+    with pytest.raises(InvalidInputError, match=r"memory_limit: found 1000 bytes, expected at least \d+"):
+        GradientStore(path, memory_limit=1000)
+    limit = 32 << 20
+    store = GradientStore(path, memory_limit=limit)
+    with pytest.raises(
+        InvalidInputError, match=r"positions: found 8192 rows .* expected at most \d+ at a time"
+    ):
+        store.read(np.arange(rows))
+    most: list[int] = []
+
+    def mapped(*_: int) -> None:
+        status = Path("/proc/self/status")
+        if status.is_file():
+            lines = status.read_text().splitlines()
+            pages = [int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem"))]
+            most.append(sum(pages) * 1024)
+
+    mapped()
+    # The checksum of a hole is not that of its zeros; all of it is read to find out.
+    with pytest.raises(CorruptStoreError, match="data_checksum"):
+        store.verify(mapped)
+    for start in range(0, rows, 256):
+        assert not store.read(np.arange(start, start + 256)).any()
+        assert not store.read((np.arange(128) * 7919 + start) % rows).any()
+        mapped()
+    assert not most or max(most) - most[0] <= limit
+    # Without a limit, the same work maps the whole store.
+    if most:
+        before = most[-1]
+        most.clear()
+        with pytest.raises(CorruptStoreError, match="data_checksum"):
+            GradientStore(path).verify(mapped)
+        assert max(most) - before > 128 << 20
+
+
+def test_rows_of_the_dataset_are_looked_up_by_position(tmp_path: Path) -> None:
+    index = np.random.default_rng(0).permutation(50) * 3
+    rows = some_rows(50)
+    with GradientStore.create(tmp_path / "s", dim=DIM, dtype="float32", rows_per_shard=7) as w:
+        w.append(rows, index)
+    store = GradientStore(tmp_path / "s")
+    np.testing.assert_array_equal(store.index[store.positions(index[::-1])], index[::-1])
+    np.testing.assert_array_equal(store.read(store.positions([index[4], index[4]])), rows[[4, 4]])
+    assert store.positions([]).tolist() == []
+    for bad in (1, -3, 10**9):
+        with pytest.raises(InvalidInputError, match=f"index: found {bad}, expected rows of"):
+            store.positions([0, bad])
+    store.delete([0])
+    with pytest.raises(InvalidInputError, match="found 0"):
+        store.positions([0])
+    GradientStore.create(tmp_path / "empty", dim=DIM).close()
+    with pytest.raises(InvalidInputError, match="found 5"):
+        GradientStore(tmp_path / "empty").positions([5])
 
 
 def supersede(path: Path, name: str, names: list[str]) -> None:
@@ -891,6 +1032,21 @@ def test_a_forked_child_neither_writes_nor_loses_what_its_parent_appended(tmp_pa
     assert len(GradientStore(tmp_path)) == 0
     w.close()
     assert GradientStore(tmp_path).index.tolist() == [0, 1]
+
+
+def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_path: Path) -> None:
+    rows = 4000
+    w = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=1, fsync=False)
+    w.append(some_rows(rows), np.arange(rows))
+    timer = threading.Timer(0.05, _thread.interrupt_main)
+    start = time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        w.commit()
+    assert time.perf_counter() - start < 1.5
+    assert w.contains(np.arange(rows)).all()
+    w.close()
+    assert len(GradientStore(tmp_path)) == rows
 
 
 def test_verify_reports_progress_and_stops_when_asked(tmp_path: Path) -> None:

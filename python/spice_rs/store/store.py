@@ -12,13 +12,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
+from spice_rs.errors import InvalidInputError
 from spice_rs.store.values import floats, integers, json_object, non_negative
 
 __all__ = ["GradientStore", "GradientWriter"]
@@ -40,17 +41,23 @@ class GradientStore:
 
     Args:
         path: The folder of the store.
+        memory_limit: Bytes that the open store may take: its columns (some 24 bytes for each row), the rows that ``read``
+            returns, and pages of the files that ``read``, ``verify`` and ``export`` map; None for no limit. A selection
+            reads through the system's page cache, whatever the limit.
 
     Raises:
         StoreError: If the path is no store, was written by another version, or has a row twice.
         CorruptStoreError: If a file was cut short or altered.
+        InvalidInputError: If the columns alone take more than ``memory_limit``.
     """
 
-    def __init__(self, path: _Path) -> None:
+    def __init__(self, path: _Path, *, memory_limit: int | None = None) -> None:
+        self._memory_limit = None if memory_limit is None else non_negative("memory_limit", memory_limit)
         self._open(path)
 
     def _open(self, path: _Path) -> None:
-        self._core = _core.Store(path)
+        self._core = _core.Store(path, self._memory_limit)
+        self._order: NDArray[np.int64] | None = None
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
         self._info: dict[str, Any] = info
@@ -142,7 +149,10 @@ class GradientStore:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of schema and rows, 32 hex digits; independent of names of files."""
+        """A hash of schema and rows, 32 hex digits; independent of their order and of the files that they are in.
+
+        Stores of the first versions lack what it is taken from; there, a compaction changes it once.
+        """
         return self._core.fingerprint
 
     @property
@@ -175,9 +185,37 @@ class GradientStore:
             (m, dim) float32: the rows, rounded to the dtype of the store.
 
         Raises:
-            InvalidInputError: If a position is not there or is no integer.
+            InvalidInputError: If a position is not there or is no integer, or if the memory limit leaves no room for so
+                many rows.
         """
         return self._core.read(integers("positions", positions, np.int64))
+
+    def positions(self, index: ArrayLike) -> NDArray[np.int64]:
+        """Looks up where rows of the dataset are; reads no gradients.
+
+        Args:
+            index: (m,) integers, rows of the dataset, in any order, repeated or not.
+
+        Returns:
+            (m,) int64: their positions, so that ``read(positions(index))`` are these rows.
+
+        Raises:
+            InvalidInputError: If the store has no such row; the message names the first.
+        """
+        wanted = integers("index", index, np.int64)
+        rows = self.index
+        if self._order is None:
+            self._order = np.argsort(rows, kind="stable")
+        found = np.searchsorted(rows, wanted, sorter=self._order)
+        places = (
+            self._order[np.minimum(found, len(rows) - 1)] if len(rows) else np.zeros(len(wanted), np.int64)
+        )
+        missing = np.flatnonzero(rows[places] != wanted) if len(rows) else np.arange(len(wanted))
+        if missing.size:
+            raise InvalidInputError(
+                f"index: found {int(wanted[missing[0]])}, expected rows of {self.path}. Leave this row out, or extract it."
+            )
+        return places
 
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.
@@ -204,23 +242,30 @@ class GradientStore:
         return _result(self._core.verify(progress))
 
     @staticmethod
-    def merge(sources: Sequence[_Path], path: _Path, progress: Progress | None = None) -> GradientStore:
+    def merge(
+        sources: Sequence[_Path],
+        path: _Path,
+        progress: Progress | None = None,
+        differing: Literal["refuse", "first", "last"] = "refuse",
+    ) -> GradientStore:
         """Makes one new store of several: all their rows, in their order, as they are stored.
 
         Rows that are there more than once are kept once if they are the same to the bit. The new store appears when it is
-        whole. A single store in which two writers wrote the same rows can be merged too: it loses the copies.
+        whole. A single store in which two writers wrote one row can be merged too: it loses the copy.
 
         Args:
             sources: Folders of stores with one schema.
             path: A new folder.
             progress: As for ``verify``.
+            differing: What to do with rows of one index that are not the same, as two machines may have computed them:
+                "refuse" to merge, or keep the "first" or the "last" in the order of sources and positions.
 
         Raises:
             StoreMismatchError: If two stores have different schemas; the message names the field.
             StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
             CorruptStoreError: If a source is damaged.
         """
-        _core.merge([os.fspath(source) for source in sources], path, progress)
+        _core.merge([os.fspath(source) for source in sources], path, differing, progress)
         return GradientStore(path)
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
@@ -246,7 +291,7 @@ class GradientStore:
         """Replaces small shards by as few as can be; this object then shows the store as it is now.
 
         Others may read and append meanwhile. Whenever the process is killed, all rows are there once. The positions of rows
-        and the fingerprint change; dataset indices and picks do not.
+        change; dataset indices, picks and the fingerprint do not.
 
         Args:
             bytes_per_shard: Shards of at least this size stay, and the new ones have at most about it; None for 64 MiB.
@@ -320,7 +365,7 @@ class GradientStore:
             if place is not None:
                 check_place(place)
         order = np.argsort(self.index, kind="stable")
-        rows_per_chunk = max(1, _EXPORT_CELLS // self.dim)
+        rows_per_chunk = max(1, min(_EXPORT_CELLS // self.dim, self._core.rows_at_a_time))
         with replacing(path) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), self.dim)}
             np.lib.format.write_array_header_1_0(file, header)

@@ -57,8 +57,9 @@ pub(crate) struct Store {
 #[pymethods]
 impl Store {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let reader = py.detach(|| Reader::open(&path)).map_err(to_py)?;
+    #[pyo3(signature = (path, memory_limit=None))]
+    fn new(py: Python<'_>, path: PathBuf, memory_limit: Option<usize>) -> PyResult<Self> {
+        let reader = py.detach(|| Reader::open_within(&path, memory_limit)).map_err(to_py)?;
         Ok(Self { reader: Arc::new(reader) })
     }
 
@@ -79,6 +80,11 @@ impl Store {
     #[getter]
     fn reduction(&self) -> Option<&'static str> {
         self.reader.reduction().map(Reduction::name)
+    }
+
+    #[getter]
+    fn rows_at_a_time(&self) -> usize {
+        self.reader.rows_at_a_time()
     }
 
     #[getter]
@@ -128,6 +134,13 @@ impl Store {
             .iter()
             .map(|&position| usize::try_from(position).unwrap_or(usize::MAX))
             .collect();
+        let most = self.reader.rows_at_a_time();
+        if positions.len() > most {
+            let found = format!("{} rows of {dim} columns", positions.len());
+            let expected = format!("at most {most} at a time, for which memory_limit leaves room");
+            let remedy = "Read fewer at a time, or allow more.";
+            return Err(to_py(Error::invalid("positions", found, expected, remedy)));
+        }
         let mut out = Vec::new();
         let room = positions.len().checked_mul(dim).map(|values| out.try_reserve_exact(values));
         if !matches!(room, Some(Ok(()))) {
