@@ -34,13 +34,26 @@ def write(folder: Path, number: int) -> None:
     rng = random.Random(number)
     log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     start = number * ROWS
-    writer = GradientStore.create(folder / "store", dim=DIM, dtype="float16", writer=f"w{number % 7}")
+    # Some commit each append, others leave that to the thread, which is killed wherever it is; what it has done by then
+    # need not be there, but must be whole.
+    most = rng.choice((1, 1, 5, 40))
+    writer = GradientStore.create(
+        folder / "store",
+        dim=DIM,
+        dtype="float16",
+        writer=f"w{number % 7}",
+        rows_per_shard=rng.choice((None, 2, 7, 30)),
+        seconds_per_shard=rng.choice((None, 0, 0.01)),
+    )
     while True:
-        index = np.arange(start, start + rng.randint(1, 5))
-        writer.append(rows_of(index), index, num_tokens=index % 5)
+        new: list[int] = []
+        for _ in range(rng.randint(1, most)):
+            index = np.arange(start, start + rng.randint(1, 5))
+            writer.append(rows_of(index), index, num_tokens=index % 5)
+            new += index.tolist()
+            start += len(index)
         writer.commit()
-        os.write(log, "".join(f"{row}\n" for row in index).encode())
-        start += len(index)
+        os.write(log, "".join(f"{row}\n" for row in new).encode())
         time.sleep(rng.uniform(0, 0.004))
 
 

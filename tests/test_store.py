@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
 from spice_rs.store.store import GradientStore
-from stores import sealed, shards, split, xxh3
+from stores import rows_checksum, sealed, shards, split, xxh3
 
 # dtype: (relative error of a cell, absolute error of a cell for each unit of scale)
 BOUNDS = {
@@ -171,6 +172,7 @@ def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
             "rows": "2",
             "columns_checksum": xxh3(data[:40]),
             "data_checksum": xxh3(data),
+            "rows_checksum": rows_checksum(header, data),
             "supersedes": "{}",
         },
         "index": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
@@ -202,7 +204,7 @@ def test_a_store_without_rows_is_a_store(tmp_path: Path) -> None:
     # A shard without rows is legal too.
     fill(tmp_path, [1], dim=3)
     header, _ = split(shards(tmp_path)[0])
-    header["__metadata__"]["rows"] = "0"
+    header["__metadata__"] |= {"rows": "0", "rows_checksum": "xxh3-64:" + "0" * 16}
     for name, width in ("index", ()), ("scale", ()), ("norm", ()), ("gradients", (3,)):
         header[name] |= {"shape": [0, *width], "data_offsets": [0, 0]}
     (tmp_path / "shard-0-empty.safetensors").write_bytes(sealed(header, b""))
@@ -343,8 +345,8 @@ def test_bad_rows_are_refused_with_their_place(tmp_path: Path) -> None:
         {"provenance": {"x": float("nan")}},
         {"provenance": {"x": object()}},
         {"rows_per_shard": 0},
-        {"max_delay": float("nan")},
-        {"max_delay": -1.0},
+        {"seconds_per_shard": float("nan")},
+        {"seconds_per_shard": -1.0},
         {"writer": ""},
         {"writer": "../x"},
         {"writer": "a/b"},
@@ -499,6 +501,125 @@ def test_the_fingerprint_follows_the_rows_and_not_the_names(tmp_path: Path) -> N
     assert len({a, c, d}) == 3
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_fingerprint_is_that_of_the_rows_however_they_are_stored(tmp_path: Path, dtype: str) -> None:
+    rows = some_rows(30)
+
+    def write(name: str, order: np.ndarray, **options: object) -> str:
+        with GradientStore.create(tmp_path / name, dim=DIM, dtype=dtype, **options) as w:
+            w.append(rows[order], order, num_tokens=order % 3, loss=order / 7)
+        return GradientStore(tmp_path / name).fingerprint
+
+    every = np.arange(30)
+    expected = write("a", every)
+    assert write("b", every[::-1], rows_per_shard=4) == expected
+    store = GradientStore(tmp_path / "b")
+    store.compact()
+    assert store.fingerprint == expected
+    assert GradientStore.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m").fingerprint == expected
+    assert store.delete([3])["deleted"] == 1
+    assert store.fingerprint == write("c", np.delete(every, 3)) != expected
+    # Each thing that is known of a row counts.
+    others = {store.fingerprint}
+    for change in ({"num_tokens": [4], "loss": [0.5]}, {"num_tokens": [3], "loss": [0.25]}, {"loss": [0.5]}):
+        name = str(len(others))
+        with GradientStore.create(tmp_path / name, dim=DIM, dtype=dtype) as w:
+            w.append(rows[:1], [3], **change)
+        others.add(GradientStore(tmp_path / name).fingerprint)
+    assert len(others) == 4
+
+
+def test_shards_without_a_checksum_of_rows_are_read_as_before(tmp_path: Path) -> None:
+    xxhash = pytest.importorskip("xxhash")
+    fill(tmp_path, list(range(8)), rows_per_shard=4)
+    checksums = []
+    for shard in shards(tmp_path):
+        header, data = split(shard)
+        del header["__metadata__"]["rows_checksum"]
+        shard.write_bytes(sealed(header, data))
+        checksums.append(int(split(shard)[0]["__metadata__"]["header_checksum"][8:], 16))
+    store = GradientStore(tmp_path)
+    store.verify()
+    content = store.info()["schema_id"].encode() + struct.pack("<2Q", *sorted(checksums))
+    assert store.fingerprint == xxhash.xxh3_128_hexdigest(content)
+    store.compact()
+    store.verify()
+    fill(tmp_path / "new", list(range(8)))
+    assert store.fingerprint == GradientStore(tmp_path / "new").fingerprint
+
+
+def test_a_wrong_checksum_of_rows_is_found(tmp_path: Path) -> None:
+    fill(tmp_path, [1, 2])
+    shard = shards(tmp_path)[0]
+    header, data = split(shard)
+    header["__metadata__"]["rows_checksum"] = "xxh3-64:" + "1" * 16
+    shard.write_bytes(sealed(header, data))
+    with pytest.raises(CorruptStoreError, match="rows_checksum: found xxh3-64:.*, expected xxh3-64:1111"):
+        GradientStore(tmp_path).verify()
+    header["__metadata__"]["rows_checksum"] = "many"
+    shard.write_bytes(sealed(header, data))
+    with pytest.raises(CorruptStoreError, match="rows_checksum: found many"):
+        GradientStore(tmp_path)
+
+
+def test_a_memory_limit_is_kept_or_refused_with_numbers(tmp_path: Path) -> None:
+    dim, rows = 1 << 14, 1 << 13
+    path = hole(tmp_path, rows=rows, dim=dim)  # 256 MiB of gradients
+    with pytest.raises(InvalidInputError, match=r"memory_limit: found 1000 bytes, expected at least \d+"):
+        GradientStore(path, memory_limit=1000)
+    limit = 32 << 20
+    store = GradientStore(path, memory_limit=limit)
+    with pytest.raises(
+        InvalidInputError, match=r"positions: found 8192 rows .* expected at most \d+ at a time"
+    ):
+        store.read(np.arange(rows))
+    most: list[int] = []
+
+    def mapped(*_: int) -> None:
+        status = Path("/proc/self/status")
+        if status.is_file():
+            lines = status.read_text().splitlines()
+            pages = [int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem"))]
+            most.append(sum(pages) * 1024)
+
+    mapped()
+    # The checksum of a hole is not that of its zeros; all of it is read to find out.
+    with pytest.raises(CorruptStoreError, match="data_checksum"):
+        store.verify(mapped)
+    for start in range(0, rows, 256):
+        assert not store.read(np.arange(start, start + 256)).any()
+        assert not store.read((np.arange(128) * 7919 + start) % rows).any()
+        mapped()
+    assert not most or max(most) - most[0] <= limit
+    # Without a limit, the same work maps the whole store.
+    if most:
+        before = most[-1]
+        most.clear()
+        with pytest.raises(CorruptStoreError, match="data_checksum"):
+            GradientStore(path).verify(mapped)
+        assert max(most) - before > 128 << 20
+
+
+def test_rows_of_the_dataset_are_looked_up_by_position(tmp_path: Path) -> None:
+    index = np.random.default_rng(0).permutation(50) * 3
+    rows = some_rows(50)
+    with GradientStore.create(tmp_path / "s", dim=DIM, dtype="float32", rows_per_shard=7) as w:
+        w.append(rows, index)
+    store = GradientStore(tmp_path / "s")
+    np.testing.assert_array_equal(store.index[store.positions(index[::-1])], index[::-1])
+    np.testing.assert_array_equal(store.read(store.positions([index[4], index[4]])), rows[[4, 4]])
+    assert store.positions([]).tolist() == []
+    for bad in (1, -3, 10**9):
+        with pytest.raises(InvalidInputError, match=f"index: found {bad}, expected rows of"):
+            store.positions([0, bad])
+    store.delete([0])
+    with pytest.raises(InvalidInputError, match="found 0"):
+        store.positions([0])
+    GradientStore.create(tmp_path / "empty", dim=DIM).close()
+    with pytest.raises(InvalidInputError, match="found 5"):
+        GradientStore(tmp_path / "empty").positions([5])
+
+
 def supersede(path: Path, name: str, names: list[str]) -> None:
     """Makes the shard `name` one that replaces these, as they are now."""
     header, data = split(path / name)
@@ -617,24 +738,26 @@ writer = GradientStore.create(sys.argv[1], dim=64, rows_per_shard=16, writer=sys
 start = int(sys.argv[3])
 for row in range(start, start + 10**6):
     writer.append(np.full((1, 64), row % 1000, dtype=np.float32), [row])
-    print(row, flush=True)
+    if row % 16 == 15:
+        writer.commit()
+        print(row + 1 - start, flush=True)
 """
 
 
 def test_a_killed_writer_leaves_whole_rows_and_all_that_it_had_committed(tmp_path: Path) -> None:
-    for attempt, rows in enumerate((40, 100, 161)):
-        start = attempt * 10**6
+    for attempt, commits in enumerate((2, 6, 10)):
+        start = attempt * 16 * 10**5
         command = [sys.executable, "-c", WRITER, str(tmp_path), f"w{attempt}", str(start)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            for _ in range(rows):
-                last = int(process.stdout.readline())
+            for _ in range(commits):
+                committed = int(process.stdout.readline())
             process.send_signal(signal.SIGKILL)
         store = GradientStore(tmp_path)
         store.verify()
         own = np.sort(store.index[store.index >= start]) - start
         np.testing.assert_array_equal(own, np.arange(len(own)))
-        assert len(own) >= (last - start + 1) // 16 * 16
+        assert len(own) >= committed == 16 * commits
         expected = np.repeat((store.index % 1000)[:, None], 64, axis=1)
         np.testing.assert_array_equal(store.read(np.arange(len(store))), expected)
 
@@ -651,36 +774,112 @@ def test_appended_rows_survive_an_exception(tmp_path: Path, error: type[BaseExce
     assert len(GradientStore(tmp_path)) == 3
 
 
+def becomes(path: Path, rows: int) -> bool:
+    """Whether the store gets this number of rows soon, and no other after that."""
+    end = time.monotonic() + 10
+    while len(GradientStore(path)) != rows and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(0.02)
+    return len(GradientStore(path)) == rows
+
+
 def test_a_shard_is_committed_when_it_is_full_or_old(tmp_path: Path) -> None:
     with GradientStore.create(tmp_path / "rows", dim=DIM, rows_per_shard=2) as w:
         w.append(some_rows(5), np.arange(5))
-        assert len(GradientStore(tmp_path / "rows")) == 4
+        assert becomes(tmp_path / "rows", 4)
         w.commit()
         assert len(GradientStore(tmp_path / "rows")) == 5
         w.commit()
     assert len(shards(tmp_path / "rows")) == 3
     with GradientStore.create(tmp_path / "bytes", dim=DIM, bytes_per_shard=100) as w:
         w.append(some_rows(5), np.arange(5))
-        assert len(GradientStore(tmp_path / "bytes")) == 3
-    with GradientStore.create(tmp_path / "age", dim=DIM, max_delay=0) as w:
+        assert becomes(tmp_path / "bytes", 3)
+    with GradientStore.create(tmp_path / "age", dim=DIM, seconds_per_shard=0.3) as w:
         w.append(some_rows(5), np.arange(5))
-        assert len(GradientStore(tmp_path / "age")) == 5
+        assert len(GradientStore(tmp_path / "age")) == 0
+        # Nobody appends any more, and it is written all the same.
+        assert becomes(tmp_path / "age", 5)
+    assert len(shards(tmp_path / "age")) == 1
 
 
-def test_rows_that_cannot_be_written_stay_buffered(tmp_path: Path) -> None:
-    w = GradientStore.create(tmp_path / "s", dim=DIM, rows_per_shard=3)
+@pytest.mark.parametrize("fsync", [True, False])
+def test_rows_that_cannot_be_written_stay_and_the_next_call_says_so(tmp_path: Path, fsync: bool) -> None:
+    w = GradientStore.create(tmp_path / "s", dim=DIM, rows_per_shard=3, fsync=fsync)
     w.append(some_rows(2), [0, 1])
     (tmp_path / "s").rename(tmp_path / "away")
     with pytest.raises(StoreError, match="cannot create"):
         w.commit()
+    # Tries again, in the background; so the call after this one is told.
+    w.append(some_rows(3), [2, 3, 4])
     with pytest.raises(StoreError, match="cannot create"):
-        w.append(some_rows(3), [2, 3, 4])
-    assert w.contains([0, 1, 2, 3, 4]).tolist() == [True, True, True, False, False]
+        for row in range(5, 10_000):
+            w.append(some_rows(1), [row])
+    assert w.contains([0, 4, row]).tolist() == [True, True, False]
     with pytest.raises(StoreError, match="cannot create"):
         w.close()
     (tmp_path / "away").rename(tmp_path / "s")
     w.close()
-    assert GradientStore(tmp_path / "s").index.tolist() == [0, 1, 2]
+    store = GradientStore(tmp_path / "s")
+    assert store.index.tolist() == list(range(row))
+    store.verify()
+
+
+def test_a_slow_disk_slows_the_caller_down_and_takes_no_more_memory(tmp_path: Path) -> None:
+    w = GradientStore.create(tmp_path / "s", dim=1 << 18, bytes_per_shard=1)
+    rows = np.ones((1, 1 << 18), np.float32)
+    w.append(rows, [0])
+    w.commit()
+    (tmp_path / "s").rename(tmp_path / "away")
+    # 1 MiB each: 64 of them wait, and the one that cannot be written; then calls only report.
+    refused = 0
+    for row in range(1, 200):
+        try:
+            w.append(rows, [row])
+        except StoreError:
+            refused += 1
+    taken = int(w.contains(np.arange(1, 200)).sum())
+    assert taken + refused == 199
+    assert taken <= 66
+    (tmp_path / "away").rename(tmp_path / "s")
+    with suppress(StoreError):  # of before, unless an append has told of it already
+        w.commit()
+    w.close()
+    assert len(GradientStore(tmp_path / "s")) == 1 + taken
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_forked_child_neither_writes_nor_loses_what_its_parent_appended(tmp_path: Path) -> None:
+    w = GradientStore.create(tmp_path, dim=DIM)
+    w.append(some_rows(2), [0, 1])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            w.append(some_rows(1), [2])
+        except InvalidInputError as error:
+            code = 0 if "another process" in str(error) else 2
+        finally:
+            w.__dict__.clear()  # drops the writer
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(GradientStore(tmp_path)) == 0
+    w.close()
+    assert GradientStore(tmp_path).index.tolist() == [0, 1]
+
+
+def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_path: Path) -> None:
+    rows = 4000
+    w = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=1, fsync=False)
+    w.append(some_rows(rows), np.arange(rows))
+    timer = threading.Timer(0.05, _thread.interrupt_main)
+    start = time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        w.commit()
+    assert time.perf_counter() - start < 1.5
+    assert w.contains(np.arange(rows)).all()
+    w.close()
+    assert len(GradientStore(tmp_path)) == rows
 
 
 def test_verify_reports_progress_and_stops_when_asked(tmp_path: Path) -> None:

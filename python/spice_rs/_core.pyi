@@ -27,7 +27,7 @@ __version__: str
 
 @final
 class Store:
-    def __new__(cls, path: str | PathLike[str]) -> Self: ...
+    def __new__(cls, path: str | PathLike[str], memory_limit: int | None = None) -> Self: ...
     def __len__(self) -> int: ...
     @property
     def dim(self) -> int: ...
@@ -35,6 +35,8 @@ class Store:
     def dtype(self) -> str: ...
     @property
     def reduction(self) -> str | None: ...
+    @property
+    def rows_at_a_time(self) -> int: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -63,7 +65,8 @@ class StoreWriter:
         provenance: str,
         rows_per_shard: int | None,
         bytes_per_shard: int | None,
-        max_delay: float | None,
+        seconds_per_shard: float | None,
+        fsync: bool,
         writer: str | None,
     ) -> Self: ...
     def append(
@@ -80,6 +83,7 @@ class StoreWriter:
 def merge(
     sources: Sequence[str | PathLike[str]],
     path: str | PathLike[str],
+    differing: str,
     progress: Callable[[int, int], object] | None,
 ) -> str: ...
 def convert(

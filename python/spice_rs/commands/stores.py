@@ -1,4 +1,4 @@
-"""`info`, `verify`, `merge`, `compact`, `repair`, `convert`, `export`: whole stores."""
+"""`info`, `verify`, `merge`, `compact`, `delete`, `repair`, `convert`, `export`: whole stores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 import spice_rs
-from spice_rs.commands.options import add_command
+from spice_rs.commands.options import add_command, add_options
+from spice_rs.errors import InvalidInputError
 from spice_rs.progress import bar
 
 
@@ -19,12 +22,14 @@ def add(commands: Any) -> None:
     merge = add_command(commands, "merge", _merge, "make one new store of several, with identical rows once")
     merge.add_argument("out", metavar="OUT", help="the new store: a new folder")
     merge.add_argument("stores", metavar="STORE", nargs="+", help="store folder")
+    add_options(merge, spice_rs.GradientStore.merge, skip=("sources", "path", "progress"))
     _store_options(merge)
 
     for name, run, summary in (
         ("info", _info, "show what a store holds, without reading gradients"),
         ("verify", _verify, "read a whole store and check every checksum and number"),
         ("compact", _compact, "replace small shards by few large ones; the store can be used meanwhile"),
+        ("delete", _delete, "delete rows from a store; an extraction that is resumed computes them again"),
         ("repair", _repair, "remove forgotten files from a store and set damaged shards aside"),
         ("convert", _convert, "make a new store of the same rows in another dtype"),
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
@@ -32,8 +37,11 @@ def add(commands: Any) -> None:
         command = add_command(commands, name, run, summary)
         command.add_argument("store", metavar="STORE", help="store folder")
         if name == "compact":
+            add_options(command, spice_rs.GradientStore.compact, skip=("self", "progress"))
+        if name == "delete":
+            command.add_argument("index", metavar="ROW", nargs="*", type=int, help="dataset row")
             command.add_argument(
-                "--bytes-per-shard", type=int, metavar="INT", help="size of the new shards (default: 64 MiB)"
+                "--rows", metavar="FILE", help=".npy file of dataset rows, for example picks"
             )
         if name == "convert":
             command.add_argument("out", metavar="OUT", help="the new store: a new folder")
@@ -41,6 +49,13 @@ def add(commands: Any) -> None:
         if name == "export":
             command.add_argument("out", metavar="FILE", help=".npy file for the rows")
             command.add_argument("--index", metavar="FILE", help=".npy file for the dataset rows")
+        if name in ("verify", "export"):
+            command.add_argument(
+                "--memory-limit",
+                type=int,
+                metavar="BYTES",
+                help="bytes that the open store may take (default: any)",
+            )
         _store_options(command, progress=name != "info")
 
 
@@ -60,8 +75,8 @@ def _info(store: str, as_json: bool) -> None:
         print(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
 
 
-def _verify(store: str, as_json: bool, progress: bool | None) -> None:
-    opened = spice_rs.GradientStore(store)
+def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool | None) -> None:
+    opened = spice_rs.GradientStore(store, memory_limit=memory_limit)
     with _watch(progress, "verify") as watch:
         counts = opened.verify(watch)
     if as_json:
@@ -78,9 +93,9 @@ def _verify(store: str, as_json: bool, progress: bool | None) -> None:
         )
 
 
-def _merge(out: str, stores: list[str], as_json: bool, progress: bool | None) -> None:
+def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress: bool | None) -> None:
     with _watch(progress, "merge") as watch:
-        merged = spice_rs.GradientStore.merge(stores, out, watch)
+        merged = spice_rs.GradientStore.merge(stores, out, watch, differing)
     _report(as_json, f"{out}: {len(merged)} rows", {"path": out, "rows": len(merged)})
 
 
@@ -89,6 +104,19 @@ def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: b
     with _watch(progress, "compact") as watch:
         done = opened.compact(bytes_per_shard, watch)
     _report(as_json, f"{store}: {done['shards_before']} shards are {done['shards']} now", done)
+
+
+def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progress: bool | None) -> None:
+    if bool(index) == (rows is not None):
+        found = "none" if rows is None else "both"
+        raise InvalidInputError(
+            f"delete: found {found}, expected ROW … or --rows FILE. Name the rows to delete."
+        )
+    wanted: Any = index if rows is None else _rows_of(rows)
+    opened = spice_rs.GradientStore(store)
+    with _watch(progress, "delete") as watch:
+        done = opened.delete(wanted, watch)
+    _report(as_json, f"{store}: {done['deleted']} rows deleted, {len(opened)} left", done)
 
 
 def _repair(store: str, as_json: bool, progress: bool | None) -> None:
@@ -108,12 +136,24 @@ def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | N
     _report(as_json, f"{out}: {len(new)} rows, {new.dtype}, {about['bytes']} bytes", about)
 
 
-def _export(store: str, out: str, index: str | None, as_json: bool, progress: bool | None) -> None:
-    opened = spice_rs.GradientStore(store)
+def _export(
+    store: str, out: str, index: str | None, memory_limit: int | None, as_json: bool, progress: bool | None
+) -> None:
+    opened = spice_rs.GradientStore(store, memory_limit=memory_limit)
     with _watch(progress, "export") as watch:
         opened.export(out, index, watch)
     about = {"path": out, "index": index, "rows": len(opened), "dim": opened.dim}
     _report(as_json, f"{out}: {len(opened)} rows × {opened.dim} columns, float32", about)
+
+
+def _rows_of(file: str) -> Any:
+    """Read dataset rows from a .npy file."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InvalidInputError(
+            f"{file}: found {error}, expected a .npy file of whole numbers. Write it with numpy.save."
+        ) from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _ROW_CELLS = 1 << 28  # cells of one batch's rows: 1 GB in float32, met with pro
 
 
 class GradientRun:
-    """Computes batches and writes them while the next one is computed.
+    """Computes batches and hands them to the store's writer, which has a thread of its own.
 
     Args:
         task: The loss.

@@ -1,7 +1,8 @@
 """The gradient store: a folder of safetensors files with one gradient row per sample.
 
 Any number of writers fill one store, in any number of processes and days. What a writer has committed is
-complete and is never changed; a killed writer loses at most the rows that it had not committed.
+complete and is never changed; a killed writer loses at most the rows that it had not committed: what waits in its queue
+and for its next shard, which is written when it is full or `seconds_per_shard` old.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
+from spice_rs.errors import InvalidInputError
 from spice_rs.store.values import floats, integers, json_object, non_negative, room
 
 __all__ = ["GradientStore", "GradientWriter"]
@@ -39,17 +41,23 @@ class GradientStore:
 
     Args:
         path: The folder of the store.
+        memory_limit: Bytes that the open store may take: its columns (some 24 bytes for each row), the rows that ``read``
+            returns, and pages of the files that ``read``, ``verify`` and ``export`` map; None for no limit. A selection
+            reads through the system's page cache, whatever the limit.
 
     Raises:
         StoreError: If the path is no store, was written by another version, or has a row twice.
         CorruptStoreError: If a file was cut short or altered.
+        InvalidInputError: If the columns alone take more than ``memory_limit``.
     """
 
-    def __init__(self, path: _Path) -> None:
+    def __init__(self, path: _Path, *, memory_limit: int | None = None) -> None:
+        self._memory_limit = None if memory_limit is None else non_negative("memory_limit", memory_limit)
         self._open(path)
 
     def _open(self, path: _Path) -> None:
-        self._core = _core.Store(path)
+        self._core = _core.Store(path, self._memory_limit)
+        self._order: NDArray[np.int64] | None = None
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
         self._info: dict[str, Any] = info
@@ -64,14 +72,16 @@ class GradientStore:
         provenance: Mapping[str, Any] | None = None,
         rows_per_shard: int | None = None,
         bytes_per_shard: int | None = None,
-        max_delay: float | None = None,
+        seconds_per_shard: float | None = None,
+        fsync: bool = True,
         writer: str | None = None,
     ) -> GradientWriter:
         """Creates a store, or joins an existing one of the same schema, and returns a writer.
 
-        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Buffered rows become a shard when
-        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when an append finds that
-        the oldest has waited for ``max_delay``.
+        The schema is ``dim``, ``dtype``, ``reduction`` and ``provenance``. Rows become a shard when
+        there are ``rows_per_shard`` of them, when they take ``bytes_per_shard``, or when the oldest has waited for
+        ``seconds_per_shard``. A thread of the writer's converts, writes and syncs them; 64 MiB of float32 rows may wait for
+        it before ``append`` does.
 
         Args:
             path: The folder; it and its parents are created.
@@ -82,7 +92,9 @@ class GradientStore:
             provenance: Where the rows come from (model, projection, dataset, …), as plain JSON.
             rows_per_shard: Rows per shard; None for no limit.
             bytes_per_shard: Bytes per shard; None for 64 MiB.
-            max_delay: Seconds; None for 30.
+            seconds_per_shard: Seconds; None for 30.
+            fsync: Wait until a shard is on disk before it counts as committed. Without that, rows survive a kill all the
+                same, but after a power cut shards may be missing or damaged; ``repair`` finds the damaged ones.
             writer: The writer's part of file names; None for a unique one.
 
         Raises:
@@ -100,7 +112,8 @@ class GradientStore:
             bytes_per_shard=None
             if bytes_per_shard is None
             else non_negative("bytes_per_shard", bytes_per_shard),
-            max_delay=max_delay,
+            seconds_per_shard=seconds_per_shard,
+            fsync=fsync,
             writer=writer,
         )
         return GradientWriter(core, path, int(dim))
@@ -136,7 +149,10 @@ class GradientStore:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of schema and rows, 32 hex digits; independent of names of files."""
+        """A hash of schema and rows, 32 hex digits; independent of their order and of the files that they are in.
+
+        Stores of the first versions lack what it is taken from; there, a compaction changes it once.
+        """
         return self._core.fingerprint
 
     @property
@@ -171,12 +187,40 @@ class GradientStore:
             (m, dim) float32: the rows, rounded to the dtype of the store; ``out`` if it was given.
 
         Raises:
-            InvalidInputError: If a position is not there or is no integer; if ``out`` cannot be filled.
+            InvalidInputError: If a position is not there or is no integer; if ``out`` cannot be filled; or if the memory
+                limit leaves no room for so many rows.
         """
         wanted = integers("positions", positions, np.int64)
         filled = room("out", out, (len(wanted), self.dim))
         self._core.read(wanted, filled)
         return filled
+
+    def positions(self, index: ArrayLike) -> NDArray[np.int64]:
+        """Looks up where rows of the dataset are; reads no gradients.
+
+        Args:
+            index: (m,) integers, rows of the dataset, in any order, repeated or not.
+
+        Returns:
+            (m,) int64: their positions, so that ``read(positions(index))`` are these rows.
+
+        Raises:
+            InvalidInputError: If the store has no such row; the message names the first.
+        """
+        wanted = integers("index", index, np.int64)
+        rows = self.index
+        if self._order is None:
+            self._order = np.argsort(rows, kind="stable")
+        found = np.searchsorted(rows, wanted, sorter=self._order)
+        places = (
+            self._order[np.minimum(found, len(rows) - 1)] if len(rows) else np.zeros(len(wanted), np.int64)
+        )
+        missing = np.flatnonzero(rows[places] != wanted) if len(rows) else np.arange(len(wanted))
+        if missing.size:
+            raise InvalidInputError(
+                f"index: found {int(wanted[missing[0]])}, expected rows of {self.path}. Leave this row out, or extract it."
+            )
+        return places
 
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.
@@ -203,23 +247,30 @@ class GradientStore:
         return _result(self._core.verify(progress))
 
     @staticmethod
-    def merge(sources: Sequence[_Path], path: _Path, progress: Progress | None = None) -> GradientStore:
+    def merge(
+        sources: Sequence[_Path],
+        path: _Path,
+        progress: Progress | None = None,
+        differing: Literal["refuse", "first", "last"] = "refuse",
+    ) -> GradientStore:
         """Makes one new store of several: all their rows, in their order, as they are stored.
 
         Rows that are there more than once are kept once if they are the same to the bit. The new store appears when it is
-        whole. A single store in which two writers wrote the same rows can be merged too: it loses the copies.
+        whole. A single store in which two writers wrote one row can be merged too: it loses the copy.
 
         Args:
             sources: Folders of stores with one schema.
             path: A new folder.
             progress: As for ``verify``.
+            differing: What to do with rows of one index that are not the same, as two machines may have computed them:
+                "refuse" to merge, or keep the "first" or the "last" in the order of sources and positions.
 
         Raises:
             StoreMismatchError: If two stores have different schemas; the message names the field.
             StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
             CorruptStoreError: If a source is damaged.
         """
-        _core.merge([os.fspath(source) for source in sources], path, progress)
+        _core.merge([os.fspath(source) for source in sources], path, differing, progress)
         return GradientStore(path)
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
@@ -245,7 +296,7 @@ class GradientStore:
         """Replaces small shards by as few as can be; this object then shows the store as it is now.
 
         Others may read and append meanwhile. Whenever the process is killed, all rows are there once. The positions of rows
-        and the fingerprint change; dataset indices and picks do not.
+        change; dataset indices, picks and the fingerprint do not.
 
         Args:
             bytes_per_shard: Shards of at least this size stay, and the new ones have at most about it; None for 64 MiB.
@@ -319,7 +370,7 @@ class GradientStore:
             if place is not None:
                 check_place(place)
         order = np.argsort(self.index, kind="stable")
-        rows_per_chunk = max(1, _EXPORT_CELLS // self.dim)
+        rows_per_chunk = max(1, min(_EXPORT_CELLS // self.dim, self._core.rows_at_a_time))
         with replacing(path) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), self.dim)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -349,7 +400,9 @@ class GradientStore:
 class GradientWriter:
     """Appends rows to a store; made by :meth:`GradientStore.create`, to be used in a ``with`` statement.
 
-    Leaving the ``with`` statement commits what was appended, also when an exception passes through.
+    Leaving the ``with`` statement commits what was appended, also when an exception passes through. Rows are written in the
+    background: if that fails, the next call raises StoreError, whatever it is, and does nothing else. The rows stay in
+    memory, and the call after that tries again.
     """
 
     def __init__(self, core: _core.StoreWriter, path: _Path, dim: int) -> None:
@@ -375,7 +428,7 @@ class GradientWriter:
         Raises:
             InvalidInputError: For a wrong shape or type, NaN or Inf (the message has the dataset row and the
                 column), a norm above 1.7e38, and for a row that the store has.
-            StoreError: If a shard cannot be written; rows that ``contains`` are kept for the next ``commit``.
+            StoreError: If a shard of earlier rows could not be written; what ``contains`` tells of is kept.
         """
         self._core.append(
             floats("rows", rows, (None, self._dim)),
@@ -393,10 +446,10 @@ class GradientWriter:
         return self._core.contains(integers("index", index, np.int64))
 
     def commit(self) -> None:
-        """Makes the buffered rows a shard; they are on disk when this returns.
+        """Makes what was appended a shard; it is on disk when this returns.
 
         Raises:
-            StoreError: If the shard cannot be written; the rows stay buffered.
+            StoreError: If a shard cannot be written; the rows stay in memory.
         """
         self._core.commit()
 

@@ -57,8 +57,9 @@ pub(crate) struct Store {
 #[pymethods]
 impl Store {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let reader = py.detach(|| Reader::open(&path)).map_err(to_py)?;
+    #[pyo3(signature = (path, memory_limit=None))]
+    fn new(py: Python<'_>, path: PathBuf, memory_limit: Option<usize>) -> PyResult<Self> {
+        let reader = py.detach(|| Reader::open_within(&path, memory_limit)).map_err(to_py)?;
         Ok(Self { reader: Arc::new(reader) })
     }
 
@@ -79,6 +80,11 @@ impl Store {
     #[getter]
     fn reduction(&self) -> Option<&'static str> {
         self.reader.reduction().map(Reduction::name)
+    }
+
+    #[getter]
+    fn rows_at_a_time(&self) -> usize {
+        self.reader.rows_at_a_time()
     }
 
     #[getter]
@@ -130,6 +136,13 @@ impl Store {
             .iter()
             .map(|&position| usize::try_from(position).unwrap_or(usize::MAX))
             .collect();
+        let most = self.reader.rows_at_a_time();
+        if positions.len() > most {
+            let found = format!("{} rows of {dim} columns", positions.len());
+            let expected = format!("at most {most} at a time, for which memory_limit leaves room");
+            let remedy = "Read fewer at a time, or allow more.";
+            return Err(to_py(Error::invalid("positions", found, expected, remedy)));
+        }
         let out = out.as_slice_mut()?;
         if positions.len().checked_mul(dim) != Some(out.len()) {
             // The core has the words for it.
@@ -163,14 +176,15 @@ impl StoreWriter {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` on the open writer, without the GIL, so that waiting for another thread blocks nobody.
+    /// Runs `work` on the open writer, without the GIL, so that waiting for another thread blocks nobody; signals are
+    /// looked for while it waits.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut Writer) -> Result<T> + Send,
+        work: impl FnOnce(&mut Writer, &mut Observer<'_>) -> Result<T> + Send,
     ) -> PyResult<T> {
-        py.detach(|| match &mut *self.lock() {
-            Some(writer) => work(writer),
+        watched(py, None, |observer| match &mut *self.lock() {
+            Some(writer) => work(writer, observer),
             None => Err(Error::invalid(
                 "writer",
                 "a closed writer",
@@ -178,14 +192,13 @@ impl StoreWriter {
                 "Call GradientStore.create again to append more rows.",
             )),
         })
-        .map_err(to_py)
     }
 }
 
 #[pymethods]
 impl StoreWriter {
     #[new]
-    #[pyo3(signature = (path, *, dim, dtype, reduction, provenance, rows_per_shard, bytes_per_shard, max_delay, writer))]
+    #[pyo3(signature = (path, *, dim, dtype, reduction, provenance, rows_per_shard, bytes_per_shard, seconds_per_shard, fsync, writer))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -196,16 +209,18 @@ impl StoreWriter {
         provenance: &str,
         rows_per_shard: Option<usize>,
         bytes_per_shard: Option<usize>,
-        max_delay: Option<f64>,
+        seconds_per_shard: Option<f64>,
+        fsync: bool,
         writer: Option<String>,
     ) -> PyResult<Self> {
         let open = || {
             let schema = schema(dim, dtype, reduction, provenance)?;
-            let mut options = WriterOptions { rows_per_shard, writer, ..WriterOptions::default() };
+            let mut options =
+                WriterOptions { rows_per_shard, fsync, writer, ..WriterOptions::default() };
             options.bytes_per_shard = bytes_per_shard.unwrap_or(options.bytes_per_shard);
-            if let Some(seconds) = max_delay {
-                options.max_delay = Duration::try_from_secs_f64(seconds).map_err(|error| {
-                    Error::invalid("max_delay", seconds, error, "Give seconds, 0 or more.")
+            if let Some(seconds) = seconds_per_shard {
+                options.time_per_shard = Duration::try_from_secs_f64(seconds).map_err(|error| {
+                    Error::invalid("seconds_per_shard", seconds, error, "Give seconds, 0 or more.")
                 })?;
             }
             Writer::create(&path, schema, options)
@@ -225,7 +240,7 @@ impl StoreWriter {
         let (rows, index) = (rows.as_slice()?, index.as_slice()?);
         let num_tokens = num_tokens.as_ref().map(|values| values.as_slice()).transpose()?;
         let loss = loss.as_ref().map(|values| values.as_slice()).transpose()?;
-        self.with(py, |writer| writer.append(rows, index, num_tokens, loss))
+        self.with(py, |writer, observer| writer.append_observed(rows, index, num_tokens, loss, observer))
     }
 
     fn contains<'py>(
@@ -234,28 +249,27 @@ impl StoreWriter {
         index: PyReadonlyArray1<'py, i64>,
     ) -> PyResult<Bound<'py, PyArray1<bool>>> {
         let index = index.as_slice()?;
-        let there = self.with(py, |writer| {
+        let there = self.with(py, |writer, _| {
             Ok(index.iter().map(|&row| writer.contains(row)).collect::<Vec<bool>>())
         })?;
         Ok(there.into_pyarray(py))
     }
 
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, Writer::commit)
+        self.with(py, Writer::commit_observed)
     }
 
     /// Commits and closes; closing again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
+        watched(py, None, |observer| {
             let mut writer = self.lock();
             if let Some(open) = &mut *writer {
                 // Stays open if this fails, so that it can be tried again.
-                open.commit()?;
+                open.commit_observed(observer)?;
                 *writer = None;
             }
             Ok(())
         })
-        .map_err(to_py)
     }
 }
 

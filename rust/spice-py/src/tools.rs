@@ -4,20 +4,25 @@ use std::path::PathBuf;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use spice_core::store;
+use spice_core::{Error, store};
 
 use crate::errors::to_py;
 use crate::store::{Store, json, stored_dtype, watched};
 
 #[pyfunction]
-#[pyo3(signature = (sources, path, progress))]
+#[pyo3(signature = (sources, path, differing, progress))]
 pub(crate) fn merge(
     py: Python<'_>,
     sources: Vec<PathBuf>,
     path: PathBuf,
+    differing: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
-    json(&watched(py, progress, |observer| store::merge(&sources, &path, observer))?)
+    let differing = store::Differing::from_name(differing).ok_or_else(|| {
+        let expected = "\"refuse\", \"first\" or \"last\"";
+        to_py(Error::invalid("differing", format!("{differing:?}"), expected, "Choose one of these."))
+    })?;
+    json(&watched(py, progress, |observer| store::merge(&sources, &path, differing, observer))?)
 }
 
 #[pyfunction]

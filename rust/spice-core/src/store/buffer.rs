@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::cells::Cells;
+use super::checksum;
 use super::folder::Temporary;
 use super::header::{self, Replaced};
 use super::reader::Reader;
@@ -20,6 +21,8 @@ pub(super) struct Buffer {
     loss: Vec<f32>,
     num_tokens: Vec<i32>,
     cells: Cells,
+    /// Of the rows so far, see [`checksum::of_row`].
+    rows_checksum: u64,
     /// When the first of the rows came.
     since: Option<Instant>,
 }
@@ -34,6 +37,7 @@ impl Buffer {
             loss: Vec::new(),
             num_tokens: Vec::new(),
             cells,
+            rows_checksum: 0,
             since: None,
         }
     }
@@ -48,8 +52,9 @@ impl Buffer {
         num_tokens: Option<i32>,
         loss: Option<f32>,
     ) {
+        let start = self.cells.as_bytes().len();
         self.cells.push(row, scale);
-        self.push_values(scale, norm, index, num_tokens, loss);
+        self.push_values(start, scale, norm, index, num_tokens, loss);
     }
 
     /// Adds the row at `position` of a store of the same dtype as it is; the optional values that `reader` has.
@@ -59,8 +64,10 @@ impl Buffer {
         position: usize,
         [num_tokens, loss]: [bool; 2],
     ) {
+        let start = self.cells.as_bytes().len();
         self.cells.push_stored(reader.stored(position));
         self.push_values(
+            start,
             reader.scale()[position],
             reader.norm()[position],
             reader.index()[position],
@@ -69,8 +76,10 @@ impl Buffer {
         );
     }
 
+    /// Adds what belongs to the cells from `start` on.
     fn push_values(
         &mut self,
+        start: usize,
         scale: f32,
         norm: f32,
         index: i64,
@@ -82,6 +91,11 @@ impl Buffer {
         self.norm.push(norm);
         self.num_tokens.extend(num_tokens);
         self.loss.extend(loss);
+        let optional = [loss.map(f32::to_le_bytes), num_tokens.map(i32::to_le_bytes)];
+        let [loss, tokens] = optional.map(|value| value.unwrap_or(checksum::ABSENT));
+        let values = [scale.to_le_bytes(), norm.to_le_bytes(), loss, tokens];
+        let row = checksum::of_row(index.to_le_bytes(), values, &self.cells.as_bytes()[start..]);
+        self.rows_checksum = self.rows_checksum.wrapping_add(row);
         self.since.get_or_insert_with(Instant::now);
     }
 
@@ -113,15 +127,17 @@ impl Buffer {
         self.loss.clear();
         self.num_tokens.clear();
         self.cells.clear();
+        self.rows_checksum = 0;
         self.since = None;
     }
 
-    /// Writes the rows to a complete file under a temporary name: a shard in place of `supersedes`.
+    /// Writes the rows to a complete file under a temporary name, synced if asked for: a shard in place of `supersedes`.
     pub(super) fn write(
         &self,
         folder: &Path,
         schema: &Schema,
         supersedes: &[Replaced],
+        fsync: bool,
     ) -> Result<Temporary> {
         let columns: [&[u8]; 5] = [
             bytemuck::cast_slice(&self.index),
@@ -143,6 +159,7 @@ impl Buffer {
             schema_id: &schema.id(),
             columns_checksum,
             data_checksum: hasher.digest(),
+            rows_checksum: Some(self.rows_checksum),
             supersedes,
         };
         let header = header::encode(&content).ok_or_else(|| {
@@ -154,6 +171,7 @@ impl Buffer {
             )
         })?;
         let [index, scale, norm, loss, num_tokens] = columns;
-        Temporary::write(folder, &[&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()])
+        let parts = [&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()];
+        Temporary::write(folder, &parts, fsync)
     }
 }

@@ -1,6 +1,6 @@
 //! Checksums as text, and the checksum of bytes that contain it.
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 /// What precedes the digits: the name of the hash.
 pub(super) const PREFIX: &str = "xxh3-64:";
@@ -23,6 +23,15 @@ pub(super) fn parse(text: &str) -> Option<u64> {
 pub(super) fn of(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
 }
+
+/// What a row adds to the `rows_checksum` of its shard; a column that is not there has four bytes of 255.
+pub(super) fn of_row(index: [u8; 8], scale_norm_loss_tokens: [[u8; 4]; 4], cells: &[u8]) -> u64 {
+    let cells = xxh3_64_with_seed(cells, u64::from_le_bytes(index));
+    xxh3_64_with_seed(scale_norm_loss_tokens.as_flattened(), cells)
+}
+
+/// What [`of_row`] takes for a column that is not there: no loss and no number of tokens.
+pub(super) const ABSENT: [u8; 4] = [255; 4];
 
 /// The checksum of `bytes` with the [`DIGITS`] bytes from `at` replaced by `0`; `at` is in range.
 pub(super) fn of_sealed(bytes: &[u8], at: usize) -> u64 {

@@ -132,7 +132,7 @@ impl Work {
             }
         }
         let supersedes: Vec<_> = part.shards.iter().map(Shard::identity).collect();
-        let file = buffer.write(&self.folder, &self.schema, &supersedes)?;
+        let file = buffer.write(&self.folder, &self.schema, &supersedes, true)?;
         file.publish_shard(&self.writer, &mut self.sequence)?;
         // The names of the old shards go only after the name of the new one is safe.
         folder::sync_folder(&self.folder)?;

@@ -29,17 +29,47 @@ pub struct Merged {
     pub duplicates: usize,
 }
 
+/// What becomes of rows with one dataset index that are not the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Differing {
+    /// They are an error.
+    #[default]
+    Refuse,
+    /// The first one is kept, in the order of the sources and of their positions.
+    First,
+    /// The last one is kept.
+    Last,
+}
+
+impl Differing {
+    /// The inverse of `refuse`, `first` and `last`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "refuse" => Some(Self::Refuse),
+            "first" => Some(Self::First),
+            "last" => Some(Self::Last),
+            _ => None,
+        }
+    }
+}
+
 /// Makes a store at `path`, which must not be there yet, of all rows of `sources`, in their order.
 ///
 /// Rows are copied as they are stored and verified on the way. Of rows with one dataset index that are the same to the
-/// bit, the first is kept. Sources may have such rows twice themselves. Optional columns are those of all sources.
+/// bit, the first is kept; `differing` says what becomes of others. Sources may have such rows twice themselves. Optional
+/// columns are those of all sources.
 ///
 /// # Errors
 /// [`Error::StoreMismatch`] if two sources have different schemas; [`Error::Store`] if two rows with one index differ, or
 /// if `path` is taken; as [`Reader::open`], [`Reader::verify`] and [`Writer::commit`]; [`Error::Interrupted`].
-pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> Result<Merged> {
-    let sources: Vec<Reader> =
-        sources.iter().map(|source| Reader::open_with_duplicates(source)).collect::<Result<_>>()?;
+pub fn merge(
+    sources: &[PathBuf],
+    path: &Path,
+    differing: Differing,
+    observer: &mut Observer<'_>,
+) -> Result<Merged> {
+    let open = |source: &PathBuf| Reader::open_with_duplicates(source, None);
+    let sources: Vec<Reader> = sources.iter().map(open).collect::<Result<_>>()?;
     let Some(first) = sources.first() else {
         return Err(Error::invalid("sources", "no store", "at least one", "Name the stores to merge."));
     };
@@ -47,7 +77,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
     for source in &sources[1..] {
         source.schema().join(source.path(), &schema)?;
     }
-    let chosen = choose(&sources)?;
+    let chosen = choose(&sources, differing)?;
     let total: usize = sources.iter().map(Reader::len).sum();
     let mut with_rows = sources.iter().filter(|source| !source.is_empty());
     let optional = [
@@ -55,7 +85,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
         with_rows.all(|source| source.loss().is_some()),
     ];
     build(path, |folder| {
-        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?])?.publish(SCHEMA_FILE)?;
+        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?], true)?.publish(SCHEMA_FILE)?;
         let mut buffer = Buffer::new(Cells::new(schema.dtype).ok_or_else(|| no_cells(&schema))?);
         let (name, mut sequence) = (folder::unique_writer(), 0);
         let (mut rows, mut before) = (0, 0);
@@ -68,7 +98,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
                     buffer.push_stored(source, position, optional);
                     rows += 1;
                     if buffer.bytes() >= WriterOptions::default().bytes_per_shard {
-                        buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+                        buffer.write(folder, &schema, &[], true)?.publish_shard(&name, &mut sequence)?;
                         buffer.clear();
                     }
                 }
@@ -76,31 +106,36 @@ pub fn merge(sources: &[PathBuf], path: &Path, observer: &mut Observer<'_>) -> R
             before += source.len();
         }
         if !buffer.is_empty() {
-            buffer.write(folder, &schema, &[])?.publish_shard(&name, &mut sequence)?;
+            buffer.write(folder, &schema, &[], true)?.publish_shard(&name, &mut sequence)?;
         }
         Ok(Merged { rows, duplicates: total - rows })
     })
 }
 
-/// For each row of each source, whether it is the first with its index; rows with one index must be the same.
-fn choose(sources: &[Reader]) -> Result<Vec<Vec<bool>>> {
-    let mut first: HashMap<i64, (&Reader, usize)> = HashMap::new();
-    let mut chosen = Vec::with_capacity(sources.len());
-    for source in sources {
-        let mut of_source = vec![true; source.len()];
+/// For each row of each source, whether it is the one to keep of those with its index.
+fn choose(sources: &[Reader], differing: Differing) -> Result<Vec<Vec<bool>>> {
+    let mut kept: HashMap<i64, (usize, usize)> = HashMap::new();
+    let mut chosen: Vec<Vec<bool>> = sources.iter().map(|source| vec![true; source.len()]).collect();
+    for (number, source) in sources.iter().enumerate() {
         for (position, &row) in source.index().iter().enumerate() {
-            match first.entry(row) {
-                Entry::Vacant(place) => _ = place.insert((source, position)),
-                Entry::Occupied(there) => {
+            match kept.entry(row) {
+                Entry::Vacant(place) => _ = place.insert((number, position)),
+                Entry::Occupied(mut there) => {
                     let (other, at) = *there.get();
-                    if !same(other, at, source, position) {
-                        return Err(differ(row, (other, at), (source, position)));
+                    let is_same = same(&sources[other], at, source, position);
+                    match differing {
+                        Differing::Refuse if !is_same => {
+                            return Err(differ(row, (&sources[other], at), (source, position)));
+                        }
+                        Differing::Last if !is_same => {
+                            there.insert((number, position));
+                            chosen[other][at] = false;
+                        }
+                        _ => chosen[number][position] = false,
                     }
-                    of_source[position] = false;
                 }
             }
         }
-        chosen.push(of_source);
     }
     Ok(chosen)
 }
@@ -128,8 +163,9 @@ fn differ(row: i64, (a, i): (&Reader, usize), (b, j): (&Reader, usize)) -> Error
         field: format!("index {row}"),
         found: format!("different rows in {} and {}", place(a, i), place(b, j)),
         expected: "one row for each index, or the same one".to_string(),
-        remedy: "Delete the row from one of the stores, or move one of the shards out of its folder."
-            .to_string(),
+        remedy:
+            "Say which of them to keep, the first or the last; or delete the row from one of the stores."
+                .to_string(),
     }
 }
 
@@ -195,7 +231,7 @@ fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
             remedy: "Choose another name; nothing is written over.".to_string(),
         });
     };
-    fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+    folder::create_all(parent)?;
     let aside = format!(".tmp-{}-{}", name.to_string_lossy(), folder::unique_writer());
     let aside = Aside(parent.join(aside));
     fs::create_dir(&aside.0).map_err(Error::io(&aside.0, "create"))?;

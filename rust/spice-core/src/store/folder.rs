@@ -119,7 +119,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// A complete, synced file under a temporary name; dropping it removes that name.
+/// A complete file under a temporary name; dropping it removes that name.
 ///
 /// It is locked while its writer lives, where the file system has locks: that is how leftovers are told.
 pub(super) struct Temporary {
@@ -143,8 +143,8 @@ pub(super) fn remove_forgotten(path: &Path) -> Result<bool> {
 }
 
 impl Temporary {
-    /// Writes `parts`, one after the other, and syncs them.
-    pub(super) fn write(folder: &Path, parts: &[&[u8]]) -> Result<Self> {
+    /// Writes `parts`, one after the other; with `fsync` they are on disk when this returns.
+    pub(super) fn write(folder: &Path, parts: &[&[u8]], fsync: bool) -> Result<Self> {
         let mut temporary = loop {
             let path = folder.join(format!("{TEMPORARY}{}-{:016x}", std::process::id(), chance()));
             let file = OpenOptions::new()
@@ -162,7 +162,9 @@ impl Temporary {
         for part in parts {
             temporary.file.write_all(part).map_err(Error::io(&temporary.path, "write"))?;
         }
-        temporary.file.sync_all().map_err(Error::io(&temporary.path, "sync"))?;
+        if fsync {
+            temporary.file.sync_all().map_err(Error::io(&temporary.path, "sync"))?;
+        }
         Ok(temporary)
     }
 
@@ -294,6 +296,20 @@ pub(super) fn set_aside(folder: &Path, name: &str) -> Result<String> {
     unreachable!("some number is free")
 }
 
+/// Creates a folder with its parents, for good when this returns.
+pub(super) fn create_all(path: &Path) -> Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(path).map_err(Error::io(path, "create"))?;
+    // Also of a folder that was there: its creator may not have come to this yet.
+    for folder in [path].into_iter().chain(missing.into_iter().skip(1)) {
+        match folder.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes new names in `folder` survive a power cut, where the file system can be asked to.
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     // Only Unix opens a folder as a file; elsewhere the file system journals names itself.
@@ -315,8 +331,8 @@ mod tests {
     #[test]
     fn a_published_file_never_replaces_another() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Temporary::write(folder.path(), &[b"a", b"b"]).unwrap().publish("x").unwrap());
-        assert!(!Temporary::write(folder.path(), &[b"c"]).unwrap().publish("x").unwrap());
+        assert!(Temporary::write(folder.path(), &[b"a", b"b"], true).unwrap().publish("x").unwrap());
+        assert!(!Temporary::write(folder.path(), &[b"c"], false).unwrap().publish("x").unwrap());
         assert_eq!(fs::read(folder.path().join("x")).unwrap(), b"ab");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -38,6 +38,7 @@ pub(super) struct Header {
     pub(super) schema_id: String,
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
+    pub(super) rows_checksum: Option<u64>,
     pub(super) header_checksum: u64,
     pub(super) supersedes: Vec<Replaced>,
     /// Where things are in the file.
@@ -66,6 +67,7 @@ pub(super) struct Content<'a> {
     pub(super) schema_id: &'a str,
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
+    pub(super) rows_checksum: Option<u64>,
     pub(super) supersedes: &'a [Replaced],
 }
 
@@ -88,6 +90,8 @@ struct Metadata {
     rows: String,
     columns_checksum: String,
     data_checksum: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rows_checksum: Option<String>,
     supersedes: String,
 }
 
@@ -163,6 +167,7 @@ pub(super) fn encode(content: &Content<'_>) -> Option<Vec<u8>> {
         rows: content.rows.to_string(),
         columns_checksum: checksum::text(content.columns_checksum),
         data_checksum: checksum::text(content.data_checksum),
+        rows_checksum: content.rows_checksum.map(checksum::text),
         supersedes: serde_json::to_string(&supersedes).ok()?,
     };
     let (rows, dim) = (content.rows as u64, content.dim as u64);
@@ -239,6 +244,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     };
     let columns_checksum = sum("columns_checksum", &metadata.columns_checksum)?;
     let data_checksum = sum("data_checksum", &metadata.data_checksum)?;
+    let rows_checksum = metadata.rows_checksum.as_deref();
+    let rows_checksum = rows_checksum.map(|text| sum("rows_checksum", text)).transpose()?;
     let supersedes: BTreeMap<String, String> =
         serde_json::from_str(&metadata.supersedes).map_err(|error| {
             corrupt(path, "supersedes", error, "a JSON object: name of a shard → checksum of its header")
@@ -289,6 +296,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         schema_id: metadata.schema_id,
         columns_checksum,
         data_checksum,
+        rows_checksum,
         header_checksum,
         supersedes,
         index: index.unwrap_or_default(),

@@ -23,6 +23,7 @@ fn shard(rows: usize, dim: usize, dtype: Dtype, loss: bool, num_tokens: bool) ->
         schema_id: "0123",
         columns_checksum: 1,
         data_checksum: 2,
+        rows_checksum: None,
         supersedes: &supersedes,
     };
     [encode(&content).unwrap(), data].concat()

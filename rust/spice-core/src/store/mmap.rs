@@ -6,7 +6,7 @@
 //! makes reads return changed bytes, which [`verify`](super::Reader::verify) looks for, or raises SIGBUS.
 #![allow(unsafe_code)]
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use super::folder;
@@ -23,6 +23,27 @@ impl Mapped {
         // file is the contract above.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         Ok(Self(map))
+    }
+
+    /// Tells the system that a part will be read soon, so that the disk works meanwhile; a hint.
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if range.start < range.end && range.end <= self.0.len() {
+            // It may not be able to: then the part is read when it is looked at.
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// Gives the pages that are mapped back; whoever reads on gets them from the file again.
+    pub(super) fn release(&self) {
+        #[cfg(unix)]
+        {
+            // SAFETY: dangerous for memory that was written to. This map is shared and read-only, so its pages hold
+            // nothing but the file's bytes, which do not change: the same bytes are seen before and after.
+            let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
     }
 }
 

@@ -38,15 +38,21 @@
 //! The header begins with the bytes `{"__metadata__":{"header_checksum":"xxh3-64:<16 hex>"`; this checksum is
 //! taken over the length and the header, with these 16 digits replaced by `0`. The other metadata are
 //! `format_version` (`"1"`), `schema_id` (as in `store.json`), `rows` (decimal), `columns_checksum` (over the
-//! data section before `gradients`), `data_checksum` (over the whole data section) and `supersedes` (a JSON
-//! object: name of a shard → its `header_checksum`). Unknown tensors, members or metadata are refused: another set comes with another
+//! data section before `gradients`), `data_checksum` (over the whole data section), optionally `rows_checksum` and
+//! `supersedes` (a JSON object: name of a shard → its `header_checksum`). `rows_checksum` is the sum over the rows, modulo 2⁶⁴,
+//! of the XXH3-64 of 16 bytes: `scale`, `norm`, `loss` and `num_tokens` of the row, four bytes of 255 in place of a column that
+//! is not there; its seed is the XXH3-64 of the row's stored cells, whose seed is `index`. So it does not depend on how
+//! rows are spread over shards, and [`Reader::fingerprint`] of a store stays the same when that changes. Unknown tensors, members or metadata are refused: another set comes with another
 //! version. The place and the rule of the two self-checksums hold for every version.
 //!
 //! # Rules
 //!
-//! - *Visible if and only if complete.* A shard is written under a temporary name, synced, and then linked to
-//!   its own name, which must be new; then the folder is synced. A killed writer loses its unfinished shard and
+//! - *Visible if and only if complete.* A shard is written under a temporary name, the file is synced, then linked to
+//!   its own name, which must be new (where there are no hard links: renamed), then the folder is synced, and only then the
+//!   rows count as committed. A file that could not be synced is never synced again, which might succeed for nothing, but
+//!   written anew. A new folder is synced in its parent. A killed writer loses what it had not committed and
 //!   damages nothing. `store.json` appears in the same way, so of two creators one wins and the other compares.
+//!   [`WriterOptions::fsync`] alone can relax the syncing, of one writer's shards.
 //! - *No coordination.* Writers have different names; any number of them fills one store. The order of rows is
 //!   that of the shards' names, then that of the file. One dataset index in two shards is an error.
 //! - *Superseded shards do not exist.* A shard whose name and header checksum are in the `supersedes` of any other is
@@ -75,6 +81,8 @@
 #[cfg(target_endian = "big")]
 compile_error!("the gradient store maps little-endian files; big-endian hosts are not supported");
 
+mod background;
+mod budget;
 mod buffer;
 mod cells;
 mod checksum;
@@ -95,7 +103,7 @@ mod writer;
 use std::path::Path;
 
 pub use compact::{Compacted, compact, delete};
-pub use derive::{Merged, convert, merge};
+pub use derive::{Differing, Merged, convert, merge};
 pub use reader::{Info, Reader};
 pub use repair::{Damaged, Repaired, repair};
 pub use schema::{FORMAT_VERSION, Reduction, Schema};

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::budget::Budget;
 use super::cells;
 use super::folder::{self, Listing, SCHEMA_FILE};
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
@@ -38,6 +39,7 @@ pub struct Reader {
     num_tokens: Option<Vec<i32>>,
     superseded: Vec<String>,
     leftovers: Vec<String>,
+    budget: Option<Budget>,
 }
 
 /// What there is to know about a store without reading it.
@@ -134,13 +136,23 @@ impl Reader {
     /// [`Error::Store`] if the path is no store, is of another version, or has a row twice; [`Error::CorruptStore`]
     /// if a file contradicts itself, `store.json` or the size on disk; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
-        let reader = Self::open_with_duplicates(path)?;
+        Self::open_within(path, None)
+    }
+
+    /// [`Reader::open`] for a reader that takes at most about `memory_limit` bytes: its columns, [`Reader::rows_at_a_time`],
+    /// and the pages that [`Reader::read`] and [`Reader::verify`] map. What others read through [`Reader::blocks`] is their
+    /// business.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the columns alone take more; else as [`Reader::open`].
+    pub fn open_within(path: &Path, memory_limit: Option<usize>) -> Result<Self> {
+        let reader = Self::open_with_duplicates(path, memory_limit)?;
         reader.check_duplicates()?;
         Ok(reader)
     }
 
-    /// [`Reader::open`] without the look for two rows of one dataset index.
-    pub(super) fn open_with_duplicates(path: &Path) -> Result<Self> {
+    /// [`Reader::open_within`] without the look for two rows of one dataset index.
+    pub(super) fn open_with_duplicates(path: &Path, memory_limit: Option<usize>) -> Result<Self> {
         let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
         if !path.is_dir() {
             return Err(no_store(path, if path.exists() { "a file" } else { "nothing" }));
@@ -149,7 +161,13 @@ impl Reader {
         let (mut shards, listing) = open_shards(path, &file.schema)?;
         let superseded = superseded(path, &shards)?;
         shards.retain(|shard| superseded.binary_search(&shard.name).is_err());
-        Ok(Self { superseded, leftovers: listing.leftovers, ..Self::over(path, file, shards)? })
+        let budget = memory_limit.map(|limit| Budget::new(path, limit, &shards)).transpose()?;
+        let reader = Self::over(path, file, shards)?;
+        if budget.is_some() {
+            // The columns are copied.
+            reader.shards.iter().for_each(|shard| shard.map.release());
+        }
+        Ok(Self { superseded, leftovers: listing.leftovers, budget, ..reader })
     }
 
     /// The store that these shards make up, whatever else is in the folder.
@@ -158,7 +176,9 @@ impl Reader {
     /// [`Error::CorruptStore`] if the columns of a shard do not hold.
     pub(super) fn over(path: &Path, file: StoreFile, shards: Vec<Shard>) -> Result<Self> {
         let mut starts = vec![0];
-        let (mut index, mut scale, mut norm) = (Vec::new(), Vec::new(), Vec::new());
+        let rows = shards.iter().map(|shard| shard.header.rows).sum();
+        let (mut index, mut scale) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let mut norm = Vec::with_capacity(rows);
         let (mut loss, mut num_tokens) = (Some(Vec::new()), Some(Vec::new()));
         for shard in &shards {
             shard.check_columns()?;
@@ -203,6 +223,7 @@ impl Reader {
             norm,
             superseded: Vec::new(),
             leftovers: Vec::new(),
+            budget: None,
         })
     }
 
@@ -338,7 +359,9 @@ impl Reader {
         let work = || {
             while let Some((positions, out)) = next() {
                 for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
-                    cells::load(self.stored(position), self.dtype(), self.scale[position], out);
+                    let stored = self.stored(position);
+                    self.will_read(stored.len());
+                    cells::load(stored, self.dtype(), self.scale[position], out);
                 }
             }
         };
@@ -355,6 +378,19 @@ impl Reader {
         Ok(())
     }
 
+    /// Rows that the memory limit allows to hold at a time; whoever calls [`Reader::read`] holds them.
+    pub fn rows_at_a_time(&self) -> usize {
+        let row = self.dim().saturating_mul(size_of::<f32>());
+        self.budget.as_ref().map_or(usize::MAX, |budget| budget.rows() / row)
+    }
+
+    /// Counts so many bytes of gradients that are about to be read in one go.
+    pub(super) fn will_read(&self, bytes: usize) {
+        if let Some(budget) = &self.budget {
+            budget.read(&self.shards, bytes);
+        }
+    }
+
     /// The stored cells of the row at `position`.
     pub(super) fn stored(&self, position: usize) -> &[u8] {
         let shard = self.shard_of(position);
@@ -366,17 +402,25 @@ impl Reader {
         self.starts.partition_point(|&start| start <= position) - 1
     }
 
-    /// A hash over the schema id and the header checksums of all shards in sorted order: 32 hex digits.
+    /// A hash over the schema id and all rows with all that is known of them: 32 hex digits.
     ///
-    /// Header checksums cover the checksums of the data, so any change of any row changes it. Names of files have no
-    /// part in it; how rows are cut into shards does, so a compaction changes it.
+    /// The order of rows and their spread over shards have no part in it: it is taken over the sum of the shards'
+    /// `rows_checksum`. Of shards without one, which earlier versions wrote, the sorted header checksums follow: those cover
+    /// the checksum of the data, and a compaction changes them.
     pub fn fingerprint(&self) -> String {
-        let mut checksums: Vec<u64> =
-            self.shards.iter().map(|shard| shard.header.header_checksum).collect();
-        checksums.sort_unstable();
+        let (mut sum, mut others) = (None, Vec::new());
+        for header in self.shards.iter().map(|shard| &shard.header) {
+            match header.rows_checksum {
+                // A shard without rows changes nothing.
+                Some(rows) if header.rows > 0 => sum = Some(rows.wrapping_add(sum.unwrap_or(0))),
+                Some(_) => {}
+                None => others.push(header.header_checksum),
+            }
+        }
+        others.sort_unstable();
         let mut hasher = Xxh3::new();
         hasher.update(self.schema_id.as_bytes());
-        checksums.iter().for_each(|checksum| hasher.update(&checksum.to_le_bytes()));
+        sum.iter().chain(&others).for_each(|checksum| hasher.update(&checksum.to_le_bytes()));
         format!("{:032x}", hasher.digest128())
     }
 

@@ -56,6 +56,17 @@ impl Shard {
         &self.map[range]
     }
 
+    /// What row `row` of this shard adds to its `rows_checksum`.
+    pub(super) fn row_checksum(&self, row: usize) -> u64 {
+        let header = &self.header;
+        let value = |column: &Range<usize>| self.bytes(column.clone()).as_chunks().0[row];
+        let optional = [&header.loss, &header.num_tokens]
+            .map(|column| column.as_ref().map_or(checksum::ABSENT, value));
+        let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
+        let index = self.bytes(header.index.clone()).as_chunks().0[row];
+        checksum::of_row(index, values, self.row(row))
+    }
+
     /// The stored cells of row `row` of this shard.
     pub(super) fn row(&self, row: usize) -> &[u8] {
         let size = self.header.dim * self.header.dtype.size();

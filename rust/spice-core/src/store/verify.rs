@@ -87,10 +87,18 @@ impl Reader {
         let mut row = vec![0.0; if shard.header.rows > 0 { shard.header.dim } else { 0 }];
         // A wrong checksum explains wrong values, not the other way round; so values wait for it.
         let mut wrong_row = None;
+        let mut rows_checksum = 0u64;
+        let row_bytes = shard.header.dim * shard.header.dtype.size();
+        let place = |row: usize| {
+            (shard.header.gradients.start + row * row_bytes).min(shard.header.gradients.end)
+        };
         for first in (0..shard.header.rows).step_by(rows_per_chunk) {
             let end = (first + rows_per_chunk).min(shard.header.rows);
+            self.will_read(place(end) - place(first));
+            shard.map.will_need(place(end)..place(end + rows_per_chunk));
             for number in first..end {
                 hasher.update(shard.row(number));
+                rows_checksum = rows_checksum.wrapping_add(shard.row_checksum(number));
                 if wrong_row.is_none() {
                     wrong_row = self.check_row(shard, number, start + number, &mut row).err();
                 }
@@ -102,7 +110,14 @@ impl Reader {
             let (found, expected) = (checksum::text(found), checksum::text(expected));
             return Err(corrupt(&shard.path, "data_checksum", found, expected));
         }
-        wrong_row.map_or(Ok(()), Err)
+        match (wrong_row, shard.header.rows_checksum) {
+            (Some(wrong), _) => Err(wrong),
+            (None, Some(expected)) if rows_checksum != expected => {
+                let (found, expected) = (checksum::text(rows_checksum), checksum::text(expected));
+                Err(corrupt(&shard.path, "rows_checksum", found, expected))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks the values of row `number` of `shard`, which has this `position` in the store.

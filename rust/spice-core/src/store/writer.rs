@@ -1,10 +1,12 @@
 //! Rows in, committed shards out.
 
 use std::collections::HashSet;
-use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Observer;
+use super::background::{Background, Batch};
 use super::buffer::Buffer;
 use super::cells::{self, Cells, MAX_NORM, Measure};
 use super::compact::no_cells;
@@ -13,6 +15,9 @@ use super::reader::{self, Reader};
 use super::schema::Schema;
 use crate::error::{Error, Result};
 
+/// Bytes of rows that are handed to the thread at a time.
+const BATCH: usize = 16 << 20;
+
 /// When a shard is committed, and who writes it.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
@@ -20,8 +25,13 @@ pub struct WriterOptions {
     pub rows_per_shard: Option<usize>,
     /// Commit when this many bytes are buffered.
     pub bytes_per_shard: usize,
-    /// Commit when the oldest buffered row has waited this long; looked at whenever rows are appended.
-    pub max_delay: Duration,
+    /// Commit when the oldest buffered row has waited this long.
+    pub time_per_shard: Duration,
+    /// Bytes of rows, as `f32`, that may wait to be converted; who appends more waits.
+    pub queue_bytes: usize,
+    /// Whether a committed shard survives a power cut. Without it the system decides when files reach the disk: rows survive
+    /// the end of the process alone, and after a power cut shards may be missing or damaged, which checksums find.
+    pub fsync: bool,
     /// The writer's part of the names of its shards: 1 to 64 of `A-Z a-z 0-9 . _ -`. `None` makes a unique one.
     pub writer: Option<String>,
 }
@@ -31,7 +41,9 @@ impl Default for WriterOptions {
         Self {
             rows_per_shard: None,
             bytes_per_shard: 64 << 20,
-            max_delay: Duration::from_secs(30),
+            time_per_shard: Duration::from_secs(30),
+            queue_bytes: 64 << 20,
+            fsync: true,
             writer: None,
         }
     }
@@ -44,20 +56,19 @@ impl Default for WriterOptions {
 /// `2⁻¹³⁴ scale`; `float32` is exact. `int8` has the scale `m / 127`, with `m` the row's largest cell, rounded up by at most
 /// `2⁻¹⁵` of itself, and an error of at most `0.50004 scale`. Values that came from the stored dtype come back unchanged.
 ///
-/// Buffered rows are committed by [`Writer::close`]; dropping the writer tries to, and cannot say if it fails.
+/// Rows are checked and copied by the caller's thread; a thread of the writer's converts and writes them. If it fails, the
+/// next call says so, whatever it is, and has done nothing itself; the rows stay in memory and the call after that tries
+/// again to write them.
+///
+/// What was appended is committed by [`Writer::close`]; dropping the writer tries to, and cannot say if it fails.
 pub struct Writer {
     folder: PathBuf,
     schema: Schema,
-    options: WriterOptions,
-    name: String,
-    sequence: u64,
     /// All rows of the store that this writer knows of.
     seen: HashSet<i64>,
-    buffer: Buffer,
     /// Whether rows come with (`num_tokens`, `loss`); known from earlier shards or after the first rows.
     optional: [Option<bool>; 2],
-    /// A forked child must not commit its parent's rows a second time.
-    process: u32,
+    background: Background,
 }
 
 impl Writer {
@@ -93,7 +104,7 @@ impl Writer {
                 return Err(reader::no_store(path, "shards without store.json"));
             }
             // False if another creator was faster; what counts is what is there afterwards.
-            Temporary::write(path, &[&text])?.publish(SCHEMA_FILE)?;
+            Temporary::write(path, &[&text], true)?.publish(SCHEMA_FILE)?;
             folder::sync_folder(path)?;
         }
         let store = Reader::open(path)?;
@@ -106,17 +117,12 @@ impl Writer {
             // A column that only some shards have is lost already; nothing to insist on.
             [store.num_tokens().map(|_| true), store.loss().map(|_| true)]
         };
-        Ok(Self {
-            folder: path.to_path_buf(),
-            sequence: sequences.max().map_or(0, |last| last.saturating_add(1)),
-            seen: store.index().iter().copied().collect(),
-            buffer: Buffer::new(cells),
-            optional,
-            process: std::process::id(),
-            schema,
-            options,
-            name,
-        })
+        let sequence = sequences.max().map_or(0, |last| last.saturating_add(1));
+        let (folder, buffer) = (path.to_path_buf(), Buffer::new(cells));
+        let background =
+            Background::start(folder.clone(), schema.clone(), options, name, sequence, buffer)?;
+        let seen = store.index().iter().copied().collect();
+        Ok(Self { folder, schema, seen, optional, background })
     }
 
     /// The folder of the store.
@@ -134,21 +140,37 @@ impl Writer {
         self.seen.contains(&index)
     }
 
-    /// Appends `index.len()` rows, `rows` being C-contiguous; all of them, or none if one is invalid.
-    ///
-    /// Commits a shard when the buffer is full. If that fails, rows before the failure stay buffered, for
-    /// another [`Writer::commit`]; the rest has not been appended ([`Writer::contains`] tells).
+    /// [`Writer::append_observed`], not to be interrupted.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for lengths that disagree, NaN or Inf (with the dataset index and the column), a norm
-    /// above 2¹²⁷, an index that is negative or already there, a negative number of tokens, or optional
-    /// values that come with some rows and not with others. [`Error::Io`] if a shard cannot be written.
+    /// As there.
     pub fn append(
         &mut self,
         rows: &[f32],
         index: &[i64],
         num_tokens: Option<&[i32]>,
         loss: Option<&[f32]>,
+    ) -> Result<()> {
+        self.append_observed(rows, index, num_tokens, loss, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Appends `index.len()` rows, `rows` being C-contiguous; all of them, or none if one is invalid.
+    ///
+    /// Waits while the queue is full. `observer` is told (rows committed, rows appended) by this writer meanwhile.
+    /// If an error ends the wait, the rows before are appended and the rest is not ([`Writer::contains`] tells).
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for lengths that disagree, NaN or Inf (with the dataset index and the column), a norm
+    /// above 2¹²⁷, an index that is negative or already there, a negative number of tokens, or optional
+    /// values that come with some rows and not with others. [`Error::Io`] if a shard of earlier rows could not be written;
+    /// [`Error::Interrupted`].
+    pub fn append_observed(
+        &mut self,
+        rows: &[f32],
+        index: &[i64],
+        num_tokens: Option<&[i32]>,
+        loss: Option<&[f32]>,
+        observer: &mut Observer<'_>,
     ) -> Result<()> {
         let dim = self.schema.dim;
         check_length("rows", rows.len(), index.len().checked_mul(dim))?;
@@ -174,55 +196,48 @@ impl Writer {
         self.reserve(index)?;
         self.optional = given.map(Some);
 
-        for (position, (row, measure)) in rows.chunks_exact(dim).zip(measures).enumerate() {
-            let scale = cells::scale_for(self.schema.dtype, measure.largest);
-            self.buffer.push(
-                row,
-                scale,
-                measure.norm as f32,
-                index[position],
-                num_tokens.map(|values| values[position]),
-                loss.map(|values| values[position]),
-            );
-            if self.is_full()
-                && let Err(error) = self.commit()
-            {
-                index[position + 1..].iter().for_each(|index| _ = self.seen.remove(index));
+        let rows_per_batch = (BATCH / dim / size_of::<f32>()).max(1);
+        for start in (0..index.len()).step_by(rows_per_batch) {
+            let part = start..(start + rows_per_batch).min(index.len());
+            let batch = Batch {
+                rows: rows[part.start * dim..part.end * dim].to_vec(),
+                measures: measures[part.clone()].to_vec(),
+                index: index[part.clone()].to_vec(),
+                num_tokens: num_tokens.map(|values| values[part.clone()].to_vec()),
+                loss: loss.map(|values| values[part].to_vec()),
+            };
+            if let Err(error) = self.background.hand(batch, observer) {
+                index[start..].iter().for_each(|index| _ = self.seen.remove(index));
                 return Err(error);
             }
-        }
-        if self.buffer.age() >= self.options.max_delay {
-            self.commit()?;
         }
         Ok(())
     }
 
-    /// Makes all buffered rows a shard, on disk when this returns. Without buffered rows it does nothing.
+    /// [`Writer::commit_observed`], not to be interrupted.
     ///
     /// # Errors
-    /// [`Error::Io`]; the rows stay buffered unless only the folder could not be synced.
+    /// As there.
     pub fn commit(&mut self) -> Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let file = self.buffer.write(&self.folder, &self.schema, &[])?;
-        file.publish_shard(&self.name, &mut self.sequence)?;
-        // The rows are in the store now, whatever becomes of the folder's entry.
-        self.buffer.clear();
-        folder::sync_folder(&self.folder)
+        self.commit_observed(&mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// Commits what is buffered.
+    /// Makes what was appended a shard, on disk when this returns. Without new rows it does nothing.
+    ///
+    /// `observer` is told (rows committed, rows appended) by this writer while it waits.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the rows stay in memory, and another call tries again. [`Error::Interrupted`]: the thread goes on.
+    pub fn commit_observed(&mut self, observer: &mut Observer<'_>) -> Result<()> {
+        self.background.commit(observer)
+    }
+
+    /// Commits what was appended and ends the thread.
     ///
     /// # Errors
     /// [`Error::Io`], as [`Writer::commit`].
     pub fn close(mut self) -> Result<()> {
         self.commit()
-    }
-
-    fn is_full(&self) -> bool {
-        self.options.rows_per_shard.is_some_and(|rows| self.buffer.rows() >= rows)
-            || self.buffer.bytes() >= self.options.bytes_per_shard
     }
 
     /// Refuses rows whose optional values are missing or new.
@@ -258,25 +273,12 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if self.process == std::process::id() && !std::thread::panicking() {
-            // Nobody is left to tell; `close` reports.
-            let _ = self.commit();
-        }
-    }
-}
-
 /// Creates the folder of a store and its parents.
 fn create_folder(path: &Path) -> Result<()> {
     if path.exists() && !path.is_dir() {
         return Err(reader::no_store(path, "a file"));
     }
-    fs::create_dir_all(path).map_err(Error::io(path, "create"))?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => folder::sync_folder(parent),
-        _ => Ok(()),
-    }
+    folder::create_all(path)
 }
 
 /// A writer's name that is safe in a file name.
