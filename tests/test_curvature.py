@@ -102,6 +102,15 @@ def test_huge_rows_beside_tiny_ones_cost_no_digits():
         assert found.total + found.error < 0.01
 
 
+def test_a_row_of_its_own_beside_huge_twins_keeps_its_ratio():
+    rows = 1e5 * np.random.default_rng(0).standard_normal((6, 700))
+    rows[3:] = rows[:1] * [[1], [-1], [0.5]]
+    found = spice_rs.curvature(rows)
+    np.testing.assert_allclose(found.ratios[1:3], 1, rtol=1e-3)
+    np.testing.assert_allclose(found.ratios, ratios(rows, 1.0), rtol=0, atol=1e-3)
+    assert found.total + found.error >= 1 - min(ratios(rows, 1.0))
+
+
 @pytest.mark.parametrize("noise", [1e-6, 1e-2, 1.0, 100.0])
 def test_nearly_parallel_huge_rows_are_claimed_no_better_than_exact_arithmetic_has_them(noise):
     r = np.random.default_rng(0)

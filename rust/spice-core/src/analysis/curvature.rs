@@ -161,9 +161,11 @@ fn by_pairs(passes: Passes<'_>) -> Result<Vec<Leverage>> {
             let complement = complements[place].clamp(1.0 / (1.0 + signal), 1.0);
             let by_complement = if slack.is_finite() { (slack * complement).min(1.0) } else { 1.0 };
             let value = (signal - kernels.dot(column, column)).clamp(0.0, most);
-            let by_value = if pairs.is_finite() { pairs * signal } else { 1.0 };
+            let by_value = if pairs.is_finite() { (pairs * signal).min(1.0) } else { 1.0 };
             let error = by_value.min(by_complement) + rounding(8) * value.min(complement);
-            if by_value <= by_complement {
+            // Where neither is proven, the one that loses fewer digits.
+            let other = by_value == by_complement && complement < 0.5;
+            if by_value <= by_complement && !other {
                 Leverage { value, complement: 1.0 - value, error }
             } else {
                 Leverage { value: 1.0 - complement, complement, error }
