@@ -42,7 +42,9 @@ fuzz: ## a million inputs a target through the store's readers, under the addres
 	@cargo fuzz --version || { echo "fuzz: cargo-fuzz is missing; cargo install cargo-fuzz"; exit 2; }
 	cp Cargo.lock rust/fuzz/Cargo.lock
 	for target in $(FUZZ_TARGETS); do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir rust/fuzz $$target -- $(FUZZ_OPTIONS) || exit 1; \
+		mkdir -p rust/fuzz/found/$$target; \
+		RUSTC_BOOTSTRAP=1 ASAN_OPTIONS=malloc_context_size=1 cargo fuzz run --fuzz-dir rust/fuzz $$target \
+			rust/fuzz/found/$$target rust/fuzz/corpus/$$target -- $(FUZZ_OPTIONS) || exit 1; \
 	done
 
 valgrind: ## the store's Rust tests under valgrind
