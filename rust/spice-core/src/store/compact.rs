@@ -124,7 +124,7 @@ impl Work {
         let mut buffer = Buffer::new(cells);
         for (shard, &start) in part.shards.iter().zip(&part.starts) {
             // What is damaged must not get a checksum that says it is not.
-            part.verify_shard(shard, start, &mut |rows| told(start + rows))?;
+            part.verify_shard(shard, &mut |rows| told(start + rows))?;
             for position in start..start + shard.header.rows {
                 if keep(part.index()[position]) {
                     buffer.push_stored(&part, position, [true; 2]);

@@ -93,7 +93,7 @@ pub fn merge(
             for (number, shard) in source.shards.iter().enumerate() {
                 let (start, end) = (source.starts[number], source.starts[number + 1]);
                 let told = &mut |rows| observe(observer, before + start + rows, total);
-                source.verify_shard(shard, start, told)?;
+                source.verify_shard(shard, told)?;
                 for position in (start..end).filter(|&position| chosen[position]) {
                     buffer.push_stored(source, position, optional);
                     rows += 1;
@@ -190,8 +190,7 @@ pub fn convert(source: &Reader, path: &Path, dtype: Dtype, observer: &mut Observ
         let mut rows = Vec::new();
         for (number, shard) in source.shards.iter().enumerate() {
             let (start, end) = (source.starts[number], source.starts[number + 1]);
-            source
-                .verify_shard(shard, start, &mut |rows| observe(observer, start + rows, source.len()))?;
+            source.verify_shard(shard, &mut |rows| observe(observer, start + rows, source.len()))?;
             for first in (start..end).step_by(rows_per_chunk) {
                 let part = first..(first + rows_per_chunk).min(end);
                 let positions: Vec<usize> = part.clone().collect();

@@ -29,6 +29,22 @@ fn shard(rows: usize, dim: usize, dtype: Dtype, loss: bool, num_tokens: bool) ->
     [encode(&content).unwrap(), data].concat()
 }
 
+#[test]
+fn the_checksum_of_rows_may_be_missing_and_is_read_back() {
+    let without = shard(2, 3, Dtype::F16, true, true);
+    assert_eq!(parse_here(&without).unwrap().rows_checksum, None);
+    let end = r#""data_checksum":"xxh3-64:0000000000000002","#;
+    let with = |text: &str| {
+        let json = json_of(&without).replace(end, &format!(r#"{end}"rows_checksum":{text},"#));
+        forged(json.trim_end(), without.len() - LENGTH - json_of(&without).len())
+    };
+    let found = parse_here(&with(r#""xxh3-64:00000000000000ff""#)).unwrap();
+    assert_eq!((found.rows_checksum, found.data_checksum), (Some(255), 2));
+    for bad in [r#""255""#, "255", r#""""#] {
+        assert!(matches!(parse_here(&with(bad)), Err(Error::CorruptStore { .. })), "{bad}");
+    }
+}
+
 /// A file with this header and this much data; the header's checksum is put in place.
 fn forged(json: &str, data: usize) -> Vec<u8> {
     let mut bytes = vec![0; LENGTH];

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use serde::Serialize;
@@ -13,8 +14,9 @@ use xxhash_rust::xxh3::Xxh3;
 use super::budget::Budget;
 use super::cells;
 use super::folder::{self, Listing, SCHEMA_FILE};
+use super::header::Header;
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
-use super::shard::{Shard, extend, extend_optional, superseded};
+use super::shard::{Shard, superseded};
 use crate::error::{Error, Result};
 use crate::matrix::{Dtype, RowBlock};
 
@@ -33,10 +35,11 @@ pub struct Reader {
     /// `starts[s]` is the position of the first row of shard `s`; the last entry is the number of rows.
     pub(super) starts: Vec<usize>,
     index: Vec<i64>,
-    scale: Vec<f32>,
-    norm: Vec<f32>,
-    loss: Option<Vec<f32>>,
-    num_tokens: Option<Vec<i32>>,
+    /// Of the other columns each is checked when the store is opened and copied when it is asked for.
+    scale: OnceLock<Vec<f32>>,
+    norm: OnceLock<Vec<f32>>,
+    loss: Option<OnceLock<Vec<f32>>>,
+    num_tokens: Option<OnceLock<Vec<i32>>>,
     superseded: Vec<String>,
     leftovers: Vec<String>,
     budget: Option<Budget>,
@@ -176,51 +179,40 @@ impl Reader {
     /// [`Error::CorruptStore`] if the columns of a shard do not hold.
     pub(super) fn over(path: &Path, file: StoreFile, shards: Vec<Shard>) -> Result<Self> {
         let mut starts = vec![0];
-        let rows = shards.iter().map(|shard| shard.header.rows).sum();
-        let (mut index, mut scale) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let mut norm = Vec::with_capacity(rows);
-        let (mut loss, mut num_tokens) = (Some(Vec::new()), Some(Vec::new()));
+        let mut index = Vec::with_capacity(shards.iter().map(|shard| shard.header.rows).sum());
         for shard in &shards {
+            let header = &shard.header;
             shard.check_columns()?;
-            extend(&mut index, shard, "index", &shard.header.index, i64::from_le_bytes, |&row| {
-                row >= 0
+            shard.check_values("index", &header.index, i64::from_le_bytes, |row| row >= 0)?;
+            shard.check_values("scale", &header.scale, f32::from_le_bytes, |x| {
+                x.is_finite() && x > 0.0
             })?;
-            extend(&mut scale, shard, "scale", &shard.header.scale, f32::from_le_bytes, |&scale| {
-                scale.is_finite() && scale > 0.0
-            })?;
-            extend(&mut norm, shard, "norm", &shard.header.norm, f32::from_le_bytes, |&norm| {
-                norm.is_finite() && norm >= 0.0
-            })?;
-            if shard.header.rows > 0 {
-                let found = &shard.header.loss;
-                extend_optional(&mut loss, shard, "loss", found, f32::from_le_bytes, |loss| {
-                    loss.is_finite()
-                })?;
-                let found = &shard.header.num_tokens;
-                extend_optional(
-                    &mut num_tokens,
-                    shard,
-                    "num_tokens",
-                    found,
-                    i32::from_le_bytes,
-                    |&n| n >= 0,
-                )?;
+            shard
+                .check_values("norm", &header.norm, f32::from_le_bytes, |x| x.is_finite() && x >= 0.0)?;
+            if let Some(loss) = &header.loss {
+                shard.check_values("loss", loss, f32::from_le_bytes, f32::is_finite)?;
             }
+            if let Some(num_tokens) = &header.num_tokens {
+                shard.check_values("num_tokens", num_tokens, i32::from_le_bytes, |n| n >= 0)?;
+            }
+            index.extend(shard.values(&header.index).iter().map(|&row| i64::from_le_bytes(row)));
             starts.push(index.len());
         }
+        // Without rows there is no column to speak of.
+        let with_rows = shards.iter().map(|shard| &shard.header).filter(|header| header.rows > 0);
+        let all = |have: fn(&Header) -> bool| !index.is_empty() && with_rows.clone().all(have);
         Ok(Self {
             path: path.to_path_buf(),
             schema_id: file.schema.id(),
             schema: file.schema,
             written_by: file.written_by,
-            // Without rows there is no column to speak of.
-            loss: loss.filter(|_| !index.is_empty()),
-            num_tokens: num_tokens.filter(|_| !index.is_empty()),
+            loss: all(|header| header.loss.is_some()).then(OnceLock::new),
+            num_tokens: all(|header| header.num_tokens.is_some()).then(OnceLock::new),
+            scale: OnceLock::new(),
+            norm: OnceLock::new(),
             shards,
             starts,
             index,
-            scale,
-            norm,
             superseded: Vec::new(),
             leftovers: Vec::new(),
             budget: None,
@@ -291,22 +283,38 @@ impl Reader {
 
     /// What the stored cells of each row are to be multiplied by; the products are exact in `f32`.
     pub fn scale(&self) -> &[f32] {
-        &self.scale
+        self.scale.get_or_init(|| self.gather(|header| Some(&header.scale), f32::from_le_bytes))
     }
 
     /// The 2-norm of each row before rounding.
     pub fn norm(&self) -> &[f32] {
-        &self.norm
+        self.norm.get_or_init(|| self.gather(|header| Some(&header.norm), f32::from_le_bytes))
     }
 
     /// The loss of each row, if all shards with rows record it.
     pub fn loss(&self) -> Option<&[f32]> {
-        self.loss.as_deref()
+        let gather = || self.gather(|header| header.loss.as_ref(), f32::from_le_bytes);
+        self.loss.as_ref().map(|loss| &**loss.get_or_init(gather))
     }
 
     /// The number of learned tokens of each row, if all shards with rows record it.
     pub fn num_tokens(&self) -> Option<&[i32]> {
-        self.num_tokens.as_deref()
+        let gather = || self.gather(|header| header.num_tokens.as_ref(), i32::from_le_bytes);
+        self.num_tokens.as_ref().map(|tokens| &**tokens.get_or_init(gather))
+    }
+
+    /// A column of all shards, one after the other.
+    fn gather<T, const N: usize>(
+        &self,
+        column: impl Fn(&Header) -> Option<&Range<usize>>,
+        decode: fn([u8; N]) -> T,
+    ) -> Vec<T> {
+        let mut values = Vec::with_capacity(self.len());
+        for shard in &self.shards {
+            let found = column(&shard.header).map(|range| shard.values(range)).unwrap_or_default();
+            values.extend(found.iter().map(|&value| decode(value)));
+        }
+        values
     }
 
     /// Names of the shards that others replace.
@@ -353,6 +361,7 @@ impl Reader {
                 "Positions count the rows of the store; `index` says which is which row of the data.";
             return Err(Error::invalid("positions", position, expected, remedy));
         }
+        let scale = self.scale();
         let rows = (VALUES_PER_PART / dim).max(1);
         let parts = Mutex::new(positions.chunks(rows).zip(out.chunks_mut(rows * dim)));
         let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -361,7 +370,7 @@ impl Reader {
                 for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
                     let stored = self.stored(position);
                     self.will_read(stored.len());
-                    cells::load(stored, self.dtype(), self.scale[position], out);
+                    cells::load(stored, self.dtype(), scale[position], out);
                 }
             }
         };

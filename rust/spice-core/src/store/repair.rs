@@ -67,7 +67,7 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
             let open = || Shard::open(folder, name.clone(), &schema, &schema_id);
             let part = Reader::over(folder, file, vec![open()?])?;
             // Shards are counted, not rows: those of a damaged shard are not known.
-            part.verify_shard(&part.shards[0], 0, &mut |_| observe(observer, number, total))?;
+            part.verify_shard(&part.shards[0], &mut |_| observe(observer, number, total))?;
             open()
         };
         match check() {

@@ -56,14 +56,39 @@ impl Shard {
         &self.map[range]
     }
 
+    /// The bytes of each value of a column.
+    pub(super) fn values<const N: usize>(&self, column: &Range<usize>) -> &[[u8; N]] {
+        self.bytes(column.clone()).as_chunks().0
+    }
+
+    /// Looks at each value of a column.
+    pub(super) fn check_values<T: std::fmt::Display + Copy, const N: usize>(
+        &self,
+        field: &str,
+        column: &Range<usize>,
+        decode: fn([u8; N]) -> T,
+        valid: impl Fn(T) -> bool,
+    ) -> Result<()> {
+        let values = self.values(column);
+        // All of them first, which compilers turn into a few instructions; then the one to name.
+        if values.iter().fold(true, |so_far, &value| so_far & valid(decode(value))) {
+            return Ok(());
+        }
+        let wrong =
+            values.iter().map(|&value| decode(value)).enumerate().find(|&(_, value)| !valid(value));
+        let (row, value) = wrong.map_or((0, String::new()), |(row, value)| (row, value.to_string()));
+        let field = format!("{field}, row {row} of the file");
+        Err(corrupt(&self.path, field, value, "a finite number that is not negative"))
+    }
+
     /// What row `row` of this shard adds to its `rows_checksum`.
     pub(super) fn row_checksum(&self, row: usize) -> u64 {
         let header = &self.header;
-        let value = |column: &Range<usize>| self.bytes(column.clone()).as_chunks().0[row];
+        let value = |column: &Range<usize>| self.values(column)[row];
         let optional = [&header.loss, &header.num_tokens]
             .map(|column| column.as_ref().map_or(checksum::ABSENT, value));
         let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
-        let index = self.bytes(header.index.clone()).as_chunks().0[row];
+        let index = self.values(&header.index)[row];
         checksum::of_row(index, values, self.row(row))
     }
 
@@ -71,45 +96,6 @@ impl Shard {
     pub(super) fn row(&self, row: usize) -> &[u8] {
         let size = self.header.dim * self.header.dtype.size();
         &self.map[self.header.gradients.clone()][row * size..(row + 1) * size]
-    }
-}
-
-/// Appends a column of a shard to `out`, checking each value.
-pub(super) fn extend<T: std::fmt::Display, const N: usize>(
-    out: &mut Vec<T>,
-    shard: &Shard,
-    field: &str,
-    range: &Range<usize>,
-    decode: fn([u8; N]) -> T,
-    valid: impl Fn(&T) -> bool,
-) -> Result<()> {
-    let start = out.len();
-    let (cells, _) = shard.bytes(range.clone()).as_chunks::<N>();
-    out.extend(cells.iter().map(|&cell| decode(cell)));
-    match out[start..].iter().position(|value| !valid(value)) {
-        Some(row) => {
-            let field = format!("{field}, row {row} of the file");
-            Err(corrupt(&shard.path, field, &out[start + row], "a finite number that is not negative"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// [`extend`] for a column that counts as absent if one shard lacks it.
-pub(super) fn extend_optional<T: std::fmt::Display, const N: usize>(
-    out: &mut Option<Vec<T>>,
-    shard: &Shard,
-    field: &str,
-    range: &Option<Range<usize>>,
-    decode: fn([u8; N]) -> T,
-    valid: impl Fn(&T) -> bool,
-) -> Result<()> {
-    match (&mut *out, range) {
-        (Some(values), Some(range)) => extend(values, shard, field, range, decode, valid),
-        _ => {
-            *out = None;
-            Ok(())
-        }
     }
 }
 

@@ -2,9 +2,14 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::LazyLock;
+use std::thread;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::header::Header;
 use super::reader::Reader;
 use super::shard::Shard;
 use super::{Observer, cells, checksum, corrupt, folder, header, observe};
@@ -26,7 +31,11 @@ pub struct Verified {
 }
 
 /// Bytes of gradients between two calls of the observer.
-const CHUNK: usize = 4 << 20;
+const CHUNK: usize = 8 << 20;
+/// Bytes of gradients for which another thread pays.
+const LEAST: usize = 1 << 20;
+/// No disk is faster than so many threads.
+const MOST_THREADS: usize = 8;
 
 impl Reader {
     /// Reads the whole store: checksums, NaN and Inf, and the norm of each row.
@@ -49,17 +58,16 @@ impl Reader {
         let mut bytes = 0;
         for (shard, &start) in self.shards.iter().zip(&self.starts) {
             let mut told = |done: usize| observe(observer, start + done, self.len());
-            self.verify_shard(shard, start, &mut told)?;
+            self.verify_shard(shard, &mut told)?;
             bytes += shard.map.len() as u64;
         }
         Ok(Verified { shards: self.shards.len(), rows: self.len(), bytes, superseded, leftovers })
     }
 
-    /// Reads one shard, whose first row has the position `start`, against its checksums.
+    /// Reads one shard against its checksums.
     pub(super) fn verify_shard(
         &self,
         shard: &Shard,
-        start: usize,
         observe: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         // Not the map: reading that behind the end of the file would end the process.
@@ -82,26 +90,24 @@ impl Reader {
         }
         let mut hasher = Xxh3::new();
         hasher.update(shard.bytes(shard.header.columns()));
-        let rows_per_chunk = (CHUNK / (shard.header.dim * shard.header.dtype.size())).max(1);
-        // Without rows the width is only what the header says; with rows it is bounded by the size of the file.
-        let mut row = vec![0.0; if shard.header.rows > 0 { shard.header.dim } else { 0 }];
-        // A wrong checksum explains wrong values, not the other way round; so values wait for it.
-        let mut wrong_row = None;
-        let mut rows_checksum = 0u64;
         let row_bytes = shard.header.dim * shard.header.dtype.size();
+        let rows_per_chunk = (CHUNK / row_bytes).max(1);
         let place = |row: usize| {
             (shard.header.gradients.start + row * row_bytes).min(shard.header.gradients.end)
         };
+        // A wrong checksum explains wrong values, not the other way round; so values wait for it.
+        let mut wrong_row = None;
+        let mut rows_checksum = 0u64;
         for first in (0..shard.header.rows).step_by(rows_per_chunk) {
             let end = (first + rows_per_chunk).min(shard.header.rows);
             self.will_read(place(end) - place(first));
             shard.map.will_need(place(end)..place(end + rows_per_chunk));
-            for number in first..end {
-                hasher.update(shard.row(number));
-                rows_checksum = rows_checksum.wrapping_add(shard.row_checksum(number));
-                if wrong_row.is_none() {
-                    wrong_row = self.check_row(shard, number, start + number, &mut row).err();
-                }
+            let hash = || hasher.update(shard.bytes(place(first)..place(end)));
+            for (checksum, wrong) in
+                side_by_side(first..end, row_bytes, hash, |rows| check_rows(shard, rows))
+            {
+                rows_checksum = rows_checksum.wrapping_add(checksum);
+                wrong_row = wrong_row.or(wrong);
             }
             observe(end)?;
         }
@@ -119,22 +125,71 @@ impl Reader {
             _ => Ok(()),
         }
     }
+}
 
-    /// Checks the values of row `number` of `shard`, which has this `position` in the store.
-    fn check_row(&self, shard: &Shard, number: usize, position: usize, row: &mut [f32]) -> Result<()> {
-        let (scale, norm) = (self.scale()[position], self.norm()[position]);
-        cells::load(shard.row(number), self.dtype(), scale, row);
-        let found = cells::measure(row).norm;
-        let at = || format!("row {number} of the file (index {})", self.index()[position]);
-        if let Some(column) = row.iter().position(|cell| !cell.is_finite()) {
-            let field = format!("gradients, {}, column {column}", at());
-            return Err(corrupt(&shard.path, field, row[column], "a finite number"));
+/// What `check` finds in parts of `rows`, in their order, looked at by as many threads as pay, while `hash` runs too.
+fn side_by_side<T: Send>(
+    rows: Range<usize>,
+    row_bytes: usize,
+    hash: impl FnOnce(),
+    check: impl Fn(Range<usize>) -> T + Sync,
+) -> Vec<T> {
+    // Asking takes the system longer than some chunks.
+    static THREADS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    let threads =
+        (rows.len() * row_bytes / LEAST).clamp(1, (*THREADS).min(MOST_THREADS)).min(rows.len());
+    let per_thread = rows.len().div_ceil(threads);
+    let mut parts = (0..threads).map(|part| {
+        let start = rows.start + part * per_thread;
+        start.min(rows.end)..(start + per_thread).min(rows.end)
+    });
+    let own = parts.next().unwrap_or_default();
+    // Threads of our own and of this moment: a pool would be lost to a process that forks.
+    thread::scope(|scope| {
+        let others: Vec<_> = parts.map(|part| scope.spawn(|| check(part))).collect();
+        hash();
+        let mut found = vec![check(own)];
+        let joined =
+            others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        found.extend(joined);
+        found
+    })
+}
+
+/// The sum of the rows' checksums, and what is wrong with the first row that is.
+fn check_rows(shard: &Shard, rows: Range<usize>) -> (u64, Option<Error>) {
+    let mut row = vec![0.0; shard.header.dim];
+    let mut wrong = None;
+    let mut sum = 0u64;
+    for number in rows {
+        sum = sum.wrapping_add(shard.row_checksum(number));
+        if wrong.is_none() {
+            wrong = check_row(shard, number, &mut row).err();
         }
-        let tolerance = cells::norm_tolerance(self.dtype(), self.dim(), scale, norm);
-        if (found - f64::from(norm)).abs() > tolerance {
-            let expected = format!("{found:e}, the norm of the gradients");
-            return Err(corrupt(&shard.path, format!("norm, {}", at()), format!("{norm:e}"), expected));
-        }
-        Ok(())
     }
+    (sum, wrong)
+}
+
+/// Checks the values of row `number` of `shard`.
+fn check_row(shard: &Shard, number: usize, row: &mut [f32]) -> Result<()> {
+    let Header { dim, dtype, .. } = shard.header;
+    let value = |column: &Range<usize>| f32::from_le_bytes(shard.values(column)[number]);
+    let (scale, norm) = (value(&shard.header.scale), value(&shard.header.norm));
+    cells::load(shard.row(number), dtype, scale, row);
+    let found = cells::measure(row).norm;
+    let index = || i64::from_le_bytes(shard.values(&shard.header.index)[number]);
+    let at = || format!("row {number} of the file (index {})", index());
+    if !found.is_finite()
+        && let Some(column) = row.iter().position(|cell| !cell.is_finite())
+    {
+        let field = format!("gradients, {}, column {column}", at());
+        return Err(corrupt(&shard.path, field, row[column], "a finite number"));
+    }
+    let tolerance = cells::norm_tolerance(dtype, dim, scale, norm);
+    if (found - f64::from(norm)).abs() > tolerance {
+        let expected = format!("{found:e}, the norm of the gradients");
+        return Err(corrupt(&shard.path, format!("norm, {}", at()), format!("{norm:e}"), expected));
+    }
+    Ok(())
 }
