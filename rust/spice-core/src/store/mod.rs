@@ -65,7 +65,9 @@
 //! - *The scale of floats is a power of two*, so it costs no precision. It is 1 unless cells would overflow, or cells of
 //!   2⁻¹⁰ of the row's largest would be subnormal; that of `int8` has at most 16 significant bits. So scale × stored is
 //!   exact in `f32`. See [`Writer`] for the bounds on the rounding error.
-//! - *Nothing outside the folder is read*: names with separators are no names of shards, and links are refused.
+//! - *Nothing outside the folder is read*: names with separators are no names of shards; links, pipes and devices are refused,
+//!   as a lock too.
+//! - *No number is trusted*: what a file states about sizes is held against its length before anything is taken by it.
 //! - *Optional columns* are there for all rows of a store or count as absent: [`Reader::loss`] is `None` unless every
 //!   shard with rows has the column. A writer may not leave out what all earlier shards have.
 //! - *Opening reads no gradients*: sizes, headers, the columns before them and their checksums.
