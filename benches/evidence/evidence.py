@@ -2,12 +2,13 @@
 
     python benches/evidence/evidence.py CONFIG.json [--work FOLDER] [--pool FILE.jsonl.gz] [--only METHOD …] [--table-only]
 
-CONFIG.json is cpu.json or gpu.json beside this file, or one of your own with the same keys. `methods` names each way to choose:
-{"kind": "random" | "longest" | "full" | "k_center"}, or the arguments of `spice_rs.select`, with "shares": true for the pool's
-shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows, and "proxy" for
-other gradients than those of a fresh LoRA on the model itself; "seeds" and "lengths" to run fewer of them. Every run becomes a
-JSON file in FOLDER/runs; the same command goes on where it was stopped, and the Markdown tables of what is there are printed
-and written to FOLDER/evidence.md.
+CONFIG.json is cpu.json or gpu.json beside this file, or one of your own with the same keys. `methods` names each way to
+choose: {"kind": "random" | "longest" | "full" | "k_center"}, or the arguments of `spice_rs.select`, with "shares": true
+for the pool's shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows,
+and "proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" to run fewer.
+
+Every run becomes a JSON file in FOLDER/runs; the same command goes on where it was stopped. The Markdown tables of what is
+there are printed and written to FOLDER/evidence.md.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import machine
 import spice_rs
 from scenes import Scene, make_scene, read_records
 from tables import report
@@ -39,6 +37,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="methods to run")
     parser.add_argument("--table-only", action="store_true", help="print the tables of what is there")
     arguments = parser.parse_args()
+    sys.path.append(str(Path(__file__).parents[1]))
+    from machine import describe
+
     settings = json.loads(arguments.config.read_text(encoding="utf-8"))
     runs = arguments.work / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def main() -> None:
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(runs.glob("*.json"))]
     order = {name: place for place, name in enumerate(["untrained", *settings["methods"]])}
     results.sort(key=lambda each: (order.get(each["method"], len(order)), each["seed"]))
-    text = f"{machine.describe()}\n- settings: {arguments.config.name}\n\n{report(results, settings)}"
+    text = f"{describe()}\n- settings: {arguments.config.name}\n\n{report(results, settings)}"
     (arguments.work / "evidence.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -56,8 +56,8 @@ def make_scene(name: str, records: list[Record], settings: Mapping[str, Any]) ->
     Args:
         name: "mixture", "unseen" or "rare".
         records: all there are.
-        settings: `pool_rows`, `held_out_rows` (of each source), `most_characters`, `seed`; `unseen` (a source), `rare` (source →
-            share of the pool).
+        settings: `pool_rows`, `held_out_rows` (of each source), `most_characters`, `seed`; `unseen` (a source), `rare`
+            (source → share of the pool).
     """
     short = [
         record
