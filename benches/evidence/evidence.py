@@ -5,7 +5,7 @@
 CONFIG.json is cpu.json or gpu.json beside this file, or one of your own with the same keys. `methods` names each way to
 choose: {"kind": "random" | "longest" | "full" | "k_center"}, or the arguments of `spice_rs.select`, with "shares": true
 for the pool's shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows,
-and "proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" to run fewer.
+and "proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" for fewer.
 
 Every run becomes a JSON file in FOLDER/runs; the same command goes on where it was stopped. The Markdown tables of what is
 there are printed and written to FOLDER/evidence.md.
