@@ -261,7 +261,8 @@ class _Prefixes:
         values = np.linalg.svd(self.rows[self.order] * np.sqrt(weights)[:, None], compute_uv=False)
         value = float(np.log1p(values**2).sum())
         cond = 1 + float(values.max(initial=0.0)) ** 2
-        return value, 1e-9 * max(1e-3, value) + 1e-15 * cond
+        # The engine takes U from products, which lose eps·cond in every pivot: independent slips add up like a square root.
+        return value, 1e-9 * max(1e-3, value) + 5e-16 * cond * (2 + np.sqrt(len(self.order)))
 
     def scores(self) -> Scores:
         alpha, penalty = self.conditions.alpha, self.conditions.penalty

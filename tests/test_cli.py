@@ -225,7 +225,7 @@ def test_messages_of_several_lines_become_one(monkeypatch, capsys):
     def fail(*_, **__):
         raise spice_rs.InvalidInputError("first\nsecond\n   third")
 
-    monkeypatch.setattr(spice_rs, "GradientStore", fail)
+    monkeypatch.setattr(spice_rs.GradientStore, "__init__", fail)
     assert run("info", "store") == 2
     assert capsys.readouterr().err == "spice-rs: first second third\n"
 

@@ -356,6 +356,25 @@ def test_the_numbers_are_those_of_the_definitions(comparison):
     assert comparison.pool.total_length == sum(WORDS)
 
 
+def test_alpha_by_the_median_norm_is_that_of_the_same_number():
+    number = 1 / float(np.median((ROWS.astype(np.float64) ** 2).sum(1)))
+    auto, given_ = (spice_rs.compare(ROWS, 9, alpha=alpha, random_sets=1) for alpha in ("auto", number))
+    assert auto.settings["alpha"] == pytest.approx(number, rel=1e-12)
+    for one, other in zip(auto.rows, given_.rows, strict=True):
+        assert one.log_det == pytest.approx(other.log_det, rel=1e-9)
+        assert one.certificate == pytest.approx(other.certificate, rel=1e-9)
+    for judged in (spice_rs.log_det(ROWS, [3, 5], alpha="auto"), spice_rs.log_det(ROWS, [3, 5], alpha=number)):
+        assert judged == pytest.approx(oracle_u(ROWS[[3, 5]], number), rel=1e-9)
+    assert spice_rs.curvature(ROWS, alpha="auto").total == pytest.approx(
+        spice_rs.curvature(ROWS, alpha=number).total, rel=1e-9
+    )
+
+
+def oracle_u(rows, alpha):
+    rows = rows.astype(np.float64)
+    return np.linalg.slogdet(np.eye(len(rows)) + alpha * rows @ rows.T)[1]
+
+
 def test_the_overlap_is_the_jaccard_index(comparison):
     sets = [set(selection.indices.tolist()) for selection in comparison.selections.values()]
     expected = [[len(a & b) / len(a | b) for b in sets] for a in sets]

@@ -171,13 +171,13 @@ def test_the_command(tmp_path, capsys):
     data = ("--data", tmp_path / "pool.jsonl", "--groups", "g")
     left = [row for row in range(50) if row not in sel.indices][:2]
     picked = int(sel.indices[2])
-    assert run("explain", tmp_path / "pool.npy", tmp_path / "sel.safetensors", picked, *left, *data) == 0
+    assert run("explain", tmp_path / "sel.safetensors", tmp_path / "pool.npy", picked, *left, *data) == 0
     out = capsys.readouterr().out.splitlines()
     expected = spice_rs.explain(sel, tmp_path / "pool.npy", [picked, *left], groups=groups)
     assert out == [each.text for each in expected]
-    assert run("explain", tmp_path / "pool.npy", tmp_path / "sel.safetensors", left[0], "--json") == 0
+    assert run("explain", tmp_path / "sel.safetensors", tmp_path / "pool.npy", left[0], "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["row"] == left[0]
     assert shown["reason"] in ("conflict", "redundant", "small_gain", "unknown")
-    assert run("explain", tmp_path / "pool.npy", tmp_path / "sel.safetensors", 400) == 2
+    assert run("explain", tmp_path / "sel.safetensors", tmp_path / "pool.npy", 400) == 2
     assert "rows: found 400" in capsys.readouterr().err

@@ -167,20 +167,20 @@ def test_the_command_takes_saved_selections_and_picks(pool, capsys, undrawn):
     )
     capsys.readouterr()
     flags = ("--no-sweeps", "--data", pool / "pool.jsonl")
-    assert run("report", pool / "store", pool / "s.safetensors", "--out", pool / "a.html", *flags) == 0
+    assert run("report", pool / "s.safetensors", pool / "store", "--out", pool / "a.html", *flags) == 0
     shown = capsys.readouterr().out
     assert "half-life of the gain" in shown
     assert outline(pool / "a.html").tags.count("svg") == 7
-    assert run("explain", pool / "store", pool / "s.safetensors", 2) == 0
+    assert run("explain", pool / "s.safetensors", pool / "store", 2) == 0
     reason = capsys.readouterr().out
-    assert run("explain", pool / "store", pool / "p.jsonl", 2, "--alpha", 2) == 0
+    assert run("explain", pool / "p.jsonl", pool / "store", 2, "--alpha", 2) == 0
     assert capsys.readouterr().out == reason
-    assert run("report", pool / "store", pool / "p.jsonl", "--out", pool / "c.html", *flags) == 2
+    assert run("report", pool / "p.jsonl", pool / "store", "--out", pool / "c.html", *flags) == 2
     assert "gain of rank 0" in capsys.readouterr().err
     assert not (pool / "c.html").exists()
-    assert run("report", pool / "store", pool / "s.safetensors", "--out", pool / "no" / "c.html") == 2
+    assert run("report", pool / "s.safetensors", pool / "store", "--out", pool / "no" / "c.html") == 2
     assert (
-        run("report", pool / "store", pool / "s.safetensors", "--data", pool / "pool.jsonl", "--column", "x")
+        run("report", pool / "s.safetensors", pool / "store", "--data", pool / "pool.jsonl", "--column", "x")
         == 2
     )
     assert "found no 'x' in record 0" in capsys.readouterr().err

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.stats import spearmanr
-
 from pool import Pool
+from spice_rs.analysis.spearman import spearman
 
 RANDOM_SETS = 5
 
@@ -35,7 +33,7 @@ class Geometry:
         if not len(picks):
             return np.log1p(norms)
         cross = self.alpha * self.gram[picks]
-        covered = np.einsum("ij,ij->j", cross, cho_solve(cho_factor(self._inner(picks)), cross))
+        covered = np.einsum("ij,ij->j", cross, np.linalg.solve(self._inner(picks), cross))
         return np.log1p(np.maximum(norms - covered, 0))
 
     def conflicts(self, picks: np.ndarray) -> np.ndarray:
@@ -137,9 +135,7 @@ def stepwise_spearman(space: Geometry, picks: np.ndarray, candidates: np.ndarray
         }
         for name, values in measures.items():
             for against, target in (("Δ", gains), ("|ε|", base[rest] - gains)):
-                constant = np.ptp(values) == 0
-                rho = np.nan if constant else float(spearmanr(values, target).statistic)
-                found.setdefault(f"{name} / {against}", []).append(rho)
+                found.setdefault(f"{name} / {against}", []).append(spearman(values, target))
     return {
         name: float(np.nanmedian(values)) if not np.all(np.isnan(values)) else np.nan
         for name, values in found.items()

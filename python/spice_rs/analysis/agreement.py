@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.analysis.spearman import spearman
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import bar
 from spice_rs.report.tables import aligned
 from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
 from spice_rs.store.sources import Normalize, Source, open_source
@@ -107,7 +109,7 @@ def agreement(
     b: Any,
     k: int | None = None,
     *,
-    alpha: float = 1.0,
+    alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     fisher: Literal["full", "diagonal", "scalar"] = "full",
     normalize: Normalize = "auto",
@@ -126,7 +128,7 @@ def agreement(
         b: a source of the same data, for example a store of a sample made with the target model. Its rows may have
             another width.
         k: rows to pick; by default a tenth of the common ones.
-        alpha: weight α of the Fisher information.
+        alpha: weight α of the Fisher information; "auto" as for `select`, in each source by its own rows.
         conflict_penalty: λ.
         fisher: as for `select`; U is always that of the full Fisher information.
         normalize: scale of the rows, as for `select`.
@@ -205,7 +207,7 @@ def agreement(
     return Agreement(
         rows=len(common),
         overlap=_overlap(picked[0].indices, picked[1].indices),
-        spearman=rank_correlation(*gains),
+        spearman=spearman(gains[0], gains[1], ALIKE),
         sizes=sizes,
         own_a=picked[0].log_dets[sizes - 1],
         own_b=picked[1].log_dets[sizes - 1],
@@ -216,26 +218,6 @@ def agreement(
         a=picked[0],
         b=picked[1],
     )
-
-
-def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Return Spearman's ρ: the correlation of ranks, equal values having the mean of theirs.
-
-    Args:
-        x: (n,) numbers.
-        y: (n,) numbers.
-
-    Returns:
-        ρ in [−1, 1]; nan if all of one are alike but for rounding.
-    """
-    ranks = []
-    for values in (np.asarray(x, np.float64), np.asarray(y, np.float64)):
-        if len(values) < 2 or np.ptp(values) <= ALIKE * np.abs(values).max():
-            return math.nan
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
-    centred = [each - each.mean() for each in ranks]
-    return float(centred[0] @ centred[1] / math.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1])))
 
 
 def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
@@ -263,38 +245,22 @@ def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArr
 
 
 def _single_gains(
-    source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
+    source: Source, rows: npt.NDArray[np.int64], alpha: Alpha, normalize: Normalize, threads: int | None
 ) -> Floats:
-    """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows: the core's survey has the norms of all rows."""
+    """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows."""
     _, scale, unit = source.row_scale(normalize)
-    result = _core.select(
+    norms = _core.norms_sq(
         source.blocks,
         dim=source.dim,
         index=source.index,
         scale=scale,
         unit=unit,
-        k=1,
-        alpha=float(alpha),
-        conflict_penalty=0.0,
-        early_stop=None,
-        fisher="full",
-        method="top_k",
-        search="lazy",
-        hot_rows=None,
-        epsilon=0.1,
-        seed=0,
-        order=None,
-        pool_size=None,
-        select_per_window=None,
+        weights=None,
         threads=threads,
-        progress=None,
-        time_limit=None,
-        made=None,
-        checkpoint=None,
-        checkpoint_interval=1.0,
     )
-    norms: Floats = result["norm_sq"]
-    return np.log1p(alpha * norms[source.positions(rows)])
+    number = resolve_alpha(alpha, source, scale, unit, threads=threads)
+    gains: Floats = np.log1p(number * norms[source.positions(rows)])
+    return gains
 
 
 def _share(part: float, whole: float) -> float:

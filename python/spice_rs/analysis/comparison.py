@@ -17,6 +17,7 @@ from spice_rs.data.columns import Label
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
 from spice_rs.store.sources import Normalize, open_source
@@ -143,7 +144,7 @@ def compare(
     k: int,
     methods: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
-    alpha: float = 1.0,
+    alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     normalize: Normalize = "auto",
     scales: str | Sequence[str] | None = None,
@@ -180,7 +181,8 @@ def compare(
         methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location and random; all of them
             by default. From Python also label → one of these names, options of `select`, dataset rows in pick order, or
             a selection from this source, to compare one's own.
-        alpha: weight α of the Fisher information, in the methods and in what is measured.
+        alpha: weight α of the Fisher information, in the methods and in what is measured; "auto" as for `select`. U under
+            other scales has that α too.
         conflict_penalty: weight λ of the conflict penalty in spice, diagonal and windows.
         normalize: scale of the rows, as for `select`.
         scales: other scales to measure U under: all that the source knows by default, among "none", "sum", "mean", "unit".
@@ -223,11 +225,12 @@ def compare(
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
         )
-    resolved, _, _ = opened.row_scale(normalize)
+    resolved, scale, unit = opened.row_scale(normalize)
+    alpha = resolve_alpha(alpha, opened, scale, unit, threads=numbers["threads"])
     setting = Setting(
         source=opened,
         k=int(k),
-        alpha=float(alpha),
+        alpha=alpha,
         conflict_penalty=float(conflict_penalty),
         normalize=resolved,  # type: ignore[arg-type]
         random_sets=int(random_sets),

@@ -13,6 +13,7 @@ from spice_rs import _core
 from spice_rs.data.columns import Columns, digest
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.store.sources import Normalize, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -63,7 +64,7 @@ class Curvature:
 def curvature(
     source: Any,
     *,
-    alpha: float = 1.0,
+    alpha: Alpha = 1.0,
     normalize: Normalize = "auto",
     data: Any = None,
     weights: Any = None,
@@ -84,7 +85,7 @@ def curvature(
 
     Args:
         source: as for `select`.
-        alpha: weight α of the Fisher information.
+        alpha: weight α of the Fisher information, or "auto", as for `select`.
         normalize: as for `select`.
         data: what the source was extracted from, to look the name of a column up in.
         weights: as for `select`: weight of each row in the Fisher information.
@@ -114,6 +115,7 @@ def curvature(
     if weights is not None:
         values = columns.numbers("weights", weights, positive=True)
         hashed, by_position = {"sha256": digest(values)}, columns.by_position(values)
+    alpha = resolve_alpha(alpha, opened, scale, unit, weights=by_position, threads=numbers["threads"])
     with counting(progress, "curvature") as count:
         found = _core.curvature(
             opened.blocks,
@@ -122,14 +124,14 @@ def curvature(
             scale=scale,
             unit=unit,
             weights=by_position,
-            alpha=float(alpha),
+            alpha=alpha,
             threads=numbers["threads"],
             progress=count,
         )
     rows = np.arange(opened.rows, dtype=np.int64) if opened.index is None else opened.index
     found["row"] = None if found["row"] is None else int(rows[found["row"]])
     settings = {
-        "alpha": float(alpha),
+        "alpha": alpha,
         "normalize": normalized,
         "weights": hashed,
         "source": opened.identity(),

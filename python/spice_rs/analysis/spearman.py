@@ -16,8 +16,10 @@ def ranks(values: Floats) -> Floats:
     return middle[where.reshape(-1)]
 
 
-def spearman(a: Floats, b: Floats) -> float:
-    """Return Spearman's ρ of two lists of numbers; nan if all of either are equal."""
+def spearman(a: Floats, b: Floats, alike: float = 0.0) -> float:
+    """Return Spearman's ρ of two lists of numbers; nan if all of either differ by at most `alike` of the largest."""
+    if any(values.size < 2 or np.ptp(values) <= alike * np.abs(values).max() for values in (a, b)):
+        return float("nan")
     x, y = ranks(a), ranks(b)
     x -= x.mean()
     y -= y.mean()

@@ -26,19 +26,19 @@ def add(commands: Any) -> None:
 
 
 def add_selection(parser: Any) -> None:
-    """Add a source, a selection from it, and the settings that a list of picks does not state."""
+    """Add a selection, what it was made from, and the settings that a list of picks does not state."""
     from spice_rs.selection.remade import read_selection
 
-    parser.add_argument("source", metavar="SOURCE", help="what was selected from, as for select")
     parser.add_argument(
         "selection",
         metavar="SELECTION",
         help="what `select --save` wrote, or its picks (--out), scored again with the settings given here",
     )
+    parser.add_argument("source", metavar="SOURCE", help="what was selected from, as for select")
     add_options(parser, read_selection, skip=("path", "source", "dim", "dtype"))
 
 
-def read(source: str, selection: str, options: dict[str, Any]) -> spice_rs.Selection:
+def read(selection: str, source: str, options: dict[str, Any]) -> spice_rs.Selection:
     """Return the selection that the options name, and leave in `options` what is not about it."""
     from spice_rs.selection.remade import read_selection
 
@@ -59,9 +59,9 @@ def given_again(options: dict[str, Any], data: str | None) -> None:
 
 
 def _explain(
-    source: str, selection: str, rows: list[int], data: str | None, as_json: bool, **options: Any
+    selection: str, source: str, rows: list[int], data: str | None, as_json: bool, **options: Any
 ) -> None:
-    chosen = read(source, selection, options)
+    chosen = read(selection, source, options)
     given_again(options, data)
     for found in spice_rs.explain(chosen, source, rows, **options):
         print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
     add_options(report, spice_rs.write_report, skip=skip, words={**WORDS, "column": ("COLUMN", "")})
 
 
-def _report(source: str, selection: str, out: str, data: str | None, **options: Any) -> None:
-    chosen = read(source, selection, options)
+def _report(selection: str, source: str, out: str, data: str | None, **options: Any) -> None:
+    chosen = read(selection, source, options)
     given_again(options, data)
     options["data"] = data
     found = spice_rs.write_report(chosen, source, out, **options)

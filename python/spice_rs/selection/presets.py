@@ -13,6 +13,9 @@ from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.store.sources import Source
 
+Alpha = float | Literal["auto"]
+"""α as a caller gives it: a number, or "auto" for `resolve_alpha`."""
+
 Preset = Literal["paper", "paper+"]
 """Settings of the SPICE paper (arXiv 2601.23155): without its early stop, and with it."""
 
@@ -59,32 +62,36 @@ def with_preset(
     return {**given, **settings}
 
 
-def scale_free_alpha(
+def resolve_alpha(
+    alpha: Alpha,
     source: Source,
     scale: npt.NDArray[np.float64] | None,
     unit: bool,
-    weights: npt.NDArray[np.float64] | None,
-    threads: int | None,
-    name: str = "auto",
+    *,
+    weights: npt.NDArray[np.float64] | None = None,
+    threads: int | None = None,
 ) -> float:
-    """Return α = 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
+    """Return α as a number.
 
+    "auto" is 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
     Multiplying all gradients by a number changes no pick with this α, as long as the 1e-8 in the conflict stays small
-    against ‖g‖‖mean‖. Reads all rows once.
+    against ‖g‖‖mean‖. It reads all rows once.
 
     Args:
+        alpha: a number, or "auto".
         source: the rows.
         scale: (n,) factor of each row, or None.
         unit: whether they become unit rows.
         weights: (n,) w, or None.
         threads: to use.
-        name: what the caller gave for α.
 
     Raises:
-        InvalidInputError: the name is another than "auto".
+        InvalidInputError: it is a word other than "auto".
     """
-    if name != "auto":
-        raise InvalidInputError(f"alpha: found {name!r}, expected a number or 'auto'. Give one of these.")
+    if not isinstance(alpha, str):
+        return float(alpha)
+    if alpha != "auto":
+        raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
     norms_sq = _core.norms_sq(
         source.blocks,
         dim=source.dim,

@@ -11,6 +11,7 @@ import numpy as np
 
 from spice_rs.errors import SpiceWarning, StoreMismatchError
 from spice_rs.selection.picks import KEY, read_rows
+from spice_rs.selection.presets import Alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.sources import Normalize
@@ -23,7 +24,7 @@ def read_selection(
     path: str | os.PathLike[str],
     source: Any,
     *,
-    alpha: float = 1.0,
+    alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     normalize: Normalize = "auto",
     dim: int | None = None,
@@ -71,8 +72,8 @@ def read_selection(
             rank = int(wrong[0])
             raise StoreMismatchError(
                 f"{os.fspath(path)}: gain of rank {rank}: found {gains[rank]:.6g}, expected {again.gains[rank]:.6g} with"
-                f" alpha={alpha:g} and normalize={again.settings['normalize']!r}. Give the settings of the selection, or"
-                " the file that --save wrote, which has them."
+                f" alpha={again.settings['alpha']:g} and normalize={again.settings['normalize']!r}. Give the settings of"
+                " the selection, or the file that --save wrote, which has them."
             )
     return again
 

@@ -18,7 +18,7 @@ from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_cond
 from spice_rs.selection.arguments import check_budget, check_numbers
 from spice_rs.selection.checkpoint import INTERVAL, Checkpoint
 from spice_rs.selection.conditions import Conditions
-from spice_rs.selection.presets import Preset, scale_free_alpha, with_preset
+from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize, as_rows, open_source
@@ -29,7 +29,7 @@ def select(
     k: int | None = None,
     *,
     preset: Preset | None = None,
-    alpha: float | Literal["auto"] = 1.0,
+    alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     data: Any = None,
     groups: Any = None,
@@ -235,12 +235,12 @@ def select(
     if pool_size is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
 
-    alpha = named["alpha"]
-    if isinstance(alpha, str):
-        alpha = scale_free_alpha(opened, scale, unit, conditions.weights, numbers["threads"], alpha)
+    alpha = resolve_alpha(
+        named["alpha"], opened, scale, unit, weights=conditions.weights, threads=numbers["threads"]
+    )
     settings: dict[str, Any] = {
         "k": numbers["k"],
-        "alpha": float(alpha),
+        "alpha": alpha,
         "conflict_penalty": float(named["conflict_penalty"]),
         "fisher": fisher,
         "early_stop": None if early_stop is None else float(early_stop),
@@ -355,7 +355,7 @@ def log_det(
     source: Any,
     rows: npt.ArrayLike,
     *,
-    alpha: float = 1.0,
+    alpha: Alpha = 1.0,
     normalize: Normalize = "auto",
     threads: int | None = None,
     dim: int | None = None,
@@ -366,7 +366,7 @@ def log_det(
     Args:
         source: as for `select`.
         rows: (m,) whole numbers, dataset rows (for example `sel.indices`).
-        alpha: weight α of the Fisher information.
+        alpha: weight α of the Fisher information, or "auto", as for `select`.
         normalize: as for `select`.
         threads: threads to use; all cores by default.
         dim: columns of a headerless file.
@@ -385,7 +385,7 @@ def log_det(
         scale=scale,
         unit=unit,
         positions=positions,
-        alpha=float(alpha),
+        alpha=resolve_alpha(alpha, opened, scale, unit, threads=threads),
         threads=threads,
     )
     return value

@@ -92,7 +92,9 @@ class _Block:
 
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         if self._store is not None:  # it scales its rows, in float32
-            rows: npt.NDArray[np.float64] = self._store.read(positions) / self._scale[positions, None]
+            stored = np.empty((len(positions), self._store.dim), np.float32)
+            self._store.read(positions, stored)
+            rows: npt.NDArray[np.float64] = stored / self._scale[positions, None]
             return np.rint(rows) if self._store.dtype == "int8" else rows
         cells: npt.NDArray[Any] = self._cells[positions]
         if self._is_bfloat16:  # the upper half of a float32

@@ -30,7 +30,8 @@ fn unsafe_code_is_in_one_small_file() {
         found.iter().filter(|(_, text)| text.contains("unsafe_code")).collect();
     let [(name, text)] = excepted[..] else { panic!("{excepted:?}") };
     assert!(name.ends_with("store/mmap.rs"), "{name}");
-    assert_eq!(text.matches("unsafe {").count(), 1);
+    // One maps, one gives pages back.
+    assert_eq!(text.matches("unsafe {").count(), 2);
     assert!(text.lines().count() < 60);
     let workspace = fs::read_to_string(rust.join("../Cargo.toml")).unwrap();
     assert!(workspace.contains("unsafe_code = \"deny\""));
