@@ -22,18 +22,18 @@ FAMILIES = ["llama", "qwen2", "gpt2"]
 
 def make_model(family="llama", seed=0, **options):
     torch.manual_seed(seed)
-    sizes = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=0.1,
-        initializer_range=0.2,
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "attention_dropout": 0.1,
+        "initializer_range": 0.2,
         **options,
-    )
+    }
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**sizes))
     if family == "qwen2":

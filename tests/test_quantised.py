@@ -20,9 +20,10 @@ from reference import (
     run,
 )
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.extraction.proxy import INFERENCE_UNITS, differentiable, weight_fingerprint
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
+has_avx512bf16 = bitsandbytes.functional.has_avx512bf16
 
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt", "ignore:.*cast from torch.float32 to float16")
 
@@ -48,6 +49,9 @@ def load(folder, kind):
     )
     layer = model.model.layers[0].self_attn.q_proj
     assert isinstance(layer, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
+    for module in model.modules():
+        if hasattr(module, INFERENCE_UNITS):  # as if on a CPU for which weights are repacked
+            setattr(module, INFERENCE_UNITS, True)
     return model
 
 
@@ -57,13 +61,32 @@ def test_lora_rows_are_exact_over_a_quantised_base(kind, trained, folder, tmp_pa
     model, data = make_lora(load(folder, kind), trained=trained), make_data(4)
     store = run(model, data, tmp_path / "s", tokens_per_batch=40)
     assert store.info()["tracked"]["coverage"] == 1
-    check_against_autograd(model, data, store, 1e-4 if "nf4" in kind else 1e-3)
+    with differentiable(model):
+        check_against_autograd(model, data, store, 1e-4 if "nf4" in kind else 1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_dora_rows_are_exact_over_a_quantised_base(folder, tmp_path):
     model, data = make_lora(load(folder, "nf4"), use_dora=True), make_data(4)
-    check_against_autograd(model, data, run(model, data, tmp_path / "s"))
+    store = run(model, data, tmp_path / "s")
+    with differentiable(model):
+        check_against_autograd(model, data, store)
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="needs a CPU for which bitsandbytes repacks weights")
+def test_weights_that_inference_has_repacked_are_put_back(tmp_path):
+    make_model("qwen2", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "plain")
+    model, data = make_lora(load(tmp_path / "plain", "nf4")), make_data(4)
+    weights = [each.weight for each in model.modules() if hasattr(each, INFERENCE_UNITS)]
+    model.eval()
+    with torch.no_grad():
+        model(torch.tensor([data[0]["input_ids"]]))
+    assert all(weight.quant_state.packing_format_for_cpu for weight in weights)
+    store = run(model, data, tmp_path / "s")
+    assert not any(weight.quant_state.packing_format_for_cpu for weight in weights)
+    assert all(getattr(each, INFERENCE_UNITS, True) for each in model.modules())
+    with differentiable(model):
+        check_against_autograd(model, data, store, 1e-4)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -20,6 +20,9 @@ from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.layers import is_linear, is_quantised
 from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, no_target, picked
 
+INFERENCE_UNITS = "support_avx512bf16_for_cpu"
+"""The attribute by which a layer of bitsandbytes says that it may be repacked."""
+
 
 def load_model(
     model: Any, *, gguf_file: str | None, device: torch.device, trust_remote_code: bool
@@ -164,7 +167,7 @@ def prepared(
             parameter.requires_grad_(False)
         if device is not None and device != home:
             model.to(device)
-        with checkpointed(some, dropout=False):
+        with checkpointed(some, dropout=False), differentiable(model):
             yield
     finally:
         for parameter in trainable:
@@ -173,6 +176,25 @@ def prepared(
             module.training = True
         if device is not None and device != home:
             model.to(home)
+
+
+@contextmanager
+def differentiable(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, 4-bit layers on a CPU multiply as they do in training.
+
+    Outside of it bitsandbytes repacks their weights for the bfloat16 units of some CPUs, and that product has no gradient:
+    what lies below such a layer would silently get none.
+    """
+    layers: list[Any] = [each for each in model.modules() if getattr(each, INFERENCE_UNITS, False)]
+    try:
+        for layer in layers:
+            setattr(layer, INFERENCE_UNITS, False)
+            if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+                layer.state_dict()  # saving a layer puts the order of its weights back
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, INFERENCE_UNITS, True)
 
 
 @contextmanager
