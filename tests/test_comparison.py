@@ -363,7 +363,10 @@ def test_alpha_by_the_median_norm_is_that_of_the_same_number():
     for one, other in zip(auto.rows, given_.rows, strict=True):
         assert one.log_det == pytest.approx(other.log_det, rel=1e-9)
         assert one.certificate == pytest.approx(other.certificate, rel=1e-9)
-    for judged in (spice_rs.log_det(ROWS, [3, 5], alpha="auto"), spice_rs.log_det(ROWS, [3, 5], alpha=number)):
+    for judged in (
+        spice_rs.log_det(ROWS, [3, 5], alpha="auto"),
+        spice_rs.log_det(ROWS, [3, 5], alpha=number),
+    ):
         assert judged == pytest.approx(oracle_u(ROWS[[3, 5]], number), rel=1e-9)
     assert spice_rs.curvature(ROWS, alpha="auto").total == pytest.approx(
         spice_rs.curvature(ROWS, alpha=number).total, rel=1e-9

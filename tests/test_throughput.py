@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import spice_rs
 from reference import assert_rows_equal, make_data, make_lora, make_model, rows_of, run
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.batching import collate, longest_first, take_batch
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.preparation import Settings, preparing
@@ -183,3 +184,19 @@ def test_a_gpu_gives_the_rows_of_a_cpu_roughly(projection, tmp_path):
         rows_of(run(model, data, tmp_path / device, device=device, **options)) for device in ("cpu", "cuda")
     ]
     assert_rows_equal(rows[1], rows[0], 0.1)
+
+
+def test_products_in_bfloat16_are_asked_for_and_recorded(tmp_path):
+    model, data = make_lora(make_model()), make_data(8)
+    exact = run(model, data, tmp_path / "exact", tokens_per_batch=40)
+    half = run(model, data, tmp_path / "half", tokens_per_batch=40, autocast=True)
+    assert "autocast" not in exact.info()
+    assert half.info()["autocast"] is True
+    lengths = np.linalg.norm(rows_of(exact), axis=1)
+    errors = np.linalg.norm(rows_of(half) - rows_of(exact), axis=1) / lengths
+    assert 1e-4 < errors.max() < 0.05, errors
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    with pytest.raises(StoreMismatchError, match="autocast"):
+        run(model, data, tmp_path / "half", tokens_per_batch=40)
+    found = spice_rs.doctor(model, data, samples=4, autocast=True)
+    assert found.passed, str(found)

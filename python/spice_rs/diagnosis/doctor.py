@@ -87,7 +87,7 @@ def doctor(
 
 def _tolerance(ready: Extraction) -> float:
     dtype = next(ready.network.parameters()).dtype
-    if ready.reading.device.type == "cuda":
+    if ready.autocast or (ready.autocast is None and ready.reading.device.type == "cuda"):
         return 0.1
     return {torch.float32: 1e-3, torch.float64: 1e-5}.get(dtype, 0.1)
 

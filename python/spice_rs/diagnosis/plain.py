@@ -9,6 +9,7 @@ import torch
 
 from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.extraction.batching import Sample
+from spice_rs.extraction.gradients import multiplied
 from spice_rs.extraction.own_data import OwnTask
 from spice_rs.extraction.preparation import Extraction, Settings
 from spice_rs.extraction.projection import Projection
@@ -75,14 +76,13 @@ def _whole(name: str, named: dict[str, Any]) -> str:
 
 def _loss(ready: Extraction, sample: Any, settings: Settings) -> torch.Tensor:
     device = ready.reading.device
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
     if not isinstance(sample, Example):
         assert isinstance(ready.task, OwnTask)
-        with autocast:
+        with multiplied(device, ready.autocast):
             return ready.task.losses([sample], 1, device).sum()
     ids = torch.from_numpy(sample.input_ids).to(device, torch.int64)[None]
     labels = torch.from_numpy(sample.labels).to(device, torch.int64)[None]
-    with autocast:
+    with multiplied(device, ready.autocast):
         output = ready.network(input_ids=ids)
         logits = output if isinstance(output, torch.Tensor) else output.logits
         if settings.loss_fn is not None:

@@ -10,7 +10,8 @@ import gc
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,18 @@ class GradientRun:
         capture: The hooks.
         device: Where the model is.
         tokens: Padded tokens per batch, to begin with.
+        autocast: Multiply in bfloat16; None: on a GPU.
     """
 
-    def __init__(self, task: Task, capture: GradientCapture, device: torch.device, tokens: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        capture: GradientCapture,
+        device: torch.device,
+        tokens: int,
+        autocast: bool | None = None,
+    ) -> None:
+        self.autocast = autocast
         self.task = task
         self.capture = capture
         self.device = device
@@ -107,9 +117,8 @@ class GradientRun:
             length: Pad to this length, if the longest sample is shorter.
         """
         length = max(length, *(sample.length for sample in samples))
-        on_gpu = self.device.type == "cuda"
         with self.capture.batch(len(samples), length, self.device) as rows, torch.enable_grad():
-            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+            with multiplied(self.device, self.autocast):
                 losses = self.task.losses(samples, length, self.device)
             if not isinstance(losses, torch.Tensor) or losses.shape != (len(samples),):
                 found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
@@ -131,6 +140,12 @@ class GradientRun:
             if not out_of_memory(error):
                 raise
             return None
+
+
+def multiplied(device: torch.device, autocast: bool | None) -> AbstractContextManager[Any]:
+    """Inside, products of float32 are made in bfloat16, if asked for; None: on a GPU."""
+    wanted = device.type == "cuda" if autocast is None else autocast
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -69,6 +69,7 @@ class Settings:
     tokens_per_batch: int | None
     completion_only: bool
     gradient_checkpointing: bool
+    autocast: bool | None
     device: str | torch.device | None
     loss_fn: Callable[..., torch.Tensor] | None
     skip_bad: bool
@@ -144,6 +145,7 @@ class Extraction:
         provenance: What the store records.
         tokens: Padded tokens per batch.
         views: The checkpoints whose gradients make a row; at least one.
+        autocast: Whether products are made in bfloat16; None: on a GPU.
     """
 
     reading: Reading
@@ -154,11 +156,14 @@ class Extraction:
     provenance: dict[str, Any]
     tokens: int
     views: Sequence[View]
+    autocast: bool | None
 
     def run(self, tokens: int | None = None, projection: Projection | None = None) -> GradientRun:
         """Computes batches of so many tokens."""
         capture = GradientCapture(self.tracked.layers, projection or self.projection)
-        return ViewedRun(self.task, capture, self.reading.device, tokens or self.tokens, self.views)
+        return ViewedRun(
+            self.task, capture, self.reading.device, tokens or self.tokens, self.views, self.autocast
+        )
 
 
 @contextmanager
@@ -218,6 +223,8 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             **reading.provenance,
             **seen,
         }
+        if settings.autocast is not None:
+            provenance["autocast"] = settings.autocast
         if isinstance(projection, NoProjection):
             provenance["layout"] = projection.layout
         tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(reading.device.type, 2048)
@@ -228,7 +235,9 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             task = OwnTask(network, data, settings.loss_fn)
         else:
             task = TextTask(SummedLoss(network, output_head(network, tracked), settings.loss_fn))
-        yield Extraction(reading, network, tracked, projection, task, provenance, tokens, views)
+        yield Extraction(
+            reading, network, tracked, projection, task, provenance, tokens, views, settings.autocast
+        )
 
 
 def _track(

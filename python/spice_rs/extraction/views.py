@@ -149,12 +149,19 @@ class ViewedRun(GradientRun):
         device: Where the model is.
         tokens: Padded tokens per batch, to begin with.
         views: At least one.
+        autocast: Multiply in bfloat16; None: on a GPU.
     """
 
     def __init__(
-        self, task: Task, capture: GradientCapture, device: torch.device, tokens: int, views: Sequence[View]
+        self,
+        task: Task,
+        capture: GradientCapture,
+        device: torch.device,
+        tokens: int,
+        views: Sequence[View],
+        autocast: bool | None = None,
     ) -> None:
-        super().__init__(task, capture, device, tokens)
+        super().__init__(task, capture, device, tokens, autocast)
         self.views = [(view, view.seen(capture.projection)) for view in views]
 
     def compute(self, samples: Sequence[Sample], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

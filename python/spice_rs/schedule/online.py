@@ -22,7 +22,7 @@ from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
 from spice_rs.store.sources import Normalize
 
 _USED = ("target_modules", "norms", "embeddings", "min_coverage", "projection", "dim", "seed", "nnz", "side",
-         "tokens_per_batch", "gradient_checkpointing", "loss_fn")  # fmt: skip
+         "tokens_per_batch", "gradient_checkpointing", "autocast", "loss_fn")  # fmt: skip
 """Arguments of `extract` that mean something where model and samples are given."""
 
 
@@ -41,7 +41,7 @@ class OnlineSelector:
         normalize: Scale of the rows, as for `select`; "auto" is "mean", the paper's loss.
         threads: Threads that select; all cores by default.
         extraction: Further arguments of `extract`: what is tracked (by default what is trainable), how it is projected
-            (dim, projection, seed), tokens_per_batch, gradient_checkpointing, loss_fn.
+            (dim, projection, seed), tokens_per_batch, gradient_checkpointing, autocast, loss_fn.
 
     Attributes:
         history: For each batch a dict: samples, picks, loss and loss_of_picks (nats per learned token), log_det,
@@ -105,6 +105,7 @@ class OnlineSelector:
                 tokens,
                 loss_fn=self._settings.loss_fn,
                 gradient_checkpointing=self._settings.gradient_checkpointing,
+                autocast=self._settings.autocast,
             )
         else:
             self._gradients.refresh()  # the loop may have made steps, frozen layers, or put an adapter in

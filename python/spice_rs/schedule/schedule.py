@@ -164,6 +164,7 @@ def run_schedule(
             tokens,
             loss_fn=settings.loss_fn,
             gradient_checkpointing=settings.gradient_checkpointing,
+            autocast=settings.autocast,
         )
         training = ProxyTraining(
             trained.network,
@@ -172,6 +173,7 @@ def run_schedule(
             tokens,
             Optimisation(learning_rate, warmup_steps, weight_decay, max_grad_norm, seed),
             gradient_checkpointing=settings.gradient_checkpointing,
+            autocast=settings.autocast,
         )
         run = {
             "pool_size": pool_size,
@@ -199,6 +201,8 @@ def run_schedule(
             "windows": len(windows),
             **reading.provenance,
         }
+        if settings.autocast is not None:
+            run["autocast"] = settings.autocast
         _warn_of_reading(reading, settings)
         with closing(RunState(folder / "state", run)) as state:
             saved = state.tensors()

@@ -17,7 +17,7 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
-from spice_rs.extraction.gradients import out_of_memory
+from spice_rs.extraction.gradients import multiplied, out_of_memory
 from spice_rs.extraction.proxy import blocks, checkpointed
 
 _SAMPLES_PER_BATCH = 256
@@ -77,6 +77,7 @@ class ProxyTraining:
         tokens: Padded tokens per microbatch, to begin with.
         options: How.
         gradient_checkpointing: Form activations again on the way back, for memory.
+        autocast: Multiply in bfloat16; None: on a GPU.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ProxyTraining:
         options: Optimisation,
         *,
         gradient_checkpointing: bool = False,
+        autocast: bool | None = None,
     ) -> None:
         self.network = network
         self.parameters = dict(parameters)
@@ -95,6 +97,7 @@ class ProxyTraining:
         self.tokens = tokens
         self.options = options
         self._checkpointing = gradient_checkpointing
+        self._autocast = autocast
         self._shape = (0, 0)  # samples and tokens of the latest microbatch
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -130,7 +133,7 @@ class ProxyTraining:
             while start < len(ordered):
                 batch = take_batch(ordered, start, self.tokens, _SAMPLES_PER_BATCH)
                 self._shape = (len(batch), batch[0].length)
-                with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                with multiplied(self.device, self._autocast):
                     losses = task.losses(batch, batch[0].length, self.device)
                 (losses.sum() / tokens).backward()
                 total += float(losses.detach().double().sum())

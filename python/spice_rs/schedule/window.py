@@ -165,6 +165,7 @@ class WindowGradients:
         tokens: Padded tokens per batch, to begin with; halved where memory runs out.
         loss_fn: Replaces the cross-entropy; see `spice_rs.extract`.
         gradient_checkpointing: Form activations again on the way back, for memory.
+        autocast: Multiply in bfloat16; None: on a GPU.
 
     Raises:
         InvalidInputError: Nothing can be tracked, or too little of what was meant.
@@ -179,6 +180,7 @@ class WindowGradients:
         *,
         loss_fn: Callable[..., torch.Tensor] | None = None,
         gradient_checkpointing: bool = False,
+        autocast: bool | None = None,
     ) -> None:
         self.network = network
         self.device = device
@@ -186,6 +188,7 @@ class WindowGradients:
         self._tokens = tokens
         self._loss_fn = loss_fn
         self._checkpointing = gradient_checkpointing
+        self._autocast = autocast
         self.refresh()
 
     def refresh(self) -> None:
@@ -200,7 +203,7 @@ class WindowGradients:
             how.projection, self._tracked.parameters, dim=how.dim, seed=how.seed, nnz=how.nnz, side=how.side
         )
         capture = GradientCapture(self._tracked.layers, self.projection)
-        self._run = GradientRun(self.task, capture, self.device, self._tokens)
+        self._run = GradientRun(self.task, capture, self.device, self._tokens, self._autocast)
 
     @property
     def coverage(self) -> float:
