@@ -76,7 +76,7 @@ class Chooser:
             assert store.num_tokens is not None
             rows = index[np.argsort(-store.num_tokens, kind="stable")[:k]]
         elif kind == "k_center":
-            found = spice_rs.compare(store, k, methods={"k-center": "k_center"}, seeds=1)
+            found = spice_rs.compare(store, k, "k_center", certificate=False)
             rows = next(iter(found.selections.values())).indices
         else:
             rows = self._select(store, how, k, seed)

@@ -133,7 +133,7 @@ def write_report(
     tokens = replay.source.num_tokens
     if tokens is not None:
         figures.append(plots.length_distribution(tokens[replay.order], _places(replay)))
-        if found.candidates is not None:
+        if found.candidates is not None and selection.settings["normalize"] != "unit":  # these have one norm
             places = replay.source.positions(found.candidates["index"])
             figures.append(
                 plots.norm_against_length(
