@@ -111,6 +111,14 @@ def test_the_command_prints_the_table_or_json(tmp_path, capsys):
     assert "k: found 1000, expected at most 120" in capsys.readouterr().err
 
 
+def test_alpha_by_the_median_norm_is_each_sources_own():
+    numbers = [1 / np.median((each.astype(np.float64) ** 2).sum(1)) for each in (A, B)]
+    found = spice_rs.agreement(A, B, 10, alpha="auto")
+    assert [each.settings["alpha"] for each in (found.a, found.b)] == pytest.approx(numbers, rel=1e-12)
+    expected = spice_rs.log_det(B, found.a.indices, alpha=numbers[1])
+    assert found.a_in_b[-1] == pytest.approx(expected, rel=1e-9)
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InvalidInputError, match="random_sets: found 0"):
         spice_rs.agreement(A, B, random_sets=0)

@@ -13,7 +13,7 @@ import oracle
 import pools
 import spice_rs
 from spice_rs.analysis import picks as module
-from spice_rs.analysis.prefixes import MOST_SIGNAL, Prefixes
+from spice_rs.analysis.prefixes import MOST_SIGNAL, Prefixes, cost
 from spice_rs.analysis.replay import log_spaced
 from spice_rs.analysis.spearman import ranks, spearman
 
@@ -327,6 +327,17 @@ def test_a_sample_of_the_steps_is_told_and_no_different(monkeypatch):
     dear = spice_rs.analyze(sel, rows)
     assert dear.looked_at == len(log_spaced(50, module.FEWER_STEPS))
     assert spice_rs.analyze(sel, rows, sample=40).stepwise.rows.max() <= 40
+
+
+def test_a_long_row_makes_steps_dearer_and_fewer(monkeypatch):
+    rows = np.random.default_rng(0).standard_normal((60, 200))
+    long = rows.copy()
+    long[7] *= 1e4  # no differences of its numbers are trusted: each step costs a product of its own
+    prices = [cost(np.arange(50), 60, 200, recursive=each) for each in (True, False)]
+    assert prices[0] < prices[1] / 2
+    monkeypatch.setattr(module, "AFFORDABLE", (prices[0] + prices[1]) / 2)
+    assert spice_rs.analyze(spice_rs.select(rows, 50), rows).looked_at == 50
+    assert spice_rs.analyze(spice_rs.select(long, 50), long).looked_at < 50
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])

@@ -511,6 +511,11 @@ def test_warnings_of_the_runs_are_notes_once():
         ({"methods": {"a": []}}, "no picks of 'a'"),
         ({"methods": {"a": [1, 1]}}, r"methods\['a'\]: found row 1 twice"),
         ({"methods": {"a": [N]}}, f"found {N}, expected rows of array"),
+        ({"methods": {"a": {"lamda": 0.2}}}, r"methods\['a'\]: found 'lamda', expected options of select"),
+        ({"methods": [np.arange(10)]}, "methods: found .*expected names, or a mapping"),
+        ({"methods": 5}, "methods: found 5"),
+        ({"methods": {"random": "random", "random 0": [1, 2]}}, "two lines called 'random 0'"),
+        ({"conflict_penalty": "x"}, "conflict_penalty: found 'x'"),
         ({"scales": ["auto"]}, "scales: found 'auto'"),
         ({"scales": ["mean"]}, "normalize: found 'mean'"),
         ({"random_sets": 0}, "random_sets: found 0"),
@@ -524,6 +529,25 @@ def test_warnings_of_the_runs_are_notes_once():
 def test_bad_arguments_are_named(options, says):
     with pytest.raises(InvalidInputError, match=says):
         spice_rs.compare(ROWS, **{"k": 5, "methods": ["random", "top_k"], **options})
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (50, 50), (100, 80)])
+def test_small_pools_have_one_window(n, k):
+    sides = spice_rs.compare(ROWS[np.arange(n) % N], k, ["spice", "windows", "random"], random_sets=1)
+    assert [row.picks for row in sides.rows] == [k, k, k]
+
+
+def test_a_scale_on_which_alpha_is_out_of_range_is_left_out_with_a_note():
+    for options in ({"alpha": "auto"}, {"alpha": 1e14}):
+        sides = spice_rs.compare(ROWS * 1e-8, 10, ["spice", "random"], random_sets=1, **options)
+        assert sides["spice"].log_dets == {}
+        assert any("'unit' was left out: alpha" in note for note in sides.notes)
+        assert sides.summary()
+
+
+def test_a_pool_of_nothing_is_compared_too():
+    sides = spice_rs.compare(np.zeros((40, 6), np.float32), 5, ["spice", "random"], random_sets=1)
+    assert [row.certificate for row in sides.rows] == [1.0, 1.0]
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import oracle
 import pools
 import spice_rs
 from command import run
+from spice_rs.analysis import explanation
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,28 @@ def test_rows_of_one_length_tie_only_while_nothing_is_picked():
     assert "tie" not in reasons
     same = np.eye(6, dtype=np.float32)
     assert spice_rs.explain(spice_rs.select(same, 3), same, 4)[0].reason == "tie"
+
+
+def test_many_rows_and_few_steps_give_the_same_reasons(monkeypatch):
+    rows = pools.law("opposed", 70, 9, 4)
+    sel = spice_rs.select(rows, 40, conflict_penalty=0.6)
+    whole = spice_rs.explain(sel, rows, np.arange(70))
+    monkeypatch.setattr(explanation, "MOST_CELLS", 200)  # some four rows at once
+    assert [each.text for each in spice_rs.explain(sel, rows, np.arange(70))] == [each.text for each in whole]
+    monkeypatch.setattr(explanation, "AFFORDABLE", 1.0)
+    fewer = spice_rs.explain(sel, rows, np.arange(70))
+    for one, other in zip(fewer, whole, strict=True):
+        assert 1 < len(one.ranks) <= explanation.FEWER_STEPS < len(other.ranks)
+        assert one.scores == pytest.approx(other.scores[one.ranks], rel=1e-9, abs=1e-12)
+        assert (one.reason == "picked") == (other.reason == "picked")
+
+
+def test_a_run_that_ended_at_once_took_no_rows():
+    sel = spice_rs.select(pools.law("opposed", 30, 5, 1), 5, time_limit=1e-9)
+    if len(sel):
+        pytest.skip("the run was faster than its limit")
+    [found] = spice_rs.explain(sel, pools.law("opposed", 30, 5, 1), 3)
+    assert "ended before a pick" in found.text
 
 
 def test_rows_that_are_not_there_are_refused():

@@ -195,6 +195,49 @@ def test_a_selection_made_again_of_its_picks_is_the_same(pool):
     assert not np.isnan(spice_rs.analyze(again, pool / "store").margin).any()
 
 
+def test_lists_of_picks_are_held_to_their_scores_too(pool, undrawn):
+    sel = spice_rs.select(pool / "store", 40, conflict_penalty=0.9)
+    assert sel.conflict.any()
+    sel.to_jsonl(pool / "list.jsonl")
+    with pytest.raises(spice_rs.StoreMismatchError, match="score of rank .*conflict_penalty=0.1"):
+        read_selection(pool / "list.jsonl", pool / "store")
+    again = read_selection(pool / "list.jsonl", pool / "store", conflict_penalty=0.9)
+    assert again.scores.tolist() == sel.scores.tolist()
+    spice_rs.write_report(again, pool / "store", pool / "list.html", sweeps=False)
+    assert "picks decided by the penalty" not in outline(pool / "list.html").cells
+    (pool / "none.jsonl").write_text("")
+    with pytest.raises(spice_rs.InvalidInputError, match="none.jsonl: found no picks"):
+        read_selection(pool / "none.jsonl", pool / "store")
+
+
+def test_a_sweep_leaves_out_what_is_out_of_range(undrawn, tmp_path):
+    rows = pools.law("unit", 40, 6, 1) * 9e5  # α‖g‖² ≈ 8·10¹¹: ten times α is as far as it goes
+    sel = spice_rs.select(rows, 5)
+    found = sweep(sel, rows, "alpha")
+    assert found.values.max() == 10
+    assert len(found.values) == len(found.log_det) == 7
+    spice_rs.write_report(sel, rows, tmp_path / "r.html")
+    with pytest.raises(spice_rs.InvalidInputError, match="alpha: found 100"):
+        sweep(sel, rows, "alpha", values=[100.0])
+
+
+def test_a_page_does_without_a_certificate_that_does_not_fit(pool, undrawn, monkeypatch):
+    def certify(*_, **__):
+        raise spice_rs.InvalidInputError("source: found too much, expected less. Project it.")
+
+    monkeypatch.setattr(spice_rs, "certify", certify)
+    sel = spice_rs.select(pool / "store", 5)
+    spice_rs.write_report(sel, pool / "store", pool / "r.html", sweeps=False)
+    assert "found too much" in (pool / "r.html").read_text()
+
+
+def test_a_column_without_data_is_refused(pool):
+    with pytest.raises(spice_rs.InvalidInputError, match="column: found 'topic' without data"):
+        spice_rs.write_report(
+            spice_rs.select(pool / "store", 3), pool / "store", pool / "r.html", column="topic"
+        )
+
+
 def test_random_sets_have_their_own_log_det():
     rows = pools.law("clustered", 60, 7, 2).astype(np.float64)
     weights = np.random.default_rng(0).uniform(0.5, 2, 60)

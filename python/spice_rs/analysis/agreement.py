@@ -172,10 +172,14 @@ def agreement(
     rng = np.random.default_rng(seed)
     draws = [rng.choice(common, k, replace=False) for _ in range(random_sets)]
     shown = bar(progress, total=2 * (2 + len(sizes) * (1 + random_sets)), what="agreement", unit="sets")
-    options: dict[str, Any] = {"alpha": alpha, "normalize": normalize, "threads": threads}
+    options: list[dict[str, Any]] = []
+    for source in sources:
+        _, scale, unit = source.row_scale(normalize)
+        number = resolve_alpha(alpha, source, scale, unit, threads=threads)
+        options.append({"alpha": number, "normalize": normalize, "threads": threads})
     try:
         picked, gains = [], []
-        for source, out in zip(sources, excluded, strict=True):
+        for source, out, own in zip(sources, excluded, options, strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SpiceWarning)  # of single runs; here it is about two
                 picked.append(
@@ -186,22 +190,22 @@ def agreement(
                         fisher=fisher,
                         exclude=out if len(out) else None,
                         progress=False,
-                        **options,
+                        **own,
                     )
                 )
             shown.update()
-            gains.append(_single_gains(source, common, alpha, normalize, threads))
+            gains.append(_single_gains(source, common, **own))
             shown.update()
 
-        def of(source: Source, rows: npt.NDArray[np.int64]) -> Floats:
+        def of(at: int, rows: npt.NDArray[np.int64]) -> Floats:
             values = np.empty(len(sizes))
             for place, size in enumerate(sizes):
-                values[place] = log_det(source, rows[:size], **options)
+                values[place] = log_det(sources[at], rows[:size], **options[at])
                 shown.update()
             return values
 
-        b_in_a, a_in_b = of(sources[0], picked[1].indices), of(sources[1], picked[0].indices)
-        random_in = [np.mean([of(source, rows) for rows in draws], axis=0) for source in sources]
+        b_in_a, a_in_b = of(0, picked[1].indices), of(1, picked[0].indices)
+        random_in = [np.mean([of(at, rows) for rows in draws], axis=0) for at in (0, 1)]
     finally:
         shown.close()
     return Agreement(
@@ -245,7 +249,7 @@ def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArr
 
 
 def _single_gains(
-    source: Source, rows: npt.NDArray[np.int64], alpha: Alpha, normalize: Normalize, threads: int | None
+    source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
 ) -> Floats:
     """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows."""
     _, scale, unit = source.row_scale(normalize)
@@ -258,8 +262,7 @@ def _single_gains(
         weights=None,
         threads=threads,
     )
-    number = resolve_alpha(alpha, source, scale, unit, threads=threads)
-    gains: Floats = np.log1p(number * norms[source.positions(rows)])
+    gains: Floats = np.log1p(alpha * norms[source.positions(rows)])
     return gains
 
 

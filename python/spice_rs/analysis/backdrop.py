@@ -180,25 +180,36 @@ def sweep(
             f"selection: found picks made with {', '.join(conditions)}, expected none of these: a saved selection does not"
             " hold them. Call select with each value yourself."
         )
+    asked = values is not None
     if values is None:
         values = (
             PENALTIES if setting == "conflict_penalty" else [settings["alpha"] * each for each in FACTORS]
         )
     kept = ("k", "fisher", "method", "early_stop", "normalize", "pool_size", "select_per_window", "seed")
     options: dict[str, Any] = {name: settings[name] for name in kept}
+    if selection.stop_reason == "time_limit":  # the whole budget would take longer than there was
+        options["k"] = len(selection)
     if settings["epsilon"] is not None:
         options["epsilon"] = settings["epsilon"]
     chosen = set(selection.indices.tolist())
     found: dict[str, list[float]] = {name: [] for name in ("log_det", "conflict", "shared", "overruled")}
+    used: list[float] = []
     drawn = bar(progress, total=len(values), what=f"sweep {setting}", unit="runs")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpiceWarning)  # of values that do nothing, among others
             for value in values:
                 each = {"alpha": settings["alpha"], "conflict_penalty": settings["conflict_penalty"]}
-                again = select(
-                    source, **options, **{**each, setting: value}, progress=False, dim=dim, dtype=dtype
-                )
+                drawn.update()
+                try:
+                    again = select(
+                        source, **options, **{**each, setting: value}, progress=False, dim=dim, dtype=dtype
+                    )
+                except InvalidInputError:  # an α that is out of range for rows this long
+                    if asked:
+                        raise
+                    continue
+                used.append(value)
                 known = again.log_det
                 if setting == "alpha":
                     known = log_det(
@@ -213,8 +224,7 @@ def sweep(
                 found["conflict"].append(float(again.conflict.mean()))
                 found["shared"].append(len(chosen & set(again.indices.tolist())) / len(again))
                 found["overruled"].append(float(again.overruled.mean()))
-                drawn.update()
     finally:
         drawn.close()
     series: dict[str, npt.NDArray[np.float64]] = {name: np.array(each) for name, each in found.items()}
-    return Sweep(setting, np.array(values, float), float(settings[setting]), **series)
+    return Sweep(setting, np.array(used, float), float(settings[setting]), **series)

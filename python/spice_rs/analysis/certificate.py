@@ -91,7 +91,7 @@ def certify(
             and all of them are looked at in any case. More of them can only make the bound tighter, and take longer.
         steps: at most so many steps of Frank and Wolfe's method to weights of the rows where the bound by concavity is
             tighter. Each is one more pass over the source; none is taken where there are far fewer picks than columns,
-            or where they cannot lead below the best bound.
+            where they cannot lead below the best bound, or where its matrices do not fit into memory.
         data: what the source was extracted from, to look the name of a column up in.
         weights: the weights of the selection, if it has any.
         initial: the initial rows of the selection, if it has any.
@@ -114,8 +114,14 @@ def certify(
         Certificate(20 picks, log det 29.0608 of at most 29.241, at least 99.3 % of the best)
     """
     numbers = check_numbers(threads=threads)
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 0:
-        raise InvalidInputError(f"steps: found {steps!r}, expected a whole number from 0. 0 takes none.")
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or not 0 <= steps < 1 << 31:
+        raise InvalidInputError(
+            f"steps: found {steps!r}, expected a whole number from 0 to 2147483647. 0 takes none."
+        )
+    if not isinstance(selection, Selection):
+        raise InvalidInputError(
+            f"selection: found {type(selection).__name__}, expected a Selection. Give what select returned, or load it."
+        )
     settings, k = selection.settings, len(selection)
     if k == 0:
         raise InvalidInputError(

@@ -16,11 +16,11 @@ from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
 from spice_rs.data.columns import Label
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import check_numbers, check_reals
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
-from spice_rs.store.sources import Normalize, open_source
+from spice_rs.store.sources import Normalize, Source, open_source
 
 Floats = npt.NDArray[np.float64]
 
@@ -220,6 +220,7 @@ def compare(
         (5, 5)
     """
     numbers = check_numbers(k=k, random_sets=random_sets, pool_size=pool_size, seed=seed, threads=threads)
+    penalty = check_reals(conflict_penalty=conflict_penalty)["conflict_penalty"]
     opened = open_source(source, dim=dim, dtype=dtype)
     if k is None or k > opened.rows:
         raise InvalidInputError(
@@ -231,7 +232,7 @@ def compare(
         source=opened,
         k=int(k),
         alpha=alpha,
-        conflict_penalty=float(conflict_penalty),
+        conflict_penalty=penalty,
         normalize=resolved,  # type: ignore[arg-type]
         random_sets=int(random_sets),
         pool_size=int(pool_size),
@@ -263,6 +264,7 @@ def compare(
             notes.append(f"There is no bound of U: {error}")
     chance = [selections[way.label].log_det for way in lines if way.label in selections and way.random]
     mean = float(np.mean(chance)) if chance else None
+    measured = _under(opened, others, selections, alpha, threads, notes)
     rows = []
     for label, selection in selections.items():
         chosen = opened.positions(selection.indices)
@@ -272,11 +274,8 @@ def compare(
                 picks=len(selection),
                 log_det=selection.log_det,
                 against_random=selection.log_det / mean if mean else None,
-                certificate=None if bound is None or len(selection) > k else selection.log_det / bound,
-                log_dets={
-                    scale: log_det(opened, selection.indices, alpha=alpha, normalize=scale, threads=threads)
-                    for scale in others
-                },
+                certificate=None if bound is None or len(selection) > k else _share(selection.log_det, bound),
+                log_dets={scale: values[label] for scale, values in measured.items()},
                 conflict=float(selection.conflict.mean()),
                 half_life=selection.half_life,
                 **facts.of(chosen),
@@ -302,6 +301,32 @@ def compare(
         },
         notes=notes,
     )
+
+
+def _share(part: float, bound: float) -> float:
+    """Return what U is of its bound; of nothing, all."""
+    return part / bound if bound > 0 else 1.0
+
+
+def _under(
+    source: Source,
+    scales: Sequence[Normalize],
+    selections: Mapping[str, Selection],
+    alpha: float,
+    threads: int | None,
+    notes: list[str],
+) -> dict[str, dict[str, float]]:
+    """Return scale → label → U of the picks under it; a scale for which α is out of range becomes a note."""
+    found: dict[str, dict[str, float]] = {}
+    for scale in scales:
+        try:
+            found[scale] = {
+                label: log_det(source, selection.indices, alpha=alpha, normalize=scale, threads=threads)
+                for label, selection in selections.items()
+            }
+        except InvalidInputError as error:
+            notes.append(f"U under {scale!r} was left out: {error}")
+    return found
 
 
 def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[Selection, float]:

@@ -22,6 +22,14 @@ TIED = 1e-9
 MOST_STEPS = 512
 """Steps at which a row is scored, where there are too many picks for all."""
 
+AFFORDABLE = 5e10
+"""Multiplications above which a row is scored at fewer steps, though at no fewer than `FEWER_STEPS`: some seconds."""
+
+FEWER_STEPS = 24
+
+MOST_CELLS = 1 << 24
+"""Rows that are explained at once, times the picks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -115,7 +123,8 @@ def explain(
     A row that conditions had not shut out lost at every step to the pick. The step at which it came closest decides the
     reason: without its own conflict it would have won there or elsewhere ("conflict"); alone it is worth more than the
     last pick was, but what was selected has it already ("redundant"); or it is worth too little even alone
-    ("small_gain"). Where only conditions kept it from winning, the one that did is the reason.
+    ("small_gain"). Where only conditions kept it from winning, the one that did is the reason. Beside thousands of picks
+    the row is scored at some of the steps alone, close together at first.
 
     Args:
         selection: the picks.
@@ -161,8 +170,10 @@ def explain(
     for run in replay.runs():
         windowed = replay.settings["pool_size"] is not None
         here = positions[np.isin(positions, run.candidates)] if windowed else positions
-        if len(here):
-            explained.update(zip(here.tolist(), _Explainer(replay, run, here).all(), strict=True))
+        at_once = max(1, MOST_CELLS // (1 + len(replay.initial) + len(run.picks)))
+        for start in range(0, len(here), at_once):
+            some = here[start : start + at_once]
+            explained.update(zip(some.tolist(), _Explainer(replay, run, some).all(), strict=True))
     for position in positions.tolist():
         if position not in explained:
             explained[position] = _unpicked_window(replay, position)
@@ -183,10 +194,15 @@ class _Explainer:
         squares = self.norms**2 * (1.0 if own_weights is None else own_weights)
         self.base = np.log1p(replay.alpha * squares)
         count = len(run.picks)
-        self.ranks = log_spaced(count, count if count <= MOST_RECURSIVE else MOST_STEPS)
-        # Of the row itself after it was picked nothing is asked.
-        sizes = np.concatenate([self.before + self.ranks, [len(self.selected)]])
-        recursive = replay.is_recursive(sizes, len(positions), replay.alpha * float(squares.max()))
+        most = count if count <= MOST_RECURSIVE else MOST_STEPS
+        while True:
+            self.ranks = log_spaced(count, most)
+            # Of the row itself after it was picked nothing is asked.
+            sizes = np.concatenate([self.before + self.ranks, [len(self.selected)]])
+            recursive = replay.is_recursive(sizes, len(positions), replay.alpha * float(squares.max()))
+            if most <= FEWER_STEPS or replay.price(sizes, len(positions), recursive=recursive) <= AFFORDABLE:
+                break
+            most = max(FEWER_STEPS, most // 2)
         shape = (len(positions), len(sizes))
         self.gain, self.conflict, self.near = np.empty(shape), np.empty(shape), np.empty(shape)
         for part, prefixes in replay.batches(self.selected, weights, sizes, recursive=recursive):
@@ -262,10 +278,8 @@ class _Explainer:
                 last_gap = float(gaps[open_[-1]])
                 reason, text = barred or self._lost(at, row, open_, closest, gaps)
             else:
-                reason, text = barred or (
-                    "unknown",
-                    f"Row {row} was never scored: rows to include took all picks.",
-                )
+                cause = "rows to include took all picks" if len(run.picks) else "the run ended before a pick"
+                reason, text = barred or ("unknown", f"Row {row} was never scored: {cause}.")
         return Explanation(
             row=row,
             reason=reason,

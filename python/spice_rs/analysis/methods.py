@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,8 @@ def _windows(setting: Setting) -> list[Way]:
     """
 
     def pick(watch: Watch) -> Picks:
-        size, rows = setting.pool_size, setting.source.rows
+        rows = setting.source.rows
+        size = min(setting.pool_size, rows)
         per_window = min(size, -(-setting.k * size // rows))
         selection = setting.select(
             watch, fisher="diagonal", pool_size=size, select_per_window=per_window, seed=setting.seed
@@ -160,14 +162,29 @@ def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | No
         methods = list(METHODS)
     if isinstance(methods, str):
         methods = [methods]
-    given = methods if isinstance(methods, Mapping) else {name: name for name in methods}
+    given: Mapping[Any, Any] = {}
+    if isinstance(methods, Mapping):
+        given = methods
+    elif isinstance(methods, Sequence) and all(isinstance(name, str) for name in methods):
+        given = {name: name for name in methods}
+    else:
+        raise InvalidInputError(
+            f"methods: found {methods!r}, expected names, or a mapping: label → name, options of select, rows, or a"
+            " selection. Put rows into a mapping with a label."
+        )
     if not given:
         raise InvalidInputError(
             f"methods: found none, expected some of {', '.join(METHODS)}. Leave it out for all of them."
         )
     if len(given) < len(methods):
         raise InvalidInputError(f"methods: found a name twice in {list(methods)}. Leave it out once.")
-    return [way for label, method in given.items() for way in _ways(setting, label, method)]
+    found = [way for label, method in given.items() for way in _ways(setting, label, method)]
+    labels = [way.label for way in found]
+    if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+        raise InvalidInputError(
+            f"methods: found two lines called {twice[0]!r}, expected a name for each. Give one of them another."
+        )
+    return found
 
 
 def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
@@ -181,6 +198,11 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
         return [replace(way, label=way.label.replace(method, label, 1)) for way in made]
     if isinstance(method, Mapping):
         options = dict(method)
+        known = list(inspect.signature(select).parameters)[1:]
+        if wrong := [name for name in options if name not in known]:
+            raise InvalidInputError(
+                f"methods[{label!r}]: found {wrong[0]!r}, expected options of select: {', '.join(known)}. Correct it."
+            )
         return [Way(label, lambda watch: setting.select(watch, **options).indices)]
     return [Way(label, lambda watch: method if isinstance(method, Selection) else _rows(label, method))]
 

@@ -144,15 +144,16 @@ def _steps(replay: Replay, run: Run, wanted: int | None) -> Rows:
     if wanted is not None:
         return forced + log_spaced(free, wanted)
     every, few = (forced + log_spaced(free, most) for most in (free, FEWER_STEPS))
-    whole, least = (_least_price(replay, run, ranks) for ranks in (every, few))
+    signal = _largest_signal(replay, run.candidates) if replay.reading == "full" else 0.0
+    whole, least = (_least_price(replay, run, ranks, signal) for ranks in (every, few))
     # By recursion, few steps can cost as much as all.
     return every if whole <= max(AFFORDABLE, least) else few
 
 
-def _least_price(replay: Replay, run: Run, ranks: Rows) -> float:
+def _least_price(replay: Replay, run: Run, ranks: Rows, signal: float) -> float:
     """Return about how many multiplications the cheapest way to look at these steps takes."""
     sizes, rows = len(replay.initial) + ranks, len(run.candidates)
-    return replay.price(sizes, rows, recursive=replay.is_recursive(sizes, rows, 0.0))
+    return replay.price(sizes, rows, recursive=replay.is_recursive(sizes, rows, signal))
 
 
 def _blocks(replay: Replay, rows: Rows, width: int) -> Iterator[tuple[Rows, Floats, Floats | None]]:
@@ -230,9 +231,7 @@ def _best_others(
     taken[run.picks] = np.arange(len(run.picks))
     limit = replay.settings["max_similarity"]
     allowances = replay.allowances()
-    parts = list(_prefixes(replay, selected, weights, len(replay.initial) + ranks, run.candidates))
-    share = len(run.candidates) / len(parts)
-    for part, prefixes in parts:
+    for part, prefixes in _prefixes(replay, selected, weights, len(replay.initial) + ranks, run.candidates):
         for positions, block, own in _blocks(replay, run.candidates, int(prefixes.sizes[-1])):
             measured = prefixes.measure(block, own, nearest=limit is not None)
             scores = replay.score(measured.gain, measured.conflict, positions)
@@ -247,7 +246,7 @@ def _best_others(
             better = values > best[part]
             best[part] = np.where(better, values, best[part])
             who[part] = np.where(better, positions[top], who[part])
-            drawn.update(len(positions) * share / len(run.candidates))
+            drawn.update(len(positions) * len(ranks[part]) / len(ranks))
     return best, who
 
 

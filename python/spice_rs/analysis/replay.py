@@ -86,6 +86,10 @@ class Replay:
         dtype: str | None = None,
     ) -> None:
         given = given or Given()
+        if not isinstance(selection, Selection):
+            raise InvalidInputError(
+                f"selection: found {type(selection).__name__}, expected a Selection. Give what select returned, or load it."
+            )
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
         _check_source(selection, self.source)

@@ -95,6 +95,8 @@ def write_report(
     check_place(out)
     plots.check_installed()
     given = Given(data, groups, costs, initial, exclude, weights, prior)
+    replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    labels, records = _records(replay, data, column or (groups if isinstance(groups, str) else None))
     again = {
         name: getattr(given, name) for name in ("groups", "costs", "initial", "exclude", "weights", "prior")
     }
@@ -110,7 +112,6 @@ def write_report(
         dim=dim,
         dtype=dtype,
     )
-    replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     conditions = [key for key in KEYS if selection.settings[key] is not None]
     if sweeps and conditions:
         raise InvalidInputError(
@@ -121,7 +122,6 @@ def write_report(
         sweeps = not conditions and replay.source.rows * replay.source.dim <= MOST_SWEPT
     windowed = selection.settings["pool_size"] is not None
     chance = None if windowed else random_sets(replay)
-    labels, records = _records(replay, data, column or (groups if isinstance(groups, str) else None))
     sections = [_overview(found, chance)]
     if (certificate := _certificate(selection, source, given, shape, progress)) is not None:
         sections.append(certificate)
@@ -194,7 +194,11 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
             "picks with any conflict",
             f"{(of.conflict > 0).mean():.1%}; mean conflict {of.conflict.mean():.4f}",
         ),
-        ("picks decided by the penalty", f"{int(of.overruled.sum())}"),
+        *(
+            []
+            if "remade" in of.settings
+            else [("picks decided by the penalty", f"{int(of.overruled.sum())}")]
+        ),
         ("median margin over the runner-up", f"{found.medians()['margin']:.4g}"),
     ]
     notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in found.notes)
@@ -210,7 +214,10 @@ def _certificate(
         return None
     data = given.data if isinstance(given.weights, str) else None
     again = {"data": data, "weights": given.weights, "initial": given.initial}
-    ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
+    try:
+        ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
+    except InvalidInputError as error:  # its matrices do not fit: the rest of the page does
+        return f"<h2>Certificate</h2><p class=note>{html.escape(str(error))}</p>"
     return (
         f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
         f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
@@ -315,6 +322,10 @@ def _records(
     replay: Replay, data: Any, column: str | None
 ) -> tuple[tuple[str, list[object]] | None, dict[int, Any]]:
     """Return (name and values of a column for the rows in the order of the dataset, records of the picks shown)."""
+    if data is None and column is not None:
+        raise InvalidInputError(
+            f"column: found {column!r} without data, expected both. Give the data that the source was made from."
+        )
     if data is None:
         return None, {}
     shown = set(replay.selection.indices[:SHOWN_PICKS].tolist())

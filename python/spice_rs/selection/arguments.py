@@ -6,6 +6,9 @@ import numpy as np
 
 from spice_rs.errors import InvalidInputError
 
+MOST_THREADS = 4096
+"""More than this many threads are a slip, and starting them can fail or take all memory."""
+
 
 def check_numbers(**numbers: object) -> dict[str, int | None]:
     """Return whole numbers as Python has them, by name.
@@ -21,12 +24,40 @@ def check_numbers(**numbers: object) -> dict[str, int | None]:
                 f"{name}: found {value!r}, expected a whole number. Convert it with int()."
             )
         lowest = 0 if name == "seed" else 1
-        if value is not None and not lowest <= value < 1 << 31:  # type: ignore[operator]
+        highest = MOST_THREADS if name == "threads" else (1 << 31) - 1
+        if value is not None and not lowest <= value <= highest:  # type: ignore[operator]
             raise InvalidInputError(
-                f"{name}: found {value}, expected {lowest} to 2147483647. Give a number in between."
+                f"{name}: found {value}, expected {lowest} to {highest}. Give a number in between."
             )
         checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
     return checked
+
+
+def check_reals(**numbers: object) -> dict[str, float]:
+    """Return real numbers as Python has them, by name. Their ranges are the core's to judge.
+
+    Raises:
+        InvalidInputError: one is something else.
+    """
+    checked: dict[str, float] = {}
+    for name, value in numbers.items():
+        if isinstance(value, bool | np.bool_) or not isinstance(
+            value, int | float | np.integer | np.floating
+        ):
+            raise InvalidInputError(f"{name}: found {value!r}, expected a number. Convert it with float().")
+        checked[name] = float(value)
+    return checked
+
+
+def check_words(**words: object) -> None:
+    """Refuse what is no word where one is expected. Which words there are is the core's to judge.
+
+    Raises:
+        InvalidInputError: the message names the argument.
+    """
+    for name, value in words.items():
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{name}: found {value!r}, expected a word in quotes. See the docstring.")
 
 
 def check_budget(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.arguments import check_reals
 from spice_rs.store.sources import Source
 
 Alpha = float | Literal["auto"]
@@ -48,7 +49,7 @@ def with_preset(
     """
     if preset is None:
         return dict(given)
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InvalidInputError(
             f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}. Choose one, or leave it out."
         )
@@ -89,7 +90,7 @@ def resolve_alpha(
         InvalidInputError: it is a word other than "auto".
     """
     if not isinstance(alpha, str):
-        return float(alpha)
+        return check_reals(alpha=alpha)["alpha"]
     if alpha != "auto":
         raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
     norms_sq = _core.norms_sq(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spice_rs.errors import SpiceWarning, StoreMismatchError
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.selection.picks import KEY, read_rows
 from spice_rs.selection.presets import Alpha
 from spice_rs.selection.result import Selection
@@ -17,7 +17,7 @@ from spice_rs.selection.selection import select
 from spice_rs.store.sources import Normalize
 
 TOLERANCE = 1e-9
-"""Part of a gain by which one made again may differ from the one in the file."""
+"""Part of a number by which one made again may differ from the one in the file."""
 
 
 def read_selection(
@@ -45,18 +45,22 @@ def read_selection(
 
     Raises:
         InvalidInputError: there is no such file, or it holds something else.
-        StoreMismatchError: the gains in the list are others: it was made with other settings, or from other rows.
+        StoreMismatchError: the gains or scores in the list are others: it was made with other settings, or from other rows.
         StoreError: the saved selection is damaged.
     """
     rows = read_rows(path)
     if isinstance(rows, Selection):
         return rows
+    if not rows:
+        raise InvalidInputError(
+            f"{os.fspath(path)}: found no picks, expected at least one. Select rows first."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)  # these are picks already, good or not
         again = select(
             source,
-            max(1, len(rows)),
-            include=rows or None,
+            len(rows),
+            include=rows,
             alpha=alpha,
             conflict_penalty=conflict_penalty,
             normalize=normalize,
@@ -65,28 +69,35 @@ def read_selection(
             dtype=dtype,
         )
     again.settings["include"] = None  # they were chosen, as far as anybody knows
-    gains = _gains(path)
-    if len(gains) == len(again):
-        wrong = np.flatnonzero(np.abs(gains - again.gains) > TOLERANCE * (1.0 + np.abs(gains)))
+    again.settings["remade"] = True  # nobody knows which of them the penalty decided
+    remedy = "Give the settings of the selection, or the file that --save wrote, which has them."
+    alpha_is, scale = again.settings["alpha"], again.settings["normalize"]
+    for name, series, cause in (
+        ("gain", again.gains, f"alpha={alpha_is:g} and normalize={scale!r}"),
+        ("score", again.scores, f"conflict_penalty={conflict_penalty:g} and without costs and prior"),
+    ):
+        stated = _stated(path, name)
+        if len(stated) != len(again):
+            continue
+        wrong = np.flatnonzero(np.abs(stated - series) > TOLERANCE * (1.0 + np.abs(stated)))
         if wrong.size:
             rank = int(wrong[0])
             raise StoreMismatchError(
-                f"{os.fspath(path)}: gain of rank {rank}: found {gains[rank]:.6g}, expected {again.gains[rank]:.6g} with"
-                f" alpha={again.settings['alpha']:g} and normalize={again.settings['normalize']!r}. Give the settings of"
-                " the selection, or the file that --save wrote, which has them."
+                f"{os.fspath(path)}: {name} of rank {rank}: found {stated[rank]:.6g}, expected {series[rank]:.6g} with"
+                f" {cause}. {remedy}"
             )
     return again
 
 
-def _gains(path: str | os.PathLike[str]) -> Any:
-    """Return the gains that a list of picks states; empty if any line has none."""
+def _stated(path: str | os.PathLike[str], name: str) -> Any:
+    """Return the numbers of one name that a list of picks states; empty if any line has none."""
     found = []
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             if line.strip():
                 item = json.loads(line)
                 inner = item.get(KEY, item) if isinstance(item, dict) else {}
-                if type(inner.get("gain")) is not float:
+                if type(inner.get(name)) is not float:
                     return np.empty(0)
-                found.append(inner["gain"])
+                found.append(inner[name])
     return np.array(found)

@@ -15,7 +15,7 @@ from spice_rs import _core
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, Watcher
 from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
-from spice_rs.selection.arguments import check_budget, check_numbers
+from spice_rs.selection.arguments import check_budget, check_numbers, check_reals, check_words
 from spice_rs.selection.checkpoint import INTERVAL, Checkpoint
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
@@ -194,6 +194,10 @@ def select(
         select,
     )
     fisher, early_stop, method = named["fisher"], named["early_stop"], named["method"]
+    check_words(fisher=fisher, method=method, search=search)
+    reals = {"conflict_penalty": named["conflict_penalty"], "epsilon": epsilon}
+    ends = {"early_stop": early_stop, "time_limit": time_limit}
+    reals = check_reals(**reals, **{name: value for name, value in ends.items() if value is not None})
     numbers = check_numbers(
         k=k,
         pool_size=pool_size,
@@ -241,12 +245,12 @@ def select(
     settings: dict[str, Any] = {
         "k": numbers["k"],
         "alpha": alpha,
-        "conflict_penalty": float(named["conflict_penalty"]),
+        "conflict_penalty": reals["conflict_penalty"],
         "fisher": fisher,
-        "early_stop": None if early_stop is None else float(early_stop),
+        "early_stop": reals.get("early_stop"),
         "normalize": normalized,
         "method": method,
-        "epsilon": float(epsilon) if method in ("epsilon_lazy", "stochastic") else None,
+        "epsilon": reals["epsilon"] if method in ("epsilon_lazy", "stochastic") else None,
         "pool_size": numbers["pool_size"],
         "select_per_window": numbers["select_per_window"],
         "seed": numbers["seed"],
@@ -273,7 +277,7 @@ def select(
             method=method,
             search=search,
             hot_rows=numbers["hot_rows"],
-            epsilon=float(epsilon),
+            epsilon=reals["epsilon"],
             seed=numbers["seed"] or 0,
             order=order,
             pool_size=numbers["pool_size"],
@@ -288,7 +292,7 @@ def select(
             **conditions.for_core(costed=costed),
         )
 
-    limit = None if time_limit is None else float(time_limit)
+    limit = reals.get("time_limit")
     if conditions.costs is None:
         watcher = Watcher(progress, opened.rows, k or opened.rows)
         with watcher:

@@ -87,8 +87,10 @@ pub fn certify(
     let ends: Vec<usize> = prefixes.iter().map(|prefix| owned.len() + prefix).collect();
     let (k, n) = (picks.len(), survey.len());
     let (bytes, read) = prefixes::cost(passes, list.len(), &ends);
-    let relaxation = Relaxation::cost(passes, list.len(), k).filter(|_| steps > 0);
-    passes.check_memory(bytes.max(relaxation.map_or(0.0, |(bytes, _)| bytes)))?;
+    passes.check_memory(bytes)?;
+    // The steps only make the bound tighter: where their matrices do not fit, none is taken.
+    let relaxation = Relaxation::cost(passes, list.len(), k)
+        .filter(|&(more, _)| steps > 0 && passes.check_memory(bytes.max(more)).is_ok());
     monitor.plan(n + read + relaxation.map_or(0, |(_, read)| k + read * steps));
 
     let pairs = all_pairs(passes)?;
