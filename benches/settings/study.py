@@ -3,7 +3,7 @@
     python benches/settings/study.py [--gradients FILE.npz] [--store FOLDER] [--pool FILE.jsonl.gz] [--page FILE.md]
 
 Each pool is split: four fifths can be selected, a tenth of these are; a fifth is held out and judges the picks. The page
-keeps its prose; what stands between its `<!-- tables -->` marks is replaced. Takes about a quarter of an hour on two cores.
+keeps its prose; what stands between its `<!-- tables -->` marks is replaced. Takes half a minute a pool on two cores.
 """
 
 from __future__ import annotations
