@@ -209,7 +209,7 @@ def test_gradient_checkpointing_changes_no_row(asked, family, data, tmp_path):
     handle.register_forward_pre_hook(lambda *_: runs.append(1))
     options = {"gradient_checkpointing": asked == "argument", "norms": True, "tokens_per_batch": 10_000}
     store = run(model, data, tmp_path / "s", **options)
-    assert len(runs) == 2  # forth, and again on the way back
+    assert len(runs) == 3  # a sample tried out; forth, and again on the way back
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(*(torch.from_numpy(rows_of(each)) for each in (store, plain)))
     check_against_autograd(model, data, store, TIGHT)
@@ -320,3 +320,58 @@ def test_experts_without_a_known_form_make_no_layer():
     assert not any(isinstance(layer, ExpertsLayer) for layer in tracked.layers)
     assert "model.layers.0.mlp.experts.down_proj" in tracked.missed
     assert tracked.coverage < 0.3
+
+
+class Borrowing(torch.nn.Module):
+    """Two layers, the second of which is used in the way that `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.e = how, torch.nn.Embedding(10, 6)
+        self.a, self.b = torch.nn.Linear(6, 6), torch.nn.Linear(6, 10)
+
+    def forward(self, ids):
+        hidden = self.a(self.e(ids)).tanh()
+        if self.how == "never runs":
+            return torch.nn.functional.linear(hidden, self.b.weight)
+        if self.how == "also elsewhere":
+            return self.b(hidden) + (hidden @ self.b.weight.T).tanh()
+        if self.how == "tied by hand":
+            return hidden @ self.e.weight.T
+        # What leaves no gradient behind is no use.
+        hidden = hidden.to(self.b.weight.dtype) * self.b.weight.detach().norm() / self.b.weight.shape[0]
+        return self.b(hidden.to(self.b.weight.device))
+
+
+def summed(model, batch):
+    ids, targets = batch
+    return (
+        torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction="none")
+        .view(targets.shape)
+        .sum(dim=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("never runs", "b.weight"),
+        ("also elsewhere", "b.weight"),
+        ("tied by hand", "e.weight"),
+        ("only read", None),
+    ],
+)
+def test_a_parameter_that_is_used_outside_of_its_layer_is_an_error_by_name(how, name, tmp_path):
+    model = Borrowing(how)
+    items = [(torch.arange(5) + shift, torch.arange(5)) for shift in range(4)]
+    options = {"loss_fn": summed, "embeddings": True, "target_modules": ["a", "b", "e"]}
+    if name is None:
+        assert len(run(model, items, tmp_path / "s", **options)) == 4
+    else:
+        with pytest.raises(InvalidInputError, match=f"^{name}: found a use outside of its layer's forward"):
+            run(model, items, tmp_path / "s", **options)
+    assert all(each.requires_grad and each.grad is None for each in model.parameters())
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+    kept = [each for each in "abe" if name is None or each != name[0]]
+    run(model, items, tmp_path / "t", **{**options, "embeddings": False, "target_modules": kept})

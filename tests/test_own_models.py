@@ -128,3 +128,27 @@ def test_layers_that_cannot_be_told_apart_lower_the_coverage(tmp_path):
         store = run(model, make_table(), tmp_path / "s", loss_fn=cross_entropy, min_coverage=0.5)
     expected, _ = autograd(model, make_table(), ["3.weight", "3.bias"])
     assert_rows_equal(rows_of(store), expected, 1e-5)
+
+
+def test_modules_with_samples_in_the_second_place_are_an_error_by_name(tmp_path):
+    class SequenceFirst(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.inner(x.transpose(0, 1)).sum(dim=(0, 2))
+
+    # As many samples as places, so that the batch alone would not show which is which.
+    with pytest.raises(InvalidInputError, match=r"layer 'inner' sees a tensor of shape \(4, 1, 3\)"):
+        run(
+            SequenceFirst(),
+            list(torch.randn(4, 4, 3)),
+            tmp_path / "s",
+            loss_fn=per_sample,
+            tokens_per_batch=4,
+        )
+
+
+def per_sample(model, batch):
+    return model(batch)

@@ -79,6 +79,10 @@ class Replaced(Protocol):
     def parameters(self) -> tuple[Parameter, ...]:
         """What is tracked."""
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a whole tracked parameter → the parameter."""
+
     def forward(self, catch: Catch, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the module gives, its gradients caught.
 

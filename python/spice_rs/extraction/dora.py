@@ -40,6 +40,11 @@ class DoraLayer:
         """m, if it is tracked."""
         return () if self.weight is None else (self.weight,)
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a whole tracked parameter → the parameter."""
+        return {} if self.weight is None else {self.weight.name: self.module.weight}
+
     def forward(
         self,
         catch: Catch,

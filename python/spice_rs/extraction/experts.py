@@ -39,6 +39,12 @@ class ExpertsLayer:
         """One for each expert and each of its weights and biases."""
         return tuple(self.tracked.values())
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a whole tracked parameter → the parameter."""
+        pairs = ((each.name.rpartition("[")[0], attribute) for (attribute, _), each in self.tracked.items())
+        return {name: getattr(self.module, attribute) for name, attribute in pairs}
+
     def forward(
         self,
         catch: Catch,

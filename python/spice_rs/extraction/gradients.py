@@ -19,6 +19,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
 from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
 from spice_rs.store.store import GradientWriter
@@ -52,6 +53,7 @@ class GradientRun:
         self.capture = capture
         self.device = device
         self.tokens = tokens
+        self.tried = False
 
     def fill(self, writer: GradientWriter, samples: Sequence[Sample], progress: bool | None) -> None:
         """Appends the rows of the samples. An interrupt leaves the rows written so far committed."""
@@ -77,7 +79,14 @@ class GradientRun:
     def batches(
         self, samples: Sequence[Sample]
     ) -> Iterator[tuple[Sequence[Sample], torch.Tensor, torch.Tensor]]:
-        """Batches with their rows (B, dim) and losses (B,) on the device, smaller when memory runs out."""
+        """Batches with their rows (B, dim) and losses (B,) on the device, smaller when memory runs out.
+
+        Raises:
+            InvalidInputError: A single sample does not fit, or a gradient cannot be taken; see `try_out`.
+        """
+        if samples and not self.tried:
+            self.try_out(samples)
+            self.tried = True
         start = 0
         while start < len(samples):
             batch = self.take(samples, start)
@@ -87,6 +96,36 @@ class GradientRun:
                 continue
             yield batch, *result
             start += len(batch)
+
+    def try_out(self, samples: Sequence[Sample]) -> None:
+        """Runs the model on one sample, before there are rows that would be wrong without a word.
+
+        Of text the shortest, to find parameters that are used outside of their layers. Of the user's own data the first:
+        alone, a tensor that has its samples elsewhere than in front cannot be taken for one that has.
+
+        Raises:
+            InvalidInputError: There is such a parameter, or such a tensor.
+        """
+        own = isinstance(samples[0], OwnSample)
+        sample = samples[0] if own else samples[-1]
+        try:
+            with self.capture.watched(sample.length, self.device) as strays, torch.enable_grad():
+                with multiplied(self.device, self.autocast):
+                    losses = self.task.losses([sample], sample.length, self.device)
+                found = strays(losses) if isinstance(losses, torch.Tensor) else []
+        except InvalidInputError:
+            raise
+        except Exception as error:
+            # What is wrong with the model or the loss will be said in the run; some of them take no single sample.
+            if own or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                return
+            raise
+        if found:
+            more = f" (the first of {len(found)} such parameters)" if len(found) > 1 else ""
+            raise InvalidInputError(
+                f"{found[0]}: found a use outside of its layer's forward, expected none{more}: that part of its gradient"
+                " cannot be taken. Leave the layer out with target_modules."
+            )
 
     def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:
         """The batch that begins at `start`."""

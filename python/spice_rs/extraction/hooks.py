@@ -11,6 +11,9 @@ the parameter's name.
 
 Gradient checkpointing: without re-entrance a layer's second forward changes nothing. With it, gradients are taken in the
 second forward; a layer that then gets none at all is an error by name.
+
+What a model does with a layer's parameter outside of that layer's forward (`x @ self.head.weight.T`) no hook sees. Such
+a use is found before the run, and is an error: `watched`.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ class GradientCapture:
         self._catch: Catch | None = None
         self._blind: set[str] = set()  # ran where autograd was off
         self._seen: set[str] = set()  # ran where it was on
+        self._inside: dict[
+            int, int
+        ] = {}  # while watched: id of a parameter → forwards that run and may use it
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -83,6 +89,57 @@ class GradientCapture:
         finally:
             self._catch = None
 
+    @contextmanager
+    def watched(self, length: int, device: torch.device) -> Iterator[Callable[[torch.Tensor], list[str]]]:
+        """Inside, a tracked parameter takes part in autograd wherever it is used outside of its own layers' forwards.
+
+        So the graph of a forward made here says what the hooks would miss: reading a weight's dtype or using its values as
+        constants leaves no trace in it. The hooks must be attached.
+
+        Args:
+            length: Tokens of the single sample that is computed.
+            device: Where.
+
+        Yields:
+            Loss → names of the parameters that are used in this way, sorted.
+        """
+        tensors = {name: tensor for layer in self.layers for name, tensor in layer.tensors.items()}
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        before = [(tensor, tensor.requires_grad) for tensor in tensors.values()]
+        handles: list[Any] = []
+        self._inside = dict.fromkeys(names, 0)
+        rows = torch.zeros(1, self.projection.dim, device=device)
+        self._catch = Catch(
+            BatchShape(1, length), self.projection, rows
+        )  # so that all runs as it will in the run
+        try:
+            for layer in self.layers:
+                if isinstance(
+                    layer, Layer
+                ):  # the others say so by themselves, also where forward is called directly
+                    enter, leave = partial(self._enter, layer), partial(self._leave, layer)
+                    handles.append(layer.module.register_forward_pre_hook(enter))
+                    handles.append(layer.module.register_forward_hook(leave, always_call=True))
+            for tensor in tensors.values():
+                tensor.requires_grad_(True)
+            yield lambda loss: sorted({names[each] for each in _leaves(loss) if each in names})
+        finally:
+            self._inside, self._catch = {}, None
+            for handle in handles:
+                handle.remove()
+            for tensor, flag in before:
+                tensor.requires_grad_(flag)
+
+    def _enter(self, layer: Layer | Replaced, *_: Any) -> None:
+        for tensor in layer.tensors.values() if self._inside else ():
+            self._inside[id(tensor)] += 1
+            tensor.requires_grad_(False)
+
+    def _leave(self, layer: Layer | Replaced, *_: Any) -> None:
+        for tensor in layer.tensors.values() if self._inside else ():
+            self._inside[id(tensor)] -= 1
+            tensor.requires_grad_(self._inside[id(tensor)] == 0)  # a tied one may be in use by another
+
     def _forward(
         self, layer: Layer, module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor
     ) -> torch.Tensor:
@@ -93,7 +150,13 @@ class GradientCapture:
 
     def _replaced(self, layer: Replaced, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         catch = self._active(layer.name)
-        return forward(*args, **kwargs) if catch is None else layer.forward(catch, forward, *args, **kwargs)
+        self._enter(layer)
+        try:
+            return (
+                forward(*args, **kwargs) if catch is None else layer.forward(catch, forward, *args, **kwargs)
+            )
+        finally:
+            self._leave(layer)
 
     def _active(self, name: str) -> Catch | None:
         """Where gradients go, if they are taken: inside `batch`, and where autograd is on."""
@@ -102,3 +165,19 @@ class GradientCapture:
         enabled = bool(torch.is_grad_enabled())
         (self._seen if enabled else self._blind).add(name)
         return self._catch if enabled else None
+
+
+def _leaves(loss: torch.Tensor) -> set[int]:
+    """The ids of the tensors that a graph begins with."""
+    found: set[int] = set()
+    nodes: list[Any] = [loss.grad_fn]
+    seen: set[Any] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes += [each for each, _ in node.next_functions]
+    return found

@@ -78,6 +78,12 @@ class Layer(ABC):
         """The weight and the bias, as far as tracked."""
         return tuple(parameter for parameter in (self.weight, self.bias) if parameter is not None)
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a whole tracked parameter → the parameter."""
+        pairs = ((self.weight, "weight"), (self.bias, "bias"))
+        return {each.name: getattr(self.module, where) for each, where in pairs if each is not None}
+
     def output(self, shape: BatchShape, output: torch.Tensor) -> torch.Tensor:
         """The output to go on with: the same values, told apart by sample."""
         del shape

@@ -53,6 +53,13 @@ class ProductsLayer:
         """Of all products."""
         return tuple(each for product in self.products.values() for each in product.parameters)
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a whole tracked parameter → the parameter."""
+        return {
+            f"{self.name}.{each}".lstrip("."): getattr(self.module, each) for each in self.tracked.values()
+        }
+
     def forward(self, catch: Catch, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the module gives, its gradients tapped.
 

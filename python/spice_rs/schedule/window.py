@@ -189,6 +189,7 @@ class WindowGradients:
         self._loss_fn = loss_fn
         self._checkpointing = gradient_checkpointing
         self._autocast = autocast
+        self._tried: list[str] | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -204,6 +205,7 @@ class WindowGradients:
         )
         capture = GradientCapture(self._tracked.layers, self.projection)
         self._run = GradientRun(self.task, capture, self.device, self._tokens, self._autocast)
+        self._run.tried = self._tried == self._tracked.names  # a step does not change how a parameter is used
 
     @property
     def coverage(self) -> float:
@@ -225,6 +227,7 @@ class WindowGradients:
                 at = [places[sample.index] for sample in batch]
                 rows[at] = computed.cpu().numpy()
                 losses[at] = loss.double().cpu().numpy()
+        self._tried = self._tracked.names
         self._tokens = self._run.tokens  # what did not fit once does not fit the next time
         return Window(
             rows,
