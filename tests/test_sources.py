@@ -271,6 +271,14 @@ def test_several_stores_are_one_pool(tmp_path):
     assert len(spice_rs.select([parts[0], store("bytes", np.arange(1, 60, 3), dtype="int8")], 20)) == 20
     with pytest.raises(InvalidInputError, match="found row 0 in .*whole and in .*part0"):
         picks([whole, parts[0]])
+    # A list in a list, or a pool that is open already, is no other pool.
+    one = spice_rs.select(whole, 20)
+    for nested in ([parts[0], parts[1:]], [parts[:2], [[parts[2]]]], [open_source(parts[:2]), parts[2]]):
+        np.testing.assert_array_equal(spice_rs.select(nested, 20).indices, one.indices)
+    with pytest.raises(InvalidInputError, match="found row 0 in .*part0 and in .*part0"):
+        picks([parts[0], parts[:2]])
+    with pytest.raises(InvalidInputError, match="a store, beside array"):
+        picks([parts[:2], ROWS])
     with pytest.raises(StoreMismatchError, match="reduction: found None, expected 'sum'"):
         picks([parts[0], store("plain", np.arange(1, 60, 3), reduction=None)])
     with pytest.raises(StoreMismatchError, match="projection: found 7, expected None"):

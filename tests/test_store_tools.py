@@ -258,6 +258,13 @@ def test_export_is_the_matrix_by_dataset_row(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "index.npy"), np.arange(9) * 2)
     with pytest.raises(InvalidInputError, match="expected a place for a file"):
         GradientStore(tmp_path / "s").export(tmp_path / "none" / "rows.npy")
+    with pytest.raises(InvalidInputError, match="index: found .*the file of the rows"):
+        GradientStore(tmp_path / "s").export(tmp_path / "both.npy", f"{tmp_path}/./both.npy")
+    assert not (tmp_path / "both.npy").exists()
+    with pytest.raises(InvalidInputError, match="positions: found -2, expected at least 0"):
+        GradientStore(tmp_path / "s").read([0, -2])
+    with pytest.raises(InvalidInputError, match="sources: found .*expected a list of folders"):
+        GradientStore.merge(str(tmp_path / "s"), tmp_path / "merged")
 
 
 def test_repair_leaves_a_store_that_is_sound(tmp_path: Path) -> None:

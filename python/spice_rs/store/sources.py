@@ -57,7 +57,7 @@ class Source:
     num_tokens: npt.NDArray[np.int32] | None = None
     reduction: str | None = None
     fingerprint: str | None = None
-    keep_alive: object = field(default=None, repr=False)
+    keep_alive: Any = field(default=None, repr=False)
 
     def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:
         """Return (the resolved normalisation, the factor of each row or None, whether to make unit rows).
@@ -139,7 +139,7 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
     Args:
         source: a store or its folder; a `.npy` file; a `.npz` or `.safetensors` file with one matrix, or
             `file.npz::member`; a headerless file of numbers, with `dim` and `dtype`; a 2-D array; a 2-D CPU tensor; a
-            list of these, see `join_sources`; or an open source.
+            list of these or of such lists, see `join_sources`; or an open source.
         dim: columns of a headerless file.
         dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
 
@@ -180,6 +180,8 @@ def join_sources(parts: Sequence[Source]) -> Source:
             dataset row, or there are stores and other sources.
         StoreMismatchError: two stores come from different models or projections.
     """
+    # A pool of pools is one of all that they are made of, and judged as such.
+    parts = [each for part in parts for each in (part.keep_alive if _is_joined(part) else [part])]
     if not parts:
         raise InvalidInputError("source: found an empty list, expected at least one source. Name one.")
     if len(parts) == 1:
@@ -224,6 +226,10 @@ def join_sources(parts: Sequence[Source]) -> Source:
         fingerprint=fingerprint,
         keep_alive=list(parts),
     )
+
+
+def _is_joined(source: Source) -> bool:
+    return isinstance(source.keep_alive, list)
 
 
 def _check_same_origin(a: Any, b: Any) -> None:

@@ -191,6 +191,11 @@ class GradientStore:
                 limit leaves no room for so many rows.
         """
         wanted = integers("positions", positions, np.int64)
+        if wanted.size and wanted.min() < 0:
+            raise InvalidInputError(
+                f"positions: found {int(wanted.min())}, expected at least 0. Positions count from the first row, so that"
+                " len(store) - 1 is the last."
+            )
         filled = room("out", out, (len(wanted), self.dim))
         self._core.read(wanted, filled)
         return filled
@@ -266,10 +271,15 @@ class GradientStore:
                 "refuse" to merge, or keep the "first" or the "last" in the order of sources and positions.
 
         Raises:
+            InvalidInputError: If ``sources`` is no list.
             StoreMismatchError: If two stores have different schemas; the message names the field.
             StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
             CorruptStoreError: If a source is damaged.
         """
+        if isinstance(sources, str | os.PathLike):
+            raise InvalidInputError(
+                f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
+            )
         _core.merge([os.fspath(source) for source in sources], path, differing, progress)
         return GradientStore(path)
 
@@ -363,12 +373,16 @@ class GradientStore:
             progress: As for ``verify``.
 
         Raises:
-            InvalidInputError: If no file can lie there.
+            InvalidInputError: If no file can lie there, or both are one.
             OSError: If a file cannot be written.
         """
         for place in (path, index):
             if place is not None:
                 check_place(place)
+        if index is not None and os.path.realpath(path) == os.path.realpath(index):
+            raise InvalidInputError(
+                f"index: found {os.fspath(index)}, the file of the rows, expected another. Name one of its own."
+            )
         order = np.argsort(self.index, kind="stable")
         rows_per_chunk = max(1, min(_EXPORT_CELLS // self.dim, self._core.rows_at_a_time))
         with replacing(path) as file:
