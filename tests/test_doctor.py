@@ -193,6 +193,11 @@ def test_own_models_are_checked_too():
 def test_wrong_arguments_are_named(tokenizer):
     with pytest.raises(InvalidInputError, match="samples is 1"):
         doctor(make("llama"), make_records(3), tokenizer, samples=1)
+    for tolerance in (-1.0, float("nan"), "small"):
+        with pytest.raises(InvalidInputError, match=f"tolerance is {tolerance!r}"):
+            doctor(make("llama"), make_records(3), tokenizer, tolerance=tolerance)
+    exact = results(doctor(make("llama"), make_records(3), tokenizer, tolerance=0.0))
+    assert exact["rows by plain autograd"].expected == "≤ 0e+00"
     with pytest.raises(TypeError, match="colour is no argument of extract"):
         doctor(make("llama"), make_records(3), tokenizer, colour=1)
 

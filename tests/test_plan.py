@@ -111,6 +111,13 @@ def test_wrong_arguments_are_named():
         spice_rs.plan(make_model(), make_data(2), colour=1)
 
 
+def test_bytes_are_planned_too():
+    sizes = [
+        spice_rs.plan(make_model(), make_data(2), dim=4096, dtype=dtype).disk for dtype in ("int8", "float16")
+    ]
+    assert sizes[1] - sizes[0] == 2 * 4096
+
+
 def test_the_command_prints_a_table(proxy, tmp_path, capsys):
     data = tmp_path / "pool.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in make_records(30)), encoding="utf-8")

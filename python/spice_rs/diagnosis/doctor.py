@@ -69,6 +69,10 @@ def doctor(
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise InvalidInputError(f"samples is {samples!r}, expected at least 2: one alone cannot be padded")
+    if tolerance is not None and not (
+        isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and tolerance >= 0
+    ):
+        raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
     settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0})
     least = extraction.get("min_coverage", Settings.of({}).min_coverage)
     with preparing(model, data, settings, quiet=True) as ready:
@@ -81,7 +85,8 @@ def doctor(
                 "coverage", ready.tracked.coverage >= least, f"{ready.tracked.coverage:.2%}", f"≥ {least:.2%}"
             )
         )
-        checks.extend(_row_checks(ready, few, settings, tolerance or _tolerance(ready)))
+        least_error = _tolerance(ready) if tolerance is None else tolerance
+        checks.extend(_row_checks(ready, few, settings, least_error))
     return Diagnosis(tuple(checks))
 
 

@@ -29,7 +29,7 @@ from spice_rs.extraction.transfer import HostCopy
 from spice_rs.report.tables import aligned
 from spice_rs.store.store import GradientStore, GradientWriter
 
-_CELL = {"float16": 2, "bfloat16": 2, "float32": 4}
+_CELL = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _COLUMNS = 24  # bytes of a row's index, scale, norm, loss and number of tokens
 _SHARD = 64 << 20  # rows wait in memory until there are so many bytes of them
 _HEADER = 1024  # of a shard; store.json is about as long
