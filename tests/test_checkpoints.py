@@ -98,6 +98,17 @@ def test_each_checkpoint_has_its_own_moments(tmp_path):
         run(models[0], data, tmp_path / "t", checkpoints=states, optimizer=optimizers[0])
 
 
+def test_weights_of_checkpoints_may_be_an_array(tmp_path):
+    model, data = make_lora(make_model()), make_data(2)
+    checkpoints = [dict(model.state_dict()), dict(model.state_dict())]
+    rows = [
+        rows_of(run(model, data, tmp_path / str(n), checkpoints=checkpoints, checkpoint_weights=weights))
+        for n, weights in enumerate(([0.5, 2.0], np.array([0.5, 2.0]), torch.tensor([0.5, 2.0])))
+    ]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_doctor_checks_rows_of_several_checkpoints(checkpointing):
     states = [state_of(trained(1)), state_of(trained(3))]

@@ -227,6 +227,13 @@ def corrupted(state, **changes):
         (lambda state: corrupted(state, step=torch.tensor(0.0)), "at step 0"),
         (lambda state: {**state, "param_groups": [{"params": [0, 1]}]}, "1 groups of 2"),
         (lambda state: {"model": {}}, "param_groups"),
+        (lambda state: {**state, "param_groups": [7]}, "param_groups cannot be read"),
+        (lambda state: {**state, "param_groups": [{"params": 3}]}, "param_groups cannot be read"),
+        (
+            lambda state: {**state, "param_groups": [{"params": [0], "betas": 0.9}]},
+            "param_groups cannot be read",
+        ),
+        (lambda state: {**state, "param_groups": [{"params": [0, 1], "param_names": ["a"]}]}, "1 names of 2"),
         (lambda state: 7, "optimizer is int"),
         (lambda state: [state, state], "2 states, expected 1"),
         (lambda state: "/no/such/optimizer.pt", "no such file"),

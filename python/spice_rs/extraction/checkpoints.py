@@ -193,7 +193,10 @@ def _listed(value: Any) -> list[Any]:
 
 def _numbers(weights: Any, count: int) -> list[float]:
     try:
-        numbers = [float(weight) for weight in _listed(weights)]
+        # An array is asked for its numbers, whichever library it is of.
+        numbers = [
+            float(weight) for weight in _listed(weights.tolist() if hasattr(weights, "tolist") else weights)
+        ]
     except (TypeError, ValueError):
         raise InvalidInputError(f"checkpoint_weights is {weights!r}, expected numbers") from None
     if len(numbers) != count or not all(math.isfinite(number) and number > 0 for number in numbers):

@@ -140,7 +140,7 @@ def _by_name(
         raise InvalidInputError(
             f"{place}: no state by parameter, expected an optimiser's state_dict with 'state' and 'param_groups'"
         )
-    groups = [{**_DEFAULTS, **group} for group in content.get("param_groups", [])] or [{**_DEFAULTS}]
+    groups = _groups(place, content.get("param_groups", [])) or [{**_DEFAULTS}]
     keys: list[tuple[Any, Mapping[str, Any]]] = [
         (key, group) for group in groups for key in group.get("params", ())
     ]
@@ -154,6 +154,31 @@ def _by_name(
     return place, {
         name: (state[key], group) for (key, group), name in zip(keys, order, strict=True) if key in state
     }
+
+
+def _groups(place: str, given: Any) -> list[dict[str, Any]]:
+    """The groups with what they do not say.
+
+    Raises:
+        InvalidInputError: They are no groups of Adam.
+    """
+    try:
+        groups = [{**_DEFAULTS, **group} for group in given]
+        for group in groups:
+            float(group["eps"]), float(group["betas"][1]), list(group.get("params", ()))
+            names = group.get("param_names")
+            if names is not None and len(names) != len(group["params"]):
+                raise ValueError(f"{len(names)} names of {len(group['params'])} parameters")
+            if any(
+                isinstance(key, bool) or not isinstance(key, int | str) for key in group.get("params", ())
+            ):
+                raise ValueError("params that are neither indices nor names")
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise InvalidInputError(
+            f"{place}: param_groups cannot be read ({type(error).__name__}: {error}), expected those of torch's Adam or "
+            "AdamW"
+        ) from error
+    return groups
 
 
 def _order(
