@@ -26,6 +26,7 @@ from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.loss import SummedLoss, token_cross_entropy
 from spice_rs.extraction.projection import Parameter, make_projection
 from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.schedule.schedule import run_schedule
 from spice_rs.store.store import GradientStore
 
 # ---------------------------------------------------------------------------------------------- exactness
@@ -463,6 +464,9 @@ def test_norms_that_are_trained_are_tracked(tmp_path):
         ({"limit": 0}, "limit"),
         ({"tokens_per_batch": -1}, "tokens_per_batch"),
         ({"max_length": 1}, "max_length"),
+        ({"max_length": None}, "max_length is None"),
+        ({"seed": -1, "lora_rank": 2}, "seed: found -1"),
+        ({"seed": 1 << 63, "lora_rank": 2}, "seed: found 9223372036854775808"),
         ({"device": "abacus"}, "device"),
         ({"min_coverage": 1.5}, "min_coverage"),
         ({"model": 7}, "model"),
@@ -523,3 +527,30 @@ def test_a_gguf_model_with_its_chat_template_is_enough(tmp_path):
     assert store.info()["template"] == "chat"
     assert sorted(store.num_tokens) == [3, 9]  # the words and the end token
     assert np.all(store.norm > 0)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_an_adapter_that_fails_half_way_leaves_the_model_as_it_was(lora, tmp_path, monkeypatch):
+    from peft.tuners.lora import LoraModel
+
+    original, calls = LoraModel._replace_module, []
+
+    def failing(self, *args):
+        original(self, *args)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LoraModel, "_replace_module", failing)
+    model, data = make_model(), make_data(3)
+    modules = dict(model.named_modules())
+    with pytest.raises(KeyboardInterrupt):
+        if lora:
+            run(model, data, tmp_path / "s", lora_rank=2)
+        else:
+            run_schedule(model, data, tmp_path / "s", pool_size=3, select_per_window=1, progress=False)
+    assert dict(model.named_modules()) == modules
+    assert all(each.requires_grad for each in model.parameters())
+    assert not hasattr(model, "peft_config")
+    monkeypatch.undo()
+    assert len(run(model, data, tmp_path / "t", lora_rank=2)) == 3

@@ -29,10 +29,11 @@ from reference import (
     rows_of,
     run,
 )
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.experts import ExpertsLayer
 from spice_rs.extraction.layers import norm_of
 from spice_rs.extraction.projection import KINDS, Parameter, make_projection
+from spice_rs.extraction.proxy import checkpointed
 
 SIZES = dict(
     vocab_size=VOCABULARY,
@@ -375,3 +376,41 @@ def test_a_parameter_that_is_used_outside_of_its_layer_is_an_error_by_name(how, 
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
     kept = [each for each in "abe" if name is None or each != name[0]]
     run(model, items, tmp_path / "t", **{**options, "embeddings": False, "target_modules": kept})
+
+
+def test_checkpointing_puts_a_forward_of_others_back(data, tmp_path):
+    model = make_model()
+    block, other = model.model.layers[0], model.model.layers[1]
+    calls, original = [], block.forward
+
+    def hooked(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    block.forward = hooked
+    run(model, data, tmp_path / "s", gradient_checkpointing=True)
+    assert calls
+    assert vars(block)["forward"] is hooked
+    assert "forward" not in vars(other)
+
+    class Closed:
+        """A block that cannot be changed: what came before it is put back."""
+
+        def __setattr__(self, name, value):
+            raise KeyboardInterrupt
+
+        def forward(self):
+            pass
+
+    with pytest.raises(KeyboardInterrupt), checkpointed([block, other, Closed()], dropout=False):
+        pass
+    assert vars(block)["forward"] is hooked
+    assert "forward" not in vars(other)
+
+
+def test_checkpointing_that_does_nothing_is_said(tmp_path):
+    items = [(torch.arange(5), torch.arange(5))] * 2
+    with pytest.warns(
+        SpiceWarning, match="gradient_checkpointing: found no block of transformers in Borrowing"
+    ):
+        run(Borrowing("only read"), items, tmp_path / "s", loss_fn=summed, gradient_checkpointing=True)

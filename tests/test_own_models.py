@@ -152,3 +152,9 @@ def test_modules_with_samples_in_the_second_place_are_an_error_by_name(tmp_path)
 
 def per_sample(model, batch):
     return model(batch)
+
+
+def test_samples_that_make_no_batch_are_named(tmp_path):
+    data = [torch.randn(7), torch.randn(6)]
+    with pytest.raises(InvalidInputError, match=r"data\[0\] and 1 others: found samples that make no batch"):
+        run(torch.nn.Linear(7, 2), data, tmp_path / "s", loss_fn=per_sample)

@@ -127,3 +127,14 @@ def test_scales_are_part_of_the_fingerprint(folder):
     state.absmax = state.absmax * 2
     assert weight_fingerprint(models[0]) != weight_fingerprint(models[1])
     assert np.isfinite(state.absmax.numpy()).all()
+
+
+def test_a_schedule_puts_a_fresh_lora_on_a_plain_base_in_4_bits(folder, tmp_path):
+    model = load(folder, next(kind for kind in CONFIGS if "4" in str(CONFIGS[kind])))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    options = {"pool_size": 6, "select_per_window": 2, "interval": 1, "dim": 64, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = spice_rs.run_schedule(model, make_data(6), tmp_path / "run", **options)
+    assert done.settings["lora"]["rank"] == 16

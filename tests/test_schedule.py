@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,6 +363,8 @@ def test_the_metrics_go_to_tensorboard_too(tmp_path):
         ({"alpha": -1.0}, "alpha"),
         ({"early_stop": 1.5}, "early_stop"),
         ({"normalize": "odd"}, "normalize: found 'odd'"),
+        ({"seed": -1}, "seed: found -1"),
+        ({"seed": 1 << 63}, "seed: found 9223372036854775808"),
         ({"fisher": "odd"}, "fisher"),
         ({"lora_rank": 4}, "lora_rank was given for a model that has an adapter"),
         ({"tensorboard": True}, "tensorboard is wanted and not installed"),
@@ -376,8 +379,9 @@ def test_bad_arguments_are_named(options, message, tmp_path, monkeypatch):
 
 
 def test_arguments_that_mean_nothing_here_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="dtype is no argument of run_schedule"):
-        spice_rs.run_schedule(make_model(), make_data(20), tmp_path / "run", dtype="float16")
+    for name in ("dtype", "optimizer", "checkpoints", "checkpoint_weights"):
+        with pytest.raises(TypeError, match=f"{name} is no argument of run_schedule"):
+            spice_rs.run_schedule(make_model(), make_data(20), tmp_path / "run", **{name: None})
     with pytest.raises(TypeError, match="dimension is no argument"):
         spice_rs.run_schedule(make_model(), make_data(20), tmp_path / "run", dimension=3)
 
@@ -463,6 +467,8 @@ def test_the_command_is_the_function(proxy, tmp_path, capsys):
         json.loads(line)["spice"]["index"] for line in (tmp_path / "a/picks.jsonl").read_text().splitlines()
     ]
     assert picks == found.indices.tolist()
+    assert run(*command, "--checkpoints", proxy) == 2
+    assert "unrecognized arguments: --checkpoints" in capsys.readouterr().err
     assert run(*command, "--conflict-penalty", 0.3) == 2
     assert "conflict_penalty: found 0.1, expected 0.3" in capsys.readouterr().err
 
@@ -474,3 +480,37 @@ def test_what_most_windows_had_to_warn_of_is_said_once(tmp_path):
     texts = [str(each.message) for each in caught if each.category is SpiceWarning]
     assert sum("conflict_penalty=1e-09 changed none" in text for text in texts) == 1
     assert texts[-1].startswith("in 3 of 3 windows, as in the first of them: ")
+
+
+@pytest.mark.parametrize("name", ["adapter", "metrics.jsonl", "picks.jsonl"])
+def test_files_of_somebody_else_are_not_replaced(name, tmp_path):
+    if name == "adapter":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InvalidInputError, match=f"{name}: found what a run would replace"):
+        spice_rs.run_schedule(make_model(), make_data(20), tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_kill_while_weights_are_saved_leaves_the_old_ones(tmp_path, monkeypatch):
+    model, out = quiet_lora(trained=True), tmp_path / "run"
+    data = make_data(24)
+    spice_rs.run_schedule(model, data, out, dim=64, **OPTIONS)
+    kept = (out / "adapter/adapter_model.safetensors").read_bytes()
+    original = Path.rename
+
+    def killed(self, target):
+        if self.name == ".adapter-new":
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        spice_rs.run_schedule(quiet_lora(trained=True), data, out, dim=64, **OPTIONS)
+    whole = [path for path in out.iterdir() if path.name.startswith((".adapter", "adapter"))]
+    assert {(path / "adapter_model.safetensors").read_bytes() for path in whole} == {kept}
+    monkeypatch.undo()
+    spice_rs.run_schedule(quiet_lora(trained=True), data, out, dim=64, **OPTIONS)
+    assert (out / "adapter/adapter_model.safetensors").read_bytes() == kept
+    assert not any(path.name.startswith(".adapter") for path in out.iterdir())

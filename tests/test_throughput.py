@@ -200,3 +200,14 @@ def test_products_in_bfloat16_are_asked_for_and_recorded(tmp_path):
         run(model, data, tmp_path / "half", tokens_per_batch=40)
     found = spice_rs.doctor(model, data, samples=4, autocast=True)
     assert found.passed, str(found)
+
+
+def test_autocast_of_the_caller_can_be_turned_off_and_the_default_may_be_said(tmp_path):
+    model, data = make_model(), make_data(6)
+    exact = run(model, data, tmp_path / "s", limit=3)
+    store = run(model, data, tmp_path / "s", autocast=False)  # the same store goes on
+    assert len(store) == 6
+    assert "autocast" not in exact.info()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = run(model, data, tmp_path / "inside", autocast=False)
+    torch.testing.assert_close(*(torch.from_numpy(rows_of(each)) for each in (inside, store)))

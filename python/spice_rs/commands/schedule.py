@@ -19,7 +19,9 @@ def add(commands: Any, called: Sequence[str]) -> None:
     if "run" in called:
         add_options(run, spice_rs.run_schedule, required=("model", "data", "out"), skip=("extraction",))
         own = tuple(inspect.signature(spice_rs.run_schedule).parameters)
-        add_options(run, spice_rs.extract, skip=(*own, "dtype"))
+        add_options(
+            run, spice_rs.extract, skip=(*own, "dtype", "optimizer", "checkpoints", "checkpoint_weights")
+        )
 
 
 def _run(model: str, data: str, out: str, **options: Any) -> None:

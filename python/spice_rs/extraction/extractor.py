@@ -95,8 +95,9 @@ def extract(
         completion_only: Learn the assistant's turns alone, else all tokens.
         gradient_checkpointing: Form the activations of each block again on the way back, for memory. A module that
             has it on keeps it.
-        autocast: Multiply in bfloat16 what the model keeps in float32. Default: on a GPU. CPUs with bfloat16 units are two
-            to three times as fast with it; a row is then off by a per cent or so.
+        autocast: Multiply in bfloat16 what the model keeps in float32. Default: on a GPU, and where the caller has
+            torch.autocast on; False turns that off. CPUs with bfloat16 units are two to three times as fast with it; a row
+            is then off by a per cent or so.
         device: Default: the module's own; for a path the GPU if there is one.
         loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per sample; for
             your own data (model, batch) → (B,), the batch made by torch's default_collate. Known to the store by its

@@ -168,7 +168,8 @@ class GradientRun:
                 raise InvalidInputError(
                     "no tracked layer takes part in the loss; check target_modules and loss_fn"
                 )
-            losses.sum().backward()  # samples do not mix, so each row gets its own loss's gradient
+            with multiplied(self.device, False):  # products of gradients are made as the forward left them
+                losses.sum().backward()  # samples do not mix, so each row gets its own loss's gradient
         return rows, losses.detach()
 
     def compute_or_none(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -182,9 +183,22 @@ class GradientRun:
 
 
 def multiplied(device: torch.device, autocast: bool | None) -> AbstractContextManager[Any]:
-    """Inside, products of float32 are made in bfloat16, if asked for; None: on a GPU."""
+    """Inside, products of float32 are made in bfloat16, or not, also where the caller has autocast on.
+
+    Args:
+        device: Where they are made.
+        autocast: Whether; None: on a GPU, and where the caller has it on.
+    """
     wanted = device.type == "cuda" if autocast is None else autocast
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+    if not wanted and (autocast is None or not torch.is_autocast_enabled(device.type)):
+        return nullcontext()
+    inside: AbstractContextManager[Any] = torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return inside
+
+
+def changes_products(device: torch.device, autocast: bool | None) -> bool:
+    """Whether this is something else than what is done by default there."""
+    return autocast is not None and bool(autocast) != (device.type == "cuda")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -63,7 +63,7 @@ class GradientCapture:
                 handle.remove()
             for module, forward in replaced:
                 if forward is None:
-                    del module.forward  # the instance's: the class's is there again
+                    vars(module).pop("forward", None)  # the instance's: the class's is there again
                 else:
                     module.forward = forward  # as others put it there
 

@@ -61,7 +61,16 @@ class OwnTask:
     def losses(self, samples: Sequence[OwnSample], length: int, device: torch.device) -> torch.Tensor:
         """Losses (B,)."""
         del length
-        batch = default_collate([self.data[sample.index] for sample in samples])
+        items = [self.data[sample.index] for sample in samples]
+        try:
+            batch = default_collate(items)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            others = f" and {len(items) - 1} others" if len(items) > 1 else ""
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidInputError(
+                f"data[{samples[0].index}]{others}: found samples that make no batch ({reason}), expected tensors of one"
+                " shape. Pad them, or set tokens_per_batch=1."
+            ) from error
         return self.loss_fn(self.model, _moved(batch, device))
 
 

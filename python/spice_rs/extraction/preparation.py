@@ -29,7 +29,7 @@ from spice_rs.data.left_out import LeftOut
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
-from spice_rs.extraction.gradients import GradientRun
+from spice_rs.extraction.gradients import GradientRun, changes_products
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, own_fingerprint
@@ -40,6 +40,7 @@ from spice_rs.extraction.proxy import (
     load_model,
     load_tokenizer,
     prepared,
+    warn_unless_checkpointed,
     weight_fingerprint,
 )
 from spice_rs.extraction.ranks import Rank
@@ -199,6 +200,8 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
         tracked = _track(network, targets, settings, checkpoints)
         if not quiet:
             check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
+            asked = settings.gradient_checkpointing and Rank.current().first
+            warn_unless_checkpointed(network, asked, stacklevel=4)
         views, seen = make_views(
             network,
             tracked.names,
@@ -223,7 +226,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             **reading.provenance,
             **seen,
         }
-        if settings.autocast is not None:
+        if changes_products(reading.device, settings.autocast):
             provenance["autocast"] = settings.autocast
         if isinstance(projection, NoProjection):
             provenance["layout"] = projection.layout
@@ -263,6 +266,9 @@ def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
 
 def read_text(model: Any, data: Any, settings: Settings) -> Reading:
     """Records first, then the model: what is wrong with the data is said before the model is loaded."""
+    if settings.max_length is None:
+        raise InvalidInputError("max_length is None, expected a positive integer")
+    _check_counts(max_length=settings.max_length)
     records = load_records(data, skip_bad=settings.skip_bad, columns=settings.columns)
     place = _device(model, settings.device)
     trusted = settings.trust_remote_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.layers import is_linear, is_quantised
 from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, no_target, picked
 
@@ -97,11 +97,12 @@ def add_lora(
         The wrapped model, whose layers are the given model's, and what a store records of the adapter.
 
     Raises:
-        InvalidInputError: The rank is no positive integer, there is an adapter already, or no module is
-        picked.
+        InvalidInputError: The rank is no positive integer, the seed none that a generator takes, there is an adapter
+        already, or no module is picked.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InvalidInputError(f"lora_rank is {rank!r}, expected a positive integer")
+    check_seed(seed)
     if is_adapted(model):
         raise InvalidInputError("lora_rank was given for a model that has an adapter; leave lora_rank out")
     from peft import LoraConfig, get_peft_model
@@ -135,14 +136,56 @@ def fresh_lora(
     Raises:
         InvalidInputError: See `add_lora`.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wrapped, settings = add_lora(model, rank, target_modules, seed)
+    restore = restorer(model)
     try:
-        yield wrapped, settings
+        yield add_lora(model, rank, target_modules, seed)
     finally:
-        wrapped.unload()
+        restore()
+
+
+def restorer(model: torch.nn.Module) -> Callable[[], None]:
+    """What gives the model back the modules and the trainable parameters that it has now, whatever is put in meanwhile."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapted = is_adapted(model)
+    children = [
+        (module._modules, name, child)
+        for module in model.modules()
+        for name, child in module._modules.items()
+    ]
+
+    def restore() -> None:
+        for place, name, child in children:
+            place[name] = child
+        if not adapted:
+            vars(model).pop("peft_config", None)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+    return restore
+
+
+def move(model: torch.nn.Module, device: torch.device) -> None:
+    """Put the model on a device, unless it is there: packed weights cannot all be moved.
+
+    Raises:
+        InvalidInputError: It does not fit, or cannot be moved.
+    """
+    if next(model.parameters()).device == device:
+        return
+    with _explained(f"device={device}: cannot hold the model"):
+        model.to(device)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what torch's and numpy's generators do not both take.
+
+    Raises:
+        InvalidInputError: See above.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+        raise InvalidInputError(
+            f"seed: found {seed!r}, expected a whole number from 0 to 2**63 - 1. Choose one."
+        )
 
 
 @contextmanager
@@ -205,15 +248,20 @@ def checkpointed(some: Sequence[Any], *, dropout: bool) -> Iterator[None]:
         some: Blocks, none of which does it by itself.
         dropout: Whether they draw random numbers, which must be the same both times.
     """
+    before: list[tuple[Any, Any]] = []
     try:
         for block in some:
+            before.append((block, vars(block).get("forward")))
             block.forward = partial(
                 checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
             )
         yield
     finally:
-        for block in some:
-            del block.forward  # the instance's: the class's is there again
+        for block, forward in before:
+            if forward is None:
+                vars(block).pop("forward", None)  # the instance's: the class's is there again
+            else:
+                block.forward = forward  # as others put it there
 
 
 def blocks(model: torch.nn.Module) -> list[Any]:
@@ -223,6 +271,17 @@ def blocks(model: torch.nn.Module) -> list[Any]:
         for module in model.modules()
         if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
     ]
+
+
+def warn_unless_checkpointed(model: torch.nn.Module, asked: bool, *, stacklevel: int) -> None:
+    """Say that gradient_checkpointing does nothing, where it is asked for and no block can do it."""
+    if asked and not blocks(model):
+        warnings.warn(
+            f"gradient_checkpointing: found no block of transformers in {type(model).__name__}, expected some; activations "
+            "are kept as without it. Lower tokens_per_batch if memory runs out",
+            SpiceWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def weight_fingerprint(model: torch.nn.Module) -> str:

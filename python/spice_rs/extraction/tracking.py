@@ -152,8 +152,7 @@ def _meant(
 ) -> tuple[set[str], set[str]]:
     """Names of the parameters that were meant, and of those that were asked for (all but the default's)."""
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
-    able = len(named) - len(_packed(modules, names))  # packed weights are never trainable
-    partial = is_adapted(model) or 0 < len(trainable) < able
+    partial = is_partial(model)
     head, tables = head_names(model), _embedding_parameters(model)
     meant: set[str] = set()
     for name, module in modules.items():
@@ -206,6 +205,15 @@ def _packed(modules: dict[str, Any], names: dict[int, str]) -> dict[str, int]:
 def is_adapted(model: torch.nn.Module) -> bool:
     """Whether `peft` has wrapped the model."""
     return hasattr(model, "peft_config")
+
+
+def is_partial(model: torch.nn.Module) -> bool:
+    """Whether the model says what is trained: it has an adapter, or some of its parameters are frozen."""
+    named = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
+    able = len(named) - len(_packed(dict(model.named_modules()), names))  # packed weights are never trainable
+    trainable = sum(parameter.requires_grad for parameter in named.values())
+    return is_adapted(model) or 0 < trainable < able
 
 
 def _all_zero_b(modules: dict[str, torch.nn.Module], meant: set[str], names: dict[int, str]) -> bool:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from spice_rs.extraction.preparation import Reading, Settings
-from spice_rs.extraction.proxy import add_lora
-from spice_rs.extraction.tracking import is_adapted
+from spice_rs.extraction.proxy import add_lora, move, restorer
+from spice_rs.extraction.tracking import is_adapted, is_partial
 
 LORA_RANK = 16
 """Rank of the LoRA that a plain model gets, as in the paper."""
@@ -44,33 +44,32 @@ def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
         settings: Of the extraction: what LoRA.
 
     Raises:
-        InvalidInputError: No LoRA can be put in.
+        InvalidInputError: No LoRA can be put in, or the model cannot be moved to its device.
     """
     network, lora = reading.network, None
-    before = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    partial = is_adapted(network) or 0 < len(before) < len(list(network.parameters()))
     home = next(network.parameters()).device
-    if settings.lora_rank is not None or not partial:
-        rank = LORA_RANK if settings.lora_rank is None else settings.lora_rank
-        network, lora = add_lora(network, rank, settings.target_modules, settings.seed)
-    parameters = {
-        name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
-    }
-    copies = {} if lora else {name: each.detach().clone() for name, each in parameters.items()}
-    network.to(reading.device)
+    parameters: dict[str, torch.nn.Parameter] = {}
+    copies: dict[str, torch.Tensor] = {}
+    restore = restorer(network)
     try:
+        if settings.lora_rank is not None or not is_partial(network):
+            rank = LORA_RANK if settings.lora_rank is None else settings.lora_rank
+            network, lora = add_lora(network, rank, settings.target_modules, settings.seed)
+        parameters = {
+            name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
+        }
+        if lora is None:
+            copies = {name: each.detach().clone() for name, each in parameters.items()}
+        move(network, reading.device)
         yield Trained(network, parameters, lora)
     except BaseException:
         with torch.no_grad():
             for name, copy in copies.items():
                 parameters[name].copy_(copy)
-        if lora:
-            network.unload()
-            for parameter in before:
-                parameter.requires_grad_(True)
+        restore()
         raise
     finally:
-        network.to(home)
+        move(network, home)
 
 
 def save_trained(trained: Trained, folder: Path) -> None:
@@ -89,8 +88,12 @@ def save_trained(trained: Trained, folder: Path) -> None:
     else:
         scratch.mkdir()
         save_file(_on_cpu(trained.parameters), scratch / "trained.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}-old")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)  # at every moment one of the two is on disk as a whole
     scratch.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _on_cpu(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,9 @@ from spice_rs.data.records import raw_records
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.picks import KEY
 
+_MADE = ("adapter", "metrics.jsonl", "picks.jsonl")
+"""What a run writes beside its state."""
+
 
 def check_counts(**counts: int | None) -> None:
     """Refuse what is no whole number of at least 1; all but the two sizes of a window may be None.
@@ -55,7 +58,8 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
     """Return the folder of a run, made if need be, after a look at what would fail only when all is done.
 
     Raises:
-        InvalidInputError: No folder can be there, or the records have the key that picks get.
+        InvalidInputError: No folder can be there, it has files of somebody else's that a run would replace, or the records
+        have the key that picks get.
     """
     folder = Path(out)
     try:
@@ -64,6 +68,13 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
         raise InvalidInputError(
             f"{folder}: found no place for a folder ({error.strerror}), expected one. Name another."
         ) from error
+    if not any((folder / "state" / name).exists() for name in ("state.json", ".lock")):
+        for name in _MADE:
+            if (folder / name).exists():
+                raise InvalidInputError(
+                    f"{folder / name}: found what a run would replace, without the state of a run, expected a new folder."
+                    " Name another, or move it away."
+                )
     _, first = next(raw_records(data, range(1)), (0, {}))
     if KEY in first:
         raise InvalidInputError(

@@ -23,9 +23,10 @@ import numpy as np
 from spice_rs.data.left_out import reasons
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
+from spice_rs.extraction.gradients import changes_products
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
-from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.extraction.proxy import check_seed, warn_unless_checkpointed, weight_fingerprint
 from spice_rs.extraction.ranks import Rank
 from spice_rs.progress import Bar, bar
 from spice_rs.schedule.adapter import save_trained, trainable
@@ -42,8 +43,8 @@ from spice_rs.store.sources import Normalize
 WARM_UP = 0.1
 """Share of the steps over which the learning rate grows, where the caller does not say."""
 
-_NO_ARGUMENT = ("dtype",)
-"""Arguments of `extract` that mean nothing where no store is written."""
+_NO_ARGUMENT = ("dtype", "optimizer", "checkpoints", "checkpoint_weights")
+"""Arguments of `extract` that mean nothing where no store is written, of the proxy as it is at each window."""
 
 
 def run_schedule(
@@ -119,7 +120,9 @@ def run_schedule(
     """
     for name in _NO_ARGUMENT:
         if name in extraction:
-            raise TypeError(f"{name} is no argument of run_schedule: no store is written")
+            reason = "no store is written" if name == "dtype" else "gradients are those of the proxy as it is"
+            raise TypeError(f"{name} is no argument of run_schedule: {reason}")
+    check_seed(seed)
     settings = Settings.of({**extraction, "seed": seed})
     check_counts(
         pool_size=pool_size,
@@ -201,9 +204,10 @@ def run_schedule(
             "windows": len(windows),
             **reading.provenance,
         }
-        if settings.autocast is not None:
+        if changes_products(reading.device, settings.autocast):
             run["autocast"] = settings.autocast
         _warn_of_reading(reading, settings)
+        warn_unless_checkpointed(trained.network, settings.gradient_checkpointing, stacklevel=2)
         with closing(RunState(folder / "state", run)) as state:
             saved = state.tensors()
             if saved is not None:
