@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from scenes import Record
 from spice_rs.data.dataset import Example, load_records, tokenise
 from spice_rs.demo import model_files
+from spice_rs.extraction.batching import TextTask
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.proxy import load_model, load_tokenizer
 
@@ -159,17 +160,9 @@ class Trainer:
 
     def _losses(self, model: torch.nn.Module, batch: Sequence[Example]) -> torch.Tensor:
         longest = max(each.length for each in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, each in enumerate(batch):
-            ids[row, : each.length] = torch.from_numpy(each.input_ids.astype(np.int64))
-            labels[row, : each.length] = torch.from_numpy(each.labels.astype(np.int64))
-            mask[row, : each.length] = 1
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        task = TextTask(SummedLoss(model, model.get_output_embeddings(), None))  # type: ignore[operator]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["autocast"]):
-            return SummedLoss(model, head, None)(
-                ids.to(self.device), mask.to(self.device), labels.to(self.device)
-            )
+            return task.losses(batch, longest, self.device)
 
     def _exact(self, model: Any, records: Sequence[Record]) -> float:
         right = 0
