@@ -40,9 +40,8 @@ class GradientCapture:
         self._catch: Catch | None = None
         self._blind: set[str] = set()  # ran where autograd was off
         self._seen: set[str] = set()  # ran where it was on
-        self._inside: dict[
-            int, int
-        ] = {}  # while watched: id of a parameter → forwards that run and may use it
+        # While watched: id of a parameter → forwards that run and may use it.
+        self._inside: dict[int, int] = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -109,14 +108,12 @@ class GradientCapture:
         handles: list[Any] = []
         self._inside = dict.fromkeys(names, 0)
         rows = torch.zeros(1, self.projection.dim, device=device)
-        self._catch = Catch(
-            BatchShape(1, length), self.projection, rows
-        )  # so that all runs as it will in the run
+        # So that all runs as it will in the run.
+        self._catch = Catch(BatchShape(1, length), self.projection, rows)
         try:
             for layer in self.layers:
-                if isinstance(
-                    layer, Layer
-                ):  # the others say so by themselves, also where forward is called directly
+                # The others say so by themselves, also where forward is called directly.
+                if isinstance(layer, Layer):
                     enter, leave = partial(self._enter, layer), partial(self._leave, layer)
                     handles.append(layer.module.register_forward_pre_hook(enter))
                     handles.append(layer.module.register_forward_hook(leave, always_call=True))
