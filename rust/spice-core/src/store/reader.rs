@@ -15,6 +15,7 @@ use super::budget::Budget;
 use super::cells;
 use super::folder::{self, Listing, SCHEMA_FILE};
 use super::header::Header;
+use super::mmap::Mapped;
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, superseded};
 use crate::error::{Error, Result};
@@ -22,6 +23,9 @@ use crate::matrix::{Dtype, RowBlock};
 
 /// Values that a thread reads at a time: for fewer it does not pay to start one.
 const VALUES_PER_PART: usize = 1 << 18;
+
+/// What the header of a shard hardly ever exceeds.
+const HEADER_BYTES: usize = 1 << 13;
 
 /// A store as it was when it was opened; rows that writers add later are seen by opening it again.
 ///
@@ -111,16 +115,24 @@ fn open_shards(folder: &Path, schema: &Schema) -> Result<(Vec<Shard>, Listing)> 
     for attempt in 0.. {
         let mut vanished = None;
         opened.retain(|name, _| listing.shards.binary_search(name).is_ok());
-        for name in &listing.shards {
-            if opened.contains_key(name) {
-                continue;
-            }
-            match Shard::open(folder, name.clone(), schema, &schema_id) {
+        // The disk is asked for the headers of all before the first is parsed, and then for the columns of all.
+        let mut mapped = Vec::new();
+        for name in listing.shards.iter().filter(|name| !opened.contains_key(*name)) {
+            match Mapped::open(&folder.join(name)) {
                 Err(Error::Io { path, action, source }) if source.kind() == ErrorKind::NotFound => {
                     vanished = Some(Error::Io { path, action, source });
                 }
-                shard => _ = opened.insert(name.clone(), shard?),
+                map => {
+                    let map = map?;
+                    map.will_need(0..map.len().min(HEADER_BYTES));
+                    mapped.push((name, map));
+                }
             }
+        }
+        for (name, map) in mapped {
+            let shard = Shard::over(folder, name.clone(), map, schema, &schema_id)?;
+            shard.map.will_need(shard.header.columns());
+            opened.insert(name.clone(), shard);
         }
         let next = folder::list(folder)?;
         match vanished {

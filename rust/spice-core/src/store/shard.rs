@@ -22,8 +22,19 @@ pub(super) struct Shard {
 impl Shard {
     /// Maps the shard `name` in `folder` and checks its header against the store's schema.
     pub(super) fn open(folder: &Path, name: String, schema: &Schema, schema_id: &str) -> Result<Self> {
+        let map = Mapped::open(&folder.join(&name))?;
+        Self::over(folder, name, map, schema, schema_id)
+    }
+
+    /// [`Shard::open`] for a file that is mapped already.
+    pub(super) fn over(
+        folder: &Path,
+        name: String,
+        map: Mapped,
+        schema: &Schema,
+        schema_id: &str,
+    ) -> Result<Self> {
         let path = folder.join(&name);
-        let map = Mapped::open(&path)?;
         let header = header::parse(&path, &map)?;
         let found = (&*header.schema_id, header.dim, header.dtype);
         let expected = (schema_id, schema.dim, schema.dtype);
