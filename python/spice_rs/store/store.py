@@ -237,7 +237,7 @@ class GradientStore:
         return {**self.provenance, **self._info}
 
     def verify(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Reads everything: all checksums, NaN and Inf, the norm of each row.
+        """Reads everything: all checksums, NaN and Inf, the scale and the norm of each row.
 
         Args:
             progress: Called with (rows done, all rows) every few MiB; an exception from it ends the work.

@@ -176,6 +176,18 @@ pub(super) fn load(stored: &[u8], dtype: Dtype, scale: f32, out: &mut [f32]) {
     }
 }
 
+/// The first column in which `scale × stored` has been rounded to become what [`load`] has made of it, `row`.
+pub(super) fn rounded(stored: &[u8], dtype: Dtype, scale: f32, row: &[f32]) -> Option<usize> {
+    // Nothing is rounded by 1, nor when the significant bits of the scale and those of a byte go into 24 together.
+    let short = scale.is_normal() && scale.to_bits().trailing_zeros() >= u8::BITS - 1;
+    if scale == 1.0 || (dtype == Dtype::I8 && short) {
+        return None;
+    }
+    let mut cells = vec![0.0f32; row.len()];
+    load(stored, dtype, 1.0, &mut cells);
+    cells.iter().zip(row).position(|(&cell, &x)| f64::from(cell) * f64::from(scale) != f64::from(x))
+}
+
 /// How far the norm of a stored row may be from the recorded one.
 pub(super) fn norm_tolerance(dtype: Dtype, dim: usize, scale: f32, norm: f32) -> f64 {
     // (relative rounding error of a cell, smallest cell): half a unit in the last place, both doubled for slack.
@@ -235,10 +247,32 @@ mod tests {
                     );
                 }
                 let stored = measure(&back).norm;
+                prop_assert_eq!(rounded(cells.as_bytes(), dtype, scale, &back), None);
                 prop_assert!((stored - norm).abs() <= norm_tolerance(dtype, row.len(), scale, norm as f32));
                 prop_assert_eq!(norm == 0.0, norm as f32 == 0.0);
             }
         }
+    }
+
+    #[test]
+    fn a_product_that_was_rounded_is_found() {
+        let (third, large) = (1.0f32 / 3.0, f32::MAX / 2.0);
+        let check = |dtype, stored: &[u8], scale: f32, columns: usize| {
+            let mut row = vec![0.0; columns];
+            load(stored, dtype, scale, &mut row);
+            rounded(stored, dtype, scale, &row)
+        };
+        let singles = [4.0f32, third, 0.0];
+        assert_eq!(check(Dtype::F32, bytemuck::cast_slice(&singles), 1.0, 3), None);
+        assert_eq!(check(Dtype::F32, bytemuck::cast_slice(&singles), 2f32.powi(-100), 3), None);
+        assert_eq!(check(Dtype::F32, bytemuck::cast_slice(&singles), 2f32.powi(-126), 3), Some(1));
+        assert_eq!(check(Dtype::F32, bytemuck::cast_slice(&singles), 1.0 + f32::EPSILON, 3), Some(1));
+        assert_eq!(check(Dtype::F32, bytemuck::cast_slice(&[large]), 4.0, 1), Some(0));
+        assert_eq!(check(Dtype::F16, bytemuck::cast_slice(&[f16::from_f32(third)]), third, 1), Some(0));
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(check(Dtype::I8, &all, 1.0 + 2f32.powi(-16), 256), None);
+        assert_eq!(check(Dtype::I8, &all, 1.0 + 2f32.powi(-20), 256), Some(17));
+        assert_eq!(check(Dtype::I8, &all, f32::from_bits(5), 256), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ const LEAST: usize = 1 << 20;
 const MOST_THREADS: usize = 8;
 
 impl Reader {
-    /// Reads the whole store: checksums, NaN and Inf, and the norm of each row.
+    /// Reads the whole store: checksums, NaN and Inf, and the scale and the norm of each row.
     ///
     /// `observer` is told (rows done, all rows) every few MiB and can end the work.
     ///
@@ -185,6 +185,11 @@ fn check_row(shard: &Shard, number: usize, row: &mut [f32]) -> Result<()> {
     {
         let field = format!("gradients, {}, column {column}", at());
         return Err(corrupt(&shard.path, field, row[column], "a finite number"));
+    }
+    if let Some(column) = cells::rounded(shard.row(number), dtype, scale, row) {
+        let (found, times) = (format!("{scale:e}"), format!("gradients, column {column}"));
+        let expected = format!("one whose product with {times} is exact in float32");
+        return Err(corrupt(&shard.path, format!("scale, {}", at()), found, expected));
     }
     let tolerance = cells::norm_tolerance(dtype, dim, scale, norm);
     if (found - f64::from(norm)).abs() > tolerance {
