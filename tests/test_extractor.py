@@ -554,3 +554,17 @@ def test_an_adapter_that_fails_half_way_leaves_the_model_as_it_was(lora, tmp_pat
     assert not hasattr(model, "peft_config")
     monkeypatch.undo()
     assert len(run(model, data, tmp_path / "t", lora_rank=2)) == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_fresh_adapter_leaves_the_hooks_of_a_model_that_checkpoints(tmp_path):
+    """peft hooks the embeddings of such a model once more, and loses the handle of the hook that is there."""
+    model = make_model()
+    model.gradient_checkpointing_enable()
+    embeddings = model.get_input_embeddings()
+    hooks = dict(embeddings._forward_hooks)
+    assert hooks  # transformers has put one there
+    assert len(run(model, make_data(3), tmp_path / "s", lora_rank=2)) == 3
+    assert dict(embeddings._forward_hooks) == hooks
+    model.disable_input_require_grads()
+    assert not embeddings._forward_hooks

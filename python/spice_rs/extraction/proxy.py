@@ -23,6 +23,9 @@ from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
 
+_INPUT_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
+"""Where a model of transformers keeps the handles of its hooks on the embeddings."""
+
 
 def load_model(
     model: Any, *, gguf_file: str | None, device: torch.device, trust_remote_code: bool
@@ -152,10 +155,19 @@ def restorer(model: torch.nn.Module) -> Callable[[], None]:
         for module in model.modules()
         for name, child in module._modules.items()
     ]
+    # peft makes the embeddings' output trainable in a model that forms activations again, as transformers has done.
+    hooks = [(module._forward_hooks, set(module._forward_hooks)) for module in model.modules()]
+    handles = {name: vars(model)[name] for name in _INPUT_HOOKS if name in vars(model)}
 
     def restore() -> None:
         for place, name, child in children:
             place[name] = child
+        for hooked, before in hooks:
+            for key in set(hooked) - before:
+                del hooked[key]
+        for name in _INPUT_HOOKS:
+            vars(model).pop(name, None)
+        vars(model).update(handles)
         if not adapted:
             vars(model).pop("peft_config", None)
         for parameter in trainable:
