@@ -53,13 +53,16 @@ class Chooser:
             options = {"tokenizer": self.trainer.tokenizer}
         return spice_rs.extract(
             model,
-            [{name: record[name] for name in ("instruction", "response")} for record in self.scene.pool],
+            self._records(),
             self.folder / f"store-{self.scene.name}-{proxy.replace(' ', '-')}",
             seed=1 if proxy == "seed 1" else 0,
             progress=True,
             **options,
             **self.settings["extraction"],
         )
+
+    def _records(self) -> list[dict[str, str]]:
+        return [{name: record[name] for name in ("instruction", "response")} for record in self.scene.pool]
 
     def choose(self, method: Mapping[str, Any], seed: int) -> Choice:
         """Choose by a method of the configuration; see `evidence.py`."""
@@ -78,10 +81,28 @@ class Chooser:
         elif kind == "k_center":
             found = spice_rs.compare(store, k, "k_center", certificate=False)
             rows = next(iter(found.selections.values())).indices
+        elif kind == "run":
+            rows = self._run(how, k, seed)
         else:
             rows = self._select(store, how, k, seed)
         seconds = time.perf_counter() - started
         return Choice(rows, seconds, spice_rs.log_det(store, rows, normalize="unit"))
+
+    def _run(self, how: Mapping[str, Any], k: int, seed: int) -> np.ndarray:
+        """The picks of the paper's schedule, whose proxy learns from them as it goes."""
+        per_window = max(1, round(how["pool_size"] * k / len(self.scene.pool)))
+        settings = "-".join(f"{name}-{value}" for name, value in sorted(how.items()))
+        return spice_rs.run_schedule(
+            self.trainer.folder,
+            self._records(),
+            self.folder / f"run-{self.scene.name}-{settings}-{seed}",
+            gguf_file=self.trainer.file,
+            select_per_window=per_window,
+            seed=seed,
+            tensorboard=False,
+            **how,
+            **self.settings["extraction"],
+        ).indices
 
     def _select(self, store: spice_rs.GradientStore, how: dict[str, Any], k: int, seed: int) -> np.ndarray:
         sources = [record["source"] for record in self.scene.pool]

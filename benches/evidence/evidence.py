@@ -3,9 +3,10 @@
     python benches/evidence/evidence.py CONFIG.json [--work FOLDER] [--pool FILE.jsonl.gz] [--only METHOD …] [--table-only]
 
 CONFIG.json is cpu.json or gpu.json beside this file, or one of your own with the same keys. `methods` names each way to
-choose: {"kind": "random" | "longest" | "full" | "k_center"}, or the arguments of `spice_rs.select`, with "shares": true
-for the pool's shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows,
-and "proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" for fewer.
+choose: {"kind": "random" | "longest" | "full" | "k_center"}; "kind": "run" with arguments of `spice_rs.run_schedule`
+(`pool_size`, `interval`), for a proxy that learns; or the arguments of `spice_rs.select`, with "shares": true for the
+pool's shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows, and
+"proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" for fewer.
 
 Every run becomes a JSON file in FOLDER/runs; the same command goes on where it was stopped. The Markdown tables of what is
 there are printed and written to FOLDER/evidence.md.
@@ -66,7 +67,7 @@ def everything(settings: dict[str, Any], work: Path, runs: Path, pool: Path, onl
         for scene in scenes.values():
             chooser = Chooser(scene, trainer, settings, work)
             if seed == 0:
-                _run(runs, scene, trainer, "untrained", [], 0, "none", {"steps": 0}, 0.0, float("nan"))
+                _run(runs, scene, trainer, "untrained", [], 0, "none", {"steps": 0}, 0.0, float("nan"), [])
             for name, method in settings["methods"].items():
                 how = {**method}
                 lengths = how.pop("lengths", list(settings["lengths"]))
@@ -82,7 +83,7 @@ def everything(settings: dict[str, Any], work: Path, runs: Path, pool: Path, onl
                 for length in missing:
                     _run(
                         runs, scene, trainer, name, chosen, seed, length, settings["lengths"][length],
-                        choice.seconds, choice.log_det,
+                        choice.seconds, choice.log_det, choice.rows.tolist(),
                     )  # fmt: skip
 
 
@@ -97,6 +98,7 @@ def _run(
     amount: dict[str, int],
     choosing: float,
     log_det: float,
+    picks: list[int],
 ) -> None:
     file = _file(runs, scene, method, seed, length)
     if file.is_file():
@@ -113,6 +115,7 @@ def _run(
         "seed": seed,
         "length": length,
         "rows": len(chosen),
+        "picks": picks,
         "tokens": outcome.tokens if chosen else 0,
         "steps": outcome.steps,
         "choosing": choosing,
