@@ -13,6 +13,7 @@ import oracle
 import spice_rs
 from reference import autograd_rows, make_data, make_model
 from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.proxy import weight_fingerprint
 from test_schedule import mean_full_gain, quiet_lora
 
@@ -92,6 +93,39 @@ def test_samples_without_a_learned_token_are_never_picked():
         item["labels"] = [-100] * len(item["labels"])
     selector = spice_rs.OnlineSelector(quiet_lora(), select_per_window=4, dim=64)
     assert sorted(selector.choose(padded(items)).tolist()) == [4, 5]
+
+
+def test_a_gradient_that_hooks_would_miss_is_refused_in_the_loop():
+    model = make_model()
+    projected = model.model.layers[0].self_attn.q_proj
+    norm = model.model.norm
+    norm.register_forward_hook(
+        lambda module, inputs, output: output @ projected.weight[:, : output.shape[-1]]
+    )
+    selector = spice_rs.OnlineSelector(model, select_per_window=2, dim=64)
+    with pytest.raises(InvalidInputError, match="q_proj.weight: found a use outside of its layer's forward"):
+        selector.choose(padded(make_data(4)))
+    assert all(each.grad is None for each in model.parameters())
+
+
+def test_a_batch_is_tried_out_once_for_what_is_tracked(monkeypatch):
+    tried = []
+    try_out = GradientRun.try_out
+
+    def noted(run, samples):
+        tried.append(1)
+        try_out(run, samples)
+
+    monkeypatch.setattr(GradientRun, "try_out", noted)
+    model = make_model()
+    selector = spice_rs.OnlineSelector(model, select_per_window=2, dim=64)
+    for _ in range(3):
+        selector.choose(padded(make_data(4)))
+    assert len(tried) == 1
+    model.model.layers[0].requires_grad_(False)  # the loop freezes a layer
+    for _ in range(2):
+        selector.choose(padded(make_data(4)))
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize("adapted", [True, False])
