@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import spice_rs
 from scenes import Scene, make_scene, read_records
 from tables import report
@@ -57,7 +59,7 @@ def main() -> None:
 
 def everything(settings: dict[str, Any], work: Path, runs: Path, pool: Path, only: list[str] | None) -> None:
     """Make every run that is not there yet: seed by seed, so that a run cut short has a bit of everything."""
-    from choices import Chooser
+    from choices import Choice, Chooser
     from training import Trainer
 
     trainer = Trainer(settings)
@@ -67,7 +69,8 @@ def everything(settings: dict[str, Any], work: Path, runs: Path, pool: Path, onl
         for scene in scenes.values():
             chooser = Chooser(scene, trainer, settings, work)
             if seed == 0:
-                _run(runs, scene, trainer, "untrained", [], 0, "none", {"steps": 0}, 0.0, float("nan"), [])
+                nothing = Choice(np.array([], np.int64), 0.0, float("nan"))
+                _run(runs, scene, trainer, "untrained", nothing, 0, "none", {"steps": 0})
             for name, method in settings["methods"].items():
                 how = {**method}
                 lengths = how.pop("lengths", list(settings["lengths"]))
@@ -79,12 +82,8 @@ def everything(settings: dict[str, Any], work: Path, runs: Path, pool: Path, onl
                 if not missing:
                     continue
                 choice = chooser.choose(how, seed)
-                chosen = [scene.pool[row] for row in choice.rows]
                 for length in missing:
-                    _run(
-                        runs, scene, trainer, name, chosen, seed, length, settings["lengths"][length],
-                        choice.seconds, choice.log_det, choice.rows.tolist(),
-                    )  # fmt: skip
+                    _run(runs, scene, trainer, name, choice, seed, length, settings["lengths"][length])
 
 
 def _run(
@@ -92,17 +91,15 @@ def _run(
     scene: Scene,
     trainer: Any,
     method: str,
-    chosen: list[dict[str, Any]],
+    choice: Any,
     seed: int,
     length: str,
     amount: dict[str, int],
-    choosing: float,
-    log_det: float,
-    picks: list[int],
 ) -> None:
     file = _file(runs, scene, method, seed, length)
     if file.is_file():
         return
+    chosen = [scene.pool[row] for row in choice.rows]
     outcome = trainer.train(chosen or scene.pool[:1], scene.held_out, seed=seed, length=amount)
     counts: dict[str, int] = {}
     for record in scene.pool:
@@ -115,12 +112,12 @@ def _run(
         "seed": seed,
         "length": length,
         "rows": len(chosen),
-        "picks": picks,
+        "picks": choice.rows.tolist(),
         "tokens": outcome.tokens if chosen else 0,
         "steps": outcome.steps,
-        "choosing": choosing,
+        "choosing": choice.seconds,
         "training": outcome.seconds,
-        "log_det": log_det,
+        "log_det": choice.log_det,
         "nll": outcome.nll,
         "exact": outcome.exact,
     }
