@@ -132,6 +132,20 @@ fn guarantees_run_from_all_to_what_greedy_always_has() {
 }
 
 #[test]
+fn the_guarantee_of_a_pool_is_never_above_the_formula() {
+    // Opposite rows of one column: c is so close to 1, and its error so small, that rounding alone decides.
+    for cells in [&[2e3, -2e3, 2e3, -1e3][..], &[1.0], &[3.0, 1.0, -2.0], &[1e-3, 2e-3]] {
+        let found = with_survey(cells, 1, 1, |survey| curvature(survey, 1.0, &Monitor::default()).unwrap());
+        assert!(found.guarantee() <= guarantee(found.total), "{cells:?}");
+        assert!(found.guarantee() >= 1.0 - (-1.0_f64).exp() - 1e-6);
+    }
+    // No rows but zero rows: U is 0 of any picks, and greedy has all of it.
+    with_survey(&[0.0; 3], 1, 2, |survey| {
+        assert_eq!(curvature(survey, 1.0, &Monitor::default()).unwrap().guarantee(), 1.0);
+    });
+}
+
+#[test]
 fn threads_and_blocks_do_not_show() {
     let (dim, n) = (17, 900);
     let mut state = 3_u64;

@@ -25,9 +25,10 @@ pub struct Curvature {
 
 impl Curvature {
     /// (1 − e^−c)/c of the largest c that the errors allow: greedy selection by U alone reaches at least this share of
-    /// the best U (Conforti and Cornuéjols, 1984).
+    /// the best U (Conforti and Cornuéjols, 1984). Rounded down, by more than the evaluation of the formula may be off.
     pub fn guarantee(&self) -> f64 {
-        guarantee((self.total + self.error).min(1.0))
+        let curvature = (self.total + self.error).min(1.0);
+        if curvature == 0.0 { 1.0 } else { guarantee(curvature) * (1.0 - 8.0 * f64::EPSILON) }
     }
 }
 
