@@ -141,7 +141,7 @@ fn guarantees_run_from_all_to_what_greedy_always_has() {
 
 #[test]
 fn the_guarantee_of_a_pool_is_never_above_the_formula() {
-    // Opposite rows of one column: c is so close to 1, and its error so small, that rounding alone decides.
+    // The error of c is a few bits in the first of them, so that rounding alone decides.
     for cells in [&[2e3, -2e3, 2e3, -1e3][..], &[1.0], &[3.0, 1.0, -2.0], &[1e-3, 2e-3]] {
         let found =
             with_survey(cells, 1, 1, |survey| curvature(survey, 1.0, &Monitor::default()).unwrap());
