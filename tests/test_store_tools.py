@@ -93,9 +93,18 @@ def test_a_writer_goes_on_while_the_store_is_compacted(tmp_path: Path) -> None:
         GradientStore(path).compact()
         w.append(some_rows(10), np.arange(10, 20), num_tokens=np.ones(10, int), loss=np.zeros(10))
     assert sorted(content(path)) == list(range(20))
-    # Its names begin anew, and are not taken for those that were replaced.
-    fill(path, range(20, 30), rows_per_shard=2, writer="w")
-    assert sorted(content(path)) == list(range(30))
+
+
+def test_names_that_compaction_has_freed_are_used_again(tmp_path: Path) -> None:
+    path = fill(tmp_path / "s", range(10), rows_per_shard=2, writer="w")
+    opened_before, names = GradientStore(path), shards(path)
+    before = content(opened_before)
+    GradientStore(path).compact()
+    fill(path, range(10, 25), rows_per_shard=3, writer="w")
+    assert set(names) <= set(shards(path))
+    # They are not taken for those that were replaced, nor by whoever had the store open for what is open.
+    assert sorted(content(path)) == list(range(25))
+    assert content(opened_before) == before
 
 
 def test_a_damaged_shard_is_not_compacted_into_a_sound_one(tmp_path: Path) -> None:

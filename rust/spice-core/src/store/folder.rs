@@ -214,16 +214,37 @@ fn link_or_rename(from: &Path, to: &Path) -> io::Result<bool> {
     fs::rename(from, to).map(|()| true)
 }
 
-#[cfg(unix)]
+/// Whether two names are of one file; false where the system does not tell.
 fn is_same_file(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
-    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
+    let a = FileId::at(a);
+    a.is_some() && a == FileId::at(b)
 }
 
-#[cfg(not(unix))]
-fn is_same_file(_: &Path, _: &Path) -> bool {
-    false
+/// What no two files have in common while both are there, be it only as a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId(u64, u64);
+
+impl FileId {
+    /// That of an open file; `None` where the system does not tell.
+    pub(super) fn of(file: &File) -> Option<Self> {
+        file.metadata().ok().and_then(Self::from_metadata)
+    }
+
+    /// That of the file at `path`, a link not being followed; `None` without one, too.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().and_then(Self::from_metadata)
+    }
+
+    #[cfg(unix)]
+    fn from_metadata(found: fs::Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        Some(Self(found.dev(), found.ino()))
+    }
+
+    #[cfg(not(unix))]
+    fn from_metadata(_: fs::Metadata) -> Option<Self> {
+        None
+    }
 }
 
 /// The right to replace and remove shards of a store, which one process has at a time; it ends with the process.

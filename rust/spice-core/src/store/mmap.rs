@@ -9,11 +9,14 @@
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use super::folder;
+use super::folder::{self, FileId};
 use crate::error::{Error, Result};
 
 /// The bytes of a file.
-pub(super) struct Mapped(memmap2::Mmap);
+pub(super) struct Mapped {
+    map: memmap2::Mmap,
+    pub(super) id: Option<FileId>,
+}
 
 impl Mapped {
     /// Maps the regular file at `path`; a link is refused.
@@ -22,15 +25,15 @@ impl Mapped {
         // SAFETY: the map is read-only and is only seen as `&[u8]`; that nobody changes or shortens the
         // file is the contract above.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        Ok(Self(map))
+        Ok(Self { map, id: FileId::of(&file) })
     }
 
     /// Tells the system that a part will be read soon, so that the disk works meanwhile; a hint.
     pub(super) fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if range.start < range.end && range.end <= self.0.len() {
+        if range.start < range.end && range.end <= self.map.len() {
             // It may not be able to: then the part is read when it is looked at.
-            let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+            let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
         #[cfg(not(unix))]
         let _ = range;
@@ -42,7 +45,7 @@ impl Mapped {
         {
             // SAFETY: dangerous for memory that was written to. This map is shared and read-only, so its pages hold
             // nothing but the file's bytes, which do not change: the same bytes are seen before and after.
-            let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }
 }
@@ -51,6 +54,6 @@ impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }

@@ -114,7 +114,10 @@ fn open_shards(folder: &Path, schema: &Schema) -> Result<(Vec<Shard>, Listing)> 
     let mut listing = folder::list(folder)?;
     for attempt in 0.. {
         let mut vanished = None;
-        opened.retain(|name, _| listing.shards.binary_search(name).is_ok());
+        // A name that is still there may have become that of a later shard.
+        opened.retain(|name, shard: &mut Shard| {
+            listing.shards.binary_search(name).is_ok() && shard.has_its_name()
+        });
         // The disk is asked for the headers of all before the first is parsed, and then for the columns of all.
         let mut mapped = Vec::new();
         for name in listing.shards.iter().filter(|name| !opened.contains_key(*name)) {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::folder::FileId;
 use super::header::{self, Header, Replaced};
 use super::mmap::Mapped;
 use super::schema::Schema;
@@ -45,6 +46,11 @@ impl Shard {
             return Err(corrupt(&path, "schema_id", show(found), expected));
         }
         Ok(Self { name, path, header, map })
+    }
+
+    /// Whether its name is not another file's by now, as far as the system tells: compaction frees names.
+    pub(super) fn has_its_name(&self) -> bool {
+        FileId::at(&self.path) == self.map.id
     }
 
     /// What a list of superseded shards says of this one.

@@ -72,11 +72,11 @@ impl Reader {
     ) -> Result<()> {
         // Not the map: reading that behind the end of the file would end the process.
         match fs::metadata(&shard.path) {
-            Ok(now) if now.len() != shard.map.len() as u64 => {
+            Ok(now) if shard.has_its_name() && now.len() != shard.map.len() as u64 => {
                 let expected = format!("{} bytes, as when it was opened", shard.map.len());
                 return Err(corrupt(&shard.path, "file size", format!("{} bytes", now.len()), expected));
             }
-            // Compacted meanwhile: nobody can shorten it any more.
+            // Compacted meanwhile, and perhaps a later shard has its name: nobody can shorten it any more.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             found => _ = found.map_err(Error::io(&shard.path, "open"))?,
         }
