@@ -32,6 +32,14 @@ REWRITING = (
     "{% if m['role'] == 'assistant' and not loop.last %}five{% else %}{{ m['content'] }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# A system turn of the template's own, as some have, before whatever comes first.
+HEADED = "{% if messages[0]['role'] != 'system' %}System five\n{% endif %}" + CHATML
+TOOLS = (
+    "{% for t in tools or [] %}System {{ t['name'] }}\n{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% for c in m.tool_calls or [] %} "
+    "{{ c['function']['name'] }}{% endfor %}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}"
+    "\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def make_tokenizer(chat_template=None, pad="<|im_end|>", eos="<|im_end|>"):
@@ -162,6 +170,7 @@ def test_every_file_kind_gives_the_same_records(tmp_path):
         write(tmp_path / "a.jsonl", lines + "\n\n"),
         write(tmp_path / "b.json", json.dumps(items)),
         write(tmp_path / "c.json", lines),
+        write(tmp_path / "d.json", "\ufeff" + json.dumps(items, indent=1)),
         str(tmp_path / "a.jsonl.gz"),
         tmp_path / "a.parquet",
         Dataset.from_list(items),
@@ -218,6 +227,11 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
         ("a.csv", b"a,b", "suffix"),
         ("a.jsonl", b"", "no records"),
         ("a.json", b"[{", "not a JSON list"),
+        (
+            "a.json",
+            json.dumps({"data": [GOOD]}, indent=1).encode(),
+            "one object with 'data', expected a list",
+        ),
         ("a.parquet", b"PAR1", "Parquet"),
         ("a.jsonl.gz", b"text", "cannot be read"),
         ("b.jsonl.gz", gzip.compress(b"{}\n" * 5000)[:-9], "cannot be read"),
@@ -234,6 +248,12 @@ def test_files_that_cannot_be_read_are_typed_errors(tmp_path, name, content, wor
 def test_other_types_are_refused(data):
     with pytest.raises(InvalidInputError):
         load_records(data)
+
+
+def test_a_broken_file_in_a_folder_is_a_typed_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{bad', encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"neither a file nor a data set .*JSON"):
+        load_records(tmp_path)
 
 
 def test_fingerprint_follows_content_and_ignores_other_fields():
@@ -311,10 +331,79 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_name():
     assert ([example.index for example in examples], len(examples.skipped)) == ([1], 1)
 
 
-def test_what_a_template_raises_names_the_record():
-    template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(InvalidInputError, match=r"data\[0\].*no system role"):
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ messages[0]['content'] + 1 }}", "concatenate"),
+    ],
+)
+def test_what_a_template_raises_names_the_record(template, says):
+    with pytest.raises(InvalidInputError, match=rf"data\[0\].*{says}"):
         tokenise(load_records([GOOD]), make_tokenizer(template))
+    assert len(tokenise(load_records([GOOD]), make_tokenizer(template), skip_bad=True).skipped) == 1
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, HEADED])
+@pytest.mark.parametrize("first", ["one two", "x", ""])
+def test_a_conversation_may_begin_with_the_assistant(template, first):
+    tokenizer = make_tokenizer(template)
+    turns = [("assistant", first), ("user", "add"), ("assistant", "three")]
+    records = load_records([{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    words = tokenizer.tokenize(first)
+    expected = [*words, "<|im_end|>", "three", "<|im_end|>"]
+    assert learned_words(tokenise(records, tokenizer)[0], tokenizer) == expected
+
+
+CALL = {"type": "function", "function": {"name": "four", "arguments": {"one": 2}}}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": "add"}])
+def test_calls_of_tools_are_learned(content, marked):
+    turns = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "tool_calls": [CALL], **content},
+        {"role": "tool", "content": "five", "name": "four"},
+        {"role": "assistant", "content": "three"},
+    ]
+    records = load_records([{"messages": turns, "tools": [CALL["function"]]}])
+    template = TOOLS if marked else TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = make_tokenizer(template)
+    example = tokenise(records, tokenizer)[0]
+    words = tokenizer.tokenize(content.get("content") or "")
+    assert learned_words(example, tokenizer) == [*words, "four", "<|im_end|>", "three", "<|im_end|>"]
+    assert tokenizer.decode(example.input_ids).startswith("System four")
+    others = load_records([{"messages": turns, "tools": json.dumps([{"name": "one"}])}])
+    assert dataset_fingerprint(others) != dataset_fingerprint(records)
+
+
+@pytest.mark.parametrize("turn", [{}, {"content": None}, {"content": "", "tool_calls": []}])
+def test_a_turn_without_words_and_calls_is_none(turn):
+    turns = [{"role": "user", "content": "add"}, {"role": "assistant", **turn}]
+    with pytest.raises(InvalidInputError, match="content|every assistant turn is empty"):
+        load_records([{"messages": turns}])
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [(CHATML, "leaves tool calls out"), (MARKED, "leaves tool calls out"), (None, "no chat template")],
+)
+def test_calls_of_tools_are_never_dropped_without_a_word(template, says):
+    turns = [{"role": "user", "content": "add"}, {"role": "assistant", "tool_calls": [CALL]}]
+    records = load_records([{"messages": turns}, GOOD])
+    with pytest.raises(InvalidInputError, match=rf"data\[0\].*{says}"):
+        tokenise(records, make_tokenizer(template))
+    examples = tokenise(records, make_tokenizer(template), skip_bad=True)
+    assert [example.index for example in examples] == [1]
+    assert reasons(examples.skipped) == {"chat template": 1}
+
+
+@pytest.mark.parametrize("tools", ["four", "[", 7, [object()]])
+def test_tools_that_cannot_be_described_are_named(tools):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(InvalidInputError, match="tools"):
+        load_records([{"messages": turns, "tools": tools}])
 
 
 def test_truncation_is_counted_and_keeps_the_start():

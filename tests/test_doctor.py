@@ -190,6 +190,18 @@ def test_own_models_are_checked_too():
     assert results(found)["prompts are masked"].passed is None
 
 
+def test_own_samples_of_different_shapes_go_one_by_one():
+    def loss(model, batch):
+        return model(batch).square().sum(dim=(1, 2))
+
+    torch.manual_seed(0)
+    items = [torch.randn(length, 8) for length in (2, 5, 3)]
+    found = spice_rs.doctor(torch.nn.Linear(8, 3), items, loss_fn=loss, tokens_per_batch=1)
+    assert found.passed, str(found)
+    assert results(found)["rows in pairs"].passed is None
+    assert results(found)["rows by plain autograd"].passed is True
+
+
 def test_wrong_arguments_are_named(tokenizer):
     with pytest.raises(InvalidInputError, match="samples is 1"):
         doctor(make("llama"), make_records(3), tokenizer, samples=1)

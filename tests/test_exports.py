@@ -337,6 +337,8 @@ def test_other_data_sets_of_llama_factory_stay(sel, tmp_path):
         ([{"input_ids": [1, 2], "labels": [1, 2]}] * N, "found token ids"),
         ([{"text": "a"}, {"prompt": "b", "response": "c"}] * (N // 2), "one of the two"),
         ([{"instruction": "a"}] * N, "expected the response"),
+        ([{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}] * N, "found tools"),
+        ([{"messages": [{"role": "assistant", "tool_calls": [{}]}]}] * N, "calls of them"),
     ],
 )
 def test_what_llama_factory_cannot_read_is_refused(sel, tmp_path, data, says):

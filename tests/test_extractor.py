@@ -337,6 +337,43 @@ def test_other_settings_do_not_join_a_store(change, tmp_path):
         run(out=tmp_path / "s", **{**settings, **change})
 
 
+@pytest.mark.parametrize(
+    ("model", "other"),
+    [
+        (lambda: make_lora(make_model()), lambda: make_lora(make_model(), lora_alpha=64)),
+        (lambda: make_lora(make_model()), lambda: make_lora(make_model(), use_rslora=True)),
+        (make_model, lambda: make_model(rope_parameters={"rope_type": "default", "rope_theta": 7.0})),
+        (make_model, lambda: make_model(hidden_act="relu")),
+    ],
+    ids=["alpha", "rslora", "rope", "activation"],
+)
+def test_the_same_weights_used_otherwise_do_not_join_a_store(model, other, tmp_path):
+    data = make_data(3)
+    run(model(), data, tmp_path / "s", limit=2)
+    with pytest.raises(StoreMismatchError, match=r"model\.settings"):
+        run(other(), data, tmp_path / "s")
+    assert len(run(model(), data, tmp_path / "s")) == 3
+
+
+def test_what_changes_no_gradient_is_no_setting_of_a_model(tmp_path):
+    data, model = make_data(3), make_model()
+    run(model, data, tmp_path / "s", limit=2)
+    model.config.use_cache, model.config.pad_token_id = False, 3
+    model.config.id2label = {0: "a", 1: "b"}
+    assert len(run(model, data, tmp_path / "s")) == 3
+
+
+def test_autocast_of_the_caller_is_a_setting(tmp_path):
+    data, model = make_data(3), make_model()
+    run(model, data, tmp_path / "s", limit=2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoreMismatchError, match="autocast"):
+        run(model, data, tmp_path / "s")
+    run(model, data, tmp_path / "t", limit=2, autocast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(run(model, data, tmp_path / "t")) == 3
+        assert len(run(model, data, tmp_path / "s", autocast=False)) == 3
+
+
 def test_device_batches_and_progress_are_no_settings(tmp_path, capsys):
     settings = {"model": make_model(), "data": make_data(3), "out": tmp_path / "s"}
     run(**settings)

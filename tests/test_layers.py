@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -306,8 +316,222 @@ def test_norms_are_found_by_what_they_do():
     x = torch.randn(3, 4)
     for module in (Renamed(4), torch.nn.RMSNorm(4), torch.nn.LayerNorm(4, bias=False)):
         torch.testing.assert_close(norm_of(module)(x), module(x).detach())
-    for module in (Other(), torch.nn.BatchNorm1d(4), torch.nn.PReLU(4), torch.nn.Linear(4, 4)):
+    for module in (Other(), torch.nn.BatchNorm1d(4), torch.nn.PReLU(4), torch.nn.Linear(4, 4), Gated()):
         assert norm_of(module) is None
+
+
+class Gated(torch.nn.RMSNorm):
+    """Fails without a gate in a way of its own."""
+
+    def __init__(self):
+        super().__init__(4)
+
+    def forward(self, x, gate=None):
+        return super().forward(x) * gate.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_norm_whose_weight_is_zero_is_the_norm_that_it_is(dtype):
+    x = torch.randn(3, 4, dtype=dtype)
+    for module in (torch.nn.LayerNorm(4, dtype=dtype), torch.nn.LayerNorm(4, bias=False, dtype=dtype)):
+        torch.nn.init.zeros_(module.weight)
+        expected = torch.nn.functional.layer_norm(x.to(torch.promote_types(dtype, torch.float32)), (4,))
+        torch.testing.assert_close(norm_of(module)(x), expected)
+
+
+def test_a_norm_whose_epsilon_is_not_known_is_none():
+    class Named(torch.nn.Module):
+        def __init__(self, **epsilon):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4))
+            for name, value in epsilon.items():
+                setattr(self, name, value)
+
+        def forward(self, x):
+            epsilon = next((value for name, value in vars(self).items() if name in ("epsilon", "least")))
+            return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+
+    x = torch.randn(3, 4) * 1e-3
+    named = Named(epsilon=1e-5)
+    torch.testing.assert_close(norm_of(named)(x), named(x).detach())
+    assert norm_of(Named(least=1e-5)) is None
+
+
+def test_positions_that_the_batch_shares_without_saying_so_are_an_error_by_name(data, tmp_path):
+    class Positions(torch.nn.Module):
+        def __init__(self, batch):
+            super().__init__()
+            torch.manual_seed(0)
+            self.batch = batch
+            self.words, self.places = torch.nn.Embedding(VOCABULARY, 6), torch.nn.Embedding(64, 6)
+            self.head = torch.nn.Linear(6, VOCABULARY)
+
+        def forward(self, input_ids, attention_mask=None):
+            places = torch.arange(input_ids.shape[1])
+            found = self.places(places[None] if self.batch else places)
+            return self.head((self.words(input_ids) + found).tanh())
+
+    expected = rows_of(run(Positions(True), data, tmp_path / "a", embeddings=True))
+    with pytest.raises(InvalidInputError, match=r"layer 'places' looks ids of shape .*ids of shape \(1, "):
+        run(Positions(False), data, tmp_path / "b", embeddings=True)
+    one_by_one = rows_of(run(Positions(False), data, tmp_path / "b", embeddings=True, tokens_per_batch=1))
+    assert_rows_equal(one_by_one, expected)
+
+
+POSITIONS = {
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.2,
+        )
+    ),
+    "bart": lambda: BartForCausalLM(
+        BartConfig(
+            vocab_size=VOCABULARY, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+            max_position_embeddings=64, init_std=0.2,
+        )
+    ),
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2
+        )
+    ),
+}  # fmt: skip
+
+
+MOST = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "left"),
+    [
+        (make_model, {"target_modules": "!down_proj"}, MOST),
+        (make_model, {"target_modules": r"!.*\.mlp\..*"}, MOST[:4]),
+        (make_model, {"target_modules": ["!down_proj", "!mlp.up_proj"]}, MOST[:5]),
+        (make_model, {"target_modules": ["q_proj", "down_proj", "!down_proj"]}, ["q_proj"]),
+        (make_model, {"target_modules": "!down_proj", "lora_rank": 2}, MOST),
+        (lambda: make_lora(make_model()), {"target_modules": "!down_proj"}, ["q_proj", "v_proj"]),
+    ],
+    ids=["name", "pattern", "names", "of others", "fresh", "adapter"],
+)
+def test_modules_are_left_out_of_what_would_be_tracked(model, options, left, data, tmp_path):
+    found = run(model(), data, tmp_path / "s", **options, min_coverage=0.5)
+    expected = run(model(), data, tmp_path / "t", **{**options, "target_modules": left}, min_coverage=0.5)
+    assert names_in(found) == names_in(expected)
+    np.testing.assert_array_equal(rows_of(found), rows_of(expected))
+
+
+def test_what_is_tied_to_a_module_that_is_left_out_is_left_out_too(data, tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    assert "embed" in str(names_in(run(model, data, tmp_path / "s", embeddings=True)))
+    store = run(model, data, tmp_path / "t", embeddings=True, target_modules="!lm_head")
+    assert "embed" not in str(names_in(store))
+
+
+@pytest.mark.parametrize("family", POSITIONS)
+def test_tables_and_products_of_their_own_kind_do_no_harm(family, data, tmp_path):
+    torch.manual_seed(0)
+    model = POSITIONS[family]()
+    used = (
+        r".*(self_attn\.\w+|fc\d)" if family == "bart" else None
+    )  # it has layers for an encoder's output, too
+    store = run(model, data, tmp_path / "s", target_modules=used, min_coverage=0.95)
+    check_against_autograd(model, data, store)
+
+
+def test_factors_that_are_added_to_fused_experts_count_as_missed_and_the_rest_is_exact(data, tmp_path):
+    model = make_lora(mixtures()["mixtral"], target_modules="all-linear", lora_dropout=0.0)
+    with pytest.raises(InvalidInputError, match=r"cover .*experts\.(base_layer\.)?lora_A.*min_coverage"):
+        run(model, data, tmp_path / "s")
+    with pytest.warns(SpiceWarning, match="are left out"):
+        store = run(model, data, tmp_path / "s", min_coverage=0.0)
+    assert names_in(store)
+    assert not any("experts" in name for name in names_in(store))
+    check_against_autograd(model, data, store)
+
+
+def test_a_fresh_lora_leaves_fused_experts_alone(data, tmp_path):
+    sizes = {**SIZES, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, first_k_dense_replace=1, n_group=1, topk_group=1))
+    kind = model.config.model_type
+    store = run(model, data, tmp_path / "s", lora_rank=2)
+    assert "model_type" not in vars(model.config)
+    assert model.config.model_type == kind
+    names = names_in(store)
+    assert any("layers.0.mlp.gate_proj" in name for name in names)
+    assert not any(".experts." in name for name in names)
+    assert np.linalg.norm(rows_of(store), axis=1).min() > 0
+
+
+def test_adapters_that_cannot_be_learned_are_named(data, tmp_path):
+    merged = make_lora(make_model())
+    merged.merge_adapter()
+    with pytest.raises(InvalidInputError, match="merged into the weight.*unmerge_adapter"):
+        run(merged, data, tmp_path / "s")
+    frozen = make_lora(make_model()).requires_grad_(False)
+    with pytest.raises(InvalidInputError, match="is_trainable=True"):
+        run(frozen, data, tmp_path / "s")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_no_row(default, kind, data, tmp_path):
+    options = {"projection": kind, "dim": 64, "norms": True, "embeddings": True}
+    model = make_model()
+    expected = rows_of(run(model, data, tmp_path / "a", **options))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = rows_of(run(model, data, tmp_path / "b", **options))
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inference_mode_of_the_caller_changes_no_row(data, tmp_path):
+    model = make_model()
+    expected = rows_of(run(model, data, tmp_path / "a"))
+    with torch.inference_mode():
+        found = rows_of(run(model, data, tmp_path / "b"))
+        assert torch.is_inference_mode_enabled()
+    np.testing.assert_array_equal(found, expected)
+
+
+class Answering(torch.nn.Module):
+    """Gives what `answer` makes of the logits."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.model = answer, make_model()
+
+    def forward(self, input_ids, attention_mask):
+        return self.answer(self.model(input_ids=input_ids, attention_mask=attention_mask).logits)
+
+
+def test_a_tuple_that_begins_with_logits_will_do(data, tmp_path):
+    plain, tuples = (
+        rows_of(run(Answering(answer), data, tmp_path / str(number)))
+        for number, answer in enumerate([torch.Tensor.clone, lambda logits: (logits, None)])
+    )
+    np.testing.assert_array_equal(plain, tuples)
+
+
+def test_models_that_are_called_or_answer_otherwise_are_named(data, tmp_path):
+    class Bare(Answering):
+        def forward(self, ids):
+            return super().forward(ids, None)
+
+    longer = get_peft_model(make_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    meta = make_model().to("meta")
+    cases = [
+        (Bare(torch.Tensor.clone), r"Bare.forward: .*input_ids.*Wrap it"),
+        (Answering(lambda logits: {"scores": logits}), "gives dict, expected logits"),
+        (longer, "prompt tuning"),
+        (meta, "meta device"),
+    ]
+    for number, (model, says) in enumerate(cases):
+        with pytest.raises(InvalidInputError, match=says):
+            run(model, data, tmp_path / str(number))
 
 
 def test_experts_without_a_known_form_make_no_layer():

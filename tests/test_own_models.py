@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import spice_rs
-from reference import assert_rows_equal, rows_of, run
+from reference import assert_rows_equal, make_data, make_model, rows_of, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 
 SAMPLES = 40
@@ -86,6 +86,34 @@ def test_samples_may_be_tuples_or_dicts_of_arrays_and_numbers(tmp_path):
     np.testing.assert_array_equal(
         rows_of(run(model, dicts, tmp_path / "b", loss_fn=by_name)), rows_of(tuples)
     )
+
+
+def test_fields_may_have_the_names_of_records(tmp_path):
+    def loss(net, batch):
+        return torch.nn.functional.cross_entropy(net(batch["input"]), batch["labels"], reduction="none")
+
+    def by_ids(model, batch):
+        logits = model(batch["input_ids"].float() * batch["attention_mask"])
+        return torch.nn.functional.cross_entropy(logits, batch["labels"][:, 0], reduction="none")
+
+    model, table = make_mlp(), make_table()
+    expected = rows_of(run(model, table, tmp_path / "a", loss_fn=cross_entropy))
+    dicts = [{"input": x, "labels": y} for x, y in table]
+    np.testing.assert_array_equal(rows_of(run(model, dicts, tmp_path / "b", loss_fn=loss)), expected)
+    ones = torch.ones(7)
+    tokens = [{"input_ids": x, "attention_mask": ones, "labels": y.expand(7)} for x, y in table]
+    np.testing.assert_array_equal(rows_of(run(model, tokens, tmp_path / "c", loss_fn=by_ids)), expected)
+
+
+def test_records_of_text_stay_records(tmp_path):
+    def loss(outputs, labels):
+        assert outputs.shape[:2] == labels.shape
+        return outputs.square().sum(dim=(1, 2))
+
+    data = [{**item, "attention_mask": [1] * len(item["labels"])} for item in make_data(3)]
+    tensors = [{name: torch.tensor(value) for name, value in item.items()} for item in data]
+    rows = [rows_of(run(make_model(), each, tmp_path / "s", loss_fn=loss)) for each in (data, tensors)]
+    np.testing.assert_array_equal(*rows)
 
 
 def test_a_stopped_run_resumes_and_other_data_or_losses_do_not_join(tmp_path):

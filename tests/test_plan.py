@@ -13,7 +13,7 @@ import pytest
 import spice_rs
 from command import run as command
 from reference import make_data, make_model, run
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction import planning
 from spice_rs.extraction.gradients import GradientRun
 from tiny import make_records
@@ -67,17 +67,25 @@ def test_disk_is_predicted(dtype, tmp_path):
 
 def test_rows_that_are_there_do_not_count_and_nothing_is_left_behind(tmp_path):
     model, data = make_model(), make_data(20)
-    assert spice_rs.plan(model, data, tmp_path / "s", **PLAIN).rows == 20
+    assert spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32").rows == 20
     assert not list(tmp_path.iterdir())
     run(model, data, tmp_path / "s", **PLAIN, limit=12)
     before = sorted(tmp_path.rglob("*"))
-    found = spice_rs.plan(model, data, tmp_path / "s", **PLAIN)
+    found = spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32")
     assert found.rows == 8
     assert sorted(tmp_path.rglob("*")) == before
-    run(model, data, tmp_path / "s", **PLAIN)
-    done = spice_rs.plan(model, data, tmp_path / "s", **PLAIN)
+    run(model, data, tmp_path / "s", **PLAIN, dtype="float32")
+    done = spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32")
     assert (done.rows, done.seconds, done.disk, done.batches) == (0, 0, 0, 0)
     assert str(done)
+
+
+@pytest.mark.parametrize("change", [{"dim": 256}, {"seed": 1}, {"norms": True}, {"dtype": "float32"}])
+def test_a_store_that_the_run_would_refuse_is_refused(change, tmp_path):
+    model, data = make_model(), make_data(6)
+    run(model, data, tmp_path / "s", **PLAIN, dtype="float16")
+    with pytest.raises(StoreMismatchError):
+        spice_rs.plan(model, data, tmp_path / "s", **{**PLAIN, "dtype": "float16", **change})
 
 
 def test_processes_share_the_time_and_not_the_memory(clock):

@@ -138,6 +138,7 @@ def test_torchrun_makes_the_store_of_one_process(pool):
     )
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 2 is done" in done.stdout
+    assert done.stdout.count("of those meant") == 1  # the coverage, once
     assert "rank 1 of 2 is done" in done.stdout
     assert spice_rs.cli.main([*words, "--out", str(folder / "one")]) == 0
     check_equal(folder / "many", folder / "one")

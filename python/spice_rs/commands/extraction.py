@@ -35,11 +35,13 @@ def _extract(model: str, data: str, out: str, **options: Any) -> None:
 
     store = spice_rs.extract(model, data, out, **options)
     rank = Rank.current()
+    tracked = store.provenance["tracked"]
     if rank.count > 1:
         print(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
-        return
-    tracked = store.provenance["tracked"]
-    print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+        if not rank.first:
+            return
+    else:
+        print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
     print(
         f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
         f"{tracked['coverage']:.1%} of those meant"

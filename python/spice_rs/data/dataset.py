@@ -251,10 +251,11 @@ class _Renderer:
         rendered: list[tuple[int, str, list[tuple[int, int]]]] = []
         for record in records:
             try:
+                self._check_calls(record)
                 if self.marked:
-                    yield record.index, self._by_marks(record.messages)
+                    yield record.index, self._by_marks(record.messages, record.tools)
                 else:
-                    text, spans = self._spans(record.messages)
+                    text, spans = self._spans(record.messages, record.tools)
                     rendered.append((record.index, text, spans))
             except _TemplateError as error:
                 yield record.index, str(error)
@@ -292,19 +293,39 @@ class _Renderer:
             np.concatenate([np.zeros(prefix, dtype=np.bool_), learned]),
         )
 
-    def _spans(self, messages: tuple[Message, ...]) -> tuple[str, list[tuple[int, int]]]:
+    def _check_calls(self, record: Record) -> None:
+        """Refuses tool calls that the text would not show: they are to be learned."""
+        calls = any(message.calls for message in record.messages)
+        if self.kind == "plain":
+            if calls or record.tools:
+                raise _TemplateError("found tools or calls of them, and the tokenizer has no chat template")
+        elif calls:
+            turns = [message.turn() for message in record.messages]
+            silent = [{name: each for name, each in turn.items() if name != "tool_calls"} for turn in turns]
+            texts = [self._render(each, record.tools, generation=False) for each in (turns, silent)]
+            if texts[0] == texts[1]:
+                raise _TemplateError("the chat template leaves tool calls out; use one that shows them")
+
+    def _spans(
+        self, messages: tuple[Message, ...], tools: Sequence[Any] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and the character span [start, end) of each assistant turn in it."""
         if self.kind == "plain":
             return self._plain(messages)
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        text = self._render(turns, generation=False)
+        turns = [message.turn() for message in messages]
+        text = self._render(turns, tools, generation=False)
         spans = []
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = self._render(turns[:number], generation=False) if number else ""
-            opened = self._render(turns[:number], generation=True) if number else ""
-            after = self._render(turns[: number + 1], generation=False)
+            before = self._render(turns[:number], tools, generation=False) if number else ""
+            if number:
+                opened = self._render(turns[:number], tools, generation=True)
+            else:
+                # There is no prompt whose end could be asked for: the head is what does not depend on the words.
+                other = "x" if message.content.strip()[:1] != "x" else "y"
+                opened = self._render([{"role": message.role, "content": other}], tools, generation=False)
+            after = self._render(turns[: number + 1], tools, generation=False)
             # The prompt's end may differ a little from the turn's start ("<think>" opened for the
             # model): what both share is the turn's head.
             start = _shared_prefix(opened, text)
@@ -332,23 +353,26 @@ class _Renderer:
             previous = message.role
         return text, spans
 
-    def _render(self, turns: list[dict[str, str]], *, generation: bool) -> str:
-        return str(self._apply(turns, tokenize=False, add_generation_prompt=generation))
+    def _render(self, turns: list[dict[str, Any]], tools: Sequence[Any] | None, *, generation: bool) -> str:
+        return str(self._apply(turns, tools=tools, tokenize=False, add_generation_prompt=generation))
 
-    def _by_marks(self, messages: tuple[Message, ...]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        encoded = self._apply(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    def _by_marks(
+        self, messages: tuple[Message, ...], tools: Sequence[Any] | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        turns = [message.turn() for message in messages]
+        encoded = self._apply(
+            turns, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         return ids, np.asarray(encoded["assistant_masks"]).astype(np.bool_)
 
-    def _apply(self, turns: list[dict[str, str]], **options: Any) -> Any:
+    def _apply(self, turns: list[dict[str, Any]], **options: Any) -> Any:
         from jinja2 import TemplateError
 
         try:
             return self.tokenizer.apply_chat_template(turns, **options)
-        except (
-            TemplateError
-        ) as error:  # raise_exception(…) in a template: roles must alternate, no system role, …
+        # raise_exception(…) in a template (roles must alternate, no system role, …), and what its expressions raise.
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise _TemplateError(f"the chat template refuses the conversation: {error}") from None
 
     def _covered_by_prefixes(

@@ -7,6 +7,7 @@ raises `BadRecord` where the record cannot be decoded, so that one bad line does
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -120,7 +121,9 @@ def _from_json(path: Path) -> Parsed:
         raise InvalidInputError(
             f"{path}: cannot be read to its end ({error}); copy or download it again"
         ) from error
+    text = text.removeprefix(codecs.BOM_UTF8)
     if not text.lstrip().startswith(b"["):
+        _check_lines(path, text)
         return _from_jsonl(path)  # JSON Lines are often named .json
     try:
         items = json.loads(text)
@@ -129,6 +132,19 @@ def _from_json(path: Path) -> Parsed:
             f"{path}: not a JSON list ({error}); correct it, or save one record per line as .jsonl"
         ) from None
     return _from_items(items, str(path))
+
+
+def _check_lines(path: Path, text: bytes) -> None:
+    """Refuses a file that is one object over several lines."""
+    try:
+        whole = json.loads(text) if b"\n" in text.strip() else None
+    except (ValueError, RecursionError):
+        return
+    if isinstance(whole, dict):
+        raise InvalidInputError(
+            f"{path}: found one object with {', '.join(map(repr, list(whole)[:5])) or 'no fields'}, expected a list of "
+            "records, or one record per line; save the records alone"
+        )
 
 
 def _from_parquet(path: Path) -> Parsed:
@@ -163,9 +179,10 @@ def _from_datasets(data: str | Path) -> Parsed:
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(str(data))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InvalidInputError(
-            f"{data}: neither a file nor a data set that `datasets` can load ({error})"
+            f"{data}: neither a file nor a data set that `datasets` can load ({reason})"
         ) from error
     if isinstance(loaded, Mapping):
         splits = list(loaded)

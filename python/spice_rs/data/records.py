@@ -8,7 +8,8 @@ Layouts, told apart by the fields that are present (the first match in this orde
 
 =====================  ==============================================================================
 `input_ids`, `labels`  tokenised already; -100 in `labels` marks tokens that are not learned
-`messages`             chat: a list of {"role", "content"}; all assistant turns are learned
+`messages`             chat: a list of {"role", "content"}; all assistant turns are learned, their `tool_calls`
+                       too; `tools` beside it describes these, as chat templates take them
 `conversations`        the same in ShareGPT's words: a list of {"from", "value"}
 prompt and response    `instruction` (+ `input`) | `prompt` | `question`, then `response` | `output` |
                        `completion` | `answer`
@@ -23,6 +24,7 @@ This file needs neither torch nor transformers.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -38,6 +40,8 @@ from spice_rs.errors import InvalidInputError
 
 PROMPT_FIELDS = ("instruction", "prompt", "question")
 RESPONSE_FIELDS = ("response", "output", "completion", "answer")
+MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+"""What a turn of `messages` may have besides its role and content, and chat templates know."""
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -53,6 +57,7 @@ FIELDS = (
     "labels",
     "messages",
     "conversations",
+    "tools",
     *PROMPT_FIELDS,
     "input",
     *RESPONSE_FIELDS,
@@ -63,10 +68,26 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: Of the speaker.
+        content: The words, empty where a turn does nothing but call tools.
+        more: What else templates show of a turn, as it stands in the data: see `MORE`.
+    """
 
     role: str
     content: str
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def calls(self) -> bool:
+        """Whether it calls tools."""
+        return bool(self.more.get("tool_calls"))
+
+    def turn(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return {"role": self.role, "content": self.content, **self.more}
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,7 @@ class Record:
         messages: The turns, empty for text and tokens.
         tokens: (2, T) int64, rows `input_ids` and `labels`, or None.
         text: Text that is learned as a whole, or None.
+        tools: Descriptions of the tools that a conversation may call, for the chat template.
     """
 
     index: int
@@ -86,6 +108,7 @@ class Record:
     messages: tuple[Message, ...] = ()
     tokens: NDArray[np.int64] | None = None
     text: str | None = None
+    tools: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +231,10 @@ def dataset_fingerprint(records: Records) -> str:
         elif record.text is not None:
             content = {"text": record.text}
         else:
-            content = [[message.role, message.content] for message in record.messages]
+            content = [
+                [each.role, each.content, *([each.more] if each.more else [])] for each in record.messages
+            ]
+            content += [] if record.tools is None else [{"tools": record.tools}]
         line = json.dumps([record.index, content], ensure_ascii=True, separators=(",", ":"))
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
@@ -233,11 +259,11 @@ def _record(index: int, place: str, fields: Any, columns: Mapping[str, str] | No
     if "input_ids" in fields:
         return Record(index, place, tokens=_tokens(fields))
     if "messages" in fields:
-        return Record(index, place, messages=_messages(fields["messages"], "messages", "role", "content"))
+        turns = _messages(fields["messages"], "messages", "role", "content")
+        return Record(index, place, messages=turns, tools=_tools(fields.get("tools")))
     if "conversations" in fields:
-        return Record(
-            index, place, messages=_messages(fields["conversations"], "conversations", "from", "value")
-        )
+        turns = _messages(fields["conversations"], "conversations", "from", "value")
+        return Record(index, place, messages=turns, tools=_tools(fields.get("tools")))
     if "text" in fields and not any(name in fields for name in (*PROMPT_FIELDS, *RESPONSE_FIELDS)):
         text = _text(fields["text"], "text")
         if not text.strip():
@@ -256,9 +282,9 @@ def _record(index: int, place: str, fields: Any, columns: Mapping[str, str] | No
 
 
 def _mapped(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record under the names of `FIELDS`; an Alpaca `input` may be absent."""
+    """The record under the names of `FIELDS`; an Alpaca `input` and `tools` may be absent."""
     for field, column in columns.items():
-        if column not in fields and field != "input":
+        if column not in fields and field not in ("input", "tools"):
             there = ", ".join(map(repr, fields)) or "no fields"
             raise BadRecord(
                 "missing field", f"found {there}, expected {column!r} as the {field} (see columns)"
@@ -299,8 +325,9 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
                 "wrong type",
                 f"{where} is {found(turn)}, expected an object with {role_key!r} and {content_key!r}",
             )
+        more = {name: turn[name] for name in MORE if role_key == "role" and turn.get(name)}
         for key in (role_key, content_key):
-            if key not in turn:
+            if key not in turn and not (key == content_key and "tool_calls" in more):
                 raise BadRecord(
                     "missing field",
                     f"{where} has no {key!r}, found {', '.join(map(repr, turn)) or 'no fields'}",
@@ -311,17 +338,42 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
                 known = ", ".join(SHAREGPT_ROLES)
                 raise BadRecord("unknown role", f"{where}.from is {role!r}, expected one of {known}")
             role = SHAREGPT_ROLES[role]
-        turns.append(Message(role, _content(turn[content_key], f"{where}.{content_key}")))
-    replies = [turn.content for turn in turns if turn.role == "assistant"]
+        words = turn.get(content_key)
+        empty = words is None and "tool_calls" in more
+        content = "" if empty else _content(words, f"{where}.{content_key}")
+        turns.append(Message(role, content, _values(more, where)))
+    replies = [turn for turn in turns if turn.role == "assistant"]
     if not replies:
         raise BadRecord(
             "no assistant turn", f"field {field!r} has no assistant turn, expected at least one to learn"
         )
-    if not any(reply.strip() for reply in replies):
+    if not any(reply.content.strip() or reply.calls for reply in replies):
         raise BadRecord(
             "empty response", f"field {field!r}: every assistant turn is empty, expected text to learn"
         )
     return tuple(turns)
+
+
+def _tools(value: Any) -> Sequence[Any] | None:
+    """Descriptions of tools, a list of objects or the same as JSON text."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list") from None
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list")
+    return _values(value, "tools") or None
+
+
+def _values(value: Any, where: str) -> Any:
+    """The value, if it is made of what JSON has."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRecord("wrong type", f"{where} holds what JSON does not have ({error})") from None
 
 
 def _content(value: Any, field: str) -> str:

@@ -19,6 +19,7 @@ from spice_rs.diagnosis.plain import plain_rows
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.own_data import UnlikeSamplesError
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.report.tables import aligned
@@ -113,6 +114,12 @@ def _row_checks(
     projection = SparseProjection(_DIM, seed=0)
     run = ready.run(projection=projection)
 
+    def rows_together(sizes: int) -> torch.Tensor | None:
+        try:
+            return rows(sizes)[0]
+        except UnlikeSamplesError:  # the user's own, which go one by one
+            return None
+
     def rows(sizes: int, length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [run.compute(few[i : i + sizes], length) for i in range(0, len(few), sizes)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -120,8 +127,7 @@ def _row_checks(
     with run.capture.attached():
         alone, losses = rows(1)
         again, _ = rows(1)
-        pairs, _ = rows(2)
-        together, _ = rows(len(few))
+        pairs, together = rows_together(2), rows_together(len(few))
         longest = max(sample.length for sample in few)
         positions = getattr(getattr(ready.network, "config", None), "max_position_embeddings", None)
         padded_to = longest + _PADDING if positions is None else min(longest + _PADDING, positions)
@@ -130,15 +136,20 @@ def _row_checks(
     plain, plain_losses = plain_rows(ready, few, settings, projection)
     names = [sample.index for sample in few]
 
-    def same(name: str, found: torch.Tensor | None, expected: torch.Tensor) -> Check:
+    def same(
+        name: str,
+        found: torch.Tensor | None,
+        expected: torch.Tensor,
+        without: str = "no batch of unlike samples",
+    ) -> Check:
         if found is None:
-            return Check(name, None, "no padding", "")
+            return Check(name, None, without, "")
         return _compared(name, found, expected, names, tolerance)
 
     smallest = float(alone.norm(dim=1).min())
     return [
         same("rows again", again, alone),
-        same(f"rows padded to {padded_to} tokens", padded, alone),
+        same(f"rows padded to {padded_to} tokens", padded, alone, "no padding"),
         same("rows in pairs", pairs, alone),
         same(f"rows in one batch of {len(few)}", together, alone),
         same("rows by plain autograd", alone, plain),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,9 @@ class _Texts:
         self.masked = self._text([token for token, own in zip(ids, learned, strict=True) if not own])
         replies = [turn.content for turn in record.messages if turn.role == "assistant"]
         self.replies = [self._plain(reply) for reply in replies]
+        # What templates show of a turn beside its words: calls of tools, thoughts.
+        shown = [turn.more for turn in record.messages if turn.role == "assistant"]
+        self.extra = _EXTRA * len(shown) + sum(2 * len(json.dumps(more)) for more in shown if more)
         self.prompts = [self._plain(turn.content) for turn in record.messages if turn.role == "user"]
         last = ids[int(learned.nonzero()[0][-1])] if learned.any() else None
         self.end_is_learned = last is not None and last in {
@@ -74,7 +78,7 @@ class _Texts:
     def prompt_is_masked(self) -> bool:
         """The user's words are among the masked tokens, and hardly more than the replies among the learned."""
         extra = len(self.learned) - sum(map(len, self.replies))
-        return all(prompt in self.masked for prompt in self.prompts) and extra <= _EXTRA * len(self.replies)
+        return all(prompt in self.masked for prompt in self.prompts) and extra <= self.extra
 
     @property
     def response_is_learned(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import multiplied
+from spice_rs.extraction.loss import logits_of, takes_cache
 from spice_rs.extraction.own_data import OwnTask
 from spice_rs.extraction.preparation import Extraction, Settings
 from spice_rs.extraction.projection import Projection
@@ -42,7 +43,7 @@ def _view_rows(
     """At one checkpoint."""
     named = dict(ready.network.named_parameters())
     wanted = list(dict.fromkeys(_whole(parameter.name, named) for parameter in ready.tracked.parameters))
-    rows = torch.zeros(len(samples), projection.dim, device=ready.reading.device)
+    rows = torch.zeros(len(samples), projection.dim, dtype=torch.float32, device=ready.reading.device)
     losses = []
     for name in wanted:
         named[name].requires_grad_(True)
@@ -83,8 +84,8 @@ def _loss(ready: Extraction, sample: Any, settings: Settings) -> torch.Tensor:
     ids = torch.from_numpy(sample.input_ids).to(device, torch.int64)[None]
     labels = torch.from_numpy(sample.labels).to(device, torch.int64)[None]
     with multiplied(device, ready.autocast):
-        output = ready.network(input_ids=ids)
-        logits = output if isinstance(output, torch.Tensor) else output.logits
+        options = {"use_cache": False} if takes_cache(ready.network) else {}
+        logits = logits_of(ready.network(input_ids=ids, **options))
         if settings.loss_fn is not None:
             return settings.loss_fn(logits, labels).sum()
     wide = logits[0, :-1].to(torch.promote_types(logits.dtype, torch.float32))

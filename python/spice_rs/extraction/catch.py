@@ -46,7 +46,7 @@ class Catch:
             ):  # autograd checks this for what it saves; frozen weights save nothing
                 raise InvalidInputError(
                     f"the input of layer {layer.name!r} is changed in place after the layer has seen it; leave the "
-                    "layer out with target_modules"
+                    f"layer out: target_modules={'!' + layer.name!r}"
                 )
             errors = self.shape.by_sample(layer.name, gradient)
             layer.add(self.projection, self.rows, kept, errors)

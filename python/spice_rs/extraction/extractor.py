@@ -82,7 +82,8 @@ def extract(
         seed: Of the projection, and of the fresh LoRA's A.
         dtype: How the store keeps cells.
         target_modules: Names of modules or ends of them, or a pattern for whole names. Default: what is trainable
-            if that is a part of the model, else all linear layers (fused experts too) but the output head.
+            if that is a part of the model, else all linear layers (fused experts too) but the output head. "!name"
+            leaves modules out of what would be tracked without it.
         norms: Track norms as well (trainable ones and those that target_modules names are tracked anyway).
         embeddings: Track embeddings as well, and a head that is tied to them.
         min_coverage: Least share of the parameters meant that must be tracked; less is an error that names what is

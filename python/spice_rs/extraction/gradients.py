@@ -124,7 +124,7 @@ class GradientRun:
             more = f" (the first of {len(found)} such parameters)" if len(found) > 1 else ""
             raise InvalidInputError(
                 f"{found[0]}: found a use outside of its layer's forward, expected none{more}: that part of its gradient"
-                " cannot be taken. Leave the layer out with target_modules."
+                f" cannot be taken. Leave the layer out: target_modules={'!' + found[0].rpartition('.')[0]!r}."
             )
 
     def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:
@@ -196,9 +196,12 @@ def multiplied(device: torch.device, autocast: bool | None) -> AbstractContextMa
     return inside
 
 
-def changes_products(device: torch.device, autocast: bool | None) -> bool:
-    """Whether this is something else than what is done by default there."""
-    return autocast is not None and bool(autocast) != (device.type == "cuda")
+def changed_products(device: torch.device, autocast: bool | None) -> bool | None:
+    """Whether products are made in bfloat16, where that is something else than what is done by default there; else None."""
+    wanted = autocast
+    if wanted is None:
+        wanted = device.type == "cuda" or torch.is_autocast_enabled(device.type)
+    return None if bool(wanted) == (device.type == "cuda") else bool(wanted)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -73,17 +73,18 @@ class GradientCapture:
         Raises:
             InvalidInputError: A layer ran without gradients alone.
         """
-        rows = torch.zeros(samples, self.projection.dim, device=device)
+        rows = torch.zeros(samples, self.projection.dim, dtype=torch.float32, device=device)
         self._catch = Catch(BatchShape(samples, length), self.projection, rows)
         self._blind.clear()
         self._seen.clear()
         try:
             yield rows
             if self._blind - self._seen:
+                name = min(self._blind - self._seen)
                 raise InvalidInputError(
-                    f"layer {min(self._blind - self._seen)!r} runs without gradients (inside no_grad, or re-entrant "
-                    "checkpointing whose input needs none), so its own cannot be taken; use_reentrant=False, or leave "
-                    "it out with target_modules"
+                    f"layer {name!r} runs without gradients (inside no_grad, or re-entrant checkpointing whose input needs "
+                    "none), so its own cannot be taken; use_reentrant=False, or leave it out: "
+                    f"target_modules={'!' + name!r}"
                 )
         finally:
             self._catch = None
@@ -107,7 +108,7 @@ class GradientCapture:
         before = [(tensor, tensor.requires_grad) for tensor in tensors.values()]
         handles: list[Any] = []
         self._inside = dict.fromkeys(names, 0)
-        rows = torch.zeros(1, self.projection.dim, device=device)
+        rows = torch.zeros(1, self.projection.dim, dtype=torch.float32, device=device)
         # So that all runs as it will in the run.
         self._catch = Catch(BatchShape(1, length), self.projection, rows)
         try:

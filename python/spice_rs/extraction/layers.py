@@ -53,7 +53,7 @@ class BatchShape:
         raise InvalidInputError(
             f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
             f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
-            "expert?); leave it out with target_modules"
+            f"expert?); leave it out: target_modules={'!' + name!r}"
         )
 
 
@@ -171,6 +171,14 @@ class EmbeddingLayer(Layer):
         """The token ids (B, T); -1 where the table's row gets no gradient."""
         padding = self.module.padding_idx
         ids = values if padding is None else values.masked_fill(values == padding, -1)
+        if ids.dim() == 1 and ids.numel() == shape.samples * shape.length:
+            ids = ids.view(shape.samples, shape.length)
+        if ids.dim() < 2 or ids.shape[0] not in (1, shape.samples):
+            raise InvalidInputError(
+                f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
+                f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
+                f"(1, {shape.length}), or leave it out: target_modules={'!' + self.name!r}"
+            )
         return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)
 
     def add(
@@ -216,7 +224,7 @@ def is_linear(module: torch.nn.Module) -> bool:
     if isinstance(module, torch.nn.Linear):
         # Subclasses with a forward of their own are quantised layers, and routers that give more than the product; the
         # output projection of nn.MultiheadAttention never runs.
-        plain = type(module).forward is torch.nn.Linear.forward
+        plain = type(module).forward is torch.nn.Linear.forward or type(module).__name__ == "FalconLinear"
         return plain and not isinstance(module, NonDynamicallyQuantizableLinear)
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
@@ -239,8 +247,10 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None
     if not weight.is_floating_point() or isinstance(module, torch.nn.modules.batchnorm._NormBase):
         return None
-    eps = next((getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)), None)
     size = weight.shape[0]
+    eps = next(
+        (each for name, each in vars(module).items() if "eps" in name and isinstance(each, float)), None
+    )
 
     def rms(values: torch.Tensor) -> torch.Tensor:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -251,20 +261,28 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
         return torch.nn.functional.layer_norm(wide, (size,), eps=1e-5 if eps is None else eps)
 
+    # With other parameters than its own, which may be zero and hide what they scale; large and small inputs, in which ε
+    # shows.
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(2, 3, size, generator=generator).mul_(3).add_(1).to(weight.device, weight.dtype)
+    small = torch.randn(6, 3, size, generator=generator, dtype=torch.float32).add_(0.3)
+    small[:3] *= 3
+    small[3:] *= 1e-3
+    tried = {"weight": torch.randn(size, generator=generator, dtype=torch.float32).add_(1)}
+    if bias is not None:
+        tried["bias"] = torch.randn(size, generator=generator, dtype=torch.float32)
+    probe, *values = (each.to(weight.device) for each in (small, *tried.values()))
+    tried = dict(zip(tried, values, strict=True))
     with torch.no_grad():
         try:
-            found = module(probe)
-        except (RuntimeError, TypeError, ValueError):
+            found = torch.func.functional_call(module, tried, (probe,))
+        except Exception:  # noqa: BLE001 - it takes no such input, for whatever reason
             return None
         if not isinstance(found, torch.Tensor) or found.shape != probe.shape:
             return None
-        tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 3e-2
         for normalise in (rms, centred):
-            for scale in (weight, 1 + weight):
-                expected = normalise(probe) * scale + (0 if bias is None else bias)
-                if torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance):
+            for scale in (tried["weight"], 1 + tried["weight"]):
+                expected = normalise(probe) * scale + tried.get("bias", 0)
+                if torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-4):
                     return normalise
     return None
 
@@ -277,7 +295,10 @@ def _embedding_scale(module: torch.nn.Embedding) -> float | None:
         return 1.0
     with torch.no_grad():
         rows = module.weight[:256].cpu().double()
-        found = module(torch.arange(len(rows), device=module.weight.device))
+        try:
+            found = module(torch.arange(len(rows), device=module.weight.device))
+        except Exception:  # noqa: BLE001 - it takes no token ids, as some tables of positions
+            return None
         length = float(rows.norm())
         if not isinstance(found, torch.Tensor) or found.shape != rows.shape or not length > 0:
             return None

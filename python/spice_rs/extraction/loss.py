@@ -9,6 +9,7 @@ positions, whatever the logits' dtype.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from spice_rs.data.dataset import IGNORED
+from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.transfer import to_device
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -103,8 +105,8 @@ class SummedLoss:
         self.model = model
         self.head = head if loss_fn is None else None
         self.loss_fn = loss_fn
-        config = getattr(model, "config", None)
-        self.options = {"use_cache": False} if hasattr(config, "use_cache") else {}
+        self.options = {"use_cache": False} if takes_cache(model) else {}
+        _check_forward(model, self.options)
 
     def __call__(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, learned: Learned
@@ -133,13 +135,52 @@ class SummedLoss:
         finally:
             if handle is not None:
                 handle.remove()
-        logits = output if isinstance(output, torch.Tensor) else output.logits
+        logits = logits_of(output)
         if self.loss_fn is not None:
             return self.loss_fn(logits, labels)
         # The two cases differ in shape: the last position is never learned, so N < T where B = 1.
         everywhere = logits.shape[:-1] == labels.shape
+        if not everywhere and logits.shape[:-1] != (1, len(learned.positions)):
+            raise InvalidInputError(
+                f"the model gives logits of shape {tuple(logits.shape)} for {tuple(labels.shape)} tokens, expected one "
+                "row for each; adapters that put tokens of their own before the text (prompt tuning) are not supported"
+            )
         logits = logits.flatten(0, -2)
         if everywhere:
             logits = logits.index_select(0, learned.positions)  # (N, V)
         losses = token_cross_entropy(logits, learned.targets)  # (N,)
         return losses.new_zeros(len(labels)).index_add(0, learned.samples, losses)
+
+
+def takes_cache(model: torch.nn.Module) -> bool:
+    """Whether the model may keep what it has computed for the next token, which is of no use here."""
+    return hasattr(getattr(model, "config", None), "use_cache")
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits in what a causal language model gives.
+
+    Raises:
+        InvalidInputError: There are none.
+    """
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise InvalidInputError(
+            f"the model gives {type(output).__name__}, expected logits (B, T, V), or an object with .logits"
+        )
+    return logits
+
+
+def _check_forward(model: Any, options: dict[str, Any]) -> None:
+    """Refuses a model that cannot be called as those of transformers are."""
+    try:
+        inspect.signature(model.forward).bind(input_ids=None, attention_mask=None, **options)
+    except ValueError:
+        return  # it has no signature to look at
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{type(model).__name__}.forward: {error}, expected a model that is called as model(input_ids=…, "
+            "attention_mask=…) and gives logits. Wrap it in a module that is."
+        ) from None

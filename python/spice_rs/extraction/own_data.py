@@ -7,6 +7,7 @@ by torch's `default_collate`, as in a DataLoader, and `loss_fn(model, batch)` ma
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ from spice_rs.extraction.loss import OwnLossFunction
 from spice_rs.extraction.transfer import to_device
 
 
+class UnlikeSamplesError(InvalidInputError):
+    """Samples whose tensors have different shapes make no batch."""
+
+
 @dataclass(frozen=True)
 class OwnSample:
     """One sample, by its place in the data; it counts as one token, so that sum and mean are the same."""
@@ -30,8 +35,12 @@ class OwnSample:
     num_tokens: int = 1
 
 
-def is_own(data: Any, columns: Mapping[str, str] | None) -> bool:
-    """Whether the items of `data` are no records: no mappings with one of their fields."""
+def is_own(data: Any, columns: Mapping[str, str] | None, loss_fn: Any) -> bool:
+    """Whether the items of `data` are no records of text or tokens, and the loss takes them as they are.
+
+    What is no mapping is no record. A mapping is one if a field of theirs is text or a list, or if it has `input_ids` and
+    as many `labels`, unless the loss says that it wants the model: `loss_fn(model, batch)`.
+    """
     if (
         columns
         or isinstance(data, Mapping)
@@ -41,7 +50,20 @@ def is_own(data: Any, columns: Mapping[str, str] | None) -> bool:
     if isinstance(data, str) or len(data) == 0:
         return False
     first = data[0]
-    return not (isinstance(first, Mapping) and any(field in first for field in FIELDS))
+    if not isinstance(first, Mapping) or _wants_model(loss_fn):
+        return True
+    ids, labels = (np.shape(first.get(field, 0)) for field in ("input_ids", "labels"))
+    words = any(isinstance(first.get(field), str | list) for field in FIELDS)
+    return not (words or (len(ids) == 1 and ids == labels))
+
+
+def _wants_model(loss_fn: Any) -> bool:
+    """Whether the first argument of a loss has a name of a model."""
+    try:
+        names = list(inspect.signature(loss_fn).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[:1] in (["model"], ["module"], ["net"], ["network"])
 
 
 class OwnTask:
@@ -67,7 +89,7 @@ class OwnTask:
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             others = f" and {len(items) - 1} others" if len(items) > 1 else ""
             reason = " ".join(str(error).split())[:200]
-            raise InvalidInputError(
+            raise UnlikeSamplesError(
                 f"data[{samples[0].index}]{others}: found samples that make no batch ({reason}), expected tensors of one"
                 " shape. Pad them, or set tokens_per_batch=1."
             ) from error

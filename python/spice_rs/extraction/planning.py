@@ -124,16 +124,19 @@ def plan(
     Raises:
         InvalidInputError: An argument, a record or the model cannot be used.
         StoreError: `out` is there and is no store.
+        StoreMismatchError: `out` was made with other settings, weights or data.
     """
     for name, value in (("measure", measure), ("processes", processes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
     settings = Settings.of(extraction)
     begun = clock()
-    there = set(GradientStore(out).index.tolist()) if out is not None and Path(out).exists() else set()
+    there = set(GradientStore(out).index.tolist()) if out is not None and Path(out).exists() else None
     with preparing(model, data, settings) as ready:
         preparation = clock() - begun
-        missing = [sample for sample in ready.reading.samples if sample.index not in there]
+        if out is not None and there is not None:
+            _check_store(ready, settings, out)
+        missing = [sample for sample in ready.reading.samples if sample.index not in (there or ())]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
@@ -163,6 +166,12 @@ def plan(
             left_out=len(ready.reading.left_out),
             truncated=ready.reading.truncated,
         )
+
+
+def _check_store(ready: Extraction, settings: Settings, out: str | os.PathLike[str]) -> None:
+    """Refuses a store that `extract` would refuse; a writer that joins it writes nothing."""
+    dim, dtype = ready.projection.dim, settings.dtype
+    GradientStore.create(out, dim=dim, dtype=dtype, reduction="sum", provenance=ready.provenance).close()
 
 
 def _measure(

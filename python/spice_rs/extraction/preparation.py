@@ -29,7 +29,7 @@ from spice_rs.data.left_out import LeftOut
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
-from spice_rs.extraction.gradients import GradientRun, changes_products
+from spice_rs.extraction.gradients import GradientRun, changed_products
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, own_fingerprint
@@ -40,6 +40,7 @@ from spice_rs.extraction.proxy import (
     load_model,
     load_tokenizer,
     prepared,
+    settings_fingerprint,
     warn_unless_checkpointed,
     weight_fingerprint,
 )
@@ -181,10 +182,11 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
         InvalidInputError: An argument, a record or the model cannot be used.
     """
     _check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
-    own = settings.loss_fn is not None and is_own(data, settings.columns)
-    reading = _read_own(model, data, settings) if own else read_text(model, data, settings)
-    network = reading.network
+    own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # the caller's would let no gradient be taken
+        reading = _read_own(model, data, settings) if own else read_text(model, data, settings)
+        network = reading.network
         adapter = None
         if settings.lora_rank is not None:
             lora = fresh_lora(network, settings.lora_rank, settings.target_modules, settings.seed)
@@ -219,15 +221,21 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             side=settings.side,
         )
         provenance: dict[str, Any] = {
-            "model": {"id": reading.name, "weights": weight_fingerprint(network), "adapter": adapter},
+            "model": {
+                "id": reading.name,
+                "weights": weight_fingerprint(network),
+                "settings": settings_fingerprint(network),
+                "adapter": adapter,
+            },
             "tracked": _describe_tracked(tracked),
             "projection": projection.settings(),
             "loss": "cross_entropy" if settings.loss_fn is None else name_of(settings.loss_fn),
             **reading.provenance,
             **seen,
         }
-        if changes_products(reading.device, settings.autocast):
-            provenance["autocast"] = settings.autocast
+        products = changed_products(reading.device, settings.autocast)
+        if products is not None:
+            provenance["autocast"] = products
         if isinstance(projection, NoProjection):
             provenance["layout"] = projection.layout
         tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(reading.device.type, 2048)
@@ -320,6 +328,8 @@ def _device(model: Any, device: str | torch.device | None) -> torch.device:
         parameter = next(model.parameters(), None)
         if parameter is None:
             raise InvalidInputError("model has no parameters, expected a model to take gradients of")
+        if parameter.device.type == "meta":
+            raise InvalidInputError("model is on the meta device, without weights; load them first")
         return parameter.device
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

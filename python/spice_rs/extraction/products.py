@@ -85,7 +85,7 @@ class ProductsLayer:
         if strange:
             raise InvalidInputError(
                 f"layer {self.name!r} uses its {strange[0]} outside of linear layers on this data, so its gradient cannot "
-                "be taken; leave the layer out with target_modules"
+                f"be taken; leave the layer out: target_modules={'!' + self.name!r}"
             )
         return result
 

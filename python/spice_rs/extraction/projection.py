@@ -124,7 +124,7 @@ class Projection(ABC):
     def __init__(self, dim: int, seed: int) -> None:
         self.dim = dim
         self.seed = seed
-        self._buffer = torch.empty(0)
+        self._buffer = torch.empty(0, dtype=torch.float32)
 
     def settings(self) -> dict[str, Any]:
         """What a store records: two stores with equal settings have comparable rows."""
@@ -191,7 +191,7 @@ class Projection(ABC):
         size = samples * m * n
         if self._buffer.numel() < size or self._buffer.device != left.device:
             # On a CPU fresh pages cost several times the product itself: keep them.
-            self._buffer = torch.empty(size, device=left.device)
+            self._buffer = torch.empty(size, dtype=torch.float32, device=left.device)
         out = self._buffer[:size].view(samples, m, n)
         return torch.bmm(transposed.to(torch.float32), right.to(torch.float32), out=out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,13 @@ from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, 
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
+
+_NO_SETTINGS = frozenset(
+    "_name_or_path transformers_version architectures model_type dtype torch_dtype quantization_config use_cache"
+    " return_dict _attn_implementation _experts_implementation gradient_checkpointing output_attentions"
+    " output_hidden_states bos_token_id eos_token_id pad_token_id id2label label2id".split()
+)
+"""Entries of a configuration that change no gradient by more than rounding."""
 
 _INPUT_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
 """Where a model of transformers keeps the handles of its hooks on the embeddings."""
@@ -114,8 +122,7 @@ def add_lora(
     modules = [
         name
         for name, module in model.named_modules()
-        if (is_linear(module) or is_quantised(module))
-        and (picked(name, target_modules) if target_modules else name not in head)
+        if (is_linear(module) or is_quantised(module)) and picked(name, target_modules, name not in head)
     ]
     if not modules:
         raise InvalidInputError(no_target(model, target_modules))
@@ -124,7 +131,30 @@ def add_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # peft draws A on the CPU, then moves it
         warnings.simplefilter("ignore")  # peft notes that Conv1D is stored transposed, and acts on it
-        return get_peft_model(model, config), settings
+        with _targets_as_given(model):
+            return get_peft_model(model, config), settings
+
+
+@contextmanager
+def _targets_as_given(model: Any) -> Iterator[None]:
+    """Inside, peft puts a LoRA around the modules that it is told, and nothing else.
+
+    Else it takes names such as "gate_proj" in some mixtures of experts for those that the experts had in transformers 4,
+    and wraps the fused experts besides. It goes by the type in the model's configuration.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(type(config), "model_type"):
+        yield
+        return
+    before = vars(config).get("model_type")
+    config.model_type = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del config.model_type
+        else:
+            config.model_type = before
 
 
 @contextmanager
@@ -318,6 +348,30 @@ def weight_fingerprint(model: torch.nn.Module) -> str:
     ]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return hashlib.sha256(b"".join(pool.map(one, [*model.named_parameters(), *others]))).hexdigest()
+
+
+def settings_fingerprint(model: torch.nn.Module) -> str:
+    """Hash of what decides the gradients besides the weights, as far as the model says.
+
+    That is its configuration, and what each active adapter counts. Of a configuration what differs from its class's
+    defaults, so that new defaults of a later version do not matter.
+    """
+    config: Any = getattr(model, "config", None)
+    differences = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
+    adapters = {}
+    for name, module in model.named_modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and hasattr(module, "active_adapters"):
+            off = getattr(module, "disable_adapters", False)
+            adapters[name] = {} if off else {each: scaling.get(each) for each in module.active_adapters}
+    content = {"config": _settings(differences), "adapters": adapters}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _settings(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _settings(each) for name, each in value.items() if name not in _NO_SETTINGS}
+    return value
 
 
 def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:

@@ -34,7 +34,10 @@ from spice_rs.extraction.projection import Parameter
 _FUSED = re.compile(r"\[\d+\]$")
 
 TargetModules = str | Sequence[str] | None
-"""Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default."""
+"""Names or ends of names ("q_proj"), one of these, a pattern for whole names, or None: the default.
+
+With "!" in front, what is not tracked of the others, or of the default if there are no others.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def track(
     named = dict(model.named_parameters())  # a tied parameter once, under its first name
     names = {id(parameter): name for name, parameter in named.items()}
     modules = {name: module for name, module in model.named_modules() if _own(module, names)}
-    meant, asked = _meant(model, modules, named, names, target_modules)
+    _check_adapters(model)
+    meant, asked, left_out = _meant(model, modules, named, names, target_modules)
     unasked: set[str] = set()
     for name, module in modules.items():
         own, layer = _own(module, names), make_layer(name, module, set(named), names)
@@ -90,11 +94,12 @@ def track(
             asked |= own
         if isinstance(layer, NormLayer):
             unasked |= own
+    asked -= left_out
     meant |= asked
     zero_lora = _all_zero_b(modules, meant, names)
     if zero_lora:
         meant = {name for name in meant if ".lora_A." not in name}
-    wanted = meant - (unasked - asked)
+    wanted = meant - (unasked - asked) - _added_to_weights(model, names)
     while True:
         layers, unknown = _layers(modules, names, wanted)
         if not unknown:
@@ -149,21 +154,26 @@ def _meant(
     named: dict[str, torch.nn.Parameter],
     names: dict[int, str],
     target_modules: TargetModules,
-) -> tuple[set[str], set[str]]:
-    """Names of the parameters that were meant, and of those that were asked for (all but the default's)."""
+) -> tuple[set[str], set[str], set[str]]:
+    """Names of the parameters that were meant, of those asked for (all but the default's), and of those left out."""
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
     partial = is_partial(model)
     head, tables = head_names(model), _embedding_parameters(model)
+    wanted, unwanted = _split(target_modules)
     meant: set[str] = set()
+    left_out: set[str] = set()
     for name, module in modules.items():
         own = _own(module, names)
-        if partial:
-            meant |= own & trainable if target_modules is None or picked(name, target_modules) else set()
-        elif target_modules is not None:
-            meant |= own if picked(name, target_modules) else set()
+        if unwanted is not None and _matches(name, unwanted):
+            left_out |= own
+        elif partial:
+            meant |= own & trainable if wanted is None or _matches(name, wanted) else set()
+        elif wanted is not None:
+            meant |= own if _matches(name, wanted) else set()
         elif name not in head:
             meant |= own - tables
-    return meant, set(meant) if partial or target_modules is not None else set()
+    meant -= left_out  # also what is tied to something else
+    return meant, set(meant) if partial or wanted is not None else set(), left_out
 
 
 def _layers(
@@ -187,6 +197,33 @@ def _layers(
         covered = {parameter.name for parameter in layer.parameters} if layer is not None else set()
         unknown |= own - (fused[1] if fused else covered)
     return layers, unknown
+
+
+def _added_to_weights(model: torch.nn.Module, names: dict[int, str]) -> set[str]:
+    """Names of LoRA factors that make a matrix which is added to a weight, as for fused experts, and see no input."""
+    factors: list[torch.nn.Module] = [
+        factor
+        for module in model.modules()
+        if type(module).__name__ == "ParamWrapper" and type(module).__module__.startswith("peft.")
+        for factor in (module.lora_A, module.lora_B)
+    ]
+    return {names[id(parameter)] for factor in factors for parameter in factor.parameters()}
+
+
+def _check_adapters(model: torch.nn.Module) -> None:
+    """Refuses adapters that take no part in the forward, or that nothing is to be learned of."""
+    if not is_adapted(model):
+        return
+    for name, module in model.named_modules():
+        if getattr(module, "merged", False) is True and hasattr(module, "merged_adapters"):
+            raise InvalidInputError(
+                f"layer {name!r}: its adapter is merged into the weight, expected beside it; call model.unmerge_adapter()"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInputError(
+            "found an adapter whose parameters are all frozen, expected some to train: load it with "
+            "PeftModel.from_pretrained(…, is_trainable=True)"
+        )
 
 
 def _own(module: torch.nn.Module, names: dict[int, str]) -> set[str]:
@@ -247,10 +284,26 @@ def _embedding_parameters(model: torch.nn.Module) -> set[str]:
     return {names[id(parameter)] for module in tables for parameter in module.parameters(recurse=False)}
 
 
-def picked(name: str, target_modules: TargetModules) -> bool:
-    """Whether `target_modules` picks the module of this name."""
-    if target_modules is None:
-        return True
+def picked(name: str, target_modules: TargetModules, otherwise: bool) -> bool:
+    """Whether `target_modules` picks the module of this name; `otherwise` where it does not say."""
+    wanted, unwanted = _split(target_modules)
+    if unwanted is not None and _matches(name, unwanted):
+        return False
+    return otherwise if wanted is None else _matches(name, wanted)
+
+
+def _split(target_modules: TargetModules) -> tuple[TargetModules, TargetModules]:
+    """What is to be tracked and what is not, without its "!"; None where nothing is said."""
+    if isinstance(target_modules, str):
+        no = target_modules.startswith("!")
+        return (None, target_modules[1:]) if no else (target_modules, None)
+    unwanted = [each[1:] for each in target_modules or () if each.startswith("!")]
+    if not unwanted:
+        return target_modules, None
+    return [each for each in target_modules or () if not each.startswith("!")] or None, unwanted
+
+
+def _matches(name: str, target_modules: str | Sequence[str]) -> bool:
     # An adapter's factors answer to the name of the layer they belong to.
     plain = re.sub(r"\.(base_layer|lora_([AB]|magnitude_vector)(\..*)?)$", "", name)
     patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)

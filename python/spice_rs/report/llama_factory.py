@@ -120,6 +120,12 @@ def _layout(records: Sequence[Record]) -> dict[str, Any]:
             f"{kinds['tokens'].place}: found token ids, expected text or turns: LLaMA-Factory makes its own tokens. Give"
             " the data in words."
         )
+    richer = next((each for each in records if _is_richer(each)), None)
+    if richer is not None:
+        raise InvalidInputError(
+            f"{richer.place}: found tools, calls of them or thoughts, expected turns of words alone: LLaMA-Factory has a"
+            " layout of its own for them. Export the records as they are, and convert them with its tools."
+        )
     if len(kinds) > 1:
         text, chat = kinds["text"].place, kinds["chat"].place
         raise InvalidInputError(
@@ -133,6 +139,11 @@ def _kind(record: Record) -> str:
     if record.tokens is not None:
         return "tokens"
     return "chat" if record.text is None else "text"
+
+
+def _is_richer(record: Record) -> bool:
+    """Whether a record has more than its turns' words (and names) to learn from."""
+    return record.tools is not None or any(turn.more.keys() - {"name"} for turn in record.messages)
 
 
 def _sample(record: Record) -> dict[str, Any]:

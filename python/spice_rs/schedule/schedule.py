@@ -23,10 +23,15 @@ import numpy as np
 from spice_rs.data.left_out import reasons
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
-from spice_rs.extraction.gradients import changes_products
+from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
-from spice_rs.extraction.proxy import check_seed, warn_unless_checkpointed, weight_fingerprint
+from spice_rs.extraction.proxy import (
+    check_seed,
+    settings_fingerprint,
+    warn_unless_checkpointed,
+    weight_fingerprint,
+)
 from spice_rs.extraction.ranks import Rank
 from spice_rs.progress import Bar, bar
 from spice_rs.schedule.adapter import save_trained, trainable
@@ -137,7 +142,7 @@ def run_schedule(
             f"found {Rank.current().count} processes, expected one: each window needs the proxy that the one before has"
             " trained. Start it without torchrun."
         )
-    if settings.loss_fn is not None and is_own(data, settings.columns):
+    if settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn):
         raise InvalidInputError(
             "data: found samples of your own, expected text: records, chats or tokens with labels. Write the loop with"
             " spice_rs.extract and spice_rs.select."
@@ -200,12 +205,14 @@ def run_schedule(
             "lora": trained.lora,
             "model": reading.name,
             "weights": weight_fingerprint(trained.network),
+            "settings": settings_fingerprint(trained.network),
             "samples": len(samples),
             "windows": len(windows),
             **reading.provenance,
         }
-        if changes_products(reading.device, settings.autocast):
-            run["autocast"] = settings.autocast
+        products = changed_products(reading.device, settings.autocast)
+        if products is not None:
+            run["autocast"] = products
         _warn_of_reading(reading, settings)
         warn_unless_checkpointed(trained.network, settings.gradient_checkpointing, stacklevel=2)
         with closing(RunState(folder / "state", run)) as state:
