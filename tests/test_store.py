@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -164,6 +165,8 @@ def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
 
     shard = tmp_path / "shard-w-000000.safetensors"
     header, data = split(shard)
+    nonce = header["__metadata__"]["nonce"]
+    assert re.fullmatch("[0-9a-f]{16}", nonce)
     assert header == {
         "__metadata__": {
             "header_checksum": header["__metadata__"]["header_checksum"],
@@ -173,6 +176,7 @@ def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
             "columns_checksum": xxh3(data[:40]),
             "data_checksum": xxh3(data),
             "rows_checksum": rows_checksum(header, data),
+            "nonce": nonce,
             "supersedes": "{}",
         },
         "index": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
@@ -880,6 +884,66 @@ def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_p
     assert w.contains(np.arange(rows)).all()
     w.close()
     assert len(GradientStore(tmp_path)) == rows
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("name", ["commit", "close", "append", "contains"])
+def test_a_signals_handler_in_the_middle_of_a_call_is_told_and_the_call_goes_on(
+    name: str, tmp_path: Path
+) -> None:
+    rows = 4000
+    w = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=1, fsync=False)
+    w.append(some_rows(rows), np.arange(rows))
+    calls = {
+        "commit": w.commit,
+        "close": w.close,
+        "append": lambda: w.append(some_rows(1), [rows]),
+        "contains": lambda: w.contains([1]),
+    }
+    told: list[str] = []
+
+    def handle(*_: object) -> None:
+        try:
+            calls[name]()
+        except InvalidInputError as error:
+            told.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.05)
+        w.commit()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert any("in the middle of another" in each for each in told)
+    w.close()
+    assert set(range(rows)) <= set(GradientStore(tmp_path).index.tolist())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_in_the_middle_of_a_call_is_told(tmp_path: Path) -> None:
+    rows = 4000
+    w = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=1, fsync=False)
+    w.append(some_rows(rows), np.arange(rows))
+    thread = threading.Thread(target=w.commit)
+    thread.start()
+    time.sleep(0.02)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends it if it hangs
+        code = 0
+        for call in (w.commit, w.close, lambda: w.append(some_rows(1), [rows])):
+            try:
+                call()
+                code = 1
+            except InvalidInputError as error:
+                code = code if "another process" in str(error) else 2
+        os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    w.close()
+    assert GradientStore(tmp_path).index.tolist() == list(range(rows))
 
 
 def test_verify_reports_progress_and_stops_when_asked(tmp_path: Path) -> None:

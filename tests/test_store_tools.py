@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -105,6 +106,79 @@ def test_names_that_compaction_has_freed_are_used_again(tmp_path: Path) -> None:
     # They are not taken for those that were replaced, nor by whoever had the store open for what is open.
     assert sorted(content(path)) == list(range(25))
     assert content(opened_before) == before
+
+
+def test_rows_that_come_back_under_a_freed_name_are_not_taken_for_those_that_were_replaced(
+    tmp_path: Path,
+) -> None:
+    path = fill(tmp_path / "s", range(4), rows_per_shard=2, writer="w")
+    GradientStore(path).compact()
+    (compacted,) = shards(path)
+    before = (path / compacted).read_bytes()
+    GradientStore(path).delete([0, 1])
+    # As if the deletion had been killed before it removed what it replaced, whose list of replaced shards counts.
+    (path / compacted).write_bytes(before)
+    assert sorted(GradientStore(path).index) == [2, 3]
+    fill(path, [0, 1], rows_per_shard=2, writer="w")
+    assert "shard-w-000000.safetensors" in shards(path)
+    assert sorted(content(path)) == [0, 1, 2, 3]
+    assert GradientStore.repair(path)["removed"] == [compacted]
+    assert sorted(content(path)) == [0, 1, 2, 3]
+
+
+def test_shards_of_the_same_rows_and_name_are_told_apart(tmp_path: Path) -> None:
+    files = {
+        (fill(tmp_path / name, [1, 2], writer="w") / "shard-w-000000.safetensors").read_bytes()
+        for name in "ab"
+    }
+    assert len(files) == 2
+    assert len({GradientStore(tmp_path / name).fingerprint for name in "ab"}) == 1
+
+
+OTHERS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from spice_rs import GradientStore
+folder, user = Path(sys.argv[1]), 65534
+
+
+def as_other(work):
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        return
+    os.setgid(user), os.setuid(user)
+    work()
+    os._exit(0)
+
+
+def write(path, row):
+    with GradientStore.create(path, dim=2, rows_per_shard=1) as w:
+        w.append(np.ones((2, 2), np.float32), [row, row + 1])
+
+
+folder.chmod(0o711)  # may be passed, and not listed
+own, shared = folder / "own", folder / "shared"
+own.mkdir(), shared.mkdir()
+os.chown(own, user, user), shared.chmod(0o777)
+as_other(lambda: (write(own / "s", 0), write(own, 2), GradientStore(own).convert(own / "t", "float32")))
+assert len(GradientStore(own)) == len(GradientStore(own / "t")) == 2
+write(shared, 0)
+GradientStore(shared).compact()
+(shared / "store.json").chmod(0o644)
+as_other(lambda: (write(shared, 2), GradientStore(shared).compact()))
+assert GradientStore(shared).compact()["shards_before"] == 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs to become another user")
+def test_folders_of_others_can_be_passed_and_shared() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is for its user alone
+        done = subprocess.run(
+            [sys.executable, "-c", OTHERS, folder], capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_damaged_shard_is_not_compacted_into_a_sound_one(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
 use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
@@ -168,22 +170,34 @@ impl Store {
 #[pyclass(frozen, module = "spice_rs._core")]
 pub(crate) struct StoreWriter {
     writer: Mutex<Option<Writer>>,
+    /// Who has the writer: the process, or the last one that had it, and the number of the thread, 0 for none.
+    process: AtomicU32,
+    thread: AtomicU64,
 }
 
 impl StoreWriter {
-    fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
-        // A panic in the middle of an append is a bug; what was appended before is still whole.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Runs `work` on the writer, without the GIL, so that waiting for another thread blocks nobody; signals are looked for
+    /// while it waits.
+    fn watched<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Option<Writer>, &mut Observer<'_>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        watched(py, None, |observer| {
+            let mut writer = self.lock(observer)?;
+            let result = work(&mut writer, observer);
+            self.hold(0);
+            result
+        })
     }
 
-    /// Runs `work` on the open writer, without the GIL, so that waiting for another thread blocks nobody; signals are
-    /// looked for while it waits.
+    /// [`Self::watched`] with an open writer.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&mut Writer, &mut Observer<'_>) -> Result<T> + Send,
     ) -> PyResult<T> {
-        watched(py, None, |observer| match &mut *self.lock() {
+        self.watched(py, |writer, observer| match writer {
             Some(writer) => work(writer, observer),
             None => Err(Error::invalid(
                 "writer",
@@ -193,6 +207,58 @@ impl StoreWriter {
             )),
         })
     }
+
+    /// Waits for the writer, which another thread may have.
+    ///
+    /// Whoever can never get it is told: a signal's handler that runs in the middle of a call of its own thread, and a child
+    /// that was forked while another thread had it.
+    fn lock(&self, observer: &mut Observer<'_>) -> Result<MutexGuard<'_, Option<Writer>>> {
+        const POLL: Duration = Duration::from_millis(5);
+        loop {
+            // A panic in the middle of an append is a bug; what was appended before is still whole.
+            let guard = match self.writer.try_lock() {
+                Ok(guard) => Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            };
+            if let Some(guard) = guard {
+                self.hold(this_thread());
+                return Ok(guard);
+            }
+            if self.process.load(Ordering::Acquire) != std::process::id() {
+                return Err(Error::invalid(
+                    "writer",
+                    "a writer that another process has created",
+                    "one of this process",
+                    "Open a writer in each process, after the fork.",
+                ));
+            }
+            if self.thread.load(Ordering::Acquire) == this_thread() {
+                return Err(Error::invalid(
+                    "writer",
+                    "a call in the middle of another one of this thread",
+                    "one at a time",
+                    "Let the signal's handler set a flag or raise, and use the writer when the call has returned.",
+                ));
+            }
+            if observer(0, 0).is_break() {
+                return Err(Error::Interrupted);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn hold(&self, thread: u64) {
+        self.process.store(std::process::id(), Ordering::Release);
+        self.thread.store(thread, Ordering::Release);
+    }
+}
+
+/// A number above 0 that no other thread of this process has.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+    NUMBER.with(|number| *number)
 }
 
 #[pymethods]
@@ -226,7 +292,8 @@ impl StoreWriter {
             Writer::create(&path, schema, options)
         };
         let writer = py.detach(open).map_err(to_py)?;
-        Ok(Self { writer: Mutex::new(Some(writer)) })
+        let process = AtomicU32::new(std::process::id());
+        Ok(Self { writer: Mutex::new(Some(writer)), process, thread: AtomicU64::new(0) })
     }
 
     fn append(
@@ -261,9 +328,8 @@ impl StoreWriter {
 
     /// Commits and closes; closing again does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        watched(py, None, |observer| {
-            let mut writer = self.lock();
-            if let Some(open) = &mut *writer {
+        self.watched(py, |writer, observer| {
+            if let Some(open) = writer {
                 // Stays open if this fails, so that it can be tried again.
                 open.commit_observed(observer)?;
                 *writer = None;

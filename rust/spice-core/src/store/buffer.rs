@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::cells::Cells;
 use super::checksum;
-use super::folder::Temporary;
+use super::folder::{self, Temporary};
 use super::header::{self, Replaced};
 use super::reader::Reader;
 use super::schema::Schema;
@@ -160,6 +160,7 @@ impl Buffer {
             columns_checksum,
             data_checksum: hasher.digest(),
             rows_checksum: Some(self.rows_checksum),
+            nonce: Some(folder::chance()),
             supersedes,
         };
         let header = header::encode(&content).ok_or_else(|| {

@@ -14,9 +14,13 @@ pub(super) fn text(checksum: u64) -> String {
 
 /// The inverse of [`text`]; `None` for anything that it does not produce.
 pub(super) fn parse(text: &str) -> Option<u64> {
-    let digits = text.strip_prefix(PREFIX)?;
-    let checksum = u64::from_str_radix(digits, 16).ok()?;
-    (self::text(checksum) == text).then_some(checksum)
+    text.strip_prefix(PREFIX).and_then(number)
+}
+
+/// The number that 16 lower-case hex digits say; `None` for anything else.
+pub(super) fn number(digits: &str) -> Option<u64> {
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (format!("{number:016x}") == digits).then_some(number)
 }
 
 /// The checksum of `bytes`.

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use super::buffer::Buffer;
 use super::cells::Cells;
-use super::folder::{self, Lock};
+use super::folder;
+use super::lock::Lock;
 use super::reader::{self, Reader};
 use super::schema::Schema;
 use super::shard::Shard;
@@ -71,6 +72,7 @@ pub fn delete(path: &Path, index: &[i64], observer: &mut Observer<'_>) -> Result
         deleted += gone;
         if gone == rows(shard).len() {
             // Nothing is left to put in its place, and what it replaced itself is removed already.
+            work.lock.announce(&work.folder)?;
             folder::remove(&work.folder, &[store.shards[shard].name.clone()])?;
             shards -= 1;
         } else {
@@ -89,7 +91,7 @@ struct Work {
     schema: Schema,
     writer: String,
     sequence: u64,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Work {
@@ -99,9 +101,14 @@ impl Work {
         let folder = Reader::open(path)?.path().to_path_buf();
         let lock = Lock::take(&folder)?;
         let store = Reader::open(&folder)?;
-        folder::remove(&folder, store.superseded())?;
+        if !store.superseded().is_empty() {
+            // Whoever has replaced them may have been killed before the names of the new ones were safe.
+            folder::sync_folder(&folder)?;
+            lock.announce(&folder)?;
+            folder::remove(&folder, store.superseded())?;
+        }
         let schema = store.schema().clone();
-        let work = Self { folder, schema, writer: folder::unique_writer(), sequence: 0, _lock: lock };
+        let work = Self { folder, schema, writer: folder::unique_writer(), sequence: 0, lock };
         Ok((work, store))
     }
 
@@ -136,6 +143,7 @@ impl Work {
         file.publish_shard(&self.writer, &mut self.sequence)?;
         // The names of the old shards go only after the name of the new one is safe.
         folder::sync_folder(&self.folder)?;
+        self.lock.announce(&self.folder)?;
         let names: Vec<String> = supersedes.into_iter().map(|replaced| replaced.name).collect();
         folder::remove(&self.folder, &names)?;
         Ok(part.len())

@@ -237,6 +237,6 @@ fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let filled = fill(&aside.0)?;
     folder::sync_folder(&aside.0)?;
     fs::rename(&aside.0, path).map_err(Error::io(path, "create"))?;
-    folder::sync_folder(parent)?;
+    folder::sync_parent(parent)?;
     Ok(filled)
 }

@@ -11,7 +11,6 @@ use crate::error::{Error, Result};
 /// The name of the schema file.
 pub(super) const SCHEMA_FILE: &str = "store.json";
 const TEMPORARY: &str = ".tmp-";
-const LOCK_FILE: &str = ".lock";
 const DAMAGED: &str = "damaged-";
 const SHARD_START: &str = "shard-";
 const SHARD_END: &str = ".safetensors";
@@ -44,8 +43,14 @@ pub(super) fn unique_writer() -> String {
 }
 
 /// A number that differs between calls and processes; not for secrets.
-fn chance() -> u64 {
-    RandomState::new().build_hasher().finish()
+pub(super) fn chance() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    // A forked child goes on with its parent's chance.
+    hasher.write_u32(std::process::id());
+    hasher.write_u128(
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos()),
+    );
+    hasher.finish()
 }
 
 /// The files of a store, each list sorted by name.
@@ -94,13 +99,13 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
 }
 
 /// Makes opening fail on links, and never wait for the other end of a pipe, where the system has such a thing.
-fn careful(options: &mut OpenOptions) -> &mut OpenOptions {
+pub(super) fn careful(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options
 }
 
-fn is_link(path: &Path) -> bool {
+pub(super) fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
 }
 
@@ -247,47 +252,6 @@ impl FileId {
     }
 }
 
-/// The right to replace and remove shards of a store, which one process has at a time; it ends with the process.
-pub(super) struct Lock(#[expect(dead_code, reason = "the lock is held while the file is open")] File);
-
-impl Lock {
-    /// Takes the lock of the store in `folder`, or fails at once.
-    pub(super) fn take(folder: &Path) -> Result<Self> {
-        let path = folder.join(LOCK_FILE);
-        let irregular = || Error::Store {
-            path: path.clone(),
-            field: "file".to_string(),
-            found: "no regular file".to_string(),
-            expected: "a regular file, or none".to_string(),
-            remedy: "Remove it; the next one is made when it is needed.".to_string(),
-        };
-        let other = |found: io::Result<fs::Metadata>| found.is_ok_and(|found| !found.is_file());
-        if other(fs::symlink_metadata(&path)) {
-            return Err(irregular());
-        }
-        let mut options = OpenOptions::new();
-        let file = careful(options.create(true).truncate(false).write(true)).open(&path);
-        let file = file.map_err(|error| match is_link(&path) {
-            true => irregular(),
-            false => Error::io(&path, "open")(error),
-        })?;
-        if other(file.metadata()) {
-            return Err(irregular());
-        }
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),
-            Err(TryLockError::WouldBlock) => Err(Error::Store {
-                path: folder.to_path_buf(),
-                field: "lock".to_string(),
-                found: "another compaction, deletion or repair at work".to_string(),
-                expected: "one at a time".to_string(),
-                remedy: "Wait until it has ended.".to_string(),
-            }),
-        }
-    }
-}
-
 /// Removes files that are named in `names` and may be gone, for good when this returns.
 pub(super) fn remove(folder: &Path, names: &[String]) -> Result<()> {
     for name in names {
@@ -324,11 +288,19 @@ pub(super) fn create_all(path: &Path) -> Result<()> {
     // Also of a folder that was there: its creator may not have come to this yet.
     for folder in [path].into_iter().chain(missing.into_iter().skip(1)) {
         match folder.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent)?,
+            Some(parent) if !parent.as_os_str().is_empty() => sync_parent(parent)?,
             _ => {}
         }
     }
     Ok(())
+}
+
+/// [`sync_folder`] of a folder above a store's own, which one may pass and not be allowed to read.
+pub(super) fn sync_parent(folder: &Path) -> Result<()> {
+    match sync_folder(folder) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Makes new names in `folder` survive a power cut, where the file system can be asked to.

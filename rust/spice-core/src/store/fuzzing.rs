@@ -157,6 +157,7 @@ fn check_header(bytes: &[u8], header: &Header) {
         columns_checksum: header.columns_checksum,
         data_checksum: header.data_checksum,
         rows_checksum: header.rows_checksum,
+        nonce: header.nonce,
         supersedes: &header.supersedes,
     };
     // Text that needs more escapes than it came with may not fit any more.

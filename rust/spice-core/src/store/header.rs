@@ -39,6 +39,7 @@ pub(super) struct Header {
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
     pub(super) rows_checksum: Option<u64>,
+    pub(super) nonce: Option<u64>,
     pub(super) header_checksum: u64,
     pub(super) supersedes: Vec<Replaced>,
     /// Where things are in the file.
@@ -68,6 +69,8 @@ pub(super) struct Content<'a> {
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
     pub(super) rows_checksum: Option<u64>,
+    /// A number of chance, so that no other shard has this one's checksum, not even one with the same rows and name.
+    pub(super) nonce: Option<u64>,
     pub(super) supersedes: &'a [Replaced],
 }
 
@@ -92,6 +95,8 @@ struct Metadata {
     data_checksum: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rows_checksum: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nonce: Option<String>,
     supersedes: String,
 }
 
@@ -168,6 +173,7 @@ pub(super) fn encode(content: &Content<'_>) -> Option<Vec<u8>> {
         columns_checksum: checksum::text(content.columns_checksum),
         data_checksum: checksum::text(content.data_checksum),
         rows_checksum: content.rows_checksum.map(checksum::text),
+        nonce: content.nonce.map(|nonce| format!("{nonce:016x}")),
         supersedes: serde_json::to_string(&supersedes).ok()?,
     };
     let (rows, dim) = (content.rows as u64, content.dim as u64);
@@ -246,6 +252,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     let data_checksum = sum("data_checksum", &metadata.data_checksum)?;
     let rows_checksum = metadata.rows_checksum.as_deref();
     let rows_checksum = rows_checksum.map(|text| sum("rows_checksum", text)).transpose()?;
+    let nonce = metadata.nonce.as_deref();
+    let nonce = nonce
+        .map(|text| checksum::number(text).ok_or_else(|| corrupt(path, "nonce", text, "16 hex digits")))
+        .transpose()?;
     let supersedes: BTreeMap<String, String> =
         serde_json::from_str(&metadata.supersedes).map_err(|error| {
             corrupt(path, "supersedes", error, "a JSON object: name of a shard → checksum of its header")
@@ -297,6 +307,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         columns_checksum,
         data_checksum,
         rows_checksum,
+        nonce,
         header_checksum,
         supersedes,
         index: index.unwrap_or_default(),

@@ -24,6 +24,7 @@ fn shard(rows: usize, dim: usize, dtype: Dtype, loss: bool, num_tokens: bool) ->
         columns_checksum: 1,
         data_checksum: 2,
         rows_checksum: None,
+        nonce: None,
         supersedes: &supersedes,
     };
     [encode(&content).unwrap(), data].concat()
@@ -42,6 +43,24 @@ fn the_checksum_of_rows_may_be_missing_and_is_read_back() {
     assert_eq!((found.rows_checksum, found.data_checksum), (Some(255), 2));
     for bad in [r#""255""#, "255", r#""""#] {
         assert!(matches!(parse_here(&with(bad)), Err(Error::CorruptStore { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn a_nonce_may_be_missing_and_makes_checksums_differ() {
+    let without = shard(2, 3, Dtype::F16, true, true);
+    assert_eq!(parse_here(&without).unwrap().nonce, None);
+    let end = r#""data_checksum":"xxh3-64:0000000000000002","#;
+    let with = |text: &str| {
+        let json = json_of(&without).replace(end, &format!(r#"{end}"nonce":{text},"#));
+        parse_here(&forged(json.trim_end(), without.len() - LENGTH - json_of(&without).len()))
+    };
+    let [one, other] =
+        [r#""00000000000000ff""#, r#""00000000000000fe""#].map(|text| with(text).unwrap());
+    assert_eq!((one.nonce, other.nonce), (Some(255), Some(254)));
+    assert_ne!(one.header_checksum, other.header_checksum);
+    for bad in [r#""ff""#, "255", r#""""#, r#""00000000000000FF""#, r#""+0000000000000ff""#] {
+        assert!(matches!(with(bad), Err(Error::CorruptStore { .. })), "{bad}");
     }
 }
 

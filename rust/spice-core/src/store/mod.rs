@@ -9,7 +9,7 @@
 //!   store.json                                schema and provenance, written once
 //!   shard-<writer>-<sequence>.safetensors     committed rows, never changed afterwards
 //!   .tmp-*                                    unfinished or forgotten; ignored
-//!   .lock                                     locked by whoever replaces shards; ignored
+//!   .lock                                     locked by whoever replaces shards; its length counts how often
 //!   damaged-*                                 set aside by a repair; ignored
 //! ```
 //!
@@ -38,7 +38,8 @@
 //! The header begins with the bytes `{"__metadata__":{"header_checksum":"xxh3-64:<16 hex>"`; this checksum is
 //! taken over the length and the header, with these 16 digits replaced by `0`. The other metadata are
 //! `format_version` (`"1"`), `schema_id` (as in `store.json`), `rows` (decimal), `columns_checksum` (over the
-//! data section before `gradients`), `data_checksum` (over the whole data section), optionally `rows_checksum` and
+//! data section before `gradients`), `data_checksum` (over the whole data section), optionally `rows_checksum` and `nonce`
+//! (16 hex digits of chance, so that a shard with the same rows and name as an earlier one has another checksum), and
 //! `supersedes` (a JSON object: name of a shard → its `header_checksum`). `rows_checksum` is the sum over the rows, modulo 2⁶⁴,
 //! of the XXH3-64 of 16 bytes: `scale`, `norm`, `loss` and `num_tokens` of the row, four bytes of 255 in place of a column that
 //! is not there; its seed is the XXH3-64 of the row's stored cells, whose seed is `index`. So it does not depend on how
@@ -60,8 +61,10 @@
 //!   a later shard of such a name is another shard. A compaction writes one shard in place of several, and a deletion one
 //!   in place of one, so the moment in which the new one gets its name is the moment in which the old ones stop to
 //!   count. Whoever does that holds the lock.
-//! - *A reader lists the folder until two listings agree*, because a compaction between two names of one listing could
-//!   hide both a shard and its successor from it.
+//! - *A reader lists the folder again if shards were replaced meanwhile*, because a compaction between two names of one listing
+//!   could hide both a shard and its successor from it. Whoever replaces shards makes `.lock` a byte longer, after the successors
+//!   have their names and before the first of the old ones goes; the reader compares its length before the listing with that after
+//!   the last shard has been opened.
 //! - *The scale of floats is a power of two*, so it costs no precision. It is 1 unless cells would overflow, or cells of
 //!   2⁻¹⁰ of the row's largest would be subnormal; that of `int8` has at most 16 significant bits. So scale × stored is
 //!   exact in `f32`. See [`Writer`] for the bounds on the rounding error.
@@ -94,7 +97,9 @@ mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod header;
+mod lock;
 mod mmap;
+mod opening;
 mod reader;
 mod repair;
 mod schema;

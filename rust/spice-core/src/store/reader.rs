@@ -1,7 +1,5 @@
 //! An open store: the columns in memory, the gradients on disk.
 
-use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -13,9 +11,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::budget::Budget;
 use super::cells;
-use super::folder::{self, Listing, SCHEMA_FILE};
+use super::folder::{self, SCHEMA_FILE};
 use super::header::Header;
-use super::mmap::Mapped;
+use super::opening;
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, superseded};
 use crate::error::{Error, Result};
@@ -23,9 +21,6 @@ use crate::matrix::{Dtype, RowBlock};
 
 /// Values that a thread reads at a time: for fewer it does not pay to start one.
 const VALUES_PER_PART: usize = 1 << 18;
-
-/// What the header of a shard hardly ever exceeds.
-const HEADER_BYTES: usize = 1 << 13;
 
 /// A store as it was when it was opened; rows that writers add later are seen by opening it again.
 ///
@@ -102,51 +97,6 @@ pub(super) fn read_schema(folder: &Path) -> Result<Option<StoreFile>> {
     Schema::decode(&path, &bytes).map(Some)
 }
 
-/// Maps all shards in `folder`, sorted by name, whatever a compaction does meanwhile.
-///
-/// A listing that a compaction overtakes can miss both a shard and its successor, because names come one by one. A second
-/// listing then has the successor, which was there before the shard was removed. So two in a row have to agree.
-fn open_shards(folder: &Path, schema: &Schema) -> Result<(Vec<Shard>, Listing)> {
-    // Under writers that commit all the time, what was there at the last attempt will do.
-    const ATTEMPTS: usize = 1000;
-    let schema_id = schema.id();
-    let mut opened = BTreeMap::new();
-    let mut listing = folder::list(folder)?;
-    for attempt in 0.. {
-        let mut vanished = None;
-        // A name that is still there may have become that of a later shard.
-        opened.retain(|name, shard: &mut Shard| {
-            listing.shards.binary_search(name).is_ok() && shard.has_its_name()
-        });
-        // The disk is asked for the headers of all before the first is parsed, and then for the columns of all.
-        let mut mapped = Vec::new();
-        for name in listing.shards.iter().filter(|name| !opened.contains_key(*name)) {
-            match Mapped::open(&folder.join(name)) {
-                Err(Error::Io { path, action, source }) if source.kind() == ErrorKind::NotFound => {
-                    vanished = Some(Error::Io { path, action, source });
-                }
-                map => {
-                    let map = map?;
-                    map.will_need(0..map.len().min(HEADER_BYTES));
-                    mapped.push((name, map));
-                }
-            }
-        }
-        for (name, map) in mapped {
-            let shard = Shard::over(folder, name.clone(), map, schema, &schema_id)?;
-            shard.map.will_need(shard.header.columns());
-            opened.insert(name.clone(), shard);
-        }
-        let next = folder::list(folder)?;
-        match vanished {
-            None if next.shards == listing.shards || attempt >= ATTEMPTS => break,
-            Some(error) if attempt >= ATTEMPTS => return Err(error),
-            _ => listing = next,
-        }
-    }
-    Ok((opened.into_values().collect(), listing))
-}
-
 impl Reader {
     /// Opens the store in the folder `path`. Costs a look at each shard and its columns; reads no gradients.
     ///
@@ -176,7 +126,7 @@ impl Reader {
             return Err(no_store(path, if path.exists() { "a file" } else { "nothing" }));
         }
         let file = read_schema(path)?.ok_or_else(|| no_store(path, "a folder without store.json"))?;
-        let (mut shards, listing) = open_shards(path, &file.schema)?;
+        let (mut shards, listing) = opening::open_shards(path, &file.schema, folder::list)?;
         let superseded = superseded(path, &shards)?;
         shards.retain(|shard| superseded.binary_search(&shard.name).is_err());
         let budget = memory_limit.map(|limit| Budget::new(path, limit, &shards)).transpose()?;

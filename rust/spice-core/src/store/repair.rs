@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::folder::{self, Lock};
+use super::folder;
+use super::lock::Lock;
 use super::reader::{self, Reader, no_store};
 use super::shard::{self, Shard};
 use super::{Observer, observe};
@@ -46,7 +47,7 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
     let there = || no_store(folder, "a folder without store.json");
     let schema = reader::read_schema(folder)?.ok_or_else(there)?.schema;
     let schema_id = schema.id();
-    let _lock = Lock::take(folder)?;
+    let lock = Lock::take(folder)?;
 
     let listing = folder::list(folder)?;
     let mut done = Repaired::default();
@@ -92,11 +93,14 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
     }
     sound.sort_by(|a, b| a.name.cmp(&b.name));
 
+    let superseded = shard::superseded(folder, &sound)?;
+    if !(damaged.is_empty() && superseded.is_empty()) {
+        lock.announce(folder)?;
+    }
     for (name, reason, _) in damaged {
         done.damaged.push(Damaged { name: folder::set_aside(folder, &name)?, reason });
     }
     folder::sync_folder(folder)?;
-    let superseded = shard::superseded(folder, &sound)?;
     folder::remove(folder, &superseded)?;
     done.removed.extend(superseded);
     Ok(done)
