@@ -6,34 +6,30 @@
 //! makes reads return changed bytes, which [`verify`](super::Reader::verify) looks for, or raises SIGBUS.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use super::folder::{self, FileId};
 use crate::error::{Error, Result};
 
 /// The bytes of a file.
-pub(super) struct Mapped {
-    map: memmap2::Mmap,
-    pub(super) id: Option<FileId>,
-}
+pub(super) struct Mapped(memmap2::Mmap);
 
 impl Mapped {
-    /// Maps the regular file at `path`; a link is refused.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = folder::open_regular(path)?;
+    /// Maps a regular file; `path` is for messages.
+    pub(super) fn of(file: &File, path: &Path) -> Result<Self> {
         // SAFETY: the map is read-only and is only seen as `&[u8]`; that nobody changes or shortens the
         // file is the contract above.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        Ok(Self { map, id: FileId::of(&file) })
+        let map = unsafe { memmap2::Mmap::map(file) }.map_err(Error::io(path, "map"))?;
+        Ok(Self(map))
     }
 
     /// Tells the system that a part will be read soon, so that the disk works meanwhile; a hint.
     pub(super) fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if range.start < range.end && range.end <= self.map.len() {
+        if range.start < range.end && range.end <= self.0.len() {
             // It may not be able to: then the part is read when it is looked at.
-            let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
         #[cfg(not(unix))]
         let _ = range;
@@ -45,7 +41,7 @@ impl Mapped {
         {
             // SAFETY: dangerous for memory that was written to. This map is shared and read-only, so its pages hold
             // nothing but the file's bytes, which do not change: the same bytes are seen before and after.
-            let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }
 }
@@ -54,6 +50,6 @@ impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.map
+        &self.0
     }
 }

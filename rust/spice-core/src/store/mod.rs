@@ -81,7 +81,9 @@
 //! Gradients are read through memory maps. If another program cuts a shard short while it is open, the system
 //! ends this process with SIGBUS; the store itself never rewrites or shortens a shard. Checksums find
 //! accidents, not a forger. A writer knows the rows that were there when it was created, so two writers
-//! that run at the same time can both write one row; whoever opens the store then is told.
+//! that run at the same time can both write one row; whoever opens the store then is told. On network file systems another
+//! machine may see new names late, and a shard that it removes takes the map of it away here (SIGBUS): there, stores are to be
+//! compacted while nobody reads them. A merge or conversion that is killed leaves a folder `.tmp-<name>-*` beside its target.
 
 #[cfg(target_endian = "big")]
 compile_error!("the gradient store maps little-endian files; big-endian hosts are not supported");
@@ -89,6 +91,7 @@ compile_error!("the gradient store maps little-endian files; big-endian hosts ar
 mod background;
 mod budget;
 mod buffer;
+mod bytes;
 mod cells;
 mod checksum;
 mod compact;

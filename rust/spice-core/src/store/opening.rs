@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use super::bytes::FileBytes;
 use super::folder::Listing;
 use super::lock;
-use super::mmap::Mapped;
 use super::schema::Schema;
 use super::shard::Shard;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ pub(super) fn open_shards(
         // The disk is asked for the headers of all before the first is parsed, and then for the columns of all.
         let mut mapped = Vec::new();
         for name in listing.shards.iter().filter(|name| !opened.contains_key(*name)) {
-            match Mapped::open(&folder.join(name)) {
+            match FileBytes::open(&folder.join(name)) {
                 Err(Error::Io { path, action, source }) if source.kind() == ErrorKind::NotFound => {
                     vanished = Some(Error::Io { path, action, source });
                 }

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::bytes::FileBytes;
 use super::folder::FileId;
 use super::header::{self, Header, Replaced};
-use super::mmap::Mapped;
 use super::schema::Schema;
 use super::{checksum, corrupt};
 use crate::error::Result;
@@ -17,13 +17,13 @@ pub(super) struct Shard {
     pub(super) name: String,
     pub(super) path: PathBuf,
     pub(super) header: Header,
-    pub(super) map: Mapped,
+    pub(super) map: FileBytes,
 }
 
 impl Shard {
     /// Maps the shard `name` in `folder` and checks its header against the store's schema.
     pub(super) fn open(folder: &Path, name: String, schema: &Schema, schema_id: &str) -> Result<Self> {
-        let map = Mapped::open(&folder.join(&name))?;
+        let map = FileBytes::open(&folder.join(&name))?;
         Self::over(folder, name, map, schema, schema_id)
     }
 
@@ -31,7 +31,7 @@ impl Shard {
     pub(super) fn over(
         folder: &Path,
         name: String,
-        map: Mapped,
+        map: FileBytes,
         schema: &Schema,
         schema_id: &str,
     ) -> Result<Self> {
@@ -50,7 +50,7 @@ impl Shard {
 
     /// Whether its name is not another file's by now, as far as the system tells: compaction frees names.
     pub(super) fn has_its_name(&self) -> bool {
-        FileId::at(&self.path) == self.map.id
+        FileId::at(&self.path) == self.map.id()
     }
 
     /// What a list of superseded shards says of this one.
