@@ -419,6 +419,10 @@ def test_damage_to_a_compacted_shard_brings_back_what_it_replaced(tmp_path: Path
     assert content(path) == whole
     assert GradientStore(path).verify()["superseded"] == sorted(old)
     damage(path / new[0])
+    for work in (lambda: GradientStore(path).compact(), lambda: GradientStore(path).delete([0])):
+        with pytest.raises(CorruptStoreError, match="checksum"):
+            work()
+        assert set(old) <= set(shards(path))
     assert GradientStore.repair(path)["removed"] == []
     assert content(path) == whole
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::buffer::Buffer;
 use super::cells::Cells;
 use super::folder;
+use super::header::Replaced;
 use super::lock::Lock;
 use super::reader::{self, Reader};
 use super::schema::Schema;
@@ -39,7 +40,7 @@ pub struct Compacted {
 /// As [`Reader::open`] and [`Reader::verify`]; [`Error::Store`] while another process compacts, deletes or repairs;
 /// [`Error::Interrupted`]. The store then has all its rows, compacted or not.
 pub fn compact(path: &Path, bytes_per_shard: usize, observer: &mut Observer<'_>) -> Result<Compacted> {
-    let (mut work, store) = Work::begin(path)?;
+    let (mut work, store) = Work::begin(path, observer)?;
     let groups = groups(&store.shards, bytes_per_shard);
     let total = groups.iter().flatten().map(|shard| shard.header.rows).sum();
     let (mut done, mut shards) = (0, store.shards.len());
@@ -59,7 +60,7 @@ pub fn compact(path: &Path, bytes_per_shard: usize, observer: &mut Observer<'_>)
 /// # Errors
 /// As [`compact`].
 pub fn delete(path: &Path, index: &[i64], observer: &mut Observer<'_>) -> Result<Compacted> {
-    let (mut work, store) = Work::begin(path)?;
+    let (mut work, store) = Work::begin(path, observer)?;
     let unwanted: HashSet<i64> = index.iter().copied().collect();
     let rows = |shard: usize| &store.index()[store.starts[shard]..store.starts[shard + 1]];
     let touched: Vec<usize> = (0..store.shards.len())
@@ -96,12 +97,17 @@ struct Work {
 
 impl Work {
     /// Locks and opens the store, and removes what is superseded already.
-    fn begin(path: &Path) -> Result<(Self, Reader)> {
+    fn begin(path: &Path, observer: &mut Observer<'_>) -> Result<(Self, Reader)> {
         // Opened first, so that nothing is created in a folder that is no store.
         let folder = Reader::open(path)?.path().to_path_buf();
         let lock = Lock::take(&folder)?;
         let store = Reader::open(&folder)?;
         if !store.superseded().is_empty() {
+            // What replaces them must be sound before they go: if it is not, a repair brings them back.
+            let gone = |replaced: &Replaced| store.superseded().binary_search(&replaced.name).is_ok();
+            for shard in store.shards.iter().filter(|shard| shard.header.supersedes.iter().any(gone)) {
+                store.verify_shard(shard, &mut |_| observe(observer, 0, store.len()))?;
+            }
             // Whoever has replaced them may have been killed before the names of the new ones were safe.
             folder::sync_folder(&folder)?;
             lock.announce(&folder)?;
