@@ -399,11 +399,46 @@ def test_calls_of_tools_are_never_dropped_without_a_word(template, says):
     assert reasons(examples.skipped) == {"chat template": 1}
 
 
-@pytest.mark.parametrize("tools", ["four", "[", 7, [object()]])
-def test_tools_that_cannot_be_described_are_named(tools):
+@pytest.mark.parametrize("tools", ["four", "[", 7, [object()], ["four"], '"four"'])
+def test_tools_that_cannot_be_described_are_named_where_they_are_called(tools):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert load_records([{"messages": turns, "tools": tools}])[0].tools is None
     with pytest.raises(InvalidInputError, match="tools"):
-        load_records([{"messages": turns, "tools": tools}])
+        load_records([{"messages": [*turns, {"role": "assistant", "tool_calls": [CALL]}], "tools": tools}])
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [CALL["function"], [CALL["function"]], json.dumps(CALL["function"]), np.array([CALL["function"]])],
+)
+def test_tools_come_in_many_forms(tools):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": np.array([CALL])}]
+    record = load_records([{"messages": turns, "tools": tools}])[0]
+    assert record.tools == [CALL["function"]]
+    assert record.messages[1].more == {"tool_calls": [CALL]}
+
+
+def test_a_template_that_wants_the_calls_may_refuse_what_lacks_them():
+    wanting = TOOLS.replace(
+        "{% if m['role'] == 'assistant' %}",
+        "{% if m['role'] == 'assistant' %}{% if not m.tool_calls and not m.content %}"
+        "{{ raise_exception('says nothing') }}{% endif %}",
+    )
+    turns = [{"role": "user", "content": "add"}, {"role": "assistant", "tool_calls": [CALL]}]
+    tokenizer = make_tokenizer(wanting)
+    example = tokenise(load_records([{"messages": turns}]), tokenizer)[0]
+    assert learned_words(example, tokenizer) == ["four", "<|im_end|>"]
+
+
+def test_a_tokenizer_that_knows_of_no_tools_is_not_told_of_any(monkeypatch):
+    tokenizer = make_tokenizer(CHATML)
+    original = tokenizer.apply_chat_template
+
+    def own(conversation, tokenize=True, add_generation_prompt=False):
+        return original(conversation, tokenize=tokenize, add_generation_prompt=add_generation_prompt)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", own)
+    assert len(tokenise(load_records([GOOD]), tokenizer)) == 1
 
 
 def test_truncation_is_counted_and_keeps_the_start():

@@ -338,19 +338,31 @@ def test_other_settings_do_not_join_a_store(change, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "other"),
+    ("model", "other", "entry"),
     [
-        (lambda: make_lora(make_model()), lambda: make_lora(make_model(), lora_alpha=64)),
-        (lambda: make_lora(make_model()), lambda: make_lora(make_model(), use_rslora=True)),
-        (make_model, lambda: make_model(rope_parameters={"rope_type": "default", "rope_theta": 7.0})),
-        (make_model, lambda: make_model(hidden_act="relu")),
+        (
+            lambda: make_lora(make_model()),
+            lambda: make_lora(make_model(), lora_alpha=64),
+            r"adapters\.default",
+        ),
+        (
+            lambda: make_lora(make_model()),
+            lambda: make_lora(make_model(), use_rslora=True),
+            r"adapters\.default",
+        ),
+        (
+            make_model,
+            lambda: make_model(rope_parameters={"rope_type": "default", "rope_theta": 7.0}),
+            "config.rope",
+        ),
+        (make_model, lambda: make_model(hidden_act="relu"), "config.hidden_act"),
     ],
     ids=["alpha", "rslora", "rope", "activation"],
 )
-def test_the_same_weights_used_otherwise_do_not_join_a_store(model, other, tmp_path):
+def test_the_same_weights_used_otherwise_do_not_join_a_store(model, other, entry, tmp_path):
     data = make_data(3)
     run(model(), data, tmp_path / "s", limit=2)
-    with pytest.raises(StoreMismatchError, match=r"model\.settings"):
+    with pytest.raises(StoreMismatchError, match=rf"model\.settings\.{entry}"):
         run(other(), data, tmp_path / "s")
     assert len(run(model(), data, tmp_path / "s")) == 3
 
@@ -359,7 +371,7 @@ def test_what_changes_no_gradient_is_no_setting_of_a_model(tmp_path):
     data, model = make_data(3), make_model()
     run(model, data, tmp_path / "s", limit=2)
     model.config.use_cache, model.config.pad_token_id = False, 3
-    model.config.id2label = {0: "a", 1: "b"}
+    model.config.id2label, model.config.attention_dropout = {0: "a", 1: "b"}, 0.3
     assert len(run(model, data, tmp_path / "s")) == 3
 
 

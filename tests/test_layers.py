@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
@@ -41,7 +43,7 @@ from reference import (
 )
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.experts import ExpertsLayer
-from spice_rs.extraction.layers import norm_of
+from spice_rs.extraction.layers import leave_out, norm_of
 from spice_rs.extraction.projection import KINDS, Parameter, make_projection
 from spice_rs.extraction.proxy import checkpointed
 
@@ -352,8 +354,10 @@ def test_a_norm_whose_epsilon_is_not_known_is_none():
             return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
     x = torch.randn(3, 4) * 1e-3
-    named = Named(epsilon=1e-5)
-    torch.testing.assert_close(norm_of(named)(x), named(x).detach())
+    for named in (Named(epsilon=1e-5), Named(epsilon=0), Named(bias=False, epsilon=1e-5)):
+        with torch.autocast("cpu", torch.bfloat16):
+            normalise = norm_of(named)
+        torch.testing.assert_close(normalise(x), named(x).detach())
     assert norm_of(Named(least=1e-5)) is None
 
 
@@ -419,6 +423,40 @@ def test_modules_are_left_out_of_what_would_be_tracked(model, options, left, dat
     expected = run(model(), data, tmp_path / "t", **{**options, "target_modules": left}, min_coverage=0.5)
     assert names_in(found) == names_in(expected)
     np.testing.assert_array_equal(rows_of(found), rows_of(expected))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_a_part_of_a_name_leaves_all_inside_out_and_a_misspelt_one_is_named(options, data, tmp_path):
+    store = run(
+        make_model(), data, tmp_path / "s", target_modules=["!mlp", "!layers.0"], **options, min_coverage=0.5
+    )
+    assert names_in(store)
+    assert all(".layers.1.self_attn." in name for name in names_in(store))
+    with pytest.raises(InvalidInputError, match=r"'!down_porj' leaves no module out; .*down_proj"):
+        run(make_model(), data, tmp_path / "t", target_modules=["!mlp", "!down_porj"], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("model.layers.0.mixer.dt_proj", "!dt_proj"),
+        ("base_model.model.b.0.odd.lora_B.default", "!odd"),
+        ("base_model.model.b.0.odd.base_layer", "!odd"),
+        ("0.1", "!0.1"),
+    ],
+)
+def test_what_to_leave_out_is_proposed_for_all_of_a_kind(name, found):
+    assert leave_out(name).endswith(f"target_modules={found!r}")
+
+
+def test_a_fresh_lora_is_not_put_where_fast_kernels_pass_it_by(data, tmp_path):
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    store = run(MambaForCausalLM(config), data, tmp_path / "s", lora_rank=2)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in names_in(store)} == {
+        "in_proj",
+        "x_proj",
+        "dt_proj",
+    }
 
 
 def test_what_is_tied_to_a_module_that_is_left_out_is_left_out_too(data, tmp_path):

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 import spice_rs
 from reference import assert_rows_equal, make_data, make_model, rows_of, run
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 
 SAMPLES = 40
 
@@ -114,6 +114,26 @@ def test_records_of_text_stay_records(tmp_path):
     tensors = [{name: torch.tensor(value) for name, value in item.items()} for item in data]
     rows = [rows_of(run(make_model(), each, tmp_path / "s", loss_fn=loss)) for each in (data, tensors)]
     np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"input_ids": None, "labels": None},
+        {"input_ids": torch.arange(3), "labels": torch.arange(2)},
+        {"input_ids": [[1, 2], [3]], "labels": [1, 2]},
+        {"text": None},
+        {"messages": ()},
+    ],
+    ids=str,
+)
+def test_a_bad_first_record_does_not_make_the_others_samples(bad, tmp_path):
+    def loss(logits, labels):
+        return logits.square().sum(dim=(1, 2))
+
+    with pytest.warns(SpiceWarning, match="1 of 4 records"):
+        store = run(make_model(), [bad, *make_data(3)], tmp_path / "s", loss_fn=loss, skip_bad=True)
+    assert sorted(store.index) == [1, 2, 3]
 
 
 def test_a_stopped_run_resumes_and_other_data_or_losses_do_not_join(tmp_path):

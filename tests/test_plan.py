@@ -69,6 +69,9 @@ def test_rows_that_are_there_do_not_count_and_nothing_is_left_behind(tmp_path):
     model, data = make_model(), make_data(20)
     assert spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32").rows == 20
     assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    assert spice_rs.plan(model, data, tmp_path / "empty", **PLAIN).rows == 20
+    (tmp_path / "empty").rmdir()
     run(model, data, tmp_path / "s", **PLAIN, limit=12)
     before = sorted(tmp_path.rglob("*"))
     found = spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32")

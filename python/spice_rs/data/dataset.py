@@ -295,16 +295,19 @@ class _Renderer:
 
     def _check_calls(self, record: Record) -> None:
         """Refuses tool calls that the text would not show: they are to be learned."""
-        calls = any(message.calls for message in record.messages)
+        if not any(message.calls for message in record.messages):
+            return
         if self.kind == "plain":
-            if calls or record.tools:
-                raise _TemplateError("found tools or calls of them, and the tokenizer has no chat template")
-        elif calls:
-            turns = [message.turn() for message in record.messages]
-            silent = [{name: each for name, each in turn.items() if name != "tool_calls"} for turn in turns]
-            texts = [self._render(each, record.tools, generation=False) for each in (turns, silent)]
-            if texts[0] == texts[1]:
-                raise _TemplateError("the chat template leaves tool calls out; use one that shows them")
+            raise _TemplateError("found calls of tools, and the tokenizer has no chat template")
+        turns = [message.turn() for message in record.messages]
+        text = self._render(turns, record.tools, generation=False)
+        silent = [{name: each for name, each in turn.items() if name != "tool_calls"} for turn in turns]
+        try:
+            without = self._render(silent, record.tools, generation=False)
+        except _TemplateError:
+            return  # it misses the calls
+        if text == without:
+            raise _TemplateError("the chat template leaves tool calls out; use one that shows them")
 
     def _spans(
         self, messages: tuple[Message, ...], tools: Sequence[Any] | None
@@ -354,22 +357,24 @@ class _Renderer:
         return text, spans
 
     def _render(self, turns: list[dict[str, Any]], tools: Sequence[Any] | None, *, generation: bool) -> str:
-        return str(self._apply(turns, tools=tools, tokenize=False, add_generation_prompt=generation))
+        return str(self._apply(turns, tools, tokenize=False, add_generation_prompt=generation))
 
     def _by_marks(
         self, messages: tuple[Message, ...], tools: Sequence[Any] | None
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         turns = [message.turn() for message in messages]
         encoded = self._apply(
-            turns, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            turns, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         return ids, np.asarray(encoded["assistant_masks"]).astype(np.bool_)
 
-    def _apply(self, turns: list[dict[str, Any]], **options: Any) -> Any:
+    def _apply(self, turns: list[dict[str, Any]], tools: Sequence[Any] | None, **options: Any) -> Any:
         from jinja2 import TemplateError
 
         try:
+            if tools is not None:  # some tokenizers do not know of any
+                options["tools"] = tools
             return self.tokenizer.apply_chat_template(turns, **options)
         # raise_exception(…) in a template (roles must alternate, no system role, …), and what its expressions raise.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:

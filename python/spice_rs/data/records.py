@@ -260,10 +260,10 @@ def _record(index: int, place: str, fields: Any, columns: Mapping[str, str] | No
         return Record(index, place, tokens=_tokens(fields))
     if "messages" in fields:
         turns = _messages(fields["messages"], "messages", "role", "content")
-        return Record(index, place, messages=turns, tools=_tools(fields.get("tools")))
+        return Record(index, place, messages=turns, tools=_tools(fields.get("tools"), turns))
     if "conversations" in fields:
         turns = _messages(fields["conversations"], "conversations", "from", "value")
-        return Record(index, place, messages=turns, tools=_tools(fields.get("tools")))
+        return Record(index, place, messages=turns, tools=_tools(fields.get("tools"), turns))
     if "text" in fields and not any(name in fields for name in (*PROMPT_FIELDS, *RESPONSE_FIELDS)):
         text = _text(fields["text"], "text")
         if not text.strip():
@@ -325,7 +325,8 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
                 "wrong type",
                 f"{where} is {found(turn)}, expected an object with {role_key!r} and {content_key!r}",
             )
-        more = {name: turn[name] for name in MORE if role_key == "role" and turn.get(name)}
+        given = {name: turn[name] for name in MORE if role_key == "role" and turn.get(name) is not None}
+        more = {name: value for name, value in _values(given, where).items() if value}
         for key in (role_key, content_key):
             if key not in turn and not (key == content_key and "tool_calls" in more):
                 raise BadRecord(
@@ -341,7 +342,7 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
         words = turn.get(content_key)
         empty = words is None and "tool_calls" in more
         content = "" if empty else _content(words, f"{where}.{content_key}")
-        turns.append(Message(role, content, _values(more, where)))
+        turns.append(Message(role, content, more))
     replies = [turn for turn in turns if turn.role == "assistant"]
     if not replies:
         raise BadRecord(
@@ -354,25 +355,35 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
     return tuple(turns)
 
 
-def _tools(value: Any) -> Sequence[Any] | None:
-    """Descriptions of tools, a list of objects or the same as JSON text."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list") from None
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list")
-    return _values(value, "tools") or None
+def _tools(value: Any, turns: Sequence[Message]) -> Sequence[Any] | None:
+    """Descriptions of tools: a list of objects, one of them, or the same as JSON text.
+
+    Where no turn calls any, what cannot be understood is left out: many data sets have such a column for other uses.
+    """
+    try:
+        if isinstance(value, str):
+            value = json.loads(value) if value.strip() else None
+        value = _values(value, "tools")
+        value = [value] if isinstance(value, dict) and value else value
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(each, dict) for each in value)
+        ):
+            raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list of objects")
+    except (BadRecord, ValueError, RecursionError) as error:
+        if not any(turn.calls for turn in turns):
+            return None
+        detail = (
+            error if isinstance(error, BadRecord) else f"field 'tools' is {found(value)}, expected a list"
+        )
+        raise BadRecord("wrong type", str(detail)) from None
+    return value or None
 
 
 def _values(value: Any, where: str) -> Any:
-    """The value, if it is made of what JSON has."""
+    """The value, if it is made of what JSON has, and arrays."""
     try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:
+        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
+    except (TypeError, ValueError, RecursionError, AttributeError) as error:
         raise BadRecord("wrong type", f"{where} holds what JSON does not have ({error})") from None
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.layers import BatchShape, Layer
+from spice_rs.extraction.layers import BatchShape, Layer, leave_out
 from spice_rs.extraction.projection import Parameter, Projection
 
 
@@ -45,8 +45,8 @@ class Catch:
                 shared and values._version != version
             ):  # autograd checks this for what it saves; frozen weights save nothing
                 raise InvalidInputError(
-                    f"the input of layer {layer.name!r} is changed in place after the layer has seen it; leave the "
-                    f"layer out: target_modules={'!' + layer.name!r}"
+                    f"the input of layer {layer.name!r} is changed in place after the layer has seen it; "
+                    f"{leave_out(layer.name)}"
                 )
             errors = self.shape.by_sample(layer.name, gradient)
             layer.add(self.projection, self.rows, kept, errors)

@@ -19,6 +19,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
 from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.layers import leave_out
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
@@ -124,7 +125,7 @@ class GradientRun:
             more = f" (the first of {len(found)} such parameters)" if len(found) > 1 else ""
             raise InvalidInputError(
                 f"{found[0]}: found a use outside of its layer's forward, expected none{more}: that part of its gradient"
-                f" cannot be taken. Leave the layer out: target_modules={'!' + found[0].rpartition('.')[0]!r}."
+                f" cannot be taken. To go on without it, {leave_out(found[0].rpartition('.')[0])}."
             )
 
     def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:

@@ -27,7 +27,7 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.catch import Catch, Replaced
-from spice_rs.extraction.layers import BatchShape, Layer
+from spice_rs.extraction.layers import BatchShape, Layer, leave_out
 from spice_rs.extraction.projection import Projection
 
 
@@ -83,8 +83,8 @@ class GradientCapture:
                 name = min(self._blind - self._seen)
                 raise InvalidInputError(
                     f"layer {name!r} runs without gradients (inside no_grad, or re-entrant checkpointing whose input needs "
-                    "none), so its own cannot be taken; use_reentrant=False, or leave it out: "
-                    f"target_modules={'!' + name!r}"
+                    "none), so its own cannot be taken; use_reentrant=False, or "
+                    f"{leave_out(name)}"
                 )
         finally:
             self._catch = None

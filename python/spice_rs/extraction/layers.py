@@ -13,6 +13,7 @@ kind makes no layer, and its parameters count as missed.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class BatchShape:
         raise InvalidInputError(
             f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
             f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
-            f"expert?); leave it out: target_modules={'!' + name!r}"
+            f"expert?); {leave_out(name)}"
         )
 
 
@@ -177,7 +178,7 @@ class EmbeddingLayer(Layer):
             raise InvalidInputError(
                 f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
                 f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
-                f"(1, {shape.length}), or leave it out: target_modules={'!' + self.name!r}"
+                f"(1, {shape.length}), or {leave_out(self.name)}"
             )
         return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)
 
@@ -188,6 +189,14 @@ class EmbeddingLayer(Layer):
         if self.weight is not None and kept is not None:
             errors = errors.masked_fill((kept < 0).unsqueeze(-1), 0) * self.scale
             projection.add_rows(rows, self.weight, kept.clamp(min=0), errors)
+
+
+def leave_out(name: str) -> str:
+    """What to say where the layer of this name cannot be tracked."""
+    plain = re.sub(r"^base_model\.model\.|\.(base_layer|lora_([AB]|magnitude_vector)(\..*)?)$", "", name)
+    end = plain.rpartition(".")[2]
+    # The others of its kind cannot be, either; a number alone says nothing.
+    return f"leave such layers out: target_modules={'!' + (plain if end.isdigit() else end)!r}"
 
 
 def make_layer(name: str, module: Any, wanted: set[str], names: dict[int, str]) -> Layer | None:
@@ -248,9 +257,7 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     if not weight.is_floating_point() or isinstance(module, torch.nn.modules.batchnorm._NormBase):
         return None
     size = weight.shape[0]
-    eps = next(
-        (each for name, each in vars(module).items() if "eps" in name and isinstance(each, float)), None
-    )
+    eps = _epsilon(module)
 
     def rms(values: torch.Tensor) -> torch.Tensor:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -268,16 +275,16 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     small[:3] *= 3
     small[3:] *= 1e-3
     tried = {"weight": torch.randn(size, generator=generator, dtype=torch.float32).add_(1)}
-    if bias is not None:
+    if isinstance(bias, torch.Tensor):
         tried["bias"] = torch.randn(size, generator=generator, dtype=torch.float32)
     probe, *values = (each.to(weight.device) for each in (small, *tried.values()))
     tried = dict(zip(tried, values, strict=True))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         try:
             found = torch.func.functional_call(module, tried, (probe,))
         except Exception:  # noqa: BLE001 - it takes no such input, for whatever reason
             return None
-        if not isinstance(found, torch.Tensor) or found.shape != probe.shape:
+        if not isinstance(found, torch.Tensor) or found.shape != probe.shape or found.is_meta:
             return None
         for normalise in (rms, centred):
             for scale in (tried["weight"], 1 + tried["weight"]):
@@ -285,6 +292,14 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
                 if torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-4):
                     return normalise
     return None
+
+
+def _epsilon(module: Any) -> float | None:
+    """What a norm adds to the mean square; None where it does not say."""
+    given = [each for name, each in vars(module).items() if "eps" in name]
+    given += [getattr(module, name, None) for name in ("eps", "variance_epsilon")]
+    numbers = (each for each in given if isinstance(each, int | float) and not isinstance(each, bool))
+    return next((float(each) for each in numbers), None)
 
 
 def _embedding_scale(module: torch.nn.Embedding) -> float | None:

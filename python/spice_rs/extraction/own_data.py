@@ -38,8 +38,8 @@ class OwnSample:
 def is_own(data: Any, columns: Mapping[str, str] | None, loss_fn: Any) -> bool:
     """Whether the items of `data` are no records of text or tokens, and the loss takes them as they are.
 
-    What is no mapping is no record. A mapping is one if a field of theirs is text or a list, or if it has `input_ids` and
-    as many `labels`, unless the loss says that it wants the model: `loss_fn(model, batch)`.
+    What is no mapping is no record. A mapping is one if a field of theirs is text, a list or null, or if it has rows of
+    `input_ids` and of `labels`, unless the loss says that it wants the model: `loss_fn(model, batch)`.
     """
     if (
         columns
@@ -52,9 +52,10 @@ def is_own(data: Any, columns: Mapping[str, str] | None, loss_fn: Any) -> bool:
     first = data[0]
     if not isinstance(first, Mapping) or _wants_model(loss_fn):
         return True
-    ids, labels = (np.shape(first.get(field, 0)) for field in ("input_ids", "labels"))
-    words = any(isinstance(first.get(field), str | list) for field in FIELDS)
-    return not (words or (len(ids) == 1 and ids == labels))
+    known = [first[field] for field in FIELDS if field in first]
+    words = any(value is None or isinstance(value, str | list | tuple) for value in known)
+    tokens = all(getattr(first.get(field), "ndim", None) == 1 for field in ("input_ids", "labels"))
+    return not (words or tokens)
 
 
 def _wants_model(loss_fn: Any) -> bool:

@@ -131,7 +131,9 @@ def plan(
             raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
     settings = Settings.of(extraction)
     begun = clock()
-    there = set(GradientStore(out).index.tolist()) if out is not None and Path(out).exists() else None
+    there = None
+    if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
+        there = set(GradientStore(out).index.tolist())
     with preparing(model, data, settings) as ready:
         preparation = clock() - begun
         if out is not None and there is not None:
@@ -166,6 +168,10 @@ def plan(
             left_out=len(ready.reading.left_out),
             truncated=ready.reading.truncated,
         )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _check_store(ready: Extraction, settings: Settings, out: str | os.PathLike[str]) -> None:

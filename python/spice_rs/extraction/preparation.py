@@ -40,7 +40,7 @@ from spice_rs.extraction.proxy import (
     load_model,
     load_tokenizer,
     prepared,
-    settings_fingerprint,
+    settings_of,
     warn_unless_checkpointed,
     weight_fingerprint,
 )
@@ -224,7 +224,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
             "model": {
                 "id": reading.name,
                 "weights": weight_fingerprint(network),
-                "settings": settings_fingerprint(network),
+                "settings": settings_of(network),
                 "adapter": adapter,
             },
             "tracked": _describe_tracked(tracked),

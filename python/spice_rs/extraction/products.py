@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.catch import Catch
-from spice_rs.extraction.layers import LinearLayer, tracked_part
+from spice_rs.extraction.layers import LinearLayer, leave_out, tracked_part
 from spice_rs.extraction.projection import Parameter
 
 _CASTS = {
@@ -85,7 +85,7 @@ class ProductsLayer:
         if strange:
             raise InvalidInputError(
                 f"layer {self.name!r} uses its {strange[0]} outside of linear layers on this data, so its gradient cannot "
-                f"be taken; leave the layer out: target_modules={'!' + self.name!r}"
+                f"be taken; {leave_out(self.name)}"
             )
         return result
 

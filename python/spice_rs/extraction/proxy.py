@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +21,27 @@ from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.layers import is_linear, is_quantised
-from spice_rs.extraction.tracking import TargetModules, head_names, is_adapted, no_target, picked
+from spice_rs.extraction.tracking import (
+    TargetModules,
+    check_left_out,
+    head_names,
+    is_adapted,
+    no_target,
+    picked,
+)
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
 
-_NO_SETTINGS = frozenset(
-    "_name_or_path transformers_version architectures model_type dtype torch_dtype quantization_config use_cache"
-    " return_dict _attn_implementation _experts_implementation gradient_checkpointing output_attentions"
-    " output_hidden_states bos_token_id eos_token_id pad_token_id id2label label2id".split()
+_NO_SETTINGS = re.compile(
+    "_name_or_path|.*_version|architectures|model_type|(torch_)?dtype|quantization_config|use_cache|return_dict|torchscript"
+    "|_attn_implementation|_experts_implementation|gradient_checkpointing|output_.*|.*_token_id|id2label|label2id|.*dropout.*"
+    "|router_aux_loss_coef|initializer.*|tokenizer_class|auto_map|task_specific_params|finetuning_task|problem_type"
 )
-"""Entries of a configuration that change no gradient by more than rounding."""
+"""Names of entries of a configuration that change no gradient by more than rounding."""
+
+_PASSED_BY = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Types of models whose fast kernels take the weight of `out_proj` by themselves: a LoRA there would take no part."""
 
 _INPUT_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
 """Where a model of transformers keeps the handles of its hooks on the embeddings."""
@@ -119,10 +131,14 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     head = head_names(model)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    check_left_out(model, target_modules)
     modules = [
         name
         for name, module in model.named_modules()
-        if (is_linear(module) or is_quantised(module)) and picked(name, target_modules, name not in head)
+        if (is_linear(module) or is_quantised(module))
+        and picked(name, target_modules or None, name not in head)
+        and not (kind in _PASSED_BY and name.endswith("out_proj"))
     ]
     if not modules:
         raise InvalidInputError(no_target(model, target_modules))
@@ -350,28 +366,45 @@ def weight_fingerprint(model: torch.nn.Module) -> str:
         return hashlib.sha256(b"".join(pool.map(one, [*model.named_parameters(), *others]))).hexdigest()
 
 
-def settings_fingerprint(model: torch.nn.Module) -> str:
-    """Hash of what decides the gradients besides the weights, as far as the model says.
+def settings_of(model: torch.nn.Module) -> dict[str, Any]:
+    """What decides the gradients besides the weights, as far as the model says.
 
     That is its configuration, and what each active adapter counts. Of a configuration what differs from its class's
     defaults, so that new defaults of a later version do not matter.
     """
     config: Any = getattr(model, "config", None)
     differences = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
-    adapters = {}
+    scalings: dict[str, dict[str, float]] = {}
     for name, module in model.named_modules():
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and hasattr(module, "active_adapters"):
             off = getattr(module, "disable_adapters", False)
-            adapters[name] = {} if off else {each: scaling.get(each) for each in module.active_adapters}
-    content = {"config": _settings(differences), "adapters": adapters}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+            for adapter in () if off else module.active_adapters:
+                if adapter in scaling:
+                    scalings.setdefault(adapter, {})[name] = float(scaling[adapter])
+    adapters = {adapter: _one_or_hash(each) for adapter, each in scalings.items()}
+    return {"config": _plain(differences), "adapters": adapters}
 
 
-def _settings(value: Any) -> Any:
+def _one_or_hash(values: dict[str, float]) -> float | str:
+    """The value that all have, or a hash of them."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it, the same in every process."""
     if isinstance(value, dict):
-        return {str(name): _settings(each) for name, each in value.items() if name not in _NO_SETTINGS}
-    return value
+        return {
+            str(name): _plain(each) for name, each in value.items() if not _NO_SETTINGS.fullmatch(str(name))
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    finite = isinstance(value, float) and math.isfinite(value)
+    return value if value is None or finite or isinstance(value, bool | int | str) else type(value).__name__
 
 
 def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:

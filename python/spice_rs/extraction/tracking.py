@@ -160,11 +160,12 @@ def _meant(
     partial = is_partial(model)
     head, tables = head_names(model), _embedding_parameters(model)
     wanted, unwanted = _split(target_modules)
+    check_left_out(model, target_modules)
     meant: set[str] = set()
     left_out: set[str] = set()
     for name, module in modules.items():
         own = _own(module, names)
-        if unwanted is not None and _matches(name, unwanted):
+        if unwanted is not None and _inside(name, unwanted):
             left_out |= own
         elif partial:
             meant |= own & trainable if wanted is None or _matches(name, wanted) else set()
@@ -287,9 +288,40 @@ def _embedding_parameters(model: torch.nn.Module) -> set[str]:
 def picked(name: str, target_modules: TargetModules, otherwise: bool) -> bool:
     """Whether `target_modules` picks the module of this name; `otherwise` where it does not say."""
     wanted, unwanted = _split(target_modules)
-    if unwanted is not None and _matches(name, unwanted):
+    if unwanted is not None and _inside(name, unwanted):
         return False
     return otherwise if wanted is None else _matches(name, wanted)
+
+
+def check_left_out(model: torch.nn.Module, target_modules: TargetModules) -> None:
+    """Refuses a "!name" that leaves nothing out: it may be misspelt.
+
+    Raises:
+        InvalidInputError: See above.
+    """
+    _, unwanted = _split(target_modules)
+    patterns = [unwanted] if isinstance(unwanted, str) else unwanted or []
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        one = pattern if isinstance(unwanted, str) else [pattern]
+        if not any(_matches(name, one) for name in names):
+            ends = ", ".join(_linear_ends(model)) or "none"
+            raise InvalidInputError(
+                f"target_modules: '!{pattern}' leaves no module out; those of linear layers here end in: {ends}"
+            )
+
+
+def _inside(name: str, unwanted: str | Sequence[str]) -> bool:
+    """Whether the module, or one that it is a part of, is unwanted."""
+    parts = name.split(".")
+    return any(_matches(".".join(parts[:count]), unwanted) for count in range(1, len(parts) + 1))
+
+
+def _linear_ends(model: torch.nn.Module) -> list[str]:
+    """The ends of the names of linear layers, twenty at most."""
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})[
+        :20
+    ]
 
 
 def _split(target_modules: TargetModules) -> tuple[TargetModules, TargetModules]:
@@ -326,8 +358,7 @@ def no_target(model: torch.nn.Module, target_modules: TargetModules, meant: Sequ
         return (
             "weights in 4 or 8 bits have no gradient of their own; give a lora_rank, or a model with a LoRA"
         )
-    ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
-    available = ", ".join(ends[:20]) or "none"
+    available = ", ".join(_linear_ends(model)) or "none"
     if target_modules is None:
         return f"nothing can be tracked: no trainable parameter is in a linear layer (these are: {available})"
     return f"target_modules {target_modules!r} picks no linear layer to track; names here end in: {available}"

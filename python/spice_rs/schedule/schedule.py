@@ -28,7 +28,7 @@ from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
 from spice_rs.extraction.proxy import (
     check_seed,
-    settings_fingerprint,
+    settings_of,
     warn_unless_checkpointed,
     weight_fingerprint,
 )
@@ -205,7 +205,7 @@ def run_schedule(
             "lora": trained.lora,
             "model": reading.name,
             "weights": weight_fingerprint(trained.network),
-            "settings": settings_fingerprint(trained.network),
+            "settings": settings_of(trained.network),
             "samples": len(samples),
             "windows": len(windows),
             **reading.provenance,

@@ -4,7 +4,7 @@
 //! shards. It has to open, if only to be compacted.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,14 +39,22 @@ impl FileBytes {
         let file = folder::open_regular(path)?;
         let id = FileId::of(&file);
         if MAPS.fetch_add(1, Ordering::Relaxed) < most_maps {
-            let mapped = Mapped::of(&file, path).inspect_err(|_| forget_map())?;
-            return Ok(Self { content: Content::Mapped(mapped), id });
+            match Mapped::of(&file, path) {
+                Ok(mapped) => return Ok(Self { content: Content::Mapped(mapped), id }),
+                // The system allows fewer.
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::OutOfMemory => {}
+                Err(error) => {
+                    forget_map();
+                    return Err(error);
+                }
+            }
         }
         forget_map();
-        Ok(Self { content: read(file, path)?, id })
+        // Without a map nothing keeps the file's identity from becoming another one's.
+        Ok(Self { content: read(file, path)?, id: None })
     }
 
-    /// What tells the file from others, where the system does.
+    /// What tells the file from others, where the system does and it is mapped.
     pub(super) fn id(&self) -> Option<FileId> {
         self.id
     }
@@ -91,10 +99,10 @@ fn forget_map() {
 
 fn read(mut file: File, path: &Path) -> Result<Content> {
     let length = file.metadata().map_err(Error::io(path, "read"))?.len();
-    let too_large = |_| Error::io(path, "read")(std::io::ErrorKind::FileTooLarge.into());
+    let too_large = |_| Error::io(path, "read")(ErrorKind::FileTooLarge.into());
     let bytes = usize::try_from(length).map_err(too_large)?;
     let mut words: Vec<u64> = Vec::new();
-    let refused = |_| Error::io(path, "read")(std::io::ErrorKind::OutOfMemory.into());
+    let refused = |_| Error::io(path, "read")(ErrorKind::OutOfMemory.into());
     words.try_reserve_exact(bytes.div_ceil(8)).map_err(refused)?;
     words.resize(bytes.div_ceil(8), 0);
     file.read_exact(&mut bytemuck::cast_slice_mut(&mut words)[..bytes])
@@ -118,7 +126,7 @@ mod tests {
             assert!(matches!((&mapped.content, &read.content), (Content::Mapped(_), Content::Read(..))));
             assert_eq!((&*mapped, &*read), (&*content, &*content));
             assert_eq!(read.as_ptr().align_offset(8), 0);
-            assert_eq!(mapped.id(), read.id());
+            assert_eq!((mapped.id(), read.id()), (FileId::at(&path), None));
             [&mapped, &read].into_iter().for_each(FileBytes::release);
             assert_eq!(&*mapped, &*content);
         }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use super::bytes::FileBytes;
 use super::folder::Listing;
@@ -27,10 +29,16 @@ pub(super) fn open_shards(
     mut list: impl FnMut(&Path) -> Result<Listing>,
 ) -> Result<(Vec<Shard>, Listing)> {
     const ATTEMPTS: usize = 1000;
+    // Then it takes a while: a network file system may show what was there some seconds ago.
+    const IN_A_ROW: usize = 10;
+    const PAUSE: Duration = Duration::from_millis(5);
     let schema_id = schema.id();
     let mut opened = BTreeMap::new();
     let mut vanished = None;
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
+        if attempt >= IN_A_ROW {
+            thread::sleep(PAUSE);
+        }
         let generation = lock::generation(folder)?;
         let listing = list(folder)?;
         // A name that is still there may have become that of a later shard.
@@ -42,7 +50,12 @@ pub(super) fn open_shards(
         let mut mapped = Vec::new();
         for name in listing.shards.iter().filter(|name| !opened.contains_key(*name)) {
             match FileBytes::open(&folder.join(name)) {
-                Err(Error::Io { path, action, source }) if source.kind() == ErrorKind::NotFound => {
+                Err(Error::Io { path, action, source })
+                    if matches!(
+                        source.kind(),
+                        ErrorKind::NotFound | ErrorKind::StaleNetworkFileHandle
+                    ) =>
+                {
                     vanished = Some(Error::Io { path, action, source });
                 }
                 map => {
