@@ -891,7 +891,7 @@ def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_p
 def test_a_signals_handler_in_the_middle_of_a_call_is_told_and_the_call_goes_on(
     name: str, tmp_path: Path
 ) -> None:
-    rows = 4000
+    rows = 10_000  # of a shard each: several looks at signals
     w = GradientStore.create(tmp_path, dim=DIM, rows_per_shard=1, fsync=False)
     w.append(some_rows(rows), np.arange(rows))
     calls = {
