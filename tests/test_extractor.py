@@ -23,9 +23,9 @@ from reference import (
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.identity import weight_fingerprint
 from spice_rs.extraction.loss import SummedLoss, token_cross_entropy
 from spice_rs.extraction.projection import Parameter, make_projection
-from spice_rs.extraction.proxy import weight_fingerprint
 from spice_rs.schedule.schedule import run_schedule
 from spice_rs.store.store import GradientStore
 

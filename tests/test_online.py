@@ -14,7 +14,7 @@ import spice_rs
 from reference import autograd_rows, make_data, make_model
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.gradients import GradientRun
-from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.extraction.identity import weight_fingerprint
 from test_schedule import mean_full_gain, quiet_lora
 
 pytestmark = [

@@ -20,7 +20,8 @@ from reference import (
     run,
 )
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.proxy import INFERENCE_UNITS, differentiable, weight_fingerprint
+from spice_rs.extraction.identity import weight_fingerprint
+from spice_rs.extraction.proxy import INFERENCE_UNITS, differentiable
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 has_avx512bf16 = bitsandbytes.functional.has_avx512bf16

@@ -20,7 +20,7 @@ import spice_rs
 from command import run
 from reference import autograd_rows, make_data, make_lora, make_model
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceWarning, StoreError, StoreMismatchError
-from spice_rs.extraction.proxy import weight_fingerprint
+from spice_rs.extraction.identity import weight_fingerprint
 from tiny import make_records
 
 pytestmark = pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")

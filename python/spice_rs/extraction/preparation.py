@@ -31,6 +31,7 @@ from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
 from spice_rs.extraction.gradients import GradientRun, changed_products
 from spice_rs.extraction.hooks import GradientCapture
+from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, own_fingerprint
 from spice_rs.extraction.projection import NoProjection, Projection, make_projection
@@ -40,9 +41,7 @@ from spice_rs.extraction.proxy import (
     load_model,
     load_tokenizer,
     prepared,
-    settings_of,
     warn_unless_checkpointed,
-    weight_fingerprint,
 )
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track

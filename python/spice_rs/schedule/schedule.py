@@ -24,13 +24,12 @@ from spice_rs.data.left_out import reasons
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import changed_products
+from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
 from spice_rs.extraction.proxy import (
     check_seed,
-    settings_of,
     warn_unless_checkpointed,
-    weight_fingerprint,
 )
 from spice_rs.extraction.ranks import Rank
 from spice_rs.progress import Bar, bar
