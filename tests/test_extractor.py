@@ -23,7 +23,7 @@ from reference import (
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.hooks import GradientCapture
-from spice_rs.extraction.identity import weight_fingerprint
+from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.loss import SummedLoss, token_cross_entropy
 from spice_rs.extraction.projection import Parameter, make_projection
 from spice_rs.schedule.schedule import run_schedule
@@ -365,6 +365,13 @@ def test_the_same_weights_used_otherwise_do_not_join_a_store(model, other, entry
     with pytest.raises(StoreMismatchError, match=rf"model\.settings\.{entry}"):
         run(other(), data, tmp_path / "s")
     assert len(run(model(), data, tmp_path / "s")) == 3
+
+
+def test_entries_that_scale_outputs_are_settings():
+    model = make_model()
+    model.config.output_hidden_states, model.config.output_multiplier = True, 2.0
+    assert settings_of(model)["config"]["output_multiplier"] == 2.0
+    assert "output_hidden_states" not in settings_of(model)["config"]
 
 
 def test_what_changes_no_gradient_is_no_setting_of_a_model(tmp_path):

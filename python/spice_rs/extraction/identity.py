@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 _NO_SETTINGS = re.compile(
-    "_name_or_path|.*_version|architectures|model_type|(torch_)?dtype|quantization_config|use_cache|return_dict|torchscript"
-    "|_attn_implementation|_experts_implementation|gradient_checkpointing|output_.*|.*_token_id|id2label|label2id|.*dropout.*"
-    "|router_aux_loss_coef|initializer.*|tokenizer_class|auto_map|task_specific_params|finetuning_task|problem_type"
+    "_name_or_path|(transformers|unsloth)_version|architectures|model_type|(torch_)?dtype|quantization_config|use_cache|return_dict|torchscript"
+    "|_attn_implementation|_experts_implementation|gradient_checkpointing|.*_token_id|id2label|label2id|.*dropout.*"
+    "|output_(attentions|hidden_states|router_logits)|router_aux_loss_coef|initializer.*|tokenizer_class|auto_map|task_specific_params|finetuning_task|problem_type"
 )
 """Names of entries of a configuration that change no gradient by more than rounding."""
 

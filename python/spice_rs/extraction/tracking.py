@@ -301,7 +301,7 @@ def check_left_out(model: torch.nn.Module, target_modules: TargetModules) -> Non
     """
     _, unwanted = _split(target_modules)
     patterns = [unwanted] if isinstance(unwanted, str) else unwanted or []
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         one = pattern if isinstance(unwanted, str) else [pattern]
         if not any(_matches(name, one) for name in names):
