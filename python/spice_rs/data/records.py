@@ -74,11 +74,13 @@ class Message:
         role: Of the speaker.
         content: The words, empty where a turn does nothing but call tools.
         more: What else templates show of a turn, as it stands in the data: see `MORE`.
+        learned: Whether an assistant's turn is learned; one that the data mark otherwise is context.
     """
 
     role: str
     content: str
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    learned: bool = True
 
     @property
     def calls(self) -> bool:
@@ -101,6 +103,7 @@ class Record:
         tokens: (2, T) int64, rows `input_ids` and `labels`, or None.
         text: Text that is learned as a whole, or None.
         tools: Descriptions of the tools that a conversation may call, for the chat template.
+        template_options: Further variables of the chat template that the record sets, as TRL's `chat_template_kwargs`.
     """
 
     index: int
@@ -109,6 +112,7 @@ class Record:
     tokens: NDArray[np.int64] | None = None
     text: str | None = None
     tools: Sequence[Any] | None = None
+    template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

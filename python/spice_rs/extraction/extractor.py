@@ -57,6 +57,9 @@ def extract(
     progress: bool | None = None,
     skip_bad: bool = False,
     columns: Mapping[str, str] | None = None,
+    ignore_columns: str | Sequence[str] | None = None,
+    preference: Literal["chosen"] | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     nnz: int = DEFAULT_NNZ,
     side: int = DEFAULT_SIDE,
@@ -108,6 +111,9 @@ def extract(
             in `OUT.left-out.jsonl`, one line with row and reason each.
         columns: Field → column, for data with other names of columns: {"prompt": "frage", "response": "antwort"};
             see `spice_rs.data.records.FIELDS`.
+        ignore_columns: Columns of the data that say nothing to learn from, beside those known as such: one name, or several.
+        preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
+        chat_template: File with the chat template to use in place of the tokenizer's own.
         limit: Only the rows below this index.
         nnz: Buckets per coordinate of sparse projections.
         side: p of the two-sided projection.
@@ -149,6 +155,9 @@ def extract(
         loss_fn=loss_fn,
         skip_bad=skip_bad,
         columns=columns,
+        ignore_columns=ignore_columns,
+        preference=preference,
+        chat_template=chat_template,
         limit=limit,
         nnz=nnz,
         side=side,

@@ -75,6 +75,9 @@ class Settings:
     loss_fn: Callable[..., torch.Tensor] | None
     skip_bad: bool
     columns: Mapping[str, str] | None
+    ignore_columns: str | Sequence[str] | None
+    preference: str | None
+    chat_template: str | os.PathLike[str] | None
     limit: int | None
     nnz: int
     side: int
