@@ -104,3 +104,8 @@ def __getattr__(name: str) -> Any:
             message = f"{error}: extraction needs more packages; pip install 'spice-rs[extract]'"
             raise ModuleNotFoundError(message, name=error.name) from error
     raise AttributeError(f"module 'spice_rs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is imported on first use too, for completion."""
+    return sorted({*globals(), *__all__})

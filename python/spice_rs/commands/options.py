@@ -105,8 +105,8 @@ def _number_or(kind: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[
 
 
 def _names(text: str) -> str | list[str]:
-    """Read `q_proj,k_proj` as a list of names and anything else as one pattern."""
-    return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)+", text) else text
+    """Read `q_proj,k_proj` and `!q_proj,!k_proj` as lists of names, and anything else as one pattern."""
+    return text.split(",") if re.fullmatch(r"!?[\w.]+(,!?[\w.]+)+", text) else text
 
 
 def _pairs(text: str) -> dict[str, str]:

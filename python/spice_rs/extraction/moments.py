@@ -36,6 +36,7 @@ from spice_rs.extraction.naming import matching
 OptimizerState: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | torch.optim.Optimizer
 """A file, a folder with one (`optimizer.pt`), a state dict, or an optimiser."""
 
+_SAFE_TORCH = (2, 10)
 _FILES = ("optimizer.pt", "optimizer.bin", "optimizer.safetensors")
 _DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}  # torch's own, for files that do not say
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
@@ -252,6 +253,7 @@ def load_tensors(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
+            _check_torch(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InvalidInputError(f"{path}: no such file; check the path") from None
@@ -263,6 +265,20 @@ def load_tensors(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise InvalidInputError(f"{path}: found {type(content).__name__}, expected a state dict")
     return content
+
+
+def _check_torch(path: Path) -> None:
+    """Refuses torch's own format where its reader, even of tensors alone, runs code of a crafted file.
+
+    Below 2.6 that is CVE-2025-32434, below 2.10 CVE-2026-24747.
+    """
+    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if version < _SAFE_TORCH:
+        raise InvalidInputError(
+            f"{path}: found torch {torch.__version__}, expected {'.'.join(map(str, _SAFE_TORCH))} or later to read a file in"
+            " torch's format: earlier ones run code that a file brings with it. Update torch, or save the tensors as"
+            " safetensors"
+        )
 
 
 def _some(keys: Mapping[Any, Any]) -> str:

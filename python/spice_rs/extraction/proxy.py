@@ -52,6 +52,7 @@ def load_model(
         raise InvalidInputError(
             f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
         )
+    model, gguf_file = _located(model, gguf_file)
     if not Path(model).is_dir() and (Path(model).is_absolute() or os.fspath(model).startswith(".")):
         raise InvalidInputError(f"{model}: no such folder, expected one with a model; check the path")
     from transformers import AutoModelForCausalLM
@@ -71,6 +72,26 @@ def load_model(
             parameter.requires_grad_(True)
     with _explained(f"device={device}: cannot hold the model"):
         return loaded if loaded.device == device else loaded.to(device), _short_name(str(model))
+
+
+def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str, str | None]:
+    """The folder or hub id, and the GGUF file in it: people name the file itself, and their home by a tilde.
+
+    Raises:
+        InvalidInputError: It is a file of another kind, or two GGUF files are named.
+    """
+    place = Path(os.path.expanduser(os.fspath(model)))
+    if not place.is_file():
+        return (str(place) if os.fspath(model).startswith("~") else os.fspath(model)), gguf_file
+    if place.suffix.lower() != ".gguf":
+        raise InvalidInputError(
+            f"{place}: found a file, expected a model's folder or a .gguf file; name the folder that it lies in"
+        )
+    if gguf_file not in (None, place.name):
+        raise InvalidInputError(
+            f"{place}: found a GGUF file beside gguf_file={gguf_file!r} (--gguf-file), expected one of the two; leave one out"
+        )
+    return str(place.parent), place.name
 
 
 def _is_quantised(model: Any, trust_remote_code: bool) -> bool:
@@ -94,6 +115,7 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
         return None
     from transformers import AutoTokenizer
 
+    model, gguf_file = _located(model, gguf_file)
     options = {"gguf_file": gguf_file} if gguf_file else {}
     with _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)"):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)

@@ -151,7 +151,10 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(_LENGTH), "little")
+            first = file.read(_LENGTH)
+            if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros
+                _foreign(name, "JSON, as `select --out` writes picks")
+            length = int.from_bytes(first, "little")
             if size < _LENGTH + len(_START) or length > _MAX_HEADER:
                 _foreign(name, f"{size} bytes that start with no header of one")
             header = file.read(length)
@@ -378,8 +381,8 @@ def _check_duplicates(name: str, run: SavedRun) -> None:
 
 def _foreign(name: str, found: str) -> NoReturn:
     raise StoreError(
-        f"{name}: file: found {found}, expected a selection in safetensors format. Name a file that Selection.save or"
-        " a checkpoint wrote."
+        f"{name}: file: found {found}, expected a selection in safetensors format. Name a file that Selection.save"
+        " (spice-rs select --save FILE) or a checkpoint wrote; without one, select again and save it."
     )
 
 

@@ -294,7 +294,12 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
         return Source(
             [(cells, kind, rows)], rows, columns, kind, f"{path}{MEMBER_SEPARATOR}{name}", keep_alive=cells
         )
-    if path.suffix in (".pt", ".pth", ".jsonl", ".json", ".parquet"):
+    if path.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz"):
+        raise InvalidInputError(
+            f"{path}: found a {path.suffix} file, which holds records or picks, expected gradients: a store, .npy or .npz."
+            f" Extract them first (spice-rs extract --model MODEL --data {path.name} --out store), and select from the store."
+        )
+    if path.suffix in (".pt", ".pth"):
         raise InvalidInputError(
             f"{path}: found a {path.suffix} file, expected a gradient store, .npy, .npz or a headerless file of numbers."
             " Load it yourself and pass the array."
