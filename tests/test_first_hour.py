@@ -18,7 +18,9 @@ from spice_rs.extraction.proxy import load_tokenizer
 def test_selecting_from_records_says_to_extract_first(tmp_path, name, capsys):
     path = tmp_path / name
     path.write_text('{"instruction": "a", "response": "b"}\n')
-    with pytest.raises(InvalidInputError, match="holds records or picks.*Extract them first.*extract --model MODEL"):
+    with pytest.raises(
+        InvalidInputError, match="holds records or picks.*Extract them first.*extract --model MODEL"
+    ):
         spice_rs.select(path, 1)
     assert run("select", path, "-k", 1) == 2
     assert "Extract them first" in capsys.readouterr().err
@@ -66,7 +68,9 @@ def test_torchs_own_format_is_not_read_by_a_torch_that_runs_code_of_it(tmp_path,
     torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
     assert list(load_tensors(tmp_path / "state.pt")) == ["a"]
     monkeypatch.setattr(torch, "__version__", version)
-    with pytest.raises(InvalidInputError, match=r"state.pt: found torch .*expected 2.10 or later.*safetensors"):
+    with pytest.raises(
+        InvalidInputError, match=r"state.pt: found torch .*expected 2.10 or later.*safetensors"
+    ):
         load_tensors(tmp_path / "state.pt")
 
 
@@ -80,3 +84,13 @@ def test_several_names_with_exclamation_marks(proxy, tmp_path):
     out = tmp_path / "store"
     assert run("extract", *options, "--out", out, "--target-modules", "!q_proj,!down_proj") == 0
     assert spice_rs.GradientStore(out).provenance["tracked"]["layers"] == 2 * 5
+
+
+@pytest.mark.parametrize(("command", "alias"), [("run", "run-schedule"), ("report", "write-report")])
+def test_commands_have_the_names_of_their_functions_too(command, alias, capsys):
+    helps = []
+    for name in (command, alias):
+        assert run(name, "--help") == 0
+        helps.append(capsys.readouterr().out.split("\n", 1)[1].replace(alias, command))
+    assert "--out" in helps[0]
+    assert helps[0].split() == helps[1].split()

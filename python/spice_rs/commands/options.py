@@ -13,11 +13,22 @@ from typing import Any, Literal
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[..., int | None], summary: str
+    commands: Any, name: str, run: Callable[..., int | None], summary: str, *, alias: str | None = None
 ) -> argparse.ArgumentParser:
-    """Add a command without options; `run` takes them by name and returns the exit code."""
+    """Add a command without options; `run` takes them by name and returns the exit code.
+
+    Args:
+        commands: What `add_subparsers` has returned.
+        name: Of the command.
+        run: What it does.
+        summary: In one line.
+        alias: Another name, as the function behind it is called from Python.
+    """
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        aliases=() if alias is None else (alias,),
     )
     command.set_defaults(run=run)
     return command

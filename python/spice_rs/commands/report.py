@@ -14,7 +14,11 @@ from spice_rs.commands.selection import WORDS
 def add(commands: Any) -> None:
     """Add the command."""
     report = add_command(
-        commands, "report", _report, "write an HTML page about a selection, with plots and tables"
+        commands,
+        "report",
+        _report,
+        "write an HTML page about a selection, with plots and tables",
+        alias="write-report",
     )
     add_selection(report)
     report.add_argument(

@@ -10,13 +10,19 @@ from typing import Any
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 
+ALIAS = "run-schedule"
+
 
 def add(commands: Any, called: Sequence[str]) -> None:
     """Add the command; its options only where it is in `called`, since they take torch, and seconds."""
     run = add_command(
-        commands, "run", _run, "select window by window with a proxy that learns from what was selected"
+        commands,
+        "run",
+        _run,
+        "select window by window with a proxy that learns from what was selected",
+        alias=ALIAS,
     )
-    if "run" in called:
+    if {"run", ALIAS} & {*called}:
         add_options(run, spice_rs.run_schedule, required=("model", "data", "out"), skip=("extraction",))
         own = tuple(inspect.signature(spice_rs.run_schedule).parameters)
         add_options(
