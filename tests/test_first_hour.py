@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from command import run
 
 import spice_rs
+from command import run
 from spice_rs.errors import InvalidInputError, StoreError
 from spice_rs.extraction.moments import load_tensors
 from spice_rs.extraction.proxy import load_tokenizer

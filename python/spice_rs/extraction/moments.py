@@ -275,8 +275,8 @@ def _check_torch(path: Path) -> None:
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < _SAFE_TORCH:
         raise InvalidInputError(
-            f"{path}: found torch {torch.__version__}, expected {'.'.join(map(str, _SAFE_TORCH))} or later to read a file in"
-            " torch's format: earlier ones run code that a file brings with it. Update torch, or save the tensors as"
+            f"{path}: found torch {torch.__version__}, expected {'.'.join(map(str, _SAFE_TORCH))} or later to read a file"
+            " in torch's format: earlier ones run code that a file brings with it. Update torch, or save the tensors as"
             " safetensors"
         )
 

@@ -89,7 +89,8 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
         )
     if gguf_file not in (None, place.name):
         raise InvalidInputError(
-            f"{place}: found a GGUF file beside gguf_file={gguf_file!r} (--gguf-file), expected one of the two; leave one out"
+            f"{place}: found a GGUF file beside gguf_file={gguf_file!r} (--gguf-file), expected one of the two; leave"
+            " one out"
         )
     return str(place.parent), place.name
 

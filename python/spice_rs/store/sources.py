@@ -297,7 +297,8 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
     if path.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz"):
         raise InvalidInputError(
             f"{path}: found a {path.suffix} file, which holds records or picks, expected gradients: a store, .npy or .npz."
-            f" Extract them first (spice-rs extract --model MODEL --data {path.name} --out store), and select from the store."
+            f" Extract them first (spice-rs extract --model MODEL --data {path.name} --out store), and select from the"
+            " store."
         )
     if path.suffix in (".pt", ".pth"):
         raise InvalidInputError(
