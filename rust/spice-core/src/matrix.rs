@@ -66,12 +66,27 @@ enum Cells<'a> {
     F64(&'a [f64]),
 }
 
+/// What is known of the rows of a block from when they were written, to be held against what is read.
+pub trait Written: Sync {
+    /// What row `row` of the block adds to the sum that [`Written::check`] takes.
+    ///
+    /// `cells` is the XXH3-64 of the row's stored bytes with `index` as the seed.
+    fn row_checksum(&self, row: usize, index: i64, cells: u64) -> u64;
+
+    /// Compares the sum over all rows, modulo 2⁶⁴, with that of the rows that were written.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] if they are not the same rows any more.
+    fn check(&self, sum: u64) -> Result<()>;
+}
+
 /// A borrowed C-contiguous matrix of `rows × dim` cells.
 #[derive(Clone, Copy)]
 pub struct RowBlock<'a> {
     cells: Cells<'a>,
     rows: usize,
     dim: usize,
+    written: Option<&'a dyn Written>,
 }
 
 impl<'a> RowBlock<'a> {
@@ -107,7 +122,13 @@ impl<'a> RowBlock<'a> {
             Dtype::F32 => Cells::F32(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
             Dtype::F64 => Cells::F64(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
         };
-        Ok(Self { cells, rows, dim })
+        Ok(Self { cells, rows, dim, written: None })
+    }
+
+    /// The block with what is known of its rows, which whoever reads all of them compares.
+    pub fn with_written(mut self, written: Option<&'a dyn Written>) -> Self {
+        self.written = written;
+        self
     }
 
     /// Number of rows.
@@ -307,6 +328,29 @@ impl<'a> Pool<'a> {
     pub(crate) fn hash(&self, row: usize) -> u64 {
         let (block, local) = self.locate(row);
         xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.index(row) as u64)
+    }
+
+    /// [`Pool::hash`] of `row`, and what the row adds to the sum of its block if that block knows its sum.
+    pub(crate) fn hash_and_checksum(&self, row: usize) -> (u64, Option<(usize, u64)>) {
+        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        let (local, index) = (row - self.starts[block], self.index(row));
+        let (rows, seed) = (&self.blocks[block], index as u64);
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(rows.bytes(local), seed);
+        (hash, rows.written.map(|written| (block, written.row_checksum(local, index, hash))))
+    }
+
+    /// Compares the sums of the rows' checksums, one for each block, with those of the rows that were written.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] for the first block that has changed.
+    pub(crate) fn check_written(&self, sums: impl Iterator<Item = u64>) -> Result<()> {
+        (self.blocks.iter().zip(sums))
+            .try_for_each(|(block, sum)| block.written.map_or(Ok(()), |written| written.check(sum)))
+    }
+
+    /// Number of blocks.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Writes row `row`, scaled and times `factor`, to `out` (`dim` cells) in single precision.

@@ -9,6 +9,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool};
+use spice_core::monitor::Monitor;
+use spice_core::selection::Survey;
 use spice_core::store::{Reader, Reduction, Schema, Writer, WriterOptions};
 
 fn schema(dim: usize, dtype: Dtype) -> Schema {
@@ -108,4 +110,52 @@ fn wrong_lengths_and_positions_are_refused() {
     assert!(matches!(writer.append(&[1.0; 2], &[5], Some(&[]), None), Err(Error::InvalidInput { .. })));
     let wide = Writer::create(folder.path(), schema(3, Dtype::F32), WriterOptions::default());
     assert!(matches!(wide, Err(Error::StoreMismatch { field, .. }) if field == "dim"));
+}
+
+#[test]
+fn a_flipped_bit_is_found_by_whoever_reads_all_rows() {
+    let (dim, rows_per_shard) = (5, 3);
+    let rows: Vec<f32> = (0..8 * dim).map(|cell| (cell as f32 * 0.7).sin()).collect();
+    for dtype in Schema::DTYPES {
+        let folder = tempfile::tempdir().unwrap();
+        let store = fill(folder.path(), &rows, dim, dtype, rows_per_shard);
+        let names: Vec<String> = store.shard_names().map(str::to_string).collect();
+        let survey = |index: Vec<i64>| {
+            let store = Reader::open(folder.path()).unwrap();
+            let pool = Pool::new(store.blocks().unwrap()).unwrap().with_index(index).unwrap();
+            Survey::new(pool, false, &Monitor::default()).map(|_| ())
+        };
+        let (own, others) = (store.index().to_vec(), vec![7, 3, 9, 100, 4, 5, 6, 0]);
+        survey(own.clone()).unwrap();
+        survey(others.clone()).unwrap(); // numbered anew, and still the rows that were written
+
+        for (place, name) in names.iter().enumerate() {
+            let path = folder.path().join(name);
+            let sound = std::fs::read(&path).unwrap();
+            let rows_here = rows_per_shard.min(8 - place * rows_per_shard);
+            let start = sound.len() - rows_here * dim * dtype.size();
+            for byte in start..sound.len() {
+                let mut changed = sound.clone();
+                changed[byte] ^= 1 << (byte % 8);
+                std::fs::write(&path, &changed).unwrap();
+                for index in [&own, &others] {
+                    let found = survey(index.clone()).unwrap_err();
+                    assert!(
+                        matches!(&found, Error::CorruptStore { path: at, field, .. }
+                            if *at == path && field.starts_with("rows_checksum")),
+                        "{found}"
+                    );
+                }
+            }
+            // What a row's norm tells is told.
+            let mut changed = sound.clone();
+            let last = sound.len() - 1;
+            changed[last] ^= 0x40;
+            std::fs::write(&path, &changed).unwrap();
+            let row = place * rows_per_shard + rows_here - 1;
+            let expected = format!("row {} of the file (index {row})", rows_here - 1);
+            assert!(survey(own.clone()).unwrap_err().to_string().contains(&expected), "{dtype:?}");
+            std::fs::write(&path, &sound).unwrap();
+        }
+    }
 }

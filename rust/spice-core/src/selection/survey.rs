@@ -1,6 +1,7 @@
 //! The first pass: every row is read once, checked, measured and, if asked for, made a unit row.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
@@ -32,20 +33,29 @@ pub struct Survey<'a> {
 impl<'a> Survey<'a> {
     /// Reads all rows of `pool`, each multiplied by `1/‖g‖` if `unit` (zero rows stay zero).
     ///
+    /// Rows of a store are held against what their shard says of them: a bit that a disk or memory has flipped changes
+    /// picks, and nobody would see it.
+    ///
     /// # Errors
-    /// [`Error::InvalidInput`] naming the first row that holds a NaN or an infinity or whose squared
+    /// [`Error::CorruptStore`] if rows of a store are not those that were written; [`Error::InvalidInput`] naming the first row that holds a NaN or an infinity or whose squared
     /// norm overflows; [`Error::Interrupted`].
     pub fn new(mut pool: Pool<'a>, unit: bool, monitor: &Monitor) -> Result<Self> {
         let kernels = Kernels::default();
         let mut measured = vec![(0.0, 1.0); pool.len()]; // (‖g‖², factor)
+        let sums: Vec<AtomicU64> = (0..pool.blocks()).map(|_| AtomicU64::new(0)).collect();
         let chunks = measured.par_chunks_mut(CHUNK).enumerate();
         let hashes = chunks.map_init(
             || vec![0.0; pool.dim()],
             |row, (chunk, measured)| {
                 monitor.check()?;
                 let mut hash = 0_u64;
+                let mut sum = BlockSum::new(&sums);
                 for (offset, slot) in measured.iter_mut().enumerate() {
-                    hash = hash.wrapping_add(pool.hash(chunk * CHUNK + offset));
+                    let (row_hash, written) = pool.hash_and_checksum(chunk * CHUNK + offset);
+                    hash = hash.wrapping_add(row_hash);
+                    if let Some((block, checksum)) = written {
+                        sum.add(block, checksum);
+                    }
                     pool.load(chunk * CHUNK + offset, row);
                     let mut norm_sq = kernels.dot(row, row);
                     let mut factor = 1.0;
@@ -68,6 +78,7 @@ impl<'a> Survey<'a> {
         );
         // A sum, so that the order of rows and their spread over files do not matter.
         let fingerprint = hashes.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b)))?;
+        pool.check_written(sums.into_iter().map(AtomicU64::into_inner))?;
         if let Some(row) = measured.iter().position(|(norm_sq, _)| !norm_sq.is_finite()) {
             return Err(refuse(&pool, row));
         }
@@ -194,6 +205,37 @@ pub fn fingerprint(pool: &Pool<'_>, rows: Option<&[usize]>, monitor: &Monitor) -
         Ok(places.fold(0_u64, |sum, place| sum.wrapping_add(pool.hash(row(place)))))
     });
     chunks.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b))).map(show)
+}
+
+/// The rows of one task, summed up by block: threads meet once a block, not once a row.
+struct BlockSum<'a> {
+    sums: &'a [AtomicU64],
+    block: usize,
+    sum: u64,
+}
+
+impl<'a> BlockSum<'a> {
+    fn new(sums: &'a [AtomicU64]) -> Self {
+        Self { sums, block: 0, sum: 0 }
+    }
+
+    fn add(&mut self, block: usize, checksum: u64) {
+        if block != self.block {
+            self.flush();
+            self.block = block;
+        }
+        self.sum = self.sum.wrapping_add(checksum);
+    }
+
+    fn flush(&mut self) {
+        self.sums[self.block].fetch_add(std::mem::take(&mut self.sum), Ordering::Relaxed);
+    }
+}
+
+impl Drop for BlockSum<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
 }
 
 fn show(fingerprint: u64) -> String {

@@ -94,7 +94,8 @@ impl Buffer {
         let optional = [loss.map(f32::to_le_bytes), num_tokens.map(i32::to_le_bytes)];
         let [loss, tokens] = optional.map(|value| value.unwrap_or(checksum::ABSENT));
         let values = [scale.to_le_bytes(), norm.to_le_bytes(), loss, tokens];
-        let row = checksum::of_row(index.to_le_bytes(), values, &self.cells.as_bytes()[start..]);
+        let cells = checksum::of_cells(index.to_le_bytes(), &self.cells.as_bytes()[start..]);
+        let row = checksum::of_row(values, cells);
         self.rows_checksum = self.rows_checksum.wrapping_add(row);
         self.since.get_or_insert_with(Instant::now);
     }

@@ -28,9 +28,14 @@ pub(super) fn of(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
 }
 
-/// What a row adds to the `rows_checksum` of its shard; a column that is not there has four bytes of 255.
-pub(super) fn of_row(index: [u8; 8], scale_norm_loss_tokens: [[u8; 4]; 4], cells: &[u8]) -> u64 {
-    let cells = xxh3_64_with_seed(cells, u64::from_le_bytes(index));
+/// The checksum of a row's stored cells.
+pub(super) fn of_cells(index: [u8; 8], cells: &[u8]) -> u64 {
+    xxh3_64_with_seed(cells, u64::from_le_bytes(index))
+}
+
+/// What a row adds to the `rows_checksum` of its shard, given [`of_cells`]; a column that is not there has four bytes of
+/// 255.
+pub(super) fn of_row(scale_norm_loss_tokens: [[u8; 4]; 4], cells: u64) -> u64 {
     xxh3_64_with_seed(scale_norm_loss_tokens.as_flattened(), cells)
 }
 

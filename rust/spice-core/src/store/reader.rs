@@ -17,7 +17,7 @@ use super::opening;
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, superseded};
 use crate::error::{Error, Result};
-use crate::matrix::{Dtype, RowBlock};
+use crate::matrix::{Dtype, RowBlock, Written};
 
 /// Values that a thread reads at a time: for fewer it does not pay to start one.
 const VALUES_PER_PART: usize = 1 << 18;
@@ -298,9 +298,11 @@ impl Reader {
     /// None for a store that [`Reader::open`] has accepted.
     pub fn blocks(&self) -> Result<Vec<RowBlock<'_>>> {
         (self.shards.iter())
-            .map(|Shard { header, map, .. }| {
+            .map(|shard| {
+                let Shard { header, map, .. } = shard;
                 let bytes = map.get(header.gradients.clone()).unwrap_or_default();
-                RowBlock::new(bytes, header.dtype, header.rows, header.dim)
+                let block = RowBlock::new(bytes, header.dtype, header.rows, header.dim)?;
+                Ok(block.with_written(header.rows_checksum.map(|_| shard as &dyn Written)))
             })
             .collect()
     }

@@ -10,7 +10,7 @@ use super::header::{self, Header, Replaced};
 use super::schema::Schema;
 use super::{checksum, corrupt};
 use crate::error::Result;
-use crate::matrix::Dtype;
+use crate::matrix::{Dtype, Written};
 
 /// A shard that is part of the store.
 pub(super) struct Shard {
@@ -100,19 +100,38 @@ impl Shard {
 
     /// What row `row` of this shard adds to its `rows_checksum`.
     pub(super) fn row_checksum(&self, row: usize) -> u64 {
+        let index = self.values(&self.header.index)[row];
+        self.row_checksum_of(row, checksum::of_cells(index, self.row(row)))
+    }
+
+    /// [`Shard::row_checksum`], given [`checksum::of_cells`] of the row.
+    fn row_checksum_of(&self, row: usize, cells: u64) -> u64 {
         let header = &self.header;
         let value = |column: &Range<usize>| self.values(column)[row];
         let optional = [&header.loss, &header.num_tokens]
             .map(|column| column.as_ref().map_or(checksum::ABSENT, value));
-        let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
-        let index = self.values(&header.index)[row];
-        checksum::of_row(index, values, self.row(row))
+        checksum::of_row([value(&header.scale), value(&header.norm), optional[0], optional[1]], cells)
     }
 
     /// The stored cells of row `row` of this shard.
     pub(super) fn row(&self, row: usize) -> &[u8] {
         let size = self.header.dim * self.header.dtype.size();
         &self.map[self.header.gradients.clone()][row * size..(row + 1) * size]
+    }
+}
+
+impl Written for Shard {
+    fn row_checksum(&self, row: usize, index: i64, cells: u64) -> u64 {
+        // Whoever numbers the rows anew has hashed them with another seed.
+        let stored = i64::from_le_bytes(self.values(&self.header.index)[row]);
+        if index == stored { self.row_checksum_of(row, cells) } else { self.row_checksum(row) }
+    }
+
+    fn check(&self, sum: u64) -> Result<()> {
+        match self.header.rows_checksum {
+            Some(expected) if expected != sum => Err(self.changed(sum, expected)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -171,6 +171,20 @@ fn check_rows(shard: &Shard, rows: Range<usize>) -> (u64, Option<Error>) {
     (sum, wrong)
 }
 
+impl Shard {
+    /// The error for rows whose checksums do not add up any more; it names the first that shows it in its numbers.
+    pub(super) fn changed(&self, found: u64, expected: u64) -> Error {
+        let mut row = vec![0.0; self.header.dim];
+        let wrong = (0..self.header.rows).find(|&number| check_row(self, number, &mut row).is_err());
+        let at = wrong.map_or(String::new(), |number| {
+            let index = i64::from_le_bytes(self.values(&self.header.index)[number]);
+            format!(", row {number} of the file (index {index})")
+        });
+        let (found, expected) = (checksum::text(found), checksum::text(expected));
+        corrupt(&self.path, format!("rows_checksum{at}"), found, expected)
+    }
+}
+
 /// Checks the values of row `number` of `shard`.
 fn check_row(shard: &Shard, number: usize, row: &mut [f32]) -> Result<()> {
     let Header { dim, dtype, .. } = shard.header;
