@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import json
 import os
 import re
@@ -826,6 +827,27 @@ def test_rows_that_cannot_be_written_stay_and_the_next_call_says_so(tmp_path: Pa
     store = GradientStore(tmp_path / "s")
     assert store.index.tolist() == list(range(row))
     store.verify()
+
+
+def test_a_writer_whose_failure_was_told_writes_nothing_when_it_goes(tmp_path: Path) -> None:
+    w = GradientStore.create(tmp_path / "s", dim=DIM)
+    w.append(some_rows(2), [0, 1])
+    (tmp_path / "s").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="cannot create"):
+        w.commit()
+    (tmp_path / "away").rename(tmp_path / "s")  # there is room again, and the caller begins anew
+    with GradientStore.create(tmp_path / "s", dim=DIM) as again:
+        again.append(some_rows(2), [0, 1])
+    del w
+    gc.collect()
+    assert len(shards(tmp_path / "s")) == 1
+    assert GradientStore(tmp_path / "s").index.tolist() == [0, 1]
+    # A failure that nobody was told of is no reason to lose rows.
+    w = GradientStore.create(tmp_path / "s", dim=DIM)
+    w.append(some_rows(1), [2])
+    del w
+    gc.collect()
+    assert GradientStore(tmp_path / "s").index.tolist() == [0, 1, 2]
 
 
 def test_a_slow_disk_slows_the_caller_down_and_takes_no_more_memory(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import spice_rs
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 from spice_rs.store.store import GradientStore
 from stores import put, sealed, sealed_schema, shards, split
@@ -380,3 +381,28 @@ def test_no_memory_is_taken_by_a_number_that_a_file_states(tmp_path: Path, sound
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.stdout.split(), done.stderr) == (["opened", "refused", "refused", "refused"], "")
+
+
+def test_whatever_reads_all_rows_notices_a_flipped_bit(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    with GradientStore.create(tmp_path / "s", dim=8, dtype="float16", rows_per_shard=15) as writer:
+        writer.append(rows, np.arange(40) + 100)
+    selection = spice_rs.select(tmp_path / "s", 5)
+    shard = sorted((tmp_path / "s").glob("shard-*"))[1]
+    contents = bytearray(shard.read_bytes())
+    contents[-1] ^= 0x40  # the last cell of its last row becomes a large number
+    shard.write_bytes(contents)
+    pattern = (
+        rf"{shard.name}: rows_checksum, row 14 of the file \(index 129\): found xxh3-64:.*, expected xxh3-64:"
+    )
+    opened = GradientStore(tmp_path / "s")  # opening reads no gradients
+    for call in (
+        lambda: spice_rs.select(opened, 5),
+        lambda: spice_rs.select(opened, 5, normalize="unit", fisher="diagonal"),
+        lambda: spice_rs.select([opened], 5, pool_size=20, select_per_window=2),
+        lambda: spice_rs.certify(selection, opened),
+        lambda: spice_rs.curvature(opened),
+        lambda: spice_rs.explain(selection, opened, [3 + 100]),
+    ):
+        with pytest.raises(CorruptStoreError, match=pattern):
+            call()

@@ -71,7 +71,8 @@ impl Shared {
     }
 }
 
-/// The caller's side of the thread; dropping it writes what is left, and cannot say if that fails.
+/// The caller's side of the thread; dropping it writes what is left, and cannot say if that fails. What the caller knows
+/// to have failed is not tried again then.
 pub(super) struct Background {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -199,7 +200,8 @@ impl Drop for Background {
         }
         let mut orders = self.shared.lock();
         orders.closing = true;
-        orders.stuck = false;
+        // A failure that the caller knows of is final here: by now another writer may have written the same rows.
+        orders.stuck &= orders.failed.is_none();
         drop(orders);
         self.shared.changed.notify_all();
         // A panic of the thread has been seen by whoever waited for it.

@@ -60,7 +60,8 @@ impl Default for WriterOptions {
 /// next call says so, whatever it is, and has done nothing itself; the rows stay in memory and the call after that tries
 /// again to write them.
 ///
-/// What was appended is committed by [`Writer::close`]; dropping the writer tries to, and cannot say if it fails.
+/// What was appended is committed by [`Writer::close`]; dropping the writer tries to, and cannot say if it fails. Rows whose
+/// failure was told are not tried again by that: whoever was told may have written them with another writer.
 pub struct Writer {
     folder: PathBuf,
     schema: Schema,
