@@ -402,7 +402,6 @@ def test_whatever_reads_all_rows_notices_a_flipped_bit(tmp_path: Path) -> None:
         lambda: spice_rs.select([opened], pool_size=20, select_per_window=2),
         lambda: spice_rs.certify(selection, opened),
         lambda: spice_rs.curvature(opened),
-        lambda: spice_rs.explain(selection, opened, [3 + 100]),
     ):
         with pytest.raises(CorruptStoreError, match=pattern):
             call()
