@@ -1,22 +1,25 @@
-"""A selection as JSON Lines, joined with the data it came from."""
+"""A selection joined with the data it came from, as objects and as JSON Lines; rows read back from such files."""
 
 from __future__ import annotations
 
-import base64
+import gzip
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from spice_rs.atomic import check_place, replacing
+from spice_rs.atomic import replacing
 from spice_rs.data.records import raw_records
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.encoding import encoded, name_of, place_in
 from spice_rs.selection.result import Selection
 
 KEY = "spice"
 """The key that is added to each chosen record."""
+
+EARLIER = "earlier"
+"""Where in it the numbers of an earlier round are kept, for records that were picked before."""
 
 
 def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any]]:
@@ -28,10 +31,11 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
 
     Yields:
         The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group" and "cost"
-        where the selection has them; without `data` that inner object alone.
+        where the selection has them; without `data` that inner object alone. Where the record is a pick of an earlier
+        round, what it has under "spice" is kept there under "earlier".
 
     Raises:
-        InvalidInputError: the data lacks a picked row, or a record has a key "spice" already.
+        InvalidInputError: the data lacks a picked row, or a record has a key "spice" that is not ours.
     """
     more = {"group": selection.groups, "cost": selection.costs}
     given = {name: values.tolist() for name, values in more.items() if values is not None}
@@ -64,46 +68,74 @@ def joined(picks: Sequence[dict[str, Any]], data: Any = None) -> Iterator[dict[s
     if data is None:
         yield from picks
         return
-    wanted = {pick["index"] for pick in picks}
-    records = dict(raw_records(data, wanted))
-    missing = wanted - records.keys()
-    if missing:
-        raise InvalidInputError(
-            f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
-            " Give the data that the gradients were extracted from."
-        )
-    for pick in picks:
-        row = pick["index"]
-        if KEY in records[row]:
-            raise InvalidInputError(
-                f"{data}: found a key {KEY!r} in record {row}, expected none. Rename it, or leave out the data."
-            )
-        yield {**records[row], KEY: pick}
+    records = records_of([pick["index"] for pick in picks], data)
+    for pick, record in zip(picks, records, strict=True):
+        before = earlier(record, place_in(data, pick["index"]))
+        yield {**record, KEY: pick if before is None else {**pick, EARLIER: before}}
 
 
-def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
-    """Write `pick_lines` to a file, whole or not at all; to stdout if `out` is "-".
+def records_of(rows: Sequence[int], data: Any) -> list[dict[str, Any]]:
+    """Return the records of dataset rows, as they stand in the data, in the order of `rows`.
 
     Raises:
-        InvalidInputError: see `pick_lines`.
-        OSError: the file cannot be written.
+        InvalidInputError: the data cannot be read, or lack a row.
     """
-    write_lines(pick_lines(selection, data), out)
+    records = dict(raw_records(data, set(rows)))
+    missing = set(rows) - records.keys()
+    if missing:
+        raise InvalidInputError(
+            f"{name_of(data)}: found no record {min(missing)}, expected all {len(rows)} picked rows. Give the data that"
+            " the gradients were extracted from."
+        )
+    return [records[row] for row in rows]
 
 
-def write_lines(objects: Iterable[dict[str, Any]], out: str | os.PathLike[str]) -> None:
-    """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
+def earlier(record: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
+    """Return what an earlier round wrote into a record; None if there is nothing.
+
+    Raises:
+        InvalidInputError: somebody else's value is where ours go.
+    """
+    value = record.get(KEY)
+    if value is None or (isinstance(value, Mapping) and type(value.get("index")) is int):
+        return value
+    raise InvalidInputError(
+        f"{place}: found a key {KEY!r} that no selection wrote, expected none: the numbers of a pick go there. Rename it,"
+        " or leave out the data."
+    )
+
+
+def place_of(line: Mapping[str, Any]) -> str:
+    """Return what a line of picks is called in messages: the record's row in the data."""
+    return f"record {line.get(KEY, line).get('index')}"
+
+
+def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
+    """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-", packed if it ends in .gz.
 
     Raises:
         InvalidInputError: an object holds what JSON cannot.
         OSError: the file cannot be written.
     """
-    lines = map(_encoded, objects)
+    lines = [encoded(each, place_of(each)) + "\n" for each in objects]
     if os.fspath(out) == "-":
         sys.stdout.writelines(lines)
-        return
+    else:
+        write_text(lines, out)
+
+
+def write_text(lines: Iterable[str], out: str | os.PathLike[str]) -> None:
+    """Write text to a file, whole or not at all, packed if its name ends in .gz.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(out) as file:
-        file.writelines(line.encode() for line in lines)
+        if os.fspath(out).lower().endswith(".gz"):
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(line.encode() for line in lines)
+        else:
+            file.writelines(line.encode() for line in lines)
 
 
 def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
@@ -148,37 +180,3 @@ def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
                 )
             rows.append(row)
     return rows
-
-
-def check_output(out: str | os.PathLike[str], data: Any = None) -> None:
-    """Fail now if `write_picks` would fail after a long selection.
-
-    Raises:
-        InvalidInputError: the data cannot be read, or the file cannot lie there.
-    """
-    if os.fspath(out) != "-":
-        check_place(out)
-    if data is not None:
-        next(raw_records(data, range(1)), None)
-
-
-def _encoded(line: dict[str, Any]) -> str:
-    try:
-        text = json.dumps(line, ensure_ascii=False, default=_plain)
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, legal in JSON's own spelling
-        text = json.dumps(line, default=_plain)
-    return text + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return what stands for a value that JSON does not know."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
-        return value.tolist()
-    raise InvalidInputError(
-        f"record: found a {type(value).__name__}, expected values that JSON can hold. Leave out that field, or the data."
-    )

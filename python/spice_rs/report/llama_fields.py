@@ -1,0 +1,99 @@
+"""The fields of records by which LLaMA-Factory reads them, and words for what it cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spice_rs.data.records import FIELDS
+from spice_rs.errors import InvalidInputError
+
+CHATS = ("messages", "conversations")
+QUERIES = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+MEDIA = {"images": ("images", "image"), "videos": ("videos", "video"), "audios": ("audios", "audio")}
+"""LLaMA-Factory's column → fields that are it. The mark in the text is <image>, <video>, <audio>."""
+LABELS = ("kto_tag", "label")
+UNREAD = ("chat_template_kwargs", "functions")
+"""Fields that templates and other trainers read, and LLaMA-Factory does not."""
+
+KNOWN = {
+    *(*FIELDS, *CHATS, *QUERIES, *SYSTEMS, *LABELS, *UNREAD, "history", "chosen", "rejected"),
+    *(name for names in MEDIA.values() for name in names),
+}
+"""Fields that `columns` can name a column for."""
+
+NAME_COLUMNS = "Name the columns to train on with columns= (--columns)"
+AS_JSON_LINES = (
+    "write the picks as JSON Lines (--out picks.jsonl) for a trainer that reads them, TRL for example"
+)
+
+
+@dataclass
+class Seen:
+    """One record: its place, and its fields that have a value."""
+
+    place: str
+    fields: Mapping[str, Any]
+
+    def first(self, names: Sequence[str]) -> str | None:
+        """Return the first of some fields that the record has."""
+        return next((name for name in names if name in self.fields), None)
+
+    def refuse(self, found: str, remedy: str) -> InvalidInputError:
+        """Return what to raise of the record."""
+        return InvalidInputError(f"{self.place}: found {found}. {remedy}.")
+
+    def text(self, name: str) -> str:
+        """Return a field that must be text."""
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise self.refuse(
+                f"a {type(value).__name__} as {name!r}, which LLaMA-Factory passes over, expected text",
+                f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
+            )
+        return value
+
+
+class Columns:
+    """LLaMA-Factory's columns → columns of the data, the same for all records."""
+
+    def __init__(self, given: dict[str, str]) -> None:
+        self._given = given
+        self._field: dict[str, tuple[str, str]] = {}
+        self.named: dict[str, str] = {}
+
+    def use(self, column: str, name: str, record: Seen) -> None:
+        """Let a field be a column of LLaMA-Factory's, which has one field in all records."""
+        first, place = self._field.setdefault(column, (name, record.place))
+        if name != first:
+            raise record.refuse(
+                f"{name!r} and, in {place}, {first!r}, of which LLaMA-Factory reads one as its {column}, expected one"
+                " name in all picks",
+                "Select from one kind at a time, or rename the fields",
+            )
+        self.named[column] = self._given.get(name, name)
+
+
+def check_media(record: Seen, contents: Sequence[str]) -> None:
+    """Refuse marks of images without their images, and images without their marks."""
+    for column, names in MEDIA.items():
+        mark = f"<{column[:-1]}>"
+        name = record.first(names)
+        value = [] if name is None else record.fields[name]
+        items = value if isinstance(value, list | tuple) else [value]
+        for item in items:
+            frames = item if isinstance(item, list | tuple) else [item]
+            if not all(isinstance(frame, str) for frame in frames):
+                raise record.refuse(
+                    f"a {type(frames[0]).__name__} in {name!r}, expected paths of files",
+                    "Save the files, and give their paths",
+                )
+        marks = sum(words.count(mark) for words in contents)
+        if marks != len(items):
+            where = f"in {name!r}" if name is not None else f"and no column {names[0]!r} for them"
+            raise record.refuse(
+                f"{marks} marks {mark} and {len(items)} {column} {where}, expected as many of one as of the other",
+                "Correct the record, or name the column with columns= (--columns)",
+            )

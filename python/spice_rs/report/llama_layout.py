@@ -1,0 +1,248 @@
+"""How LLaMA-Factory reads records as they are: which of its columns and tags each of theirs is.
+
+Known from its own code, `src/llamafactory/data/parser.py`, `converter.py` and `processor/` of versions 0.9.3 to 0.9.5. What
+it would pass over without a word is refused by name. Its formatting "openai" (from 0.9.4) is not used: it adds
+words to the system prompt, and reads calls of tools from columns in which Arrow has filled in nulls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spice_rs.data.records import PROMPT_FIELDS, RESPONSE_FIELDS
+from spice_rs.errors import InvalidInputError
+from spice_rs.report.llama_fields import (
+    AS_JSON_LINES,
+    CHATS,
+    KNOWN,
+    LABELS,
+    MEDIA,
+    NAME_COLUMNS,
+    QUERIES,
+    SYSTEMS,
+    UNREAD,
+    Columns,
+    Seen,
+    check_media,
+)
+from spice_rs.report.llama_turns import turn_tags
+from spice_rs.selection.encoding import encoded
+
+
+@dataclass
+class Layout:
+    """What makes LLaMA-Factory read a list of records.
+
+    Attributes:
+        entry: What stands in `dataset_info.json`, but for the name of the file.
+        stage: The stage of training that reads such records.
+        as_text: The column of tools, if it must be written as JSON text.
+        skipped: Places of records that it skips with a line in its log, since their turns do not alternate.
+    """
+
+    entry: dict[str, Any]
+    stage: str
+    as_text: str | None = None
+    skipped: list[str] = field(default_factory=list)
+
+
+def layout_of(
+    records: Sequence[Mapping[str, Any]], places: Sequence[str], columns: Mapping[str, str] | None = None
+) -> Layout:
+    """Return how LLaMA-Factory reads records, all of them.
+
+    Args:
+        records: As they stand in the data; at least one.
+        places: What each is called in messages.
+        columns: Field → column of the data, as for `extract`: no other column is then read.
+
+    Raises:
+        InvalidInputError: It would not read a record, or not all of what a record says; or one entry does not do for all.
+    """
+    for name in columns or {}:
+        if name not in KNOWN:
+            raise InvalidInputError(f"columns: found {name!r}, expected fields of {', '.join(sorted(KNOWN))}")
+    seen = [Seen(place, _fields(record, columns)) for record, place in zip(records, places, strict=True)]
+    kinds: dict[tuple[str, str], str] = {}
+    for each in seen:
+        kinds.setdefault(_kind(each), each.place)
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise InvalidInputError(
+            f"data: found {_spoken(one)} ({first}) and {_spoken(other)} ({second}) among the picks, expected one of the"
+            " two: LLaMA-Factory reads each with an entry of its own. Select from one kind at a time."
+        )
+    (form, stage) = next(iter(kinds))
+    used = Columns(dict(columns or {}))
+    if form == "turns":
+        tags, skipped = turn_tags(seen, stage, used)
+    else:
+        tags, skipped = {}, []
+        _prompts(seen, form, stage, used)
+    as_text = _shared(seen, form, used)
+    entry: dict[str, Any] = {"formatting": "sharegpt" if tags else "alpaca"}
+    if stage == "dpo":
+        entry["ranking"] = True
+    entry["columns"] = used.named
+    if tags:
+        entry["tags"] = tags
+    return Layout(entry, stage, as_text, skipped)
+
+
+def _fields(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
+    fields: Mapping[str, Any] = record
+    if columns:
+        fields = {name: record[column] for name, column in columns.items() if column in record}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _spoken(kind: tuple[str, str]) -> str:
+    form = {"turns": "turns", "text": "plain text", "prompt": "a prompt and a response"}[kind[0]]
+    return form + {"kto": " with a label", "dpo": " with a chosen and a rejected one"}.get(kind[1], "")
+
+
+def _kind(record: Seen) -> tuple[str, str]:
+    """Return what a record is made of, and the stage of training it is for."""
+    if "input_ids" in record.fields:
+        raise record.refuse(
+            "token ids, expected text or turns: LLaMA-Factory makes its own tokens", "Give the data in words"
+        )
+    for name in UNREAD:
+        if record.fields.get(name):
+            raise record.refuse(
+                f"{name!r}, which LLaMA-Factory does not read, expected records without it",
+                f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
+            )
+    pair = [name for name in ("chosen", "rejected") if name in record.fields]
+    if len(pair) == 1:
+        raise record.refuse(f"{pair[0]!r} alone, expected 'chosen' and 'rejected'", NAME_COLUMNS)
+    label = record.first(LABELS)
+    judged = label is not None and isinstance(record.fields[label], bool)
+    stage = "dpo" if pair else "kto" if judged else "sft"
+    if record.first(CHATS) is not None:
+        return "turns", stage
+    plain = record.first((*PROMPT_FIELDS, *RESPONSE_FIELDS, "chosen")) is None
+    if plain and "text" in record.fields:
+        return "text", "pt"
+    if plain and not record.fields.keys() & KNOWN:
+        there = ", ".join(map(repr, record.fields)) or "no fields"
+        raise record.refuse(f"{there}, expected a prompt and a response, turns or text", NAME_COLUMNS)
+    return "prompt", stage
+
+
+def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None:
+    """Name the columns of prompts and responses, or of plain text, and look whether they are as they are read."""
+    for record in seen:
+        contents = []
+        for column, names in _wanted(form, stage).items():
+            name = record.first(names)
+            if name is None:
+                there = ", ".join(map(repr, record.fields))
+                raise record.refuse(
+                    f"{there}, expected the {column} in one of {', '.join(map(repr, names))}", NAME_COLUMNS
+                )
+            other = next((each for each in names if each != name and record.fields.get(each)), None)
+            if other is not None:
+                raise record.refuse(
+                    f"{name!r} and {other!r}, of which LLaMA-Factory reads one as the {column}, expected one of the two",
+                    NAME_COLUMNS,
+                )
+            contents.append(record.text(name))
+            used.use(column, name, record)
+        if stage == "dpo" and (other := record.first(RESPONSE_FIELDS)) is not None:
+            raise record.refuse(
+                f"{other!r} beside 'chosen' and 'rejected', of which LLaMA-Factory reads the two, expected no third",
+                NAME_COLUMNS,
+            )
+        contents = contents[:2] if stage == "dpo" else contents  # one reply at a time
+        if form == "prompt":
+            contents += _before(record, used)
+        check_media(record, contents)
+
+
+def _wanted(form: str, stage: str) -> dict[str, tuple[str, ...]]:
+    if form == "text":
+        return {"prompt": ("text",)}
+    if stage == "dpo":
+        return {"prompt": PROMPT_FIELDS, "chosen": ("chosen",), "rejected": ("rejected",)}
+    return {"prompt": PROMPT_FIELDS, "response": RESPONSE_FIELDS}
+
+
+def _before(record: Seen, used: Columns) -> list[str]:
+    """Name the columns beside a prompt, and return their words."""
+    queries = [name for name in QUERIES if name in record.fields]
+    if len([name for name in queries if record.fields[name] != ""]) > 1:
+        raise record.refuse(
+            f"{' and '.join(map(repr, queries))}, of which LLaMA-Factory reads one, expected one of the two",
+            NAME_COLUMNS,
+        )
+    contents = [record.text(name) for name in queries]
+    for name in queries:
+        if record.fields[name] != "" or len(queries) == 1:
+            used.use("query", name, record)
+    if (history := record.fields.get("history")) is not None:
+        used.use("history", "history", record)
+        for pair in history if isinstance(history, list | tuple) else [history]:
+            words = list(pair) if isinstance(pair, list | tuple) else []
+            if len(words) != 2 or not all(isinstance(each, str) for each in words):
+                raise record.refuse(
+                    "a history that is no list of [prompt, response], which LLaMA-Factory does not read, expected one",
+                    NAME_COLUMNS,
+                )
+            contents += words
+    return contents
+
+
+def _shared(seen: Sequence[Seen], form: str, used: Columns) -> str | None:
+    """Name the columns that any layout can have; return that of tools, if it must be written as text."""
+    as_text = None
+    for record in seen:
+        given = {"system": record.first(SYSTEMS), "tools": record.first(("tools",))}
+        given |= {column: record.first(names) for column, names in MEDIA.items()}
+        label = record.first(LABELS)
+        if label is not None and isinstance(record.fields[label], bool) and form != "text":
+            given["kto_tag"] = None if "chosen" in record.fields else label
+        for column, name in given.items():
+            if name is None:
+                continue
+            if form == "text":
+                if record.fields[name]:
+                    raise record.refuse(
+                        f"{name!r} beside plain text, which LLaMA-Factory reads alone, expected nothing beside it",
+                        f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
+                    )
+                continue
+            if column == "system":
+                record.text(name)
+            used.use(column, name, record)
+            if column == "tools" and _check_tools(record):
+                as_text = used.named["tools"]
+    return as_text
+
+
+def _check_tools(record: Seen) -> bool:
+    """Whether descriptions of tools must be written as JSON text, which is how LLaMA-Factory reads them."""
+    value = record.fields["tools"]
+    try:
+        tools = (json.loads(value) if value.strip() else []) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        tools = None
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise record.refuse(
+            "'tools' that are no list of objects, nor the same as JSON text, expected what LLaMA-Factory reads",
+            NAME_COLUMNS,
+        )
+    return not isinstance(value, str)
+
+
+def samples_of(records: Sequence[Mapping[str, Any]], layout: Layout) -> Iterator[dict[str, Any]]:
+    """Yield the records as they are written: unchanged but for tools that must be text."""
+    for record in records:
+        sample = dict(record)
+        name = layout.as_text
+        if name is not None and sample.get(name) is not None and not isinstance(sample[name], str):
+            sample[name] = encoded(sample[name], name)
+        yield sample
