@@ -121,10 +121,10 @@ def write_targets(
     columns: Mapping[str, str] | None = None,
 ) -> None:
     """Write the picks where the command line says, and say so on stderr."""
-    from spice_rs.report.exports import write_picks
+    from spice_rs.report.exports import write_file
 
     if out is not None:
-        write_picks(selection, out, data)
+        write_file(selection, out, data)
     if out not in (None, "-"):
         print(f"{out}: {len(selection)} picks", file=sys.stderr)
     if llama_factory is not None:

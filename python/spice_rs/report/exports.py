@@ -18,7 +18,7 @@ from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.encoding import check_json, encoded, spelled
 from spice_rs.selection.foresight import Check, OneKind, check_records
-from spice_rs.selection.picks import KEY, pick_lines, place_of, write_lines, write_text
+from spice_rs.selection.picks import KEY, pick_lines, place_of, write_picks, write_text
 
 if TYPE_CHECKING:
     from spice_rs.selection.result import Selection
@@ -47,7 +47,7 @@ def frame(selection: Selection) -> dict[str, npt.NDArray[Any]]:
     return {name: column.copy() for name, column in columns.items()}
 
 
-def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
+def write_file(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
     """Write the picks in the format that the name of the file says; to stdout, as JSON Lines, if `out` is "-".
 
     Raises:
@@ -97,7 +97,7 @@ def write_as(selection: Selection, path: str | os.PathLike[str], data: Any, kind
     """Write the picks in the format `kind`, one of `SUFFIXES`, under a name that says no other.
 
     Raises:
-        InvalidInputError: see `write_picks`, or the name says another format, or no file can lie there.
+        InvalidInputError: see `write_file`, or the name says another format, or no file can lie there.
         OSError: the file cannot be written.
     """
     name = os.fspath(path)
@@ -109,11 +109,6 @@ def write_as(selection: Selection, path: str | os.PathLike[str], data: Any, kind
             )
     check_place(path)
     _WRITERS[kind](selection, os.path.abspath(path), data)  # "-" is a name here, not stdout
-
-
-def write_jsonl(selection: Selection, path: str | os.PathLike[str], data: Any = None) -> None:
-    """Write JSON Lines; see `Selection.to_jsonl`."""
-    write_lines(pick_lines(selection, data), path)
 
 
 def write_json(selection: Selection, path: str | os.PathLike[str], data: Any = None) -> None:
@@ -236,7 +231,7 @@ def check_pyarrow(path: str | os.PathLike[str]) -> None:
         ) from None
 
 
-_WRITERS = {".jsonl": write_jsonl, ".json": write_json, ".csv": write_csv, ".parquet": write_parquet}
+_WRITERS = {".jsonl": write_picks, ".json": write_json, ".csv": write_csv, ".parquet": write_parquet}
 
 SUFFIXES = tuple(_WRITERS)
 """What a file of picks can be: JSON Lines, a JSON list, CSV, Parquet."""

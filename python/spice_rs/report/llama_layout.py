@@ -8,6 +8,7 @@ words to the system prompt, and reads calls of tools from columns in which Arrow
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,9 @@ from spice_rs.report.llama_fields import (
 )
 from spice_rs.report.llama_turns import turn_tags
 from spice_rs.selection.encoding import encoded
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d(\.\d*)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?")
+"""What `datasets`, by which LLaMA-Factory loads, takes for a time where a whole column is such text."""
 
 
 @dataclass
@@ -135,6 +139,7 @@ def _kind(record: Seen) -> tuple[str, str]:
 
 def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None:
     """Name the columns of prompts and responses, or of plain text, and look whether they are as they are read."""
+    texts: dict[str, list[str]] = {}
     for record in seen:
         contents = []
         for column, names in _wanted(form, stage).items():
@@ -151,6 +156,7 @@ def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None
                     NAME_COLUMNS,
                 )
             contents.append(record.text(name))
+            texts.setdefault(name, []).append(contents[-1])
             used.use(column, name, record)
         if stage == "dpo" and (other := record.first(RESPONSE_FIELDS)) is not None:
             raise record.refuse(
@@ -161,6 +167,13 @@ def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None
         if form == "prompt":
             contents += _before(record, used)
         check_media(record, contents)
+    for name, words in texts.items():
+        if all(DATE.fullmatch(each) for each in words):
+            raise seen[0].refuse(
+                f"{words[0]!r} as {name!r}, and dates in all other picks, which `datasets` reads as times and LLaMA-Factory"
+                " then passes over, expected other words in one at least",
+                "Write the records as turns",
+            )
 
 
 def _wanted(form: str, stage: str) -> dict[str, tuple[str, ...]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 from spice_rs.atomic import replacing
@@ -20,6 +23,9 @@ KEY = "spice"
 
 EARLIER = "earlier"
 """Where in it the numbers of an earlier round are kept, for records that were picked before."""
+
+READ_BACK = ("index", "gain", "score")
+"""Numbers of a pick that are read from tables."""
 
 
 def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any]]:
@@ -110,6 +116,16 @@ def place_of(line: Mapping[str, Any]) -> str:
     return f"record {line.get(KEY, line).get('index')}"
 
 
+def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
+    """Write `pick_lines` as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
+
+    Raises:
+        InvalidInputError: see `pick_lines` and `write_lines`.
+        OSError: the file cannot be written.
+    """
+    write_lines(pick_lines(selection, data), out)
+
+
 def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
     """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-", packed if it ends in .gz.
 
@@ -139,44 +155,112 @@ def write_text(lines: Iterable[str], out: str | os.PathLike[str]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
-    """Return the dataset rows in a file: row numbers, picks as `write_picks` writes them, or a saved selection.
+    """Return the dataset rows in a file: row numbers, picks in any format they are written in, or a saved selection.
 
     Args:
-        path: a saved selection, or text with one row number or one JSON object per line, or one JSON list of these.
-            Of an object counts the number under "spice"."index", or else under "index".
+        path: a saved selection, or what `read_items` reads. Of an object counts the number under "spice"."index", or
+            else under "index".
 
     Raises:
         InvalidInputError: there is no such file, or a line of it is something else.
         StoreError: the saved selection is damaged.
     """
     name = os.fspath(path)
+    if _is_saved(path):
+        return Selection.load(path)
+    rows: list[int] = []
+    for place, item in read_items(path):
+        inner = numbers_of(item)
+        row = item if inner is None else inner.get("index")
+        if type(row) is not int:
+            raise InvalidInputError(
+                f"{name}{place}: found {repr(item)[:80]}, expected a row number, or an object with one under 'index' or"
+                f" '{KEY}'. Write one per line."
+            )
+        rows.append(row)
+    return rows
+
+
+def numbers_of(item: Any) -> Mapping[str, Any] | None:
+    """Return the numbers of a pick that was read back; None for a row number, or anything else without numbers."""
+    inner = item.get(KEY, item) if isinstance(item, dict) else None
+    return inner if isinstance(inner, dict) else None
+
+
+def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
+    """Return what is in a file of rows: (", line 7" or "", number or object) of each; text where a line is no JSON.
+
+    Args:
+        path: JSON, one number or object per line, or one list of these; by its name CSV or Parquet, of which the row
+            numbers, gains and scores are read; .gz after any but the last.
+
+    Raises:
+        InvalidInputError: there is no such file, or it cannot be read.
+    """
+    name = os.fspath(path)
+    kind = name.lower().removesuffix(".gz")
+    contents = _contents(path)
+    if kind.endswith(".parquet"):
+        return [("", item) for item in _of_parquet(name, contents)]
+    if kind.endswith(".csv"):
+        return _of_csv(contents)
+    if contents.lstrip().startswith(b"["):
+        parsed = _parsed(contents)
+        return [("", item) for item in (parsed if isinstance(parsed, list) else [parsed])]
+    lines = enumerate(contents.splitlines(), start=1)
+    found = [(f", line {number}", _parsed(line)) for number, line in lines if line.strip()]
+    return [(place, item) for place, each in found for item in (each if isinstance(each, list) else [each])]
+
+
+def _is_saved(path: str | os.PathLike[str]) -> bool:
+    name = os.fspath(path)
+    return name.endswith(".safetensors") or _contents(path)[8:].startswith(b'{"__metadata__"')
+
+
+def _contents(path: str | os.PathLike[str]) -> bytes:
+    name = os.fspath(path)
     try:
-        with open(path, "rb") as file:
-            contents = file.read()
+        with gzip.open(path) if name.lower().endswith(".gz") else open(path, "rb") as file:
+            return file.read()
     except (FileNotFoundError, IsADirectoryError) as error:
         found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
         raise InvalidInputError(f"{name}: found {found}, expected a file of rows. Check the path.") from error
-    if name.endswith(".safetensors") or contents[8:].startswith(b'{"__metadata__"'):
-        return Selection.load(path)
-    if contents.lstrip().startswith(b"["):
-        items = [("", contents)]
-    else:
-        lines = enumerate(contents.splitlines(), start=1)
-        items = [(f", line {number}", line) for number, line in lines if line.strip()]
-    rows: list[int] = []
-    for place, text in items:
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            parsed = None
-        for item in parsed if isinstance(parsed, list) else [parsed]:
-            inner = item.get(KEY, item) if isinstance(item, dict) else item
-            row = inner.get("index") if isinstance(inner, dict) else inner
-            if type(row) is not int:
-                found = repr(text[:60].decode(errors="replace") if parsed is None else item)
-                raise InvalidInputError(
-                    f"{name}{place}: found {found[:80]}, expected a row number, or an object with one under 'index' or"
-                    f" '{KEY}'. Write one per line."
-                )
-            rows.append(row)
-    return rows
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"{name}: found no whole gzip file ({error}), expected one. Write it again."
+        ) from error
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:60].decode(errors="replace")
+
+
+def _of_csv(contents: bytes) -> list[tuple[str, Any]]:
+    table = csv.DictReader(StringIO(contents.decode(errors="replace"), newline=""))
+    prefix = f"{KEY}." if f"{KEY}.index" in (table.fieldnames or ()) else ""
+    found = []
+    for row in table:
+        numbers = {name: row.get(prefix + name) for name in READ_BACK}
+        item = {name: _parsed(text.encode()) for name, text in numbers.items() if text}
+        found.append((f", line {table.line_num}", item))
+    return found
+
+
+def _of_parquet(name: str, contents: bytes) -> list[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidInputError(f"{name}: reading Parquet needs pyarrow; pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(contents)) as file:
+            names = [KEY] if KEY in file.schema_arrow.names else list(READ_BACK)
+            items: list[Any] = file.read(columns=names).to_pylist()
+            return items
+    except pyarrow.ArrowException as error:
+        raise InvalidInputError(
+            f"{name}: found no readable Parquet file ({error}). Write it again."
+        ) from error
