@@ -574,7 +574,7 @@ def test_a_key_of_somebody_elses_is_found_before_the_selection(place, capsys, un
     for out in ("picks.jsonl", "picks.csv", "picks.parquet"):
         arguments = ["--data", place / "odd.jsonl", "--out", place / out]
         assert run("select", place / "rows.npy", "-k", 3, *arguments) == 2
-        assert "odd.jsonl, line 18: found a key 'spice' that no selection wrote" in capsys.readouterr().err
+        assert "odd.jsonl, line 18: found a key 'spice' in record 17 that no" in capsys.readouterr().err
 
 
 # --- nothing is overwritten, nothing is lost ----------------------------------------------------------------------
@@ -668,6 +668,17 @@ def test_a_selection_that_cannot_be_written_is_kept(place, capsys, monkeypatch):
     assert kept[1:] == ["picks.jsonl.selection1.safetensors", "picks.selection.safetensors", "mine"]
     assert run("export-picks", kept[0], "--data", place / "pool.jsonl", "--out", "picks.jsonl") == 0
     assert len(read_lines(place / "picks.jsonl")) == 3
+
+
+def test_the_whole_path_looks_at_the_data_first(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from spice_rs import pipeline
+
+    monkeypatch.setattr(pipeline, "extract", None)
+    for value, says in ((Decimal(1), "data[17]: field 'odd': found Decimal"), (b"", "found bytes")):
+        with pytest.raises(InvalidInputError) as caught:
+            pipeline.choose("model", with_value(value), tmp_path / "out")
+        assert says in str(caught.value)
 
 
 def test_images_go_with_their_records(place):

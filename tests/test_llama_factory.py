@@ -440,8 +440,8 @@ REPLY = {"role": "assistant", "content": "b"}
             {"messages": [ASK, {**REPLY, "content": [{"type": "text", "text": "b"}]}]},
             "found a list as the words",
         ),
-        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{}]}]}, "calls of tools"),
-        ({"messages": [ASK, {**REPLY, "function_call": {"name": "x"}}]}, "calls of tools"),
+        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{}]}]}, "tools and calls of them"),
+        ({"messages": [ASK, {**REPLY, "function_call": {"name": "x"}}]}, "tools and calls of them"),
         ({"messages": [ASK, {**REPLY, "reasoning_content": "hm"}]}, "thoughts"),
         ({"messages": [ASK, {**REPLY, "weight": 0}]}, "found 'weight' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "train": False}]}, "found 'train' in messages[1]"),
@@ -462,6 +462,18 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"messages": [ASK, REPLY], "images": ["a.png"]}, "0 marks <image> and 1 images"),
         ({"instruction": "<image>a", "output": "b", "images": ["a.png", "b.png"]}, "1 marks <image> and 2"),
         ({"instruction": "<image>a", "output": "b", "images": [{"path": "a.png"}]}, "a dict in 'images'"),
+        (
+            {"messages": [ASK, REPLY], "conversations": [ASK, REPLY]},
+            "'messages' and 'conversations', of which",
+        ),
+        (
+            {"prompt": "a", "response": "b", "system": "c", "system_prompt": "d"},
+            "'system' and 'system_prompt'",
+        ),
+        (
+            {"prompt": "<image>", "response": "b", "image": "a", "images": ["b"]},
+            "'images' and 'image', of which",
+        ),
         ({"text": "a", "system": "b"}, "'system' beside plain text"),
         ({"text": "a<image>"}, "1 marks <image>"),
     ],
@@ -481,7 +493,7 @@ def test_what_llama_factory_does_not_read_is_refused(sel, tmp_path, record, says
 def test_answers_that_are_dates_throughout_are_refused(sel, tmp_path):
     """`datasets` makes a column of times of them, and LLaMA-Factory passes over what is no text."""
     data = [{"instruction": f"When was {i}?", "output": f"20{i}-01-02"} for i in range(10, 10 + N)]
-    with pytest.raises(InvalidInputError, match="as 'output', and dates in all other picks"):
+    with pytest.raises(InvalidInputError, match="nothing but dates such as '20.*' as 'output'"):
         sel.to_llama_factory(tmp_path, data)
     data[int(sel.indices[3])]["output"] = "never"
     sel.to_llama_factory(tmp_path, data)
@@ -571,6 +583,44 @@ def test_a_broken_dataset_info_is_named(sel, tmp_path):
             sel.to_llama_factory(tmp_path, RECORDS)
     with pytest.raises(InvalidInputError, match="found a file, expected a folder"):
         sel.to_llama_factory(tmp_path / "dataset_info.json", RECORDS)
+
+
+def test_the_commands_have_the_names_of_columns_and_of_the_data_set(tmp_path, capsys):
+    """Somebody else's key "spice" is none of LLaMA-Factory's business."""
+    from command import run
+
+    np.save(tmp_path / "rows.npy", ROWS)
+    data = [{"frage": f"do {i}", "antwort": f"done {i}", "spice": "salt"} for i in range(N)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in data))
+    sel = spice_rs.select(ROWS, 3, conflict_penalty=0.5)
+    sel.save(tmp_path / "sel")
+    given = [
+        "--data",
+        tmp_path / "pool.jsonl",
+        "--name",
+        "mine",
+        "--columns",
+        "prompt=frage,response=antwort",
+    ]
+    assert run("export-picks", tmp_path / "sel", *given, "--llama-factory", tmp_path / "lf") == 0
+    expected = [asked(row) for row in sel.indices.tolist()]
+    assert by_the_entry(tmp_path / "lf", "mine") == expected
+    for record in data:
+        del record["spice"]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in data))
+    select = [
+        "select",
+        tmp_path / "rows.npy",
+        "-k",
+        3,
+        "--conflict-penalty",
+        0.5,
+        "--out",
+        tmp_path / "picks",
+    ]
+    assert run(*select, *given, "--llama-factory", tmp_path / "new") == 0
+    assert by_the_entry(tmp_path / "new", "mine") == expected
+    assert "3 samples as 'mine'" in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_read_are_found_before_the_selection(tmp_path, capsys, monkeypatch):

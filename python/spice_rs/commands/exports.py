@@ -27,10 +27,7 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--data", help="the data the store was made from; without it the numbers of the picks alone"
     )
-    export.add_argument(
-        "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
-    )
-    add_options(export, spice_rs.Selection.to_llama_factory, skip=("self", "folder", "data"))
+    _add_llama_factory(export)
     add_force(export)
 
 
@@ -45,12 +42,16 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
     )
-    parser.add_argument(
-        "--llama-factory",
-        metavar="FOLDER",
-        help="LLaMA-Factory's dataset_dir: write the picks there too, as the data set 'spice'",
-    )
+    _add_llama_factory(parser)
     add_force(parser)
+
+
+def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
+    )
+    words = {"name": ("NAME", "For --llama-factory."), "columns": ("NAME=COLUMN,…", "For --llama-factory.")}
+    add_options(parser, spice_rs.Selection.to_llama_factory, skip=("self", "folder", "data"), words=words)
 
 
 def check_targets(
@@ -100,7 +101,7 @@ def check_targets(
         if has_entry(llama_factory, name) and not force:
             raise spice_rs.InvalidInputError(
                 f"--llama-factory: found a data set {name!r} in {llama_factory} already, expected none. Name another"
-                " folder, another data set (export-picks --name), or pass --force to overwrite it."
+                " folder, another data set (--name), or pass --force to overwrite it."
             )
     check_outputs(outputs, {"--data": data, **reads}, force=force)
     if data is not None and kind is not None:
@@ -108,7 +109,7 @@ def check_targets(
     if llama_factory is not None:
         check_first(data, columns)
         if kind not in (".jsonl", ".json"):
-            check_for_json(data)
+            check_for_json(data, key=False)
 
 
 def write_targets(

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import spice_rs
@@ -57,6 +58,8 @@ def _select(
     data: str | None,
     save: str | None,
     llama_factory: str | None,
+    name: str,
+    columns: Mapping[str, str] | None,
     force: bool,
     **options: Any,
 ) -> None:
@@ -64,15 +67,16 @@ def _select(
     from spice_rs.report.tables import group_table
     from spice_rs.selection.picks import read_rows
 
-    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force)
-    if any(options[name] is not None for name in COLUMNS):
+    given: dict[str, Any] = {"name": name, "columns": columns}
+    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force, **given)
+    if any(options[field] is not None for field in COLUMNS):
         options["data"] = data
-    for name in ROW_FILES:
-        if options[name] is not None:
-            options[name] = read_rows(options[name])
+    for field in ROW_FILES:
+        if options[field] is not None:
+            options[field] = read_rows(options[field])
     options["group_shares"] = _shares(options["group_shares"])
     selection = spice_rs.select(source, **options)
-    _write(selection, out, data, save, llama_factory)
+    _write(selection, out, data, save, llama_factory, **given)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
@@ -92,34 +96,45 @@ def _extend(
     data: str | None,
     save: str | None,
     llama_factory: str | None,
+    name: str,
+    columns: Mapping[str, str] | None,
     force: bool,
     **options: Any,
 ) -> None:
     from spice_rs.selection.picks import read_rows
 
-    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force)
+    given: dict[str, Any] = {"name": name, "columns": columns}
+    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force, **given)
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), source, **options)
-    _write(selection, out, data, save, llama_factory)
+    _write(selection, out, data, save, llama_factory, **given)
     print(repr(selection), file=sys.stderr)
 
 
 def _write(
-    selection: spice_rs.Selection, out: str, data: str | None, save: str | None, llama_factory: str | None
+    selection: spice_rs.Selection,
+    out: str,
+    data: str | None,
+    save: str | None,
+    llama_factory: str | None,
+    **given: Any,
 ) -> None:
     """Write a selection where the command line says; if that fails, keep it where `export-picks` finds it."""
     if save is not None:
         selection.save(save)
     try:
-        write_targets(selection, out, data, llama_factory)
+        write_targets(selection, out, data, llama_factory, **given)
     except BrokenPipeError:
         raise
     except (spice_rs.SpiceError, OSError) as error:
         if save is None:
             save = _free_name("picks" if out == "-" else out)
-            selection.save(save)
+            try:
+                selection.save(save)
+            except (spice_rs.SpiceError, OSError):
+                raise error from None
         raise spice_rs.SpiceError(
             f"{error} (The selection is kept in {save}; `spice-rs export-picks {save}` writes it.)"
         ) from error

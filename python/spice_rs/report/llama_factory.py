@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from spice_rs.atomic import replacing
 from spice_rs.data.reading import BadRecord, open_data
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.report.llama_layout import Layout, layout_of, samples_of
+from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
 from spice_rs.selection.picks import records_of, write_text
 
@@ -39,6 +39,7 @@ def write_llama_factory(
     records = records_of(rows, data)
     places = [place_in(data, row) for row in rows]
     layout = layout_of(records, places, columns)
+    check_dates(records, layout)
     lines = [
         encoded(sample, place) + "\n"
         for sample, place in zip(samples_of(records, layout), places, strict=True)

@@ -41,6 +41,25 @@ class Seen:
         """Return the first of some fields that the record has."""
         return next((name for name in names if name in self.fields), None)
 
+    def has(self, name: str) -> bool:
+        """Whether the record has a field that is not empty."""
+        value = self.fields.get(name)
+        return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+
+    def only(self, names: Sequence[str]) -> str | None:
+        """Return the one of some fields that the record has: of two, the one that is not empty.
+
+        Raises:
+            InvalidInputError: Two are not empty, of which one would be passed over.
+        """
+        full = [name for name in names if self.has(name)]
+        if len(full) > 1:
+            raise self.refuse(
+                f"{' and '.join(map(repr, full))}, of which LLaMA-Factory reads one, expected one of them",
+                NAME_COLUMNS,
+            )
+        return full[0] if full else self.first(names)
+
     def refuse(self, found: str, remedy: str) -> InvalidInputError:
         """Return what to raise of the record."""
         return InvalidInputError(f"{self.place}: found {found}. {remedy}.")
@@ -80,7 +99,7 @@ def check_media(record: Seen, contents: Sequence[str]) -> None:
     """Refuse marks of images without their images, and images without their marks."""
     for column, names in MEDIA.items():
         mark = f"<{column[:-1]}>"
-        name = record.first(names)
+        name = record.only(names)
         value = [] if name is None else record.fields[name]
         items = value if isinstance(value, list | tuple) else [value]
         for item in items:

@@ -115,7 +115,7 @@ def _kind(record: Seen) -> tuple[str, str]:
             "token ids, expected text or turns: LLaMA-Factory makes its own tokens", "Give the data in words"
         )
     for name in UNREAD:
-        if record.fields.get(name):
+        if record.has(name):
             raise record.refuse(
                 f"{name!r}, which LLaMA-Factory does not read, expected records without it",
                 f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
@@ -139,24 +139,16 @@ def _kind(record: Seen) -> tuple[str, str]:
 
 def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None:
     """Name the columns of prompts and responses, or of plain text, and look whether they are as they are read."""
-    texts: dict[str, list[str]] = {}
     for record in seen:
         contents = []
         for column, names in _wanted(form, stage).items():
-            name = record.first(names)
+            name = record.only(names)
             if name is None:
                 there = ", ".join(map(repr, record.fields))
                 raise record.refuse(
                     f"{there}, expected the {column} in one of {', '.join(map(repr, names))}", NAME_COLUMNS
                 )
-            other = next((each for each in names if each != name and record.fields.get(each)), None)
-            if other is not None:
-                raise record.refuse(
-                    f"{name!r} and {other!r}, of which LLaMA-Factory reads one as the {column}, expected one of the two",
-                    NAME_COLUMNS,
-                )
             contents.append(record.text(name))
-            texts.setdefault(name, []).append(contents[-1])
             used.use(column, name, record)
         if stage == "dpo" and (other := record.first(RESPONSE_FIELDS)) is not None:
             raise record.refuse(
@@ -167,13 +159,6 @@ def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None
         if form == "prompt":
             contents += _before(record, used)
         check_media(record, contents)
-    for name, words in texts.items():
-        if all(DATE.fullmatch(each) for each in words):
-            raise seen[0].refuse(
-                f"{words[0]!r} as {name!r}, and dates in all other picks, which `datasets` reads as times and LLaMA-Factory"
-                " then passes over, expected other words in one at least",
-                "Write the records as turns",
-            )
 
 
 def _wanted(form: str, stage: str) -> dict[str, tuple[str, ...]]:
@@ -186,16 +171,11 @@ def _wanted(form: str, stage: str) -> dict[str, tuple[str, ...]]:
 
 def _before(record: Seen, used: Columns) -> list[str]:
     """Name the columns beside a prompt, and return their words."""
-    queries = [name for name in QUERIES if name in record.fields]
-    if len([name for name in queries if record.fields[name] != ""]) > 1:
-        raise record.refuse(
-            f"{' and '.join(map(repr, queries))}, of which LLaMA-Factory reads one, expected one of the two",
-            NAME_COLUMNS,
-        )
-    contents = [record.text(name) for name in queries]
-    for name in queries:
-        if record.fields[name] != "" or len(queries) == 1:
-            used.use("query", name, record)
+    query = record.only(QUERIES)
+    contents = []
+    if query is not None:
+        contents.append(record.text(query))
+        used.use("query", query, record)
     if (history := record.fields.get("history")) is not None:
         used.use("history", "history", record)
         for pair in history if isinstance(history, list | tuple) else [history]:
@@ -213,8 +193,8 @@ def _shared(seen: Sequence[Seen], form: str, used: Columns) -> str | None:
     """Name the columns that any layout can have; return that of tools, if it must be written as text."""
     as_text = None
     for record in seen:
-        given = {"system": record.first(SYSTEMS), "tools": record.first(("tools",))}
-        given |= {column: record.first(names) for column, names in MEDIA.items()}
+        given = {"system": record.only(SYSTEMS), "tools": record.first(("tools",))}
+        given |= {column: record.only(names) for column, names in MEDIA.items()}
         label = record.first(LABELS)
         if label is not None and isinstance(record.fields[label], bool) and form != "text":
             given["kto_tag"] = None if "chosen" in record.fields else label
@@ -222,7 +202,7 @@ def _shared(seen: Sequence[Seen], form: str, used: Columns) -> str | None:
             if name is None:
                 continue
             if form == "text":
-                if record.fields[name]:
+                if record.has(name):
                     raise record.refuse(
                         f"{name!r} beside plain text, which LLaMA-Factory reads alone, expected nothing beside it",
                         f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
@@ -249,6 +229,22 @@ def _check_tools(record: Seen) -> bool:
             NAME_COLUMNS,
         )
     return not isinstance(value, str)
+
+
+def check_dates(records: Sequence[Mapping[str, Any]], layout: Layout) -> None:
+    """Refuse a column that is read and holds nothing but dates.
+
+    Raises:
+        InvalidInputError: see above.
+    """
+    for column, name in layout.entry["columns"].items():
+        words = [record[name] for record in records if record.get(name) is not None]
+        if words and all(isinstance(each, str) and DATE.fullmatch(each) for each in words):
+            raise InvalidInputError(
+                f"data: found nothing but dates such as {words[0]!r} as {name!r}, expected other words in one pick at"
+                f" least: `datasets` reads such a column as times, and LLaMA-Factory no times as its {column}. Write the"
+                " records as turns."
+            )
 
 
 def samples_of(records: Sequence[Mapping[str, Any]], layout: Layout) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
     keys: tuple[tuple[str, str], str] | None = None
     skipped = []
     for record in seen:
-        name = record.first(CHATS)
+        name = record.only(CHATS)
         assert name is not None
         used.use("messages", name, record)
         turns = record.fields[name]
@@ -81,8 +81,8 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
                 )
             speakers.append(speaker)
             contents.append(turn[pair[1]])
-        system = record.first(SYSTEMS)
-        if speakers[0] == "system" and system is not None and record.fields[system]:
+        system = record.only(SYSTEMS)
+        if speakers[0] == "system" and system is not None and record.has(system):
             raise record.refuse(
                 f"a turn of the system and {system!r} beside it, of which LLaMA-Factory reads the turn, expected one",
                 NAME_COLUMNS,
@@ -123,7 +123,7 @@ def _check_unread(record: Seen, turn: Mapping[str, Any], where: str) -> None:
     for name in CALLS:
         if turn.get(name):
             raise record.refuse(
-                f"{name!r} in {where}, calls of tools that LLaMA-Factory does not read so, expected them in the words of a"
+                f"{name!r} in {where}, tools and calls of them that LLaMA-Factory does not read so, expected the words of a"
                 ' turn of "function_call", as {"name", "arguments"}',
                 f"Convert the data, or {AS_JSON_LINES}",
             )

@@ -18,8 +18,8 @@ Check = Callable[[Mapping[str, Any], str], object]
 """Raises InvalidInputError where a record, of which it also gets the place, has a fault."""
 
 
-def check_records(data: Any, check: Check, *, flat: bool = False) -> None:
-    """Show the records to `check`, and to `earlier`, which looks for somebody else's value where ours go.
+def check_records(data: Any, check: Check, *, flat: bool = False, key: bool = True) -> None:
+    """Show the records to `check`, and look whether somebody else's value is where the numbers of picks go.
 
     Columns of Parquet and of a `datasets.Dataset` whose type has no fault that checks look for are not read. Records
     that cannot be read are passed over: extraction leaves them out, or has refused them.
@@ -28,22 +28,29 @@ def check_records(data: Any, check: Check, *, flat: bool = False) -> None:
         data: as for `spice_rs.data.records.load_records`.
         check: what looks for a fault.
         flat: whether it minds lists and objects.
+        key: whether the numbers of picks are written too.
 
     Raises:
-        InvalidInputError: the data cannot be read, or it or `earlier` found something.
+        InvalidInputError: the data cannot be read, or something was found.
     """
-    for place, record in _looked_at(data, flat):
-        earlier(record, place)
-        check(record, place)
+    for row, (place, record) in enumerate(_looked_at(data, flat)):
+        if isinstance(record, Mapping):
+            if key:
+                earlier(record, place, row)
+            check(record, place)
 
 
-def check_for_json(data: Any) -> None:
+def check_for_json(data: Any, *, key: bool = True) -> None:
     """Fail now if the picks of data could not be written as JSON.
+
+    Args:
+        data: see `check_records`.
+        key: see `check_records`.
 
     Raises:
         InvalidInputError: see `check_records`.
     """
-    check_records(data, check_json)
+    check_records(data, check_json, key=key)
 
 
 class OneKind:
@@ -79,8 +86,8 @@ def _kind(value: Any) -> str:
     return "another value"
 
 
-def _looked_at(data: Any, flat: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (place, record), without the columns whose types need no look."""
+def _looked_at(data: Any, flat: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record) of each record, None for one that is none, without the columns whose types need no look."""
     if hasattr(data, "select_columns") and getattr(data, "format", {}).get("type") != "custom":
         names = _doubtful(data.features.arrow_schema, flat)
         columns = data.select_columns(names) if names else ()
@@ -91,11 +98,9 @@ def _looked_at(data: Any, flat: bool) -> Iterator[tuple[str, Mapping[str, Any]]]
         _, parsed = open_data(data)
         for place, parse in parsed:
             try:
-                record = parse()
+                yield place, parse()
             except BadRecord:
-                continue
-            if isinstance(record, Mapping):
-                yield place, record
+                yield place, None
 
 
 def _of_parquet(path: str | os.PathLike[str], flat: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:

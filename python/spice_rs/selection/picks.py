@@ -15,7 +15,7 @@ from typing import Any
 from spice_rs.atomic import replacing
 from spice_rs.data.records import raw_records
 from spice_rs.errors import InvalidInputError
-from spice_rs.selection.encoding import encoded, name_of, place_in
+from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
 
 KEY = "spice"
@@ -76,7 +76,7 @@ def joined(picks: Sequence[dict[str, Any]], data: Any = None) -> Iterator[dict[s
         return
     records = records_of([pick["index"] for pick in picks], data)
     for pick, record in zip(picks, records, strict=True):
-        before = earlier(record, place_in(data, pick["index"]))
+        before = earlier(record, name_of(data), pick["index"])
         yield {**record, KEY: pick if before is None else {**pick, EARLIER: before}}
 
 
@@ -96,7 +96,7 @@ def records_of(rows: Sequence[int], data: Any) -> list[dict[str, Any]]:
     return [records[row] for row in rows]
 
 
-def earlier(record: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
+def earlier(record: Mapping[str, Any], place: str, row: int) -> Mapping[str, Any] | None:
     """Return what an earlier round wrote into a record; None if there is nothing.
 
     Raises:
@@ -106,8 +106,8 @@ def earlier(record: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
     if value is None or (isinstance(value, Mapping) and type(value.get("index")) is int):
         return value
     raise InvalidInputError(
-        f"{place}: found a key {KEY!r} that no selection wrote, expected none: the numbers of a pick go there. Rename it,"
-        " or leave out the data."
+        f"{place}: found a key {KEY!r} in record {row} that no selection wrote, expected none: the numbers of a pick go"
+        " there. Rename it, or leave out the data."
     )
 
 
