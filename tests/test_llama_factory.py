@@ -430,7 +430,7 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"prompt": "a", "output": "x", "chosen": "b", "rejected": "c"}, "'output' beside 'chosen'"),
         ({"prompt": "a", "chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, "found a list as 'chosen'"),
         ({"messages": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "found a list as chosen"),
-        ({"messages": [ASK], "chosen": ASK, "rejected": REPLY}, "not the assistant's"),
+        ({"messages": [ASK], "chosen": ASK, "rejected": REPLY}, "'chosen' that is not the assistant's"),
         ({"messages": []}, "expected a list of turns"),
         ({"messages": "[]"}, "found a str as 'messages'"),
         ({"messages": [ASK, "b"]}, "found a str as messages[1]"),

@@ -13,7 +13,9 @@ CHATS = ("messages", "conversations")
 QUERIES = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 MEDIA = {"images": ("images", "image"), "videos": ("videos", "video"), "audios": ("audios", "audio")}
-"""LLaMA-Factory's column → fields that are it. The mark in the text is <image>, <video>, <audio>."""
+"""LLaMA-Factory's column → fields that are it."""
+MEDIA_MARKS = tuple(f"<{column[:-1]}>" for column in MEDIA)
+"""What stands in the text in place of each: <image>, <video>, <audio>."""
 LABELS = ("kto_tag", "label")
 UNREAD = ("chat_template_kwargs", "functions")
 """Fields that templates and other trainers read, and LLaMA-Factory does not."""
@@ -97,8 +99,7 @@ class Columns:
 
 def check_media(record: Seen, contents: Sequence[str]) -> None:
     """Refuse marks of images without their images, and images without their marks."""
-    for column, names in MEDIA.items():
-        mark = f"<{column[:-1]}>"
+    for (column, names), mark in zip(MEDIA.items(), MEDIA_MARKS, strict=True):
         name = record.only(names)
         value = [] if name is None else record.fields[name]
         items = value if isinstance(value, list | tuple) else [value]

@@ -8,6 +8,7 @@ from typing import Any
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
     CHATS,
+    MEDIA_MARKS,
     NAME_COLUMNS,
     SYSTEMS,
     Columns,
@@ -38,8 +39,7 @@ MARKS = ("weight", "train", "training", "loss", "loss_scale", "learned")
 
 def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str, str], list[str]]:
     """Name the columns of chats; return the tags, and the places of the records that would be skipped."""
-    roles: dict[str, tuple[str, str]] = {}
-    keys: tuple[tuple[str, str], str] | None = None
+    tags = _Tags()
     skipped = []
     for record in seen:
         name = record.only(CHATS)
@@ -50,58 +50,96 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
             raise record.refuse(
                 f"a {type(turns).__name__} as {name!r}, expected a list of turns", NAME_COLUMNS
             )
-        replies = []
+        told = [tags.read(record, turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+        system = told.pop(0)[1] if told[0][0] == "system" else None
+        _check_system(record, system)
+        if not _alternates([speaker for speaker, _ in told], stage):
+            skipped.append(record.place)
         if stage == "dpo":
             for column in ("chosen", "rejected"):
                 used.use(column, column, record)
-                replies.append((column, record.fields[column]))
-        speakers, contents = [], []
-        for where, turn in (*((f"{name}[{i}]", turn) for i, turn in enumerate(turns)), *replies):
-            pair = _keys(record, turn, where)
-            if keys is not None and pair != keys[0]:
-                raise record.refuse(
-                    f"turns of {' and '.join(map(repr, pair))}, and in {keys[1]} of {' and '.join(map(repr, keys[0]))},"
-                    " expected the same names in all picks",
-                    "Select from one kind at a time",
-                )
-            keys = keys or (pair, record.place)
-            _check_turn(record, turn, where, *pair)
-            speaker = next((whose for whose, names in TAGS.items() if turn[pair[0]] in names), None)
-            if speaker is None:
-                known = ", ".join(name for names in TAGS.values() for name in names)
-                raise record.refuse(
-                    f"{turn[pair[0]]!r} as the speaker of {where}, expected one of {known}", "Rename it"
-                )
-            tag, place = roles.setdefault(speaker, (turn[pair[0]], record.place))
-            if tag != turn[pair[0]]:
-                raise record.refuse(
-                    f"speakers {turn[pair[0]]!r} and, in {place}, {tag!r}, of which LLaMA-Factory knows one as its"
-                    f" {speaker}, expected one name in all picks",
-                    "Rename one of them",
-                )
-            speakers.append(speaker)
-            contents.append(turn[pair[1]])
-        system = record.only(SYSTEMS)
-        if speakers[0] == "system" and system is not None and record.has(system):
+                reply = tags.read(record, record.fields[column], column)
+                if reply[0] not in ("assistant", "function"):
+                    raise record.refuse(
+                        f"{column!r} that is not the assistant's, expected its own words",
+                        "Correct the record",
+                    )
+                check_media(record, [words for _, words in (*told, reply)])
+        else:
+            check_media(record, [words for _, words in told])
+    return tags.entry(), skipped
+
+
+class _Tags:
+    """What LLaMA-Factory's tags are in turns, the same for all records."""
+
+    def __init__(self) -> None:
+        self._keys: tuple[tuple[str, str], str] | None = None
+        self._names: dict[str, tuple[str, str]] = {}
+
+    def read(self, record: Seen, turn: Any, where: str) -> tuple[str, str]:
+        """Return whose words a turn is, and the words.
+
+        Raises:
+            InvalidInputError: LLaMA-Factory would not read it, or not by the tags of the turns before it.
+        """
+        pair = _keys(record, turn, where)
+        first, place = self._keys = self._keys or (pair, record.place)
+        if pair != first:
             raise record.refuse(
-                f"a turn of the system and {system!r} beside it, of which LLaMA-Factory reads the turn, expected one",
-                NAME_COLUMNS,
+                f"turns of {' and '.join(map(repr, pair))}, and in {place} of {' and '.join(map(repr, first))},"
+                " expected the same names in all picks",
+                "Select from one kind at a time",
             )
-        if stage == "dpo" and not set(speakers[-2:]) <= {"assistant", "function"}:
+        name, words = (turn[key] for key in pair)
+        speaker = next((whose for whose, names in TAGS.items() if name in names), None)
+        if speaker is None:
+            known = ", ".join(name for names in TAGS.values() for name in names)
+            raise record.refuse(f"{name!r} as the speaker of {where}, expected one of {known}", "Rename it")
+        if not isinstance(words, str):
             raise record.refuse(
-                "replies that are not the assistant's, expected its own", "Correct the record"
+                f"a {type(words).__name__} as the words of {where}, expected text, with marks such as <image> and a"
+                " column 'images' for what is no text",
+                f"Convert the data, or {AS_JSON_LINES}",
             )
-        if not _alternates(speakers[: len(turns)], stage):
-            skipped.append(record.place)
-        check_media(record, contents[: len(turns) + 1] if stage == "dpo" else contents)
-    assert keys is not None
-    first = KEYS[0] == keys[0]
-    used_tags = {whose: names[0] for whose, names in TAGS.items()}
-    if not first:
-        used_tags |= {"user": "human", "assistant": "gpt", "observation": "observation"}
-    used_tags |= {whose: tag for whose, (tag, _) in roles.items()}
-    tags = {"role_tag": keys[0][0], "content_tag": keys[0][1]}
-    return tags | {f"{whose}_tag": tag for whose, tag in used_tags.items()}, skipped
+        if speaker in ("assistant", "function"):
+            _check_learned(record, turn, where)
+        tag, place = self._names.setdefault(speaker, (name, record.place))
+        if tag != name:
+            raise record.refuse(
+                f"speakers {name!r} and, in {place}, {tag!r}, of which LLaMA-Factory knows one as its {speaker},"
+                " expected one name in all picks",
+                "Rename one of them",
+            )
+        return speaker, words
+
+    def entry(self) -> dict[str, str]:
+        """Return all tags: one that is left out is none at all, once another is given."""
+        assert self._keys is not None
+        (role, content), _ = self._keys
+        names = {whose: names[0] for whose, names in TAGS.items()}
+        if role == "from":
+            names |= {"user": "human", "assistant": "gpt", "observation": "observation"}
+        names |= {whose: name for whose, (name, _) in self._names.items()}
+        return {"role_tag": role, "content_tag": content} | {
+            f"{whose}_tag": name for whose, name in names.items()
+        }
+
+
+def _check_system(record: Seen, system: str | None) -> None:
+    """Refuse two system prompts, and marks of images in one."""
+    column = record.only(SYSTEMS)
+    if system is not None and column is not None and record.has(column):
+        raise record.refuse(
+            f"a turn of the system and {column!r} beside it, of which LLaMA-Factory reads the turn, expected one",
+            NAME_COLUMNS,
+        )
+    mark = next((mark for mark in MEDIA_MARKS if mark in (system or "")), None)
+    if mark is not None:
+        raise record.refuse(
+            f"{mark} in the words of the system, where LLaMA-Factory reads none, expected it in others",
+            "Correct the record",
+        )
 
 
 def _keys(record: Seen, turn: Any, where: str) -> tuple[str, str]:
@@ -135,17 +173,10 @@ def _check_unread(record: Seen, turn: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _check_turn(record: Seen, turn: Mapping[str, Any], where: str, speaker: str, words: str) -> None:
-    if not isinstance(turn[words], str) or not isinstance(turn[speaker], str):
-        raise record.refuse(
-            f"a {type(turn[words]).__name__} as the words of {where}, expected text, with marks such as <image> and a"
-            " column 'images' for what is no text",
-            f"Convert the data, or {AS_JSON_LINES}",
-        )
-    spoken = turn[speaker] in (*TAGS["assistant"], *TAGS["function"])
+def _check_learned(record: Seen, turn: Mapping[str, Any], where: str) -> None:
     marked = next((name for name in MARKS if turn.get(name) not in (None, 1)), None)
     marked = "train_detail" if turn.get("train_detail") else marked
-    if spoken and marked is not None:
+    if marked is not None:
         raise record.refuse(
             f"{marked!r} in {where}, a turn that is not to be learned, while LLaMA-Factory learns all of the assistant's,"
             " expected none",
@@ -154,8 +185,7 @@ def _check_turn(record: Seen, turn: Mapping[str, Any], where: str, speaker: str,
 
 
 def _alternates(speakers: Sequence[str], stage: str) -> bool:
-    """Whether speakers take turns as LLaMA-Factory wants it."""
-    told = list(speakers[1:] if speakers[0] == "system" else speakers)
-    whole = len(told) % 2 == (1 if stage == "dpo" else 0)
-    asked, answered = set(told[::2]), set(told[1::2])
-    return whole and asked <= {"user", "observation"} and answered <= {"assistant", "function"}
+    """Whether those who speak after the system take turns as LLaMA-Factory wants it."""
+    whole = len(speakers) % 2 == (1 if stage == "dpo" else 0)
+    asked, answered = set(speakers[::2]), set(speakers[1::2])
+    return len(speakers) > 0 and whole and asked <= {"user", "observation"} and answered <= {"assistant", "function"}
