@@ -636,6 +636,7 @@ def test_what_is_read_is_never_overwritten(place, sel, capsys, unselected):
         (["--out", place / "link.jsonl"], "which --data names too"),
         (["--save", rows], "which SOURCE names too"),
         (["--out", place / "new", "--save", place / "new"], "which --save names too"),
+        (["--out", place / "new", "--checkpoint", place / "new"], "which --checkpoint names too"),
     ):
         assert run(*select, *more) == 2
         assert says in capsys.readouterr().err

@@ -239,6 +239,40 @@ CASES = {
         "dpo",
         None,
     ),
+    "pairs of ms-swift": (
+        lambda i: {
+            "system": "be kind",
+            "query": f"do {i}",
+            "response": f"done {i}",
+            "rejected_response": f"not done {i}",
+        },
+        lambda i: read(
+            [("user", f"do {i}")],
+            [("assistant", f"done {i}"), ("assistant", f"not done {i}")],
+            system="be kind",
+        ),
+        "dpo",
+        None,
+    ),
+    "capitals, marks of what is learned anyway, a system prompt twice": (
+        lambda i: {
+            "system": "be kind",
+            "conversations": [
+                {"from": "system", "value": "be kind"},
+                {"from": "Human", "value": f"do {i}", "weight": 0},
+                {"from": "GPT", "value": f"done {i}", "train": True, "masked": 0},
+            ],
+        },
+        lambda i: asked(i, system="be kind"),
+        "sft",
+        None,
+    ),
+    "one tool": (
+        lambda i: {"messages": chat(("user", f"do {i}"), ("assistant", f"done {i}")), "functions": TOOLS[0]},
+        lambda i: asked(i, tools=TOOLS),
+        "sft",
+        None,
+    ),
     "pairs in turns": (
         lambda i: {
             "conversations": share(("human", f"do {i}")),
@@ -360,8 +394,11 @@ def test_records_are_written_as_they_were_and_read_whole(sel, tmp_path, case, re
     written = [json.loads(line) for line in lines]
     for sample, row in zip(written, rows, strict=True):
         was = dict(data[row])
-        if not isinstance(was.get("tools", ""), str):
-            was["tools"] = json.dumps(was["tools"])
+        for name in {"tools", "functions"} & was.keys():
+            given = was[name]
+            if not isinstance(given, str):
+                assert json.loads(sample[name]) == ([given] if isinstance(given, dict) else given)
+                was[name] = sample[name]
         assert sample == was
     assert reader(folder, "spice") == [expected(row) for row in rows]
 
@@ -427,7 +464,10 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"prompt": [ASK], "completion": [REPLY]}, "found a list as 'prompt'"),
         ({"prompt": "a", "chosen": "b"}, "'chosen' alone"),
         ({"chosen": "b", "rejected": "c"}, "expected the prompt"),
-        ({"prompt": "a", "output": "x", "chosen": "b", "rejected": "c"}, "'output' beside 'chosen'"),
+        ({"prompt": "a", "output": "x", "chosen": "b", "rejected": "c"}, "'chosen' and 'output', of which"),
+        ({"messages": [ASK, REPLY], "rejected_response": "c"}, "'rejected_response' alone"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "found 0 as 'label'"),
+        ({"messages": [ASK, REPLY], "loss_mask": [0, 1]}, "found 'loss_mask', marks of turns"),
         ({"prompt": "a", "chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, "found a list as 'chosen'"),
         ({"messages": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "found a list as chosen"),
         ({"messages": [ASK], "chosen": ASK, "rejected": REPLY}, "'chosen' that is not the assistant's"),
@@ -446,6 +486,8 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"messages": [ASK, {**REPLY, "weight": 0}]}, "found 'weight' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "train": False}]}, "found 'train' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "loss_scale": 0.5}]}, "found 'loss_scale' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "masked": True}]}, "found 'masked' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "mask": 0}]}, "found 'mask' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "train_detail": [{"train": False}]}]}, "found 'train_detail'"),
         (
             {"messages": [{"role": "system", "content": "a"}, ASK, REPLY], "system": "b"},

@@ -68,7 +68,8 @@ def _select(
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
-    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force, **given)
+    reads = {"SOURCE": source, "--checkpoint": options["checkpoint"]}
+    check_targets(out, data, llama_factory, save=save, reads=reads, force=force, **given)
     if any(options[field] is not None for field in COLUMNS):
         options["data"] = data
     for field in ROW_FILES:

@@ -42,7 +42,7 @@ def write_llama_factory(
     check_dates(records, layout)
     lines = [
         encoded(sample, place) + "\n"
-        for sample, place in zip(samples_of(records, layout), places, strict=True)
+        for sample, place in zip(samples_of(records, places, layout), places, strict=True)
     ]
     if layout.skipped:
         message = (

@@ -6,22 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.data.records import FIELDS
 from spice_rs.errors import InvalidInputError
 
-CHATS = ("messages", "conversations")
+PROMPTS = ("instruction", "prompt", "question", "query")
 QUERIES = ("input", "context")
+RESPONSES = ("response", "output", "completion", "answer")
+CHOSEN = ("chosen", "chosen_response", "accepted")
+REJECTED = ("rejected", "rejected_response")
+CHATS = ("messages", "conversations")
 SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
 MEDIA = {"images": ("images", "image"), "videos": ("videos", "video"), "audios": ("audios", "audio")}
 """LLaMA-Factory's column → fields that are it."""
 MEDIA_MARKS = tuple(f"<{column[:-1]}>" for column in MEDIA)
 """What stands in the text in place of each: <image>, <video>, <audio>."""
-LABELS = ("kto_tag", "label")
-UNREAD = ("chat_template_kwargs", "functions")
-"""Fields that templates and other trainers read, and LLaMA-Factory does not."""
+LABELS = ("kto_tag", "label", "desirable")
+UNREAD = ("chat_template_kwargs",)
+"""Fields that templates read, and LLaMA-Factory does not."""
 
 KNOWN = {
-    *(*FIELDS, *CHATS, *QUERIES, *SYSTEMS, *LABELS, *UNREAD, "history", "chosen", "rejected"),
+    *(*PROMPTS, *QUERIES, *RESPONSES, *CHOSEN, *REJECTED, *CHATS, *SYSTEMS, *TOOLS, *LABELS, *UNREAD),
+    *("history", "text", "input_ids", "labels"),
     *(name for names in MEDIA.values() for name in names),
 }
 """Fields that `columns` can name a column for."""

@@ -13,17 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spice_rs.data.records import PROMPT_FIELDS, RESPONSE_FIELDS
 from spice_rs.errors import InvalidInputError
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
     CHATS,
+    CHOSEN,
     KNOWN,
     LABELS,
     MEDIA,
     NAME_COLUMNS,
+    PROMPTS,
     QUERIES,
+    REJECTED,
+    RESPONSES,
     SYSTEMS,
+    TOOLS,
     UNREAD,
     Columns,
     Seen,
@@ -86,7 +90,7 @@ def layout_of(
     else:
         tags, skipped = {}, []
         _prompts(seen, form, stage, used)
-    as_text = _shared(seen, form, used)
+    as_text = _shared(seen, form, stage, used)
     entry: dict[str, Any] = {"formatting": "sharegpt" if tags else "alpaca"}
     if stage == "dpo":
         entry["ranking"] = True
@@ -120,21 +124,38 @@ def _kind(record: Seen) -> tuple[str, str]:
                 f"{name!r}, which LLaMA-Factory does not read, expected records without it",
                 f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
             )
-    pair = [name for name in ("chosen", "rejected") if name in record.fields]
-    if len(pair) == 1:
-        raise record.refuse(f"{pair[0]!r} alone, expected 'chosen' and 'rejected'", NAME_COLUMNS)
-    label = record.first(LABELS)
-    judged = label is not None and isinstance(record.fields[label], bool)
-    stage = "dpo" if pair else "kto" if judged else "sft"
+    wanted, unwanted = record.first(CHOSEN), record.first(REJECTED)
+    if unwanted is not None and wanted is None and record.first(CHATS) is None:
+        wanted = record.first(RESPONSES)  # as ms-swift has it
+    if (wanted is None) != (unwanted is None):
+        raise record.refuse(
+            f"{wanted or unwanted!r} alone, expected a wanted reply and one that is not", NAME_COLUMNS
+        )
+    stage = "dpo" if wanted is not None else "kto" if _label(record) is not None else "sft"
     if record.first(CHATS) is not None:
         return "turns", stage
-    plain = record.first((*PROMPT_FIELDS, *RESPONSE_FIELDS, "chosen")) is None
+    plain = record.first((*PROMPTS, *RESPONSES, *CHOSEN)) is None
     if plain and "text" in record.fields:
         return "text", "pt"
     if plain and not record.fields.keys() & KNOWN:
         there = ", ".join(map(repr, record.fields)) or "no fields"
         raise record.refuse(f"{there}, expected a prompt and a response, turns or text", NAME_COLUMNS)
     return "prompt", stage
+
+
+def _label(record: Seen) -> str | None:
+    """Return the field that says whether a reply is wanted."""
+    for name in LABELS:
+        value = record.fields.get(name)
+        if isinstance(value, bool):
+            return name
+        if isinstance(value, int | float) and value == 0:
+            raise record.refuse(
+                f"{value!r} as {name!r}, which LLaMA-Factory reads as a reply that is not wanted if it is false alone,"
+                " expected false or another value",
+                f"Correct it. {NAME_COLUMNS}, if it means something else",
+            )
+    return None
 
 
 def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None:
@@ -150,11 +171,6 @@ def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None
                 )
             contents.append(record.text(name))
             used.use(column, name, record)
-        if stage == "dpo" and (other := record.first(RESPONSE_FIELDS)) is not None:
-            raise record.refuse(
-                f"{other!r} beside 'chosen' and 'rejected', of which LLaMA-Factory reads the two, expected no third",
-                NAME_COLUMNS,
-            )
         contents = contents[:2] if stage == "dpo" else contents  # one reply at a time
         if form == "prompt":
             contents += _before(record, used)
@@ -162,11 +178,13 @@ def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None
 
 
 def _wanted(form: str, stage: str) -> dict[str, tuple[str, ...]]:
+    """Return LLaMA-Factory's columns that a record must have, and the fields that are it."""
     if form == "text":
         return {"prompt": ("text",)}
     if stage == "dpo":
-        return {"prompt": PROMPT_FIELDS, "chosen": ("chosen",), "rejected": ("rejected",)}
-    return {"prompt": PROMPT_FIELDS, "response": RESPONSE_FIELDS}
+        # A response beside a wanted reply would be passed over.
+        return {"prompt": PROMPTS, "chosen": (*CHOSEN, *RESPONSES), "rejected": REJECTED}
+    return {"prompt": PROMPTS, "response": RESPONSES}
 
 
 def _before(record: Seen, used: Columns) -> list[str]:
@@ -189,15 +207,14 @@ def _before(record: Seen, used: Columns) -> list[str]:
     return contents
 
 
-def _shared(seen: Sequence[Seen], form: str, used: Columns) -> str | None:
+def _shared(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> str | None:
     """Name the columns that any layout can have; return that of tools, if it must be written as text."""
     as_text = None
     for record in seen:
-        given = {"system": record.only(SYSTEMS), "tools": record.first(("tools",))}
+        given = {"system": record.only(SYSTEMS), "tools": record.only(TOOLS)}
         given |= {column: record.only(names) for column, names in MEDIA.items()}
-        label = record.first(LABELS)
-        if label is not None and isinstance(record.fields[label], bool) and form != "text":
-            given["kto_tag"] = None if "chosen" in record.fields else label
+        if stage == "kto":
+            given["kto_tag"] = _label(record)
         for column, name in given.items():
             if name is None:
                 continue
@@ -211,24 +228,24 @@ def _shared(seen: Sequence[Seen], form: str, used: Columns) -> str | None:
             if column == "system":
                 record.text(name)
             used.use(column, name, record)
-            if column == "tools" and _check_tools(record):
+            if column == "tools" and _tools(record.fields[name], record) != record.fields[name]:
                 as_text = used.named["tools"]
     return as_text
 
 
-def _check_tools(record: Seen) -> bool:
-    """Whether descriptions of tools must be written as JSON text, which is how LLaMA-Factory reads them."""
-    value = record.fields["tools"]
+def _tools(value: Any, record: Seen) -> str:
+    """Return descriptions of tools as LLaMA-Factory reads them: JSON text of a list of objects."""
     try:
         tools = (json.loads(value) if value.strip() else []) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         tools = None
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+    listed = [tools] if isinstance(tools, Mapping) else tools
+    if not isinstance(listed, list | tuple) or not all(isinstance(tool, Mapping) for tool in listed):
         raise record.refuse(
             "'tools' that are no list of objects, nor the same as JSON text, expected what LLaMA-Factory reads",
             NAME_COLUMNS,
         )
-    return not isinstance(value, str)
+    return value if isinstance(value, str) and listed is tools else encoded(listed, record.place)
 
 
 def check_dates(records: Sequence[Mapping[str, Any]], layout: Layout) -> None:
@@ -247,11 +264,13 @@ def check_dates(records: Sequence[Mapping[str, Any]], layout: Layout) -> None:
             )
 
 
-def samples_of(records: Sequence[Mapping[str, Any]], layout: Layout) -> Iterator[dict[str, Any]]:
+def samples_of(
+    records: Sequence[Mapping[str, Any]], places: Sequence[str], layout: Layout
+) -> Iterator[dict[str, Any]]:
     """Yield the records as they are written: unchanged but for tools that must be text."""
-    for record in records:
+    name = layout.as_text
+    for record, place in zip(records, places, strict=True):
         sample = dict(record)
-        name = layout.as_text
-        if name is not None and sample.get(name) is not None and not isinstance(sample[name], str):
-            sample[name] = encoded(sample[name], name)
+        if name is not None and sample.get(name) is not None:
+            sample[name] = _tools(sample[name], Seen(place, sample))
         yield sample

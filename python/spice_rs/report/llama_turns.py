@@ -8,8 +8,10 @@ from typing import Any
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
     CHATS,
+    CHOSEN,
     MEDIA_MARKS,
     NAME_COLUMNS,
+    REJECTED,
     SYSTEMS,
     Columns,
     Seen,
@@ -33,8 +35,15 @@ TAGS = {
 
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-MARKS = ("weight", "train", "training", "loss", "loss_scale", "learned")
-"""What data call the mark of a turn that is learned, or by a 0 or false is not."""
+LEARNED_MARKS = (
+    *("weight", "train", "training", "trainable", "train_on_turn", "learn", "learned"),
+    *("loss", "loss_weight", "loss_scale", "loss_mask"),
+)
+"""What data call the mark of a turn that is 1 or true where it is learned."""
+MASKED_MARKS = ("masked", "is_masked", "ignore", "ignored", "no_loss", "no_train")
+"""The same, 1 or true where it is not."""
+OTHER_MARKS = ("mask", "train_detail", "training_detail", "token_weights", "loss_weights")
+"""Marks that mean either, or of parts of a turn."""
 
 
 def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str, str], list[str]]:
@@ -50,18 +59,26 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
             raise record.refuse(
                 f"a {type(turns).__name__} as {name!r}, expected a list of turns", NAME_COLUMNS
             )
+        for mark in (*LEARNED_MARKS, *MASKED_MARKS, *OTHER_MARKS):
+            if isinstance(record.fields.get(mark), list | tuple) and record.has(mark):
+                raise record.refuse(
+                    f"{mark!r}, marks of turns that LLaMA-Factory does not read, expected none",
+                    f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
+                )
         told = [tags.read(record, turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
         system = told.pop(0)[1] if told[0][0] == "system" else None
         _check_system(record, system)
         if not _alternates([speaker for speaker, _ in told], stage):
             skipped.append(record.place)
         if stage == "dpo":
-            for column in ("chosen", "rejected"):
-                used.use(column, column, record)
-                reply = tags.read(record, record.fields[column], column)
+            for column, names in (("chosen", CHOSEN), ("rejected", REJECTED)):
+                field = record.only(names)
+                assert field is not None
+                used.use(column, field, record)
+                reply = tags.read(record, record.fields[field], field)
                 if reply[0] not in ("assistant", "function"):
                     raise record.refuse(
-                        f"{column!r} that is not the assistant's, expected its own words",
+                        f"{field!r} that is not the assistant's, expected its own words",
                         "Correct the record",
                     )
                 check_media(record, [words for _, words in (*told, reply)])
@@ -92,7 +109,7 @@ class _Tags:
                 "Select from one kind at a time",
             )
         name, words = (turn[key] for key in pair)
-        speaker = next((whose for whose, names in TAGS.items() if name in names), None)
+        speaker = next((whose for whose, names in TAGS.items() if str(name).lower() in names), None)
         if speaker is None:
             known = ", ".join(name for names in TAGS.values() for name in names)
             raise record.refuse(f"{name!r} as the speaker of {where}, expected one of {known}", "Rename it")
@@ -129,7 +146,7 @@ class _Tags:
 def _check_system(record: Seen, system: str | None) -> None:
     """Refuse two system prompts, and marks of images in one."""
     column = record.only(SYSTEMS)
-    if system is not None and column is not None and record.has(column):
+    if system is not None and column is not None and record.has(column) and record.fields[column] != system:
         raise record.refuse(
             f"a turn of the system and {column!r} beside it, of which LLaMA-Factory reads the turn, expected one",
             NAME_COLUMNS,
@@ -174,18 +191,29 @@ def _check_unread(record: Seen, turn: Mapping[str, Any], where: str) -> None:
 
 
 def _check_learned(record: Seen, turn: Mapping[str, Any], where: str) -> None:
-    marked = next((name for name in MARKS if turn.get(name) not in (None, 1)), None)
-    marked = "train_detail" if turn.get("train_detail") else marked
-    if marked is not None:
-        raise record.refuse(
-            f"{marked!r} in {where}, a turn that is not to be learned, while LLaMA-Factory learns all of the assistant's,"
-            " expected none",
-            f"Leave the mark out, or {AS_JSON_LINES}",
-        )
+    """Refuse a turn of the assistant's that is marked as one that is not to be learned."""
+    plain = {
+        **dict.fromkeys(LEARNED_MARKS, 1),
+        **dict.fromkeys(MASKED_MARKS, 0),
+        **dict.fromkeys(OTHER_MARKS),
+    }
+    for name, usual in plain.items():
+        value = turn.get(name)
+        if value is not None and value != usual and value not in ([], {}, ""):
+            raise record.refuse(
+                f"{name!r} in {where}, the mark of a turn that is not to be learned, while LLaMA-Factory learns all of the"
+                " assistant's, expected none",
+                f"Leave the mark out, or {AS_JSON_LINES}",
+            )
 
 
 def _alternates(speakers: Sequence[str], stage: str) -> bool:
     """Whether those who speak after the system take turns as LLaMA-Factory wants it."""
     whole = len(speakers) % 2 == (1 if stage == "dpo" else 0)
     asked, answered = set(speakers[::2]), set(speakers[1::2])
-    return len(speakers) > 0 and whole and asked <= {"user", "observation"} and answered <= {"assistant", "function"}
+    return (
+        len(speakers) > 0
+        and whole
+        and asked <= {"user", "observation"}
+        and answered <= {"assistant", "function"}
+    )
