@@ -296,10 +296,9 @@ class Selection:
         """Write the picks for LLaMA-Factory: NAME.jsonl, and an entry in dataset_info.json beside those that are there.
 
         The records are written as they are; the entry says which columns and tags LLaMA-Factory reads them by. Only
-        descriptions of tools that are no text become JSON text, as it has them. A data set that this wrote under the same
-        name is replaced. Train with `dataset_dir: FOLDER` and
+        descriptions of tools that are no text become JSON text, as it has them. Train with `dataset_dir: FOLDER` and
         `dataset: NAME`; `disable_shuffling: true` keeps the order of the picks. Paths of images are looked up in its
-        `media_dir`.
+        `media_dir`. A data set that this wrote under the same name is replaced.
 
         Args:
             folder: LLaMA-Factory's dataset_dir; made if it is not there.
