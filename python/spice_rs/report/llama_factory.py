@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spice_rs.atomic import replacing
-from spice_rs.data.reading import BadRecord, open_data
+from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
@@ -99,13 +99,8 @@ def check_first(data: Any, columns: Mapping[str, str] | None = None) -> None:
     Raises:
         InvalidInputError: see `layout_of`.
     """
-    _, parsed = open_data(data)
-    for place, parse in parsed:
-        try:
-            record = parse()
-        except BadRecord:
-            continue  # which was left out
-        if isinstance(record, Mapping):
+    for place, record in all_records(data):
+        if record is not None:  # others were left out
             layout_of([record], [place], columns)
             return
 

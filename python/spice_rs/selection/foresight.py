@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-from spice_rs.data.reading import BadRecord, open_data
+from spice_rs.data.survey import survey
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.encoding import check_json, spelled
 from spice_rs.selection.picks import KEY, earlier
@@ -33,7 +32,7 @@ def check_records(data: Any, check: Check, *, flat: bool = False, key: bool = Tr
     Raises:
         InvalidInputError: the data cannot be read, or something was found.
     """
-    for row, (place, record) in enumerate(_looked_at(data, flat)):
+    for row, (place, record) in enumerate(survey(data, needed=(KEY,), flat=flat)):
         if isinstance(record, Mapping):
             if key:
                 earlier(record, place, row)
@@ -84,63 +83,3 @@ def _kind(value: Any) -> str:
         if isinstance(value, types):
             return name
     return "another value"
-
-
-def _looked_at(data: Any, flat: bool) -> Iterator[tuple[str, Any]]:
-    """Yield (place, record) of each record, None for one that is none, without the columns whose types need no look."""
-    if hasattr(data, "select_columns") and getattr(data, "format", {}).get("type") != "custom":
-        names = _doubtful(data.features.arrow_schema, flat)
-        columns = data.select_columns(names) if names else ()
-        yield from ((f"data[{row}]", record) for row, record in enumerate(columns))
-    elif isinstance(data, str | os.PathLike) and os.fspath(data).lower().endswith(".parquet"):
-        yield from _of_parquet(data, flat)
-    else:
-        _, parsed = open_data(data)
-        for place, parse in parsed:
-            try:
-                yield place, parse()
-            except BadRecord:
-                yield place, None
-
-
-def _of_parquet(path: str | os.PathLike[str], flat: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    _, parsed = open_data(path)
-    next(parsed, None)  # what is wrong with the file is said as everywhere
-    import pyarrow.parquet
-
-    row = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        names = _doubtful(file.schema_arrow, flat)
-        for batch in file.iter_batches(columns=names) if names else ():
-            for record in batch.to_pylist():
-                yield f"{os.fspath(path)}, row {row}", record
-                row += 1
-
-
-def _doubtful(schema: Any, flat: bool) -> list[str]:
-    """Return the columns whose type does not say that JSON, or a flat table, can hold all their values."""
-    return [field.name for field in schema if field.name == KEY or not _is_plain(field.type, flat)]
-
-
-def _is_plain(kind: Any, flat: bool) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _is_plain(kind.value_type, flat)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return not flat and _is_plain(kind.value_type, flat)
-    if types.is_struct(kind):
-        return not flat and all(_is_plain(kind.field(i).type, flat) for i in range(kind.num_fields))
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            types.is_integer,
-            types.is_boolean,
-            types.is_null,
-            types.is_string,
-            types.is_large_string,
-            types.is_date,
-            types.is_time,
-            types.is_timestamp,
-        )
-    )
