@@ -108,7 +108,7 @@ CASES = {
         {"prompt": "frage", "response": "antwort", "system": "wer"},
     ),
     "plain text": (
-        lambda i: {"text": f"täxt {i}", "url": "u"},
+        lambda i: {"text": f"täxt {i}", "url": "u", "label": i % 2},
         lambda i: read([("user", f"täxt {i}")], []),
         "pt",
         None,

@@ -124,6 +124,12 @@ def _kind(record: Seen) -> tuple[str, str]:
                 f"{name!r}, which LLaMA-Factory does not read, expected records without it",
                 f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
             )
+    plain = record.first((*CHATS, *PROMPTS, *RESPONSES, *CHOSEN)) is None
+    if plain and "text" in record.fields:
+        return "text", "pt"
+    if plain and not record.fields.keys() & KNOWN:
+        there = ", ".join(map(repr, record.fields)) or "no fields"
+        raise record.refuse(f"{there}, expected a prompt and a response, turns or text", NAME_COLUMNS)
     wanted, unwanted = record.first(CHOSEN), record.first(REJECTED)
     if unwanted is not None and wanted is None and record.first(CHATS) is None:
         wanted = record.first(RESPONSES)  # as ms-swift has it
@@ -132,15 +138,7 @@ def _kind(record: Seen) -> tuple[str, str]:
             f"{wanted or unwanted!r} alone, expected a wanted reply and one that is not", NAME_COLUMNS
         )
     stage = "dpo" if wanted is not None else "kto" if _label(record) is not None else "sft"
-    if record.first(CHATS) is not None:
-        return "turns", stage
-    plain = record.first((*PROMPTS, *RESPONSES, *CHOSEN)) is None
-    if plain and "text" in record.fields:
-        return "text", "pt"
-    if plain and not record.fields.keys() & KNOWN:
-        there = ", ".join(map(repr, record.fields)) or "no fields"
-        raise record.refuse(f"{there}, expected a prompt and a response, turns or text", NAME_COLUMNS)
-    return "prompt", stage
+    return "prompt" if record.first(CHATS) is None else "turns", stage
 
 
 def _label(record: Seen) -> str | None:
