@@ -131,7 +131,8 @@ def test_a_selection_is_saved_and_a_run_resumed(pool, capsys):
         (["demo", "{pool}/demo", "--samples", "3"], "20 samples"),
     ],
 )
-def test_user_errors_take_one_line_and_exit_with_2(pool, capsys, arguments, says):
+def test_user_errors_take_one_line_and_exit_with_2(pool, capsys, arguments, says, monkeypatch):
+    monkeypatch.chdir(pool)
     lines = (pool / "pool.jsonl").read_text().splitlines(keepends=True)
     (pool / "short.jsonl").write_text("".join(lines[:1]))
     (pool / "taken.jsonl").write_text(

@@ -764,7 +764,7 @@ def test_rows_are_read_from_text_and_json(text, tmp_path):
 def test_rows_are_read_from_picks_and_selections(pool):
     sel = spice_rs.select(ROWS, 5)
     for data in ([], ["--data", pool / "pool.jsonl"]):
-        assert run("select", pool / "rows.npy", "-k", 5, "--out", pool / "picks.jsonl", *data) == 0
+        assert run("select", pool / "rows.npy", "-k", 5, "--out", pool / "picks.jsonl", "--force", *data) == 0
         assert read_rows(pool / "picks.jsonl") == sel.indices.tolist()
     sel.save(pool / "sel.safetensors")
     sel.save(pool / "sel")

@@ -479,7 +479,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
         (["compact", b, "--bytes-per-shard", "100"], "6 shards are 3 now"),
         (["merge", tmp_path / "m2", a, b], "10 rows"),
         (["convert", a, tmp_path / "c2", "--dtype", "bfloat16"], "6 rows, bfloat16"),
-        (["export", a, tmp_path / "a.npy"], "6 rows × 5 columns"),
+        (["export", a, tmp_path / "a.npy", "--force"], "6 rows × 5 columns"),
     ):
         assert run(*command) == 0
         assert says in capsys.readouterr().out
@@ -492,6 +492,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
         ["delete", a, "--rows", a / "store.json"],
         ["verify", a, "--memory-limit", 1],
         ["export", a, tmp_path / "none" / "a.npy"],
+        ["export", a, tmp_path / "a.npy"],
     ):
         assert run(*command) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -16,12 +16,16 @@ from spice_rs.errors import InvalidInputError
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file to write to; when the block ends it takes the place of `path`, and is on disk.
 
-    If the block raises, or the process is killed, `path` stays as it was.
+    If the block raises, or the process is killed, `path` stays as it was. A pipe or a device is written to as it is.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         try:
             yield file

@@ -9,7 +9,7 @@ from typing import Any
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.extractor import extract
-from spice_rs.selection.picks import write_picks
+from spice_rs.selection.foresight import check_for_json
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.store import GradientStore
@@ -44,7 +44,8 @@ def choose(
     if not 0 < share <= 1:
         raise InvalidInputError(f"share: found {share}, expected a number in (0, 1]. The paper selects 0.1.")
     folder = Path(folder)
+    check_for_json(data)
     store = extract(model, data, folder / "store", **(extraction or {}))
     picked = select(store, max(1, round(share * len(store))), **(selection or {}))
-    write_picks(picked, folder / "picks.jsonl", data)
+    picked.to_jsonl(folder / "picks.jsonl", data)
     return store, picked

@@ -10,6 +10,7 @@ import numpy as np
 import spice_rs
 from spice_rs.analysis.curvature import percent
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
 
 ABOUT_U = "This is about U = log det(I + αF) alone: "
@@ -26,6 +27,7 @@ def add(commands: Any) -> None:
         "--out", metavar="FILE", help=".npz file for rows, leverages and ratios of all rows of the pool"
     )
     curvature.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
+    add_force(curvature)
     add_options(curvature, spice_rs.curvature, skip=("source", "data"), words=WORDS)
 
     certify = add_command(commands, "certify", _certify, "bound how far a selection is from the best")
@@ -36,11 +38,12 @@ def add(commands: Any) -> None:
     add_options(certify, spice_rs.certify, skip=("selection", "source", "data"), words=WORDS)
 
 
-def _curvature(source: str, data: str | None, out: str | None, as_json: bool, **options: Any) -> None:
-    from spice_rs.atomic import check_place, replacing
+def _curvature(
+    source: str, data: str | None, out: str | None, as_json: bool, force: bool, **options: Any
+) -> None:
+    from spice_rs.atomic import replacing
 
-    if out is not None:
-        check_place(out)
+    check_outputs({"--out": out}, {"SOURCE": source, "--data": data}, force=force)
     if options["weights"] is not None:
         options["data"] = data
     found = spice_rs.curvature(source, **options)

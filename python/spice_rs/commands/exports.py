@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.outputs import add_force, check_outputs
 
-OUT_HELP = "file for the picks in order: JSON Lines, or Parquet if its name ends so; - for stdout"
+OUT_HELP = (
+    "file for the picks in order, in the format that its name says: .jsonl (or no end), .json, .csv, .parquet; - for JSON"
+    " Lines on stdout"
+)
 
 
 def add(commands: Any) -> None:
@@ -23,37 +27,94 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--data", help="the data the store was made from; without it the numbers of the picks alone"
     )
-    export.add_argument(
+    _add_llama_factory(export)
+    add_force(export)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what a selection is written to, which `check_targets` and `write_targets` take."""
+    parser.add_argument("--out", metavar="FILE", default="-", help=f"{OUT_HELP} (default)")
+    parser.add_argument(
+        "--data",
+        help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
+        " be named",
+    )
+    parser.add_argument(
+        "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
+    )
+    _add_llama_factory(parser)
+    add_force(parser)
+
+
+def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
     )
-    add_options(export, spice_rs.Selection.to_llama_factory, skip=("self", "folder", "data"))
+    words = {"name": ("NAME", "For --llama-factory."), "columns": ("NAME=COLUMN,…", "For --llama-factory.")}
+    add_options(parser, spice_rs.Selection.to_llama_factory, skip=("self", "folder", "data"), words=words)
 
 
-def check_targets(out: str, data: str | None, llama_factory: str | None, name: str = "spice") -> None:
+def check_targets(
+    out: str | None,
+    data: str | None,
+    llama_factory: str | None,
+    *,
+    save: str | None = None,
+    reads: Mapping[str, Any],
+    force: bool,
+    name: str = "spice",
+    columns: Mapping[str, str] | None = None,
+) -> None:
     """Fail now if `write_targets` would fail after a long selection.
 
-    Raises:
-        InvalidInputError: a file cannot lie where it should, the data cannot be read, or a package is missing.
-    """
-    from spice_rs.report.llama_factory import check_folder
-    from spice_rs.selection.picks import check_output
+    Args:
+        out: as given on the command line, like the three that follow.
+        data: see `out`.
+        llama_factory: see `out`.
+        save: see `out`.
+        reads: argument → file that the command reads besides the data.
+        force: whether files that are there may be overwritten.
+        name: what the data set of LLaMA-Factory is called.
+        columns: as for `Selection.to_llama_factory`.
 
-    check_output(out, data)
-    if out.endswith(".parquet") and find_spec("pyarrow") is None:
-        raise spice_rs.InvalidInputError(
-            f"{out}: writing Parquet needs pyarrow; pip install pyarrow, or write .jsonl"
-        )
+    Raises:
+        InvalidInputError: a file cannot lie where it should or is there, the data cannot be read or hold what a format
+            cannot, or a package is missing.
+    """
+    from spice_rs.report.exports import check_picks, check_pyarrow, file_format
+    from spice_rs.report.llama_factory import check_first, check_folder, data_file, has_entry
+    from spice_rs.selection.foresight import check_for_json
+
+    kind = None if out is None else file_format(out)
+    if kind == ".parquet":
+        check_pyarrow(str(out))
+    outputs = {"--save": save, "--out": out}
     if llama_factory is not None:
         if data is None:
             raise spice_rs.InvalidInputError(
                 "--llama-factory: found it without --data, expected both: LLaMA-Factory needs the records. Give --data."
             )
         check_folder(llama_factory, name)
+        file = data_file(llama_factory, name)
+        if file.parent.is_dir():
+            outputs["--llama-factory"] = str(file)
+        if has_entry(llama_factory, name) and not force:
+            raise spice_rs.InvalidInputError(
+                f"--llama-factory: found a data set {name!r} in {llama_factory} already, expected none. Name another"
+                " folder, another data set (--name), or pass --force to overwrite it."
+            )
+    check_outputs(outputs, {"--data": data, **reads}, force=force)
+    if data is not None and kind is not None:
+        check_picks(data, kind)
+    if llama_factory is not None:
+        check_first(data, columns)
+        if kind not in (".jsonl", ".json"):
+            check_for_json(data, key=False)
 
 
 def write_targets(
     selection: spice_rs.Selection,
-    out: str,
+    out: str | None,
     data: str | None,
     llama_factory: str | None,
     *,
@@ -61,18 +122,18 @@ def write_targets(
     columns: Mapping[str, str] | None = None,
 ) -> None:
     """Write the picks where the command line says, and say so on stderr."""
-    from spice_rs.selection.picks import write_picks
+    from spice_rs.report.exports import write_file
 
-    parquet = out.endswith(".parquet")
-    if parquet:
-        selection.to_parquet(out, data)
-    elif out:
-        write_picks(selection, out, data)
-    if out not in ("", "-"):
-        print(f"{out}: {len(selection)} {'rows' if parquet else 'lines'}", file=sys.stderr)
+    if out is not None:
+        write_file(selection, out, data)
+    if out not in (None, "-"):
+        print(f"{out}: {len(selection)} picks", file=sys.stderr)
     if llama_factory is not None:
-        selection.to_llama_factory(llama_factory, data, name=name, columns=columns)
-        print(f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json", file=sys.stderr)
+        stage = selection.to_llama_factory(llama_factory, data, name=name, columns=columns)
+        print(
+            f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json, for stage {stage}",
+            file=sys.stderr,
+        )
 
 
 def _export_picks(
@@ -82,9 +143,11 @@ def _export_picks(
     llama_factory: str | None,
     name: str,
     columns: Mapping[str, str] | None,
+    force: bool,
 ) -> None:
     loaded = spice_rs.Selection.load(selection)
     if out is None and llama_factory is None:
         out = "-"
-    check_targets(out or "-", data, llama_factory, name)
-    write_targets(loaded, out or "", data, llama_factory, name=name, columns=columns)
+    given: dict[str, Any] = {"name": name, "columns": columns}
+    check_targets(out, data, llama_factory, reads={"SELECTION": selection}, force=force, **given)
+    write_targets(loaded, out, data, llama_factory, **given)

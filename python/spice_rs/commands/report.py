@@ -8,6 +8,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands.explanation import add_selection, given_again, read
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
 
 
@@ -27,11 +28,14 @@ def add(commands: Any) -> None:
     report.add_argument(
         "--data", metavar="DATA", help="the data the source was made from: the page then shows records"
     )
+    add_force(report)
     skip = ("selection", "source", "out", "data")
     add_options(report, spice_rs.write_report, skip=skip, words={**WORDS, "column": ("COLUMN", "")})
 
 
-def _report(selection: str, source: str, out: str, data: str | None, **options: Any) -> None:
+def _report(selection: str, source: str, out: str, data: str | None, force: bool, **options: Any) -> None:
+    reads = {"SELECTION": selection, "SOURCE": source, "--data": data}
+    check_outputs({"--out": out}, reads, force=force)
     chosen = read(selection, source, options)
     given_again(options, data)
     options["data"] = data

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.exports import OUT_HELP, check_targets, write_targets
+from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 
 COLUMNS = ("groups", "costs", "weights", "prior")
@@ -39,52 +42,42 @@ def add(commands: Any) -> None:
     select.add_argument(
         "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
     )
-    select.add_argument("--out", metavar="FILE", default="-", help=f"{OUT_HELP} (default)")
-    select.add_argument(
-        "--data",
-        help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
-        " be named",
-    )
-    select.add_argument(
-        "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
-    )
-    select.add_argument(
-        "--llama-factory",
-        metavar="FOLDER",
-        help="LLaMA-Factory's dataset_dir: write the picks there too, as the data set 'spice'",
-    )
+    add_outputs(select)
     add_options(select, spice_rs.select, skip=("source", "data"), words=WORDS)
 
     extend = add_command(commands, "extend", _extend, "select again from a pool that has grown")
     extend.add_argument("earlier", metavar="SELECTION", help="what `select --save` wrote of the smaller pool")
     extend.add_argument("source", metavar="SOURCE", help="the pool as it is now")
-    extend.add_argument("--out", default="-", help="as for select")
-    extend.add_argument("--data", help="as for select: the data that the grown pool was made from")
-    extend.add_argument("--save", metavar="FILE", help="as for select")
+    add_outputs(extend)
     add_options(extend, spice_rs.extend, skip=("selection", "source"), words=WORDS)
 
 
 def _select(
-    source: str, out: str, data: str | None, save: str | None, llama_factory: str | None, **options: Any
+    source: str,
+    out: str,
+    data: str | None,
+    save: str | None,
+    llama_factory: str | None,
+    name: str,
+    columns: Mapping[str, str] | None,
+    force: bool,
+    **options: Any,
 ) -> None:
-    from spice_rs.atomic import check_place
     from spice_rs.report.summary import SHOWN_GROUPS
     from spice_rs.report.tables import group_table
     from spice_rs.selection.picks import read_rows
 
-    check_targets(out, data, llama_factory)
-    if save is not None:
-        check_place(save)
-    if any(options[name] is not None for name in COLUMNS):
+    given: dict[str, Any] = {"name": name, "columns": columns}
+    reads = {"SOURCE": source, "--checkpoint": options["checkpoint"]}
+    check_targets(out, data, llama_factory, save=save, reads=reads, force=force, **given)
+    if any(options[field] is not None for field in COLUMNS):
         options["data"] = data
-    for name in ROW_FILES:
-        if options[name] is not None:
-            options[name] = read_rows(options[name])
+    for field in ROW_FILES:
+        if options[field] is not None:
+            options[field] = read_rows(options[field])
     options["group_shares"] = _shares(options["group_shares"])
     selection = spice_rs.select(source, **options)
-    if save is not None:
-        selection.save(save)
-    write_targets(selection, out, data, llama_factory)
+    _write(selection, out, data, save, llama_factory, **given)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
@@ -97,21 +90,61 @@ def _select(
         print(group_table(selection), file=sys.stderr)
 
 
-def _extend(earlier: str, source: str, out: str, data: str | None, save: str | None, **options: Any) -> None:
-    from spice_rs.atomic import check_place
+def _extend(
+    earlier: str,
+    source: str,
+    out: str,
+    data: str | None,
+    save: str | None,
+    llama_factory: str | None,
+    name: str,
+    columns: Mapping[str, str] | None,
+    force: bool,
+    **options: Any,
+) -> None:
     from spice_rs.selection.picks import read_rows
 
-    check_targets(out, data, None)
-    if save is not None:
-        check_place(save)
+    given: dict[str, Any] = {"name": name, "columns": columns}
+    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force, **given)
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), source, **options)
+    _write(selection, out, data, save, llama_factory, **given)
+    print(repr(selection), file=sys.stderr)
+
+
+def _write(
+    selection: spice_rs.Selection,
+    out: str,
+    data: str | None,
+    save: str | None,
+    llama_factory: str | None,
+    **given: Any,
+) -> None:
+    """Write a selection where the command line says; if that fails, keep it where `export-picks` finds it."""
     if save is not None:
         selection.save(save)
-    write_targets(selection, out, data, None)
-    print(repr(selection), file=sys.stderr)
+    try:
+        write_targets(selection, out, data, llama_factory, **given)
+    except BrokenPipeError:
+        raise
+    except (spice_rs.SpiceError, OSError) as error:
+        if save is None:
+            save = _free_name("picks" if out == "-" else out)
+            try:
+                selection.save(save)
+            except (spice_rs.SpiceError, OSError):
+                raise error from None
+        raise spice_rs.SpiceError(
+            f"{error} (The selection is kept in {save}; `spice-rs export-picks {save}` writes it.)"
+        ) from error
+
+
+def _free_name(out: str) -> str:
+    """Return the name of a file that is not there, beside the one that a selection was to be written to."""
+    names = (f"{out}.selection{number or ''}.safetensors" for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _shares(text: str | None) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import bar
 
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
         if name == "export":
             command.add_argument("out", metavar="FILE", help=".npy file for the rows")
             command.add_argument("--index", metavar="FILE", help=".npy file for the dataset rows")
+            add_force(command)
         if name in ("verify", "export"):
             command.add_argument(
                 "--memory-limit",
@@ -137,8 +139,15 @@ def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | N
 
 
 def _export(
-    store: str, out: str, index: str | None, memory_limit: int | None, as_json: bool, progress: bool | None
+    store: str,
+    out: str,
+    index: str | None,
+    force: bool,
+    memory_limit: int | None,
+    as_json: bool,
+    progress: bool | None,
 ) -> None:
+    check_outputs({"FILE": out, "--index": index}, {"STORE": store}, force=force)
     opened = spice_rs.GradientStore(store, memory_limit=memory_limit)
     with _watch(progress, "export") as watch:
         opened.export(out, index, watch)

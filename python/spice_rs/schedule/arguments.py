@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spice_rs.data.records import raw_records
 from spice_rs.errors import InvalidInputError
-from spice_rs.selection.picks import KEY
+from spice_rs.selection.foresight import check_for_json
 
 _MADE = ("adapter", "metrics.jsonl", "picks.jsonl")
 """What a run writes beside its state."""
@@ -59,7 +58,7 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
 
     Raises:
         InvalidInputError: No folder can be there, it has files of somebody else's that a run would replace, or the records
-        have the key that picks get.
+        have the key that picks get, or hold what JSON cannot.
     """
     folder = Path(out)
     try:
@@ -75,9 +74,5 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
                     f"{folder / name}: found what a run would replace, without the state of a run, expected a new folder."
                     " Name another, or move it away."
                 )
-    _, first = next(raw_records(data, range(1)), (0, {}))
-    if KEY in first:
-        raise InvalidInputError(
-            f"{data}: found a key {KEY!r} in record 0, expected none: the picks' numbers go there. Rename it."
-        )
+    check_for_json(data)
     return folder

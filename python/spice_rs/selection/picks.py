@@ -1,22 +1,31 @@
-"""A selection as JSON Lines, joined with the data it came from."""
+"""A selection joined with the data it came from, as objects and as JSON Lines; rows read back from such files."""
 
 from __future__ import annotations
 
-import base64
+import csv
+import gzip
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from typing import Any
 
-from spice_rs.atomic import check_place, replacing
+from spice_rs.atomic import replacing
 from spice_rs.data.records import raw_records
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
 
 KEY = "spice"
 """The key that is added to each chosen record."""
+
+EARLIER = "earlier"
+"""Where in it the numbers of an earlier round are kept, for records that were picked before."""
+
+READ_BACK = ("index", "gain", "score")
+"""Numbers of a pick that are read from tables."""
 
 
 def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any]]:
@@ -28,10 +37,11 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
 
     Yields:
         The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group" and "cost"
-        where the selection has them; without `data` that inner object alone.
+        where the selection has them; without `data` that inner object alone. Where the record is a pick of an earlier
+        round, what it has under "spice" is kept there under "earlier".
 
     Raises:
-        InvalidInputError: the data lacks a picked row, or a record has a key "spice" already.
+        InvalidInputError: the data lacks a picked row, or a record has a key "spice" that is not ours.
     """
     more = {"group": selection.groups, "cost": selection.costs}
     given = {name: values.tolist() for name, values in more.items() if values is not None}
@@ -64,121 +74,193 @@ def joined(picks: Sequence[dict[str, Any]], data: Any = None) -> Iterator[dict[s
     if data is None:
         yield from picks
         return
-    wanted = {pick["index"] for pick in picks}
-    records = dict(raw_records(data, wanted))
-    missing = wanted - records.keys()
+    records = records_of([pick["index"] for pick in picks], data)
+    for pick, record in zip(picks, records, strict=True):
+        before = earlier(record, name_of(data), pick["index"])
+        yield {**record, KEY: pick if before is None else {**pick, EARLIER: before}}
+
+
+def records_of(rows: Sequence[int], data: Any) -> list[dict[str, Any]]:
+    """Return the records of dataset rows, as they stand in the data, in the order of `rows`.
+
+    Raises:
+        InvalidInputError: the data cannot be read, or lack a row.
+    """
+    records = dict(raw_records(data, set(rows)))
+    missing = set(rows) - records.keys()
     if missing:
         raise InvalidInputError(
-            f"{data}: found no record {min(missing)}, expected all {len(wanted)} picked rows."
-            " Give the data that the gradients were extracted from."
+            f"{name_of(data)}: found no record {min(missing)}, expected all {len(rows)} picked rows. Give the data that"
+            " the gradients were extracted from."
         )
-    for pick in picks:
-        row = pick["index"]
-        if KEY in records[row]:
-            raise InvalidInputError(
-                f"{data}: found a key {KEY!r} in record {row}, expected none. Rename it, or leave out the data."
-            )
-        yield {**records[row], KEY: pick}
+    return [records[row] for row in rows]
+
+
+def earlier(record: Mapping[str, Any], place: str, row: int) -> Mapping[str, Any] | None:
+    """Return what an earlier round wrote into a record; None if there is nothing.
+
+    Raises:
+        InvalidInputError: somebody else's value is where ours go.
+    """
+    value = record.get(KEY)
+    if value is None or (isinstance(value, Mapping) and type(value.get("index")) is int):
+        return value
+    raise InvalidInputError(
+        f"{place}: found a key {KEY!r} in record {row} that no selection wrote, expected none: the numbers of a pick go"
+        " there. Rename it, or leave out the data."
+    )
+
+
+def place_of(line: Mapping[str, Any]) -> str:
+    """Return what a line of picks is called in messages: the record's row in the data."""
+    return f"record {line.get(KEY, line).get('index')}"
 
 
 def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
-    """Write `pick_lines` to a file, whole or not at all; to stdout if `out` is "-".
+    """Write `pick_lines` as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
 
     Raises:
-        InvalidInputError: see `pick_lines`.
+        InvalidInputError: see `pick_lines` and `write_lines`.
         OSError: the file cannot be written.
     """
     write_lines(pick_lines(selection, data), out)
 
 
-def write_lines(objects: Iterable[dict[str, Any]], out: str | os.PathLike[str]) -> None:
-    """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
+def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
+    """Write objects as JSON Lines to a file, whole or not at all; to stdout if `out` is "-", packed if it ends in .gz.
 
     Raises:
         InvalidInputError: an object holds what JSON cannot.
         OSError: the file cannot be written.
     """
-    lines = map(_encoded, objects)
+    lines = [encoded(each, place_of(each)) + "\n" for each in objects]
     if os.fspath(out) == "-":
         sys.stdout.writelines(lines)
-        return
+    else:
+        write_text(lines, out)
+
+
+def write_text(lines: Iterable[str], out: str | os.PathLike[str]) -> None:
+    """Write text to a file, whole or not at all, packed if its name ends in .gz.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(out) as file:
-        file.writelines(line.encode() for line in lines)
+        if os.fspath(out).lower().endswith(".gz"):
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(line.encode() for line in lines)
+        else:
+            file.writelines(line.encode() for line in lines)
 
 
 def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
-    """Return the dataset rows in a file: row numbers, picks as `write_picks` writes them, or a saved selection.
+    """Return the dataset rows in a file: row numbers, picks in any format they are written in, or a saved selection.
 
     Args:
-        path: a saved selection, or text with one row number or one JSON object per line, or one JSON list of these.
-            Of an object counts the number under "spice"."index", or else under "index".
+        path: a saved selection, or what `read_items` reads. Of an object counts the number under "spice"."index", or
+            else under "index".
 
     Raises:
         InvalidInputError: there is no such file, or a line of it is something else.
         StoreError: the saved selection is damaged.
     """
     name = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            contents = file.read()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise InvalidInputError(f"{name}: found {found}, expected a file of rows. Check the path.") from error
-    if name.endswith(".safetensors") or contents[8:].startswith(b'{"__metadata__"'):
+    if _is_saved(path):
         return Selection.load(path)
-    if contents.lstrip().startswith(b"["):
-        items = [("", contents)]
-    else:
-        lines = enumerate(contents.splitlines(), start=1)
-        items = [(f", line {number}", line) for number, line in lines if line.strip()]
     rows: list[int] = []
-    for place, text in items:
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            parsed = None
-        for item in parsed if isinstance(parsed, list) else [parsed]:
-            inner = item.get(KEY, item) if isinstance(item, dict) else item
-            row = inner.get("index") if isinstance(inner, dict) else inner
-            if type(row) is not int:
-                found = repr(text[:60].decode(errors="replace") if parsed is None else item)
-                raise InvalidInputError(
-                    f"{name}{place}: found {found[:80]}, expected a row number, or an object with one under 'index' or"
-                    f" '{KEY}'. Write one per line."
-                )
-            rows.append(row)
+    for place, item in read_items(path):
+        inner = numbers_of(item)
+        row = item if inner is None else inner.get("index")
+        if type(row) is not int:
+            raise InvalidInputError(
+                f"{name}{place}: found {repr(item)[:80]}, expected a row number, or an object with one under 'index' or"
+                f" '{KEY}'. Write one per line."
+            )
+        rows.append(row)
     return rows
 
 
-def check_output(out: str | os.PathLike[str], data: Any = None) -> None:
-    """Fail now if `write_picks` would fail after a long selection.
+def numbers_of(item: Any) -> Mapping[str, Any] | None:
+    """Return the numbers of a pick that was read back; None for a row number, or anything else without numbers."""
+    inner = item.get(KEY, item) if isinstance(item, dict) else None
+    return inner if isinstance(inner, dict) else None
+
+
+def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
+    """Return what is in a file of rows: (", line 7" or "", number or object) of each; text where a line is no JSON.
+
+    Args:
+        path: JSON, one number or object per line, or one list of these; by its name CSV or Parquet, of which the row
+            numbers, gains and scores are read; .gz after any but the last.
 
     Raises:
-        InvalidInputError: the data cannot be read, or the file cannot lie there.
+        InvalidInputError: there is no such file, or it cannot be read.
     """
-    if os.fspath(out) != "-":
-        check_place(out)
-    if data is not None:
-        next(raw_records(data, range(1)), None)
+    name = os.fspath(path)
+    kind = name.lower().removesuffix(".gz")
+    contents = _contents(path)
+    if kind.endswith(".parquet"):
+        return [("", item) for item in _of_parquet(name, contents)]
+    if kind.endswith(".csv"):
+        return _of_csv(contents)
+    if contents.lstrip().startswith(b"["):
+        parsed = _parsed(contents)
+        return [("", item) for item in (parsed if isinstance(parsed, list) else [parsed])]
+    lines = enumerate(contents.splitlines(), start=1)
+    found = [(f", line {number}", _parsed(line)) for number, line in lines if line.strip()]
+    return [(place, item) for place, each in found for item in (each if isinstance(each, list) else [each])]
 
 
-def _encoded(line: dict[str, Any]) -> str:
+def _is_saved(path: str | os.PathLike[str]) -> bool:
+    name = os.fspath(path)
+    return name.endswith(".safetensors") or _contents(path)[8:].startswith(b'{"__metadata__"')
+
+
+def _contents(path: str | os.PathLike[str]) -> bytes:
+    name = os.fspath(path)
     try:
-        text = json.dumps(line, ensure_ascii=False, default=_plain)
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, legal in JSON's own spelling
-        text = json.dumps(line, default=_plain)
-    return text + "\n"
+        with gzip.open(path) if name.lower().endswith(".gz") else open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise InvalidInputError(f"{name}: found {found}, expected a file of rows. Check the path.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"{name}: found no whole gzip file ({error}), expected one. Write it again."
+        ) from error
 
 
-def _plain(value: Any) -> Any:
-    """Return what stands for a value that JSON does not know."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
-        return value.tolist()
-    raise InvalidInputError(
-        f"record: found a {type(value).__name__}, expected values that JSON can hold. Leave out that field, or the data."
-    )
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:60].decode(errors="replace")
+
+
+def _of_csv(contents: bytes) -> list[tuple[str, Any]]:
+    table = csv.DictReader(StringIO(contents.decode(errors="replace"), newline=""))
+    prefix = f"{KEY}." if f"{KEY}.index" in (table.fieldnames or ()) else ""
+    found = []
+    for row in table:
+        numbers = {name: row.get(prefix + name) for name in READ_BACK}
+        item = {name: _parsed(text.encode()) for name, text in numbers.items() if text}
+        found.append((f", line {table.line_num}", item))
+    return found
+
+
+def _of_parquet(name: str, contents: bytes) -> list[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidInputError(f"{name}: reading Parquet needs pyarrow; pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(contents)) as file:
+            names = [KEY] if KEY in file.schema_arrow.names else list(READ_BACK)
+            items: list[Any] = file.read(columns=names).to_pylist()
+            return items
+    except pyarrow.ArrowException as error:
+        raise InvalidInputError(
+            f"{name}: found no readable Parquet file ({error}). Write it again."
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.selection.picks import KEY, read_rows
+from spice_rs.selection.picks import numbers_of, read_items, read_rows
 from spice_rs.selection.presets import Alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
@@ -92,12 +91,9 @@ def read_selection(
 def _stated(path: str | os.PathLike[str], name: str) -> Any:
     """Return the numbers of one name that a list of picks states; empty if any line has none."""
     found = []
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                item = json.loads(line)
-                inner = item.get(KEY, item) if isinstance(item, dict) else {}
-                if type(inner.get(name)) is not float:
-                    return np.empty(0)
-                found.append(inner[name])
+    for _, item in read_items(path):
+        value = (numbers_of(item) or {}).get(name)
+        if type(value) is not float:
+            return np.empty(0)
+        found.append(value)
     return np.array(found)

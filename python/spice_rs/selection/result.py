@@ -215,20 +215,51 @@ class Selection:
         """Write one JSON object per pick, in pick order; the file appears when it is whole.
 
         Args:
-            path: the file; replaced if it is there.
+            path: the file; replaced if it is there. Packed if its name ends in .gz.
             data: what the source was extracted from: each line is then the record, unchanged, plus a key "spice" with
-                index, rank, gain, conflict and score. Without it these alone.
+                index, rank, gain, conflict and score. Without it these alone. In a record that is a pick of an earlier
+                selection, what was there under "spice" is kept in it as "earlier".
 
         Raises:
-            InvalidInputError: the data lacks a picked row, a record has a key "spice", or no file can lie there.
+            InvalidInputError: the data lacks a picked row, a record has a key "spice" that no selection wrote or a value
+                that JSON cannot hold (NaN, Decimal, bytes, …), the name says another format, or no file can lie there.
         """
-        from spice_rs.selection.picks import write_picks
+        self._write(path, data, ".jsonl")
 
-        check_place(path)
-        write_picks(self, os.path.abspath(path), data)  # "-" is a name here, not stdout
+    def to_json(self, path: str | os.PathLike[str], data: Any = None) -> None:
+        """Write what `to_jsonl` writes as one JSON list.
+
+        Args:
+            path: the file; replaced if it is there. Packed if its name ends in .gz.
+            data: as for `to_jsonl`.
+
+        Raises:
+            InvalidInputError: as for `to_jsonl`.
+        """
+        self._write(path, data, ".json")
+
+    def to_csv(self, path: str | os.PathLike[str], data: Any = None) -> None:
+        """Write a table in CSV, a line per pick, in pick order, after a line of names.
+
+        Args:
+            path: the file; replaced if it is there. Packed if its name ends in .gz.
+            data: what the source was extracted from: the columns are then those of the records, plus "spice.index",
+                "spice.rank" and so on. Without it they are those of `to_frame`.
+
+        Raises:
+            InvalidInputError: as for `to_jsonl`, or a value is neither text nor a number: CSV has no lists.
+        """
+        self._write(path, data, ".csv")
+
+    def _write(self, path: str | os.PathLike[str], data: Any, kind: str) -> None:
+        from spice_rs.report import exports
+
+        exports.write_as(self, path, data, kind)
 
     def to_parquet(self, path: str | os.PathLike[str], data: Any = None) -> None:
         """Write one row per pick, in pick order, with the settings as JSON in the file's metadata. Needs pyarrow.
+
+        Where the objects of a column differ in their fields, Parquet fills the missing ones with null.
 
         Args:
             path: the file; replaced if it is there. It appears when it is whole.
@@ -239,9 +270,7 @@ class Selection:
             InvalidInputError: pyarrow is not installed, the data lacks a picked row, or a field has values of several
                 kinds.
         """
-        from spice_rs.report import exports
-
-        exports.write_parquet(self, path, data)
+        self._write(path, data, ".parquet")
 
     def dataset(self, dataset: Any) -> Any:
         """Return the picked rows of a `datasets.Dataset`, in pick order, as a Dataset.
@@ -263,27 +292,34 @@ class Selection:
         *,
         name: str = "spice",
         columns: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> str:
         """Write the picks for LLaMA-Factory: NAME.jsonl, and an entry in dataset_info.json beside those that are there.
 
-        Train with `dataset_dir: FOLDER` and `dataset: NAME`; `disable_shuffling: true` keeps the order of the picks.
+        The records are written as they are; the entry says which columns and tags LLaMA-Factory reads them by. Only
+        descriptions of tools that are no text become JSON text, as it has them. Train with `dataset_dir: FOLDER` and
+        `dataset: NAME`; `disable_shuffling: true` keeps the order of the picks. Paths of images are looked up in its
+        `media_dir`. A data set that this wrote under the same name is replaced.
 
         Args:
             folder: LLaMA-Factory's dataset_dir; made if it is not there.
             data: what the source was extracted from.
             name: what the data set is called.
-            columns: field → column of the data, as for `extract`.
+            columns: field → column of the data, as for `extract`: no other columns are then in the entry.
+
+        Returns:
+            The stage of training that reads such records: "sft", "pt" (plain text), "kto" (a response and whether it is
+            wanted) or "dpo" (a chosen and a rejected response).
 
         Raises:
-            InvalidInputError: the data lacks a picked row, the picks are tokens or of two kinds, the name is taken by
-                another data set, or dataset_info.json is no JSON.
+            InvalidInputError: the data lacks a picked row; LLaMA-Factory cannot read the picks, not all they say, or not
+                all with one entry; the name is taken by another data set; or dataset_info.json is no JSON.
 
         Warns:
             SpiceWarning: LLaMA-Factory will skip some of the picks, whose turns do not alternate.
         """
         from spice_rs.report import llama_factory
 
-        llama_factory.write_llama_factory(self, folder, data, name=name, columns=columns)
+        return llama_factory.write_llama_factory(self, folder, data, name=name, columns=columns).stage
 
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
