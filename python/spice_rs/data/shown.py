@@ -1,0 +1,417 @@
+"""Whether a text shows all that the turns of a record say, and where.
+
+A word may stand in a text by chance: that a turn is shown is known only by a rendering in which letters of no
+meaning (from the planes for private use) stand around all that the turn says. Without these letters, that
+rendering must be the text itself, letter by letter; then they tell the place of each piece exactly, and a piece whose
+letters are gone is one that the template drops.
+
+What is looked for: the content of every turn, thoughts, names and arguments of calls, tools by their names. White
+space around a piece may go, and its letters may be escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from spice_rs.data.records import Message
+from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
+
+ONE_PER_TURN = "one sample per assistant turn"
+THINKING = r"</?(?:think|thinking|thought)>"
+"""Tags around thoughts in a content. Templates cut contents there."""
+
+_LETTERS = re.compile("[\U000f0000-\U0010ffff]")
+_ESCAPED = re.compile(r"\\+u(d[b][89a-f][0-9a-f])\\+u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
+_BEGIN, _END, _MOST = 0xF0000, 0x100000, 0xFF00
+_NUMBER = 7_310_000_000
+_TAGS = re.compile(r"</?[A-Za-z][\w-]*>|/(?:no_)?think\b")
+_NOT_SHOWN = ("tool_call_id", "tool_calls")
+"""Of what a turn has besides its content: what only says which call is meant, and what is looked at by its parts."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that a turn says.
+
+    Attributes:
+        turn: Its number.
+        message: The turn.
+        what: For people: "content", "thoughts", "calls", or the field.
+        words: As the data have it, without white space around it.
+        needed: Whether it must be shown.
+    """
+
+    turn: int
+    message: Message
+    what: str
+    words: str
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """A piece, and where it stands in the text.
+
+    Attributes:
+        number: Of the piece in `Shown.marked`.
+        piece: What is said.
+        start: Its first character.
+        end: Behind its last one.
+        inset: How far inside its letters stand.
+    """
+
+    number: int
+    piece: Piece
+    start: int
+    end: int
+    inset: int = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The text of a record and what is where in it.
+
+    Attributes:
+        text: As the model reads it.
+        turns: The turns, as the template takes them.
+        marked: The same with letters around the pieces; None where letters would change the text.
+        places: Of all pieces that were found, by start.
+        omitted: What is left out of a call's arguments that is no words: a name, a number.
+    """
+
+    text: str
+    turns: list[dict[str, Any]]
+    marked: list[dict[str, Any]] | None
+    places: list[Place]
+    omitted: str | None = None
+
+
+class _Marker:
+    """Puts letters around pieces."""
+
+    def __init__(self, tags: re.Pattern[str], *, calls: bool, inside: bool) -> None:
+        self.tags, self.calls, self.inside = tags, calls, inside
+        self.pieces: list[Piece] = []
+
+    def turn(self, number: int, message: Message) -> dict[str, Any]:
+        """The turn as templates take it, marked."""
+        turn = message.turn()
+        for name, value in message.more.items():
+            if name not in _NOT_SHOWN and isinstance(value, str):
+                turn[name] = self._text(value, number, message, name)
+        turn["content"] = self._text(message.content, number, message, "content")
+        if self.calls and message.calls:
+            turn["tool_calls"] = [self._call(call, number, message) for call in message.more["tool_calls"]]
+        return turn
+
+    def _call(self, call: Any, number: int, message: Message) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": self._call(call["function"], number, message)}
+        changed = dict(call)
+        for name in ("name", "arguments"):
+            if name in call:
+                changed[name] = self._leaves(call[name], number, message)
+        return changed
+
+    def _leaves(self, value: Any, number: int, message: Message) -> Any:
+        if isinstance(value, str):
+            return self._piece(value, number, message, "calls")
+        if isinstance(value, Mapping):
+            return {name: self._leaves(each, number, message) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self._leaves(each, number, message) for each in value]
+        return value
+
+    def _text(self, text: str, number: int, message: Message, what: str) -> str:
+        """Piece by piece between the tags that the template may cut at."""
+        if what != "content":
+            return self._piece(text, number, message, what)
+        parts = self.tags.split(text)
+        if not any(part.strip() for part in parts[::2]):
+            return self._piece(text, number, message, what)
+        marked, thoughts = [], _thoughts(parts)
+        for place, part in enumerate(parts):
+            kind = "thoughts" if thoughts[place] and message.role == "assistant" else what
+            marked.append(part if place % 2 else self._piece(part, number, message, kind))
+        return "".join(marked)
+
+    def _piece(self, text: str, number: int, message: Message, what: str) -> str:
+        words = text.strip()
+        if not words or len(self.pieces) == _MOST:
+            return text
+        start = text.index(words)
+        letters = chr(_BEGIN + len(self.pieces)), chr(_END + len(self.pieces))
+        self.pieces.append(Piece(number, message, what, words, _is_needed(message, what, words)))
+        inside = 1 if self.inside and len(words) > 1 else 0
+        first, last = start + inside, start + len(words) - inside
+        return text[:first] + letters[0] + text[first:last] + letters[1] + text[last:]
+
+
+def _thoughts(parts: Sequence[str]) -> list[bool]:
+    """Whether each part lies before the end of thoughts; their start may have been in the prompt."""
+    last = max((i for i, part in enumerate(parts) if re.fullmatch(THINKING, part) and "/" in part), default=-1)
+    return [place < last for place in range(len(parts))]
+
+
+def _is_needed(message: Message, what: str, words: str) -> bool:
+    if what == "name":  # of a tool: that of the call before
+        return message.role != "tool" and words != message.role
+    # What the model thought before it said something that is only context is not learned: a template may leave it out,
+    # as it will when the model is used.
+    return what in ("content", "calls") or not (message.role == "assistant" and not message.learned)
+
+
+def show(rendering: Rendering, messages: Sequence[Message]) -> Shown:
+    """Renders the turns, and finds all that they say in the text.
+
+    Raises:
+        TemplateFault: Something is left out or altered; the message names the turn, its role and what it is.
+    """
+    turns = [message.turn() for message in messages]
+    text = rendering.text(turns)
+    rendering.note_date(turns, text)
+    tags = _tags_of(rendering.source.text)
+    calls = any(message.calls for message in messages)
+    shown = None
+    # A template may look at how a content begins, or for names that it knows: letters elsewhere do not disturb it.
+    for marks_calls, inside in dict.fromkeys([(calls, False), (False, False), (calls, True)]):
+        marker = _Marker(tags, calls=marks_calls, inside=inside)
+        marked = [marker.turn(number, message) for number, message in enumerate(messages)]
+        shown = _by_letters(rendering, turns, marked, marker, text)
+        if shown is not None:
+            break
+    if shown is None:
+        shown = Shown(text, turns, None, list(_searched(text, marker.pieces)))
+    _check_order(shown.places)
+    if calls or rendering.tools:
+        return replace(shown, omitted=_check_calls_and_tools(rendering, messages, text))
+    return shown
+
+
+def _by_letters(
+    rendering: Rendering,
+    turns: list[dict[str, Any]],
+    marked: list[dict[str, Any]],
+    marker: _Marker,
+    text: str,
+) -> Shown | None:
+    """What is shown; None if the letters change the text."""
+    if _LETTERS.search(text):
+        return None
+    try:
+        read, found, repeated = read_letters(rendering.text(marked))
+    except TemplateFault:
+        return None
+    if read != text:
+        return None
+    places = []
+    for number, piece in enumerate(marker.pieces):
+        inset = 1 if marker.inside and len(piece.words) > 1 else 0
+        start, end = found.get(number, (0, 0))
+        start, end = start - inset, end + inset
+        if number in found and _are_the_words(text[start:end], piece.words):
+            if number in repeated and piece.message.role == "assistant":
+                raise TemplateFault(
+                    f"the chat template writes the {piece.what} of turn {piece.turn} (assistant) twice, so what is to be "
+                    f"learned cannot be told; {REMEDY}"
+                )
+            places.append(Place(number, piece, start, end, inset))
+        elif piece.needed:
+            raise TemplateFault(_left_out(piece, altered=number in found))
+    return Shown(text, turns, marked, sorted(places, key=lambda place: place.start))
+
+
+def read_letters(text: str) -> tuple[str, dict[int, tuple[int, int]], set[int]]:
+    """The text without letters, [start, end) of each piece in it by number, and the pieces that stand in it twice."""
+    if "\\u" in text:  # templates that write JSON in ASCII
+        text = _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), text)
+    begun: dict[int, int] = {}
+    found: dict[int, tuple[int, int]] = {}
+    repeated: set[int] = set()
+    for removed, letter in enumerate(_LETTERS.finditer(text)):
+        code, place = ord(letter[0]), letter.start() - removed
+        if code < _END:
+            begun[code - _BEGIN] = place
+        elif code - _END in begun:
+            if code - _END in found:
+                repeated.add(code - _END)
+            found[code - _END] = begun.pop(code - _END), place
+    return _LETTERS.sub("", text), found, repeated
+
+
+def _are_the_words(found: str, words: str) -> bool:
+    """Whether the text shows the words, maybe escaped, or with other white space."""
+    if found == words:
+        return True
+    escaped = [words, *(json.dumps(words, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))]
+    escaped += [json.dumps(each)[1:-1] for each in escaped[1:]]
+    shown = "".join(found.split())
+    return any("".join(each.split()) == shown for each in escaped) or html.unescape(found) == words
+
+
+def _left_out(piece: Piece, *, altered: bool = False) -> str:
+    whose = f"turn {piece.turn} ({piece.message.role})"
+    does = "alters" if altered else "leaves out"
+    if piece.what == "calls":
+        return f"{whose}: the chat template leaves tool calls out, or a part of them ({_short(piece.words)}); use one that shows them"
+    if piece.what not in ("content", "name"):  # thoughts, wherever the data have them
+        where = "between <think> and </think>" if piece.what == "thoughts" else f"in {piece.what!r}"
+        return (
+            f"{whose}: the chat template {does} the thoughts {where} ({_short(piece.words)}), which would not be learned; "
+            f"make {ONE_PER_TURN}, since many templates show the thoughts of the last one alone, or {REMEDY}"
+        )
+    if piece.what == "content" and piece.message.role == "assistant":
+        return (
+            f"the chat template rewrites turn {piece.turn} (assistant): it {does} its content ({_short(piece.words)}); "
+            f"use a template that shows it, best one with {{% generation %}} marks (chat_template=FILE, --chat-template "
+            f"FILE), or {ONE_PER_TURN}"
+        )
+    return f"{whose}: the chat template {does} its {piece.what} ({_short(piece.words)}); {REMEDY}"
+
+
+def _short(words: str) -> str:
+    return repr(words if len(words) <= 40 else f"{words[:37]}…")
+
+
+def _searched(text: str, pieces: Sequence[Piece]) -> Iterator[Place]:
+    """Pieces by their words: each must stand in the text once, or nobody knows which of them is the turn."""
+    for number, piece in enumerate(pieces):
+        forms = dict.fromkeys([piece.words, json.dumps(piece.words, ensure_ascii=False)[1:-1]])
+        form = next((form for form in forms if form in text), None)
+        if form is None:
+            if piece.needed:
+                raise TemplateFault(_left_out(piece))
+        elif text.count(form) > 1:
+            raise TemplateFault(
+                f"the chat template writes other text for other words, and the {piece.what} of turn {piece.turn} "
+                f"({piece.message.role}; {_short(piece.words)}) stands in it several times; {REMEDY}"
+            )
+        else:
+            yield Place(number, piece, text.index(form), text.index(form) + len(form))
+
+
+def _check_order(places: Sequence[Place]) -> None:
+    """Instructions may be shown elsewhere, as some templates put them into the last user turn; turns follow each other."""
+    latest: Piece | None = None
+    for place in places:
+        piece = place.piece
+        if piece.what != "content" or piece.message.role in ("system", "developer"):
+            continue
+        if latest is not None and piece.turn < latest.turn:
+            raise TemplateFault(
+                f"the chat template shows turn {latest.turn} ({latest.message.role}) before turn {piece.turn} "
+                f"({piece.message.role}); {REMEDY}"
+            )
+        latest = piece
+
+
+@lru_cache
+def _tags_of(source: str | None) -> re.Pattern[str]:
+    """Where templates cut contents: at tags that they name, and around thoughts."""
+    named = sorted(set(_TAGS.findall(source or "")), key=lambda tag: (-len(tag), tag))
+    return re.compile("(" + "|".join([THINKING, *map(re.escape, named)]) + ")")
+
+
+# ------------------------------------------------------------------------------- calls, and tools that may be called
+
+
+class _Probe:
+    """Calls and tools whose every name and value is one that no template has seen before."""
+
+    def __init__(self) -> None:
+        self.needed: dict[str, str] = {}
+        self.other: dict[str, str] = {}
+
+    def mark(self, text: str, what: str, *, needed: bool = True) -> str:
+        letter = chr(_BEGIN + (len(self.needed) + len(self.other)) % _MOST)
+        (self.needed if needed else self.other)[letter] = what
+        return letter + text
+
+    def changed(self, value: Any, what: str) -> Any:
+        """The value, every string and name in it marked, all others replaced by numbers."""
+        if isinstance(value, str):
+            return self.mark(value, f"{what} ({_short(value)})")
+        if isinstance(value, Mapping):
+            return {
+                self.mark(name, f"{what} ({name!r})", needed=False): self.changed(each, f"{what} ({name!r})")
+                for name, each in value.items()
+            }
+        if isinstance(value, list):
+            return [self.changed(each, what) for each in value]
+        number = _NUMBER + len(self.other)
+        self.other[str(number)] = f"{what} ({value!r})"
+        return number
+
+
+def _function(description: Any) -> Mapping[str, Any]:
+    """The part that has a name: calls and descriptions come with and without {"type": "function", "function": …}."""
+    inner = description.get("function") if isinstance(description, Mapping) else None
+    if isinstance(inner, Mapping):
+        return inner
+    return description if isinstance(description, Mapping) else {}
+
+
+def _with_function(description: Any, changed: Mapping[str, Any]) -> Any:
+    inner = description.get("function") if isinstance(description, Mapping) else None
+    return {**description, "function": changed} if isinstance(inner, Mapping) else changed
+
+
+def _check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], text: str) -> str | None:
+    """Refuses calls of tools, and tools, that the text does not show: by a rendering with others in their place.
+
+    Returns:
+        What else of a call's arguments is left out, names and numbers; None if nothing is.
+    """
+    probe = _Probe()
+    turns = []
+    for number, message in enumerate(messages):
+        turn = message.turn()
+        if message.calls and isinstance(message.more["tool_calls"], list):
+            out = f"turn {number} ({message.role}): the chat template leaves tool calls out"
+            calls = []
+            for call in message.more["tool_calls"]:
+                function = _function(call)
+                what = f"{out}: the call of {function.get('name')!r}"
+                parts = {
+                    name: probe.changed(function[name], what if name == "name" else f"{what}, its arguments")
+                    for name in ("name", "arguments")
+                    if function.get(name) is not None
+                }
+                calls.append(_with_function(call, {**function, **parts}))
+            turn["tool_calls"] = calls
+        turns.append(turn)
+    tools = []
+    for tool in rendering.tools or ():
+        function = _function(tool)
+        name = function.get("name")
+        if isinstance(name, str) and name:
+            out = f"the chat template leaves out the description of the tool {name!r}"
+            tools.append(_with_function(tool, {**function, "name": probe.mark(name, out)}))
+        else:
+            tools.append(tool)
+    if not probe.needed:
+        return None
+    try:
+        found = rendering.text(turns, tools=tools or None)
+    except TemplateFault:
+        # A template that cannot show them: whether anything is shown is left to ask.
+        silent = [{name: each for name, each in turn.items() if name != "tool_calls"} for turn in turns]
+        try:
+            without = rendering.text(silent)
+        except TemplateFault:
+            return None  # it misses the calls
+        found = "" if without == text else "".join([*probe.needed, *probe.other])
+    if "\\u" in found:
+        found = _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), found)
+    for sign, what in probe.needed.items():
+        if sign not in found:
+            raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE, --chat-template FILE)")
+    return next((what for sign, what in probe.other.items() if sign not in found), None)
