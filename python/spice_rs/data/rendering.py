@@ -165,9 +165,7 @@ class Renderer:
 
     def _finish(self, ids: list[int], learned: NDArray[np.bool_], context: NDArray[np.bool_]) -> Encoded:
         """Unlearns the white space that templates put behind an end token, and adds the start token."""
-        for position in range(1, len(ids)):
-            if not learned[position] or (position + 1 < len(ids) and learned[position + 1]):
-                continue
+        for position in np.flatnonzero(learned & ~np.append(learned[1:], False)):
             tail = position  # the last token of a learned span
             while tail > 0 and learned[tail] and not self.tokenizer.decode([ids[tail]]).strip():
                 tail -= 1

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from spice_rs.data.records import Message
-from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
+from spice_rs.data.templates import MARK_END, MARK_START, REMEDY, Rendering, TemplateFault
 
 ONE_PER_TURN = "one sample per assistant turn"
 THINKING = r"</?(?:think|thinking|thought)>"
@@ -82,6 +82,7 @@ class Shown:
         turns: The turns, as the template takes them.
         marked: The same with letters around the pieces; None where letters would change the text.
         places: Of all pieces that were found, by start.
+        generation: What the template marks as the assistant's, [start, end); None where it does not.
         omitted: What is left out of a call's arguments that is no words: a name, a number.
     """
 
@@ -89,6 +90,7 @@ class Shown:
     turns: list[dict[str, Any]]
     marked: list[dict[str, Any]] | None
     places: list[Place]
+    generation: list[tuple[int, int]] | None = None
     omitted: str | None = None
 
 
@@ -181,11 +183,14 @@ def show(rendering: Rendering, messages: Sequence[Message]) -> Shown:
     tags = _tags_of(rendering.source.text)
     calls = any(message.calls for message in messages)
     shown = None
+    generation = rendering.source.is_marked
     # A template may look at how a content begins, or for names that it knows: letters elsewhere do not disturb it.
-    for marks_calls, inside in dict.fromkeys([(calls, False), (False, False), (calls, True)]):
-        marker = _Marker(tags, calls=marks_calls, inside=inside)
+    for marks, inside, of_generation in dict.fromkeys(
+        [(calls, False, generation), (calls, False, False), (False, False, False), (calls, True, False)]
+    ):
+        marker = _Marker(tags, calls=marks, inside=inside)
         marked = [marker.turn(number, message) for number, message in enumerate(messages)]
-        shown = _by_letters(rendering, turns, marked, marker, text)
+        shown = _by_letters(rendering, turns, marked, marker, text, generation=of_generation)
         if shown is not None:
             break
     if shown is None:
@@ -202,23 +207,26 @@ def _by_letters(
     marked: list[dict[str, Any]],
     marker: _Marker,
     text: str,
+    *,
+    generation: bool,
 ) -> Shown | None:
     """What is shown; None if the letters change the text."""
     if _LETTERS.search(text):
         return None
     try:
-        read, found, repeated = read_letters(rendering.text(marked))
+        letters = Letters.of(rendering.with_marks(marked) if generation else rendering.text(marked))
     except TemplateFault:
         return None
-    if read != text:
+    if letters.text != text:
         return None
+    found = letters.found
     places = []
     for number, piece in enumerate(marker.pieces):
         inset = 1 if marker.inside and len(piece.words) > 1 else 0
         start, end = found.get(number, (0, 0))
         start, end = start - inset, end + inset
         if number in found and _are_the_words(text[start:end], piece.words):
-            if number in repeated and piece.message.role == "assistant":
+            if number in letters.repeated and piece.message.role == "assistant":
                 raise TemplateFault(
                     f"the chat template writes the {piece.what} of turn {piece.turn} (assistant) twice, so what is to be "
                     f"learned cannot be told; {REMEDY}"
@@ -226,25 +234,55 @@ def _by_letters(
             places.append(Place(number, piece, start, end, inset))
         elif piece.needed:
             raise TemplateFault(_left_out(piece, altered=number in found))
-    return Shown(text, turns, marked, sorted(places, key=lambda place: place.start))
+    places.sort(key=lambda place: place.start)
+    return Shown(text, turns, marked, places, letters.generation if generation else None)
 
 
-def read_letters(text: str) -> tuple[str, dict[int, tuple[int, int]], set[int]]:
-    """The text without letters, [start, end) of each piece in it by number, and the pieces that stand in it twice."""
-    if "\\u" in text:  # templates that write JSON in ASCII
-        text = _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), text)
-    begun: dict[int, int] = {}
-    found: dict[int, tuple[int, int]] = {}
-    repeated: set[int] = set()
-    for removed, letter in enumerate(_LETTERS.finditer(text)):
-        code, place = ord(letter[0]), letter.start() - removed
-        if code < _END:
-            begun[code - _BEGIN] = place
-        elif code - _END in begun:
-            if code - _END in found:
-                repeated.add(code - _END)
-            found[code - _END] = begun.pop(code - _END), place
-    return _LETTERS.sub("", text), found, repeated
+@dataclass(frozen=True)
+class Letters:
+    """What the letters in a rendering say.
+
+    Attributes:
+        text: Without them.
+        found: [start, end) of each piece in it, by number.
+        repeated: Pieces that stand in it twice.
+        generation: [start, end) of each part that the template marks; a part within a part counts as one with it.
+    """
+
+    text: str
+    found: dict[int, tuple[int, int]]
+    repeated: set[int]
+    generation: list[tuple[int, int]]
+
+    @staticmethod
+    def of(rendered: str) -> Letters:
+        """Reads and removes them."""
+        rendered = _unescaped(rendered)
+        begun: dict[int, int] = {}
+        letters = Letters(_LETTERS.sub("", rendered), {}, set(), [])
+        open_marks: list[int] = []
+        for removed, letter in enumerate(_LETTERS.finditer(rendered)):
+            place = letter.start() - removed
+            if letter[0] == MARK_START:
+                open_marks.append(place)
+            elif letter[0] == MARK_END:
+                start = open_marks.pop() if open_marks else place
+                if not open_marks and start < place:
+                    letters.generation.append((start, place))
+            elif ord(letter[0]) < _END:
+                begun[ord(letter[0]) - _BEGIN] = place
+            elif (number := ord(letter[0]) - _END) in begun:
+                if number in letters.found:
+                    letters.repeated.add(number)
+                letters.found[number] = begun.pop(number), place
+        return letters
+
+
+def _unescaped(rendered: str) -> str:
+    """With the letters themselves where a template writes JSON in ASCII."""
+    if "\\u" not in rendered:
+        return rendered
+    return _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), rendered)
 
 
 def _are_the_words(found: str, words: str) -> bool:
@@ -409,8 +447,7 @@ def _check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], te
         except TemplateFault:
             return None  # it misses the calls
         found = "" if without == text else "".join([*probe.needed, *probe.other])
-    if "\\u" in found:
-        found = _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), found)
+    found = _unescaped(found)
     for sign, what in probe.needed.items():
         if sign not in found:
             raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE, --chat-template FILE)")

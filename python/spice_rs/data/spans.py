@@ -17,14 +17,14 @@ has in common with the text where the next turn follows is the end of the turn.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spice_rs.data.records import Message
-from spice_rs.data.shown import ONE_PER_TURN, Place, Shown, read_letters
+from spice_rs.data.shown import ONE_PER_TURN, Letters, Place, Shown
 from spice_rs.data.special import SpecialTokens, shared_prefix
-from spice_rs.data.templates import MARK_END, MARK_START, REMEDY, Rendering, TemplateFault
+from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def find_spans(
     Raises:
         TemplateFault: They cannot be told from the rest.
     """
-    if rendering.source.is_marked:
-        marked = _by_marks(rendering, messages, shown)
+    if shown.generation is not None:
+        marked = _by_marks(messages, shown)
         if marked is not None:
             return marked
     differences = _Differences(rendering, messages, shown, special, plain_ends)
@@ -68,17 +68,10 @@ def find_spans(
 # --------------------------------------------------------------------------------------------------- by marks
 
 
-def _by_marks(rendering: Rendering, messages: Sequence[Message], shown: Shown) -> list[Span] | None:
+def _by_marks(messages: Sequence[Message], shown: Shown) -> list[Span] | None:
     """The marked spans, each with the turn that it belongs to; None where the marks contradict the words."""
-    try:
-        text = rendering.with_marks(shown.turns)
-    except TemplateFault:
-        return None
-    marks = list(_marks(text))
-    if text.replace(MARK_START, "").replace(MARK_END, "") != shown.text:
-        return None
     spans: list[Span] = []
-    for start, end in marks:
+    for start, end in shown.generation or ():
         inside = [place for place in shown.places if place.start < end and place.end > start]
         if any(place.piece.message.role != "assistant" for place in inside):
             return None
@@ -95,20 +88,6 @@ def _by_marks(rendering: Rendering, messages: Sequence[Message], shown: Shown) -
     if said and not said & {span.turn for span in spans}:
         return None  # all that the assistant says lies outside
     return spans
-
-
-def _marks(text: str) -> Iterator[tuple[int, int]]:
-    """[start, end) of each marked part in the text without marks; parts within parts count as one."""
-    depth = start = removed = 0
-    for place, letter in enumerate(text):
-        if letter == MARK_START:
-            if depth == 0:
-                start = place - removed
-            depth, removed = depth + 1, removed + 1
-        elif letter == MARK_END:
-            depth, removed = depth - 1, removed + 1
-            if depth == 0 and place + 1 - removed > start:
-                yield start, place + 1 - removed
 
 
 def _turn_at(start: int, end: int, messages: Sequence[Message], shown: Shown) -> int | None:
@@ -255,10 +234,10 @@ class _Differences:
         if text.startswith(self.shown.text[: base.end]):
             return text[base.end :]
         if self.shown.marked is not None:
-            marked = self.rendering.text([*self.shown.marked[:count], *then], generation=generation)
-            read, found, _ = read_letters(marked)
-            if read == text and base.number in found:
-                return text[found[base.number][1] + base.inset :]
+            marked = [*self.shown.marked[:count], *then]
+            letters = Letters.of(self.rendering.text(marked, generation=generation))
+            if letters.text == text and base.number in letters.found:
+                return text[letters.found[base.number][1] + base.inset :]
         raise self._rewritten(base.piece.turn)
 
     def _rewritten(self, number: int) -> TemplateFault:
