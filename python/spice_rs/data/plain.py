@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spice_rs.data.records import Message, Record
+from spice_rs.data.records import Record
 from spice_rs.data.spans import Span
 from spice_rs.data.templates import REMEDY, TemplateFault
 
@@ -64,11 +64,11 @@ def _check_shown(record: Record, why: str) -> None:
     tools = f"{why}; {REMEDY}"
     for number, message in enumerate(record.messages):
         if message.calls:
-            raise TemplateFault(
-                f"turn {number} ({message.role}): found calls of tools, and {tools}"
-            )
+            raise TemplateFault(f"turn {number} ({message.role}): found calls of tools, and {tools}")
         for name, value in message.more.items():
-            if name == "tool_call_id" or (name == "name" and (message.role == "tool" or value == message.role)):
+            if name == "tool_call_id" or (
+                name == "name" and (message.role == "tool" or value == message.role)
+            ):
                 continue
             if not value or (message.role == "assistant" and not message.learned and name != "name"):
                 continue

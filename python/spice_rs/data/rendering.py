@@ -99,7 +99,9 @@ class Renderer:
             ids = batch["input_ids"][row]
             places = np.asarray(batch["offset_mapping"][row]).reshape(-1, 2) if offsets else None
             learned, context = (
-                self._covered(text, ids, places, [span for span in spans if record.messages[span.turn].learned == own])
+                self._covered(
+                    text, ids, places, [span for span in spans if record.messages[span.turn].learned == own]
+                )
                 for own in (True, False)
             )
             yield record.index, self._finish(ids, learned, context & ~learned)
@@ -137,9 +139,9 @@ class Renderer:
         for number, role, token in held:
             if token in written:
                 raise TemplateFault(
-                    f"turn {number} ({role}): holds {token!r}, a special token that is written around turns, as in text that "
-                    "was rendered before; take such tokens out, or pass chat_template='none' (--chat-template none) to join "
-                    "prompt and response as they stand"
+                    f"turn {number} ({role}): holds {token!r}, a special token that is written around turns, as in text "
+                    "that was rendered before; take such tokens out, or pass chat_template='none' (--chat-template none) "
+                    "to join prompt and response as they stand"
                 )
 
     def _covered(
@@ -156,7 +158,9 @@ class Renderer:
                 first, last = (self._shared(text[:position], ids) for position in (span.start, span.end))
                 covered[first:last] = True
             else:
-                covered |= (places[:, 1] > span.start) & (places[:, 0] < span.end) & (places[:, 1] > places[:, 0])
+                covered |= (
+                    (places[:, 1] > span.start) & (places[:, 0] < span.end) & (places[:, 1] > places[:, 0])
+                )
         return covered
 
     def _shared(self, text: str, ids: Sequence[int]) -> int:

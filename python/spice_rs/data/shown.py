@@ -159,7 +159,9 @@ class _Marker:
 
 def _thoughts(parts: Sequence[str]) -> list[bool]:
     """Whether each part lies before the end of thoughts; their start may have been in the prompt."""
-    last = max((i for i, part in enumerate(parts) if re.fullmatch(THINKING, part) and "/" in part), default=-1)
+    last = max(
+        (i for i, part in enumerate(parts) if re.fullmatch(THINKING, part) and "/" in part), default=-1
+    )
     return [place < last for place in range(len(parts))]
 
 
@@ -226,7 +228,8 @@ def _by_letters(
         start, end = found.get(number, (0, 0))
         start, end = start - inset, end + inset
         if number in found and _are_the_words(text[start:end], piece.words):
-            if number in letters.repeated and piece.message.role == "assistant":
+            # A call may be named again by the answer to it.
+            if number in letters.repeated and piece.message.role == "assistant" and piece.what != "calls":
                 raise TemplateFault(
                     f"the chat template writes the {piece.what} of turn {piece.turn} (assistant) twice, so what is to be "
                     f"learned cannot be told; {REMEDY}"
@@ -244,8 +247,8 @@ class Letters:
 
     Attributes:
         text: Without them.
-        found: [start, end) of each piece in it, by number.
-        repeated: Pieces that stand in it twice.
+        found: [start, end) of each piece where it stands in it first, by number.
+        repeated: Pieces that stand in it again.
         generation: [start, end) of each part that the template marks; a part within a part counts as one with it.
     """
 
@@ -274,7 +277,7 @@ class Letters:
             elif (number := ord(letter[0]) - _END) in begun:
                 if number in letters.found:
                     letters.repeated.add(number)
-                letters.found[number] = begun.pop(number), place
+                letters.found.setdefault(number, (begun.pop(number), place))
         return letters
 
 
@@ -299,7 +302,10 @@ def _left_out(piece: Piece, *, altered: bool = False) -> str:
     whose = f"turn {piece.turn} ({piece.message.role})"
     does = "alters" if altered else "leaves out"
     if piece.what == "calls":
-        return f"{whose}: the chat template leaves tool calls out, or a part of them ({_short(piece.words)}); use one that shows them"
+        return (
+            f"{whose}: the chat template leaves tool calls out, or a part of them ({_short(piece.words)}); use one that "
+            "shows them (chat_template=FILE, --chat-template FILE)"
+        )
     if piece.what not in ("content", "name"):  # thoughts, wherever the data have them
         where = "between <think> and </think>" if piece.what == "thoughts" else f"in {piece.what!r}"
         return (

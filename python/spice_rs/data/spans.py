@@ -210,7 +210,9 @@ class _Differences:
     def _before(self, number: int) -> Place | None:
         """The last piece of the turns before a turn that stands before it in the text."""
         places = self.shown.places
-        limit = min((place.start for place in places if place.piece.turn >= number), default=len(self.shown.text))
+        limit = min(
+            (place.start for place in places if place.piece.turn >= number), default=len(self.shown.text)
+        )
         own = [place for place in places if place.piece.turn == number]
         limit = min((place.start for place in own), default=limit)
         earlier = [place for place in places if place.piece.turn < number and place.end <= limit]

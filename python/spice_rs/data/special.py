@@ -25,10 +25,13 @@ class SpecialTokens:
         special = {number: str(token) for number, token in added.items() if getattr(token, "special", False)}
         self.bos: str | None = getattr(tokenizer, "bos_token", None)
         self.eos: str | None = getattr(tokenizer, "eos_token", None)
-        named = {*getattr(tokenizer, "all_special_ids", ()), getattr(tokenizer, "eos_token_id", None)} - {None}
+        named = {*getattr(tokenizer, "all_special_ids", ()), getattr(tokenizer, "eos_token_id", None)} - {
+            None
+        }
         self.ids = frozenset(named | special.keys())
         self.texts = frozenset(
-            {*getattr(tokenizer, "all_special_tokens", ()), *special.values(), self.bos, self.eos} - {None, ""}
+            {*getattr(tokenizer, "all_special_tokens", ()), *special.values(), self.bos, self.eos}
+            - {None, ""}
         )
         longest_first = sorted(self.texts, key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

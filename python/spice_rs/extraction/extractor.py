@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from spice_rs.errors import SpiceWarning
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
+from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing, recorded_date
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
@@ -113,7 +114,8 @@ def extract(
             see `spice_rs.data.records.FIELDS`.
         ignore_columns: Columns of the data that say nothing to learn from, beside those known as such: one name, or several.
         preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
-        chat_template: File with the chat template to use in place of the tokenizer's own.
+        chat_template: File with the chat template to use in place of the tokenizer's own, or "none": prompt and response
+            are joined as they stand, and an end token behind them.
         limit: Only the rows below this index.
         nnz: Buckets per coordinate of sparse projections.
         side: p of the two-sided projection.
@@ -167,8 +169,9 @@ def extract(
         checkpoint_weights=checkpoint_weights,
     )
     rank = Rank.current()
+    template_date = recorded_date(Path(out) / "store.json", "provenance")
     with (
-        preparing(model, data, settings) as ready,
+        preparing(model, data, settings, template_date=template_date) as ready,
         GradientStore.create(
             out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
         ) as writer,
@@ -190,6 +193,14 @@ def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> N
         warnings.warn(
             f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}; all in {listed}); "
             f"the first: {reading.left_out[0]}",
+            SpiceWarning,
+            stacklevel=3,
+        )
+    if reading.omitted:
+        place, detail = next(iter(reading.omitted.items()))
+        warnings.warn(
+            f"in {len(reading.omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}; "
+            "pass a template that shows them (chat_template=FILE, --chat-template FILE)",
             SpiceWarning,
             stacklevel=3,
         )

@@ -23,7 +23,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first
 from spice_rs.extraction.gradients import GradientRun, write_rows
-from spice_rs.extraction.preparation import Extraction, Settings, preparing
+from spice_rs.extraction.preparation import Extraction, Settings, preparing, recorded_date
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.report.tables import aligned
@@ -134,7 +134,8 @@ def plan(
     there = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = set(GradientStore(out).index.tolist())
-    with preparing(model, data, settings) as ready:
+    told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
+    with preparing(model, data, settings, template_date=told) as ready:
         preparation = clock() - begun
         if out is not None and there is not None:
             _check_store(ready, settings, out)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,14 @@ from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.own_data import is_own
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
+from spice_rs.extraction.preparation import (
+    TOKENS_PER_BATCH,
+    Reading,
+    Settings,
+    name_of,
+    read_text,
+    recorded_date,
+)
 from spice_rs.extraction.proxy import (
     check_seed,
     warn_unless_checkpointed,
@@ -148,7 +156,8 @@ def run_schedule(
         )
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
-    reading = read_text(model, data, settings)
+    told = recorded_date(Path(out) / "state" / "state.json", "run")
+    reading = read_text(model, data, settings, template_date=told)
     order = np.random.default_rng(seed).permutation(len(reading.samples))
     samples = [reading.samples[place] for place in order]
     windows = [samples[start : start + pool_size] for start in range(0, len(samples), pool_size)]
@@ -318,6 +327,12 @@ def _warn_of_reading(reading: Reading, settings: Settings) -> None:
         _warn(
             f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}); the first:"
             f" {reading.left_out[0]}"
+        )
+    if reading.omitted:
+        place, detail = next(iter(reading.omitted.items()))
+        _warn(
+            f"in {len(reading.omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}."
+            " Pass a template that shows them (chat_template)."
         )
     if reading.truncated:
         _warn(
