@@ -141,8 +141,8 @@ ENDED = (
 # Thoughts are shown behind the last user turn alone, and an empty one is written in the last turn.
 THINKING = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
-    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% set words = m.content %}"
-    "{% set thought = m.reasoning_content or '' %}{% if '</think>' in words %}"
+    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% set words = m.content %}{% set thought = m.reasoning_content or '' %}{% if '</think>' in words %}"
     "{% set thought = words.split('</think>')[0].split('<think>')[-1].strip() %}"
     "{% set words = words.split('</think>')[-1].lstrip() %}{% endif %}"
     "{% if loop.index0 > ns.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ words }}{% else %}{{ m.content }}"

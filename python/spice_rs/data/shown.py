@@ -19,17 +19,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from spice_rs.data.calls import check_calls_and_tools
+from spice_rs.data.letters import LETTERS, MOST, Letters, begin, end
 from spice_rs.data.records import Message
-from spice_rs.data.templates import MARK_END, MARK_START, REMEDY, Rendering, TemplateFault
+from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
 
 ONE_PER_TURN = "one sample per assistant turn"
 THINKING = r"</?(?:think|thinking|thought)>"
 """Tags around thoughts in a content. Templates cut contents there."""
 
-_LETTERS = re.compile("[\U000f0000-\U0010ffff]")
-_ESCAPED = re.compile(r"\\+u(d[b][89a-f][0-9a-f])\\+u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
-_BEGIN, _END, _MOST = 0xF0000, 0x100000, 0xFF00
-_NUMBER = 7_310_000_000
 _TAGS = re.compile(r"</?[A-Za-z][\w-]*>|/(?:no_)?think\b")
 _NOT_SHOWN = ("tool_call_id", "tool_calls")
 """Of what a turn has besides its content: what only says which call is meant, and what is looked at by its parts."""
@@ -104,10 +102,12 @@ class _Marker:
     def turn(self, number: int, message: Message) -> dict[str, Any]:
         """The turn as templates take it, marked."""
         turn = message.turn()
+        said: set[str] = set()  # thoughts under two names need to be shown once
         for name, value in message.more.items():
             if name not in _NOT_SHOWN and isinstance(value, str):
-                turn[name] = self._text(value, number, message, name)
-        turn["content"] = self._text(message.content, number, message, "content")
+                turn[name] = self._piece(value, number, message, name, again=value in said)
+                said.add(value)
+        turn["content"] = self._content(number, message)
         if self.calls and message.calls:
             turn["tool_calls"] = [self._call(call, number, message) for call in message.more["tool_calls"]]
         return turn
@@ -132,29 +132,36 @@ class _Marker:
             return [self._leaves(each, number, message) for each in value]
         return value
 
-    def _text(self, text: str, number: int, message: Message, what: str) -> str:
+    def _content(self, number: int, message: Message) -> str:
         """Piece by piece between the tags that the template may cut at."""
-        if what != "content":
-            return self._piece(text, number, message, what)
-        parts = self.tags.split(text)
+        parts = self.tags.split(message.content)
         if not any(part.strip() for part in parts[::2]):
-            return self._piece(text, number, message, what)
-        marked, thoughts = [], _thoughts(parts)
-        for place, part in enumerate(parts):
-            kind = "thoughts" if thoughts[place] and message.role == "assistant" else what
-            marked.append(part if place % 2 else self._piece(part, number, message, kind))
-        return "".join(marked)
+            return self._piece(message.content, number, message, "content")
+        thoughts = _thoughts(parts) if message.role == "assistant" else [False] * len(parts)
+        return "".join(
+            part
+            if place % 2
+            else self._piece(part, number, message, "thoughts" if thoughts[place] else "content")
+            for place, part in enumerate(parts)
+        )
 
-    def _piece(self, text: str, number: int, message: Message, what: str) -> str:
+    def _piece(self, text: str, number: int, message: Message, what: str, *, again: bool = False) -> str:
         words = text.strip()
-        if not words or len(self.pieces) == _MOST:
+        if not words:
             return text
+        if len(self.pieces) == MOST:
+            raise TemplateFault(f"found more than {MOST} turns, calls and thoughts, expected fewer")
+        letters = begin(len(self.pieces)), end(len(self.pieces))
+        needed = not again and _is_needed(message, what, words)
+        self.pieces.append(Piece(number, message, what, words, needed))
         start = text.index(words)
-        letters = chr(_BEGIN + len(self.pieces)), chr(_END + len(self.pieces))
-        self.pieces.append(Piece(number, message, what, words, _is_needed(message, what, words)))
-        inside = 1 if self.inside and len(words) > 1 else 0
-        first, last = start + inside, start + len(words) - inside
+        inset = self.inset(words)
+        first, last = start + inset, start + len(words) - inset
         return text[:first] + letters[0] + text[first:last] + letters[1] + text[last:]
+
+    def inset(self, words: str) -> int:
+        """How far inside the words their letters stand."""
+        return 1 if self.inside and len(words) > 1 else 0
 
 
 def _thoughts(parts: Sequence[str]) -> list[bool]:
@@ -199,7 +206,7 @@ def show(rendering: Rendering, messages: Sequence[Message]) -> Shown:
         shown = Shown(text, turns, None, list(_searched(text, marker.pieces)))
     _check_order(shown.places)
     if calls or rendering.tools:
-        return replace(shown, omitted=_check_calls_and_tools(rendering, messages, text))
+        return replace(shown, omitted=check_calls_and_tools(rendering, messages, text))
     return shown
 
 
@@ -213,7 +220,7 @@ def _by_letters(
     generation: bool,
 ) -> Shown | None:
     """What is shown; None if the letters change the text."""
-    if _LETTERS.search(text):
+    if LETTERS.search(text):
         return None
     try:
         letters = Letters.of(rendering.with_marks(marked) if generation else rendering.text(marked))
@@ -224,7 +231,7 @@ def _by_letters(
     found = letters.found
     places = []
     for number, piece in enumerate(marker.pieces):
-        inset = 1 if marker.inside and len(piece.words) > 1 else 0
+        inset = marker.inset(piece.words)
         start, end = found.get(number, (0, 0))
         start, end = start - inset, end + inset
         if number in found and _are_the_words(text[start:end], piece.words):
@@ -239,53 +246,6 @@ def _by_letters(
             raise TemplateFault(_left_out(piece, altered=number in found))
     places.sort(key=lambda place: place.start)
     return Shown(text, turns, marked, places, letters.generation if generation else None)
-
-
-@dataclass(frozen=True)
-class Letters:
-    """What the letters in a rendering say.
-
-    Attributes:
-        text: Without them.
-        found: [start, end) of each piece where it stands in it first, by number.
-        repeated: Pieces that stand in it again.
-        generation: [start, end) of each part that the template marks; a part within a part counts as one with it.
-    """
-
-    text: str
-    found: dict[int, tuple[int, int]]
-    repeated: set[int]
-    generation: list[tuple[int, int]]
-
-    @staticmethod
-    def of(rendered: str) -> Letters:
-        """Reads and removes them."""
-        rendered = _unescaped(rendered)
-        begun: dict[int, int] = {}
-        letters = Letters(_LETTERS.sub("", rendered), {}, set(), [])
-        open_marks: list[int] = []
-        for removed, letter in enumerate(_LETTERS.finditer(rendered)):
-            place = letter.start() - removed
-            if letter[0] == MARK_START:
-                open_marks.append(place)
-            elif letter[0] == MARK_END:
-                start = open_marks.pop() if open_marks else place
-                if not open_marks and start < place:
-                    letters.generation.append((start, place))
-            elif ord(letter[0]) < _END:
-                begun[ord(letter[0]) - _BEGIN] = place
-            elif (number := ord(letter[0]) - _END) in begun:
-                if number in letters.found:
-                    letters.repeated.add(number)
-                letters.found.setdefault(number, (begun.pop(number), place))
-        return letters
-
-
-def _unescaped(rendered: str) -> str:
-    """With the letters themselves where a template writes JSON in ASCII."""
-    if "\\u" not in rendered:
-        return rendered
-    return _ESCAPED.sub(lambda pair: json.loads(f'"\\u{pair[1]}\\u{pair[2]}"'), rendered)
 
 
 def _are_the_words(found: str, words: str) -> bool:
@@ -362,99 +322,3 @@ def _tags_of(source: str | None) -> re.Pattern[str]:
     """Where templates cut contents: at tags that they name, and around thoughts."""
     named = sorted(set(_TAGS.findall(source or "")), key=lambda tag: (-len(tag), tag))
     return re.compile("(" + "|".join([THINKING, *map(re.escape, named)]) + ")")
-
-
-# ------------------------------------------------------------------------------- calls, and tools that may be called
-
-
-class _Probe:
-    """Calls and tools whose every name and value is one that no template has seen before."""
-
-    def __init__(self) -> None:
-        self.needed: dict[str, str] = {}
-        self.other: dict[str, str] = {}
-
-    def mark(self, text: str, what: str, *, needed: bool = True) -> str:
-        letter = chr(_BEGIN + (len(self.needed) + len(self.other)) % _MOST)
-        (self.needed if needed else self.other)[letter] = what
-        return letter + text
-
-    def changed(self, value: Any, what: str) -> Any:
-        """The value, every string and name in it marked, all others replaced by numbers."""
-        if isinstance(value, str):
-            return self.mark(value, f"{what} ({_short(value)})")
-        if isinstance(value, Mapping):
-            return {
-                self.mark(name, f"{what} ({name!r})", needed=False): self.changed(each, f"{what} ({name!r})")
-                for name, each in value.items()
-            }
-        if isinstance(value, list):
-            return [self.changed(each, what) for each in value]
-        number = _NUMBER + len(self.other)
-        self.other[str(number)] = f"{what} ({value!r})"
-        return number
-
-
-def _function(description: Any) -> Mapping[str, Any]:
-    """The part that has a name: calls and descriptions come with and without {"type": "function", "function": …}."""
-    inner = description.get("function") if isinstance(description, Mapping) else None
-    if isinstance(inner, Mapping):
-        return inner
-    return description if isinstance(description, Mapping) else {}
-
-
-def _with_function(description: Any, changed: Mapping[str, Any]) -> Any:
-    inner = description.get("function") if isinstance(description, Mapping) else None
-    return {**description, "function": changed} if isinstance(inner, Mapping) else changed
-
-
-def _check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], text: str) -> str | None:
-    """Refuses calls of tools, and tools, that the text does not show: by a rendering with others in their place.
-
-    Returns:
-        What else of a call's arguments is left out, names and numbers; None if nothing is.
-    """
-    probe = _Probe()
-    turns = []
-    for number, message in enumerate(messages):
-        turn = message.turn()
-        if message.calls and isinstance(message.more["tool_calls"], list):
-            out = f"turn {number} ({message.role}): the chat template leaves tool calls out"
-            calls = []
-            for call in message.more["tool_calls"]:
-                function = _function(call)
-                what = f"{out}: the call of {function.get('name')!r}"
-                parts = {
-                    name: probe.changed(function[name], what if name == "name" else f"{what}, its arguments")
-                    for name in ("name", "arguments")
-                    if function.get(name) is not None
-                }
-                calls.append(_with_function(call, {**function, **parts}))
-            turn["tool_calls"] = calls
-        turns.append(turn)
-    tools = []
-    for tool in rendering.tools or ():
-        function = _function(tool)
-        name = function.get("name")
-        if isinstance(name, str) and name:
-            out = f"the chat template leaves out the description of the tool {name!r}"
-            tools.append(_with_function(tool, {**function, "name": probe.mark(name, out)}))
-        else:
-            tools.append(tool)
-    if not probe.needed:
-        return None
-    try:
-        found = rendering.text(turns, tools=tools or None)
-    except TemplateFault:
-        # A template that cannot show them: whether anything is shown is left to ask.
-        silent = [{name: each for name, each in turn.items() if name != "tool_calls"} for turn in turns]
-        try:
-            without = rendering.text(silent)
-        except TemplateFault:
-            return None  # it misses the calls
-        found = "" if without == text else "".join([*probe.needed, *probe.other])
-    found = _unescaped(found)
-    for sign, what in probe.needed.items():
-        if sign not in found:
-            raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE, --chat-template FILE)")
-    return next((what for sign, what in probe.other.items() if sign not in found), None)

@@ -21,8 +21,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spice_rs.data.letters import Letters
 from spice_rs.data.records import Message
-from spice_rs.data.shown import ONE_PER_TURN, Letters, Place, Shown
+from spice_rs.data.shown import ONE_PER_TURN, Place, Shown
 from spice_rs.data.special import SpecialTokens, shared_prefix
 from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
 
@@ -178,13 +179,14 @@ class _Differences:
         if key in self.plain_ends:
             return len(rest)
         length: int | None = len(rest)
-        if self._after(base, number + 1, generation=True) == rest:
-            try:
+        after = rest
+        try:
+            if self._after(base, number + 1, generation=True) == rest:
                 after = self._after(base, number + 1, then=({"role": "user", "content": "x"},))
-            except TemplateFault:
-                after = rest  # nothing may follow
-            if not after.startswith(rest):
-                length = self._first_end(number, rest[: self.special.shared(after, rest)])
+        except TemplateFault:
+            pass  # nothing may follow
+        if not after.startswith(rest):
+            length = self._first_end(number, rest[: self.special.shared(after, rest)])
         if length is None:
             raise TemplateFault(
                 f"the chat template ends the text with {rest[-40:]!r} whether the assistant's next turn is asked for "

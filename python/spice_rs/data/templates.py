@@ -18,13 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spice_rs.data.letters import MARK_END, MARK_START
 from spice_rs.errors import InvalidInputError
 
 JOINED = "none"
 """The word in place of a template for prompts and responses that are joined as they stand."""
 REMEDY = "pass another template (chat_template=FILE, --chat-template FILE)"
-MARK_START, MARK_END = "\U000ffff0", "\U0010fff0"
-"""Letters for private use that stand in the text where a {% generation %} block starts and ends."""
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*([-+]?)%\}")
 _END_GENERATION = re.compile(r"\{%([-+]?)\s*endgeneration\s*[-+]?%\}")
@@ -249,5 +248,13 @@ class Rendering:
                 )
             )
         # raise_exception(…) in a template (roles must alternate, no system role, …), and what its expressions raise.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
             raise TemplateFault(f"the chat template refuses the conversation: {error}") from None

@@ -346,8 +346,9 @@ def read_text(
         "max_length": settings.max_length,
         "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
     }
-    if examples.template_date is not None:
-        provenance["template_date"] = examples.template_date.isoformat()
+    date = template_date or examples.template_date
+    if date is not None:
+        provenance["template_date"] = date.isoformat()
     return Reading(
         network,
         name,
