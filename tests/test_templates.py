@@ -142,7 +142,8 @@ ENDED = (
 THINKING = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' %}{% set words = m.content %}{% set thought = m.reasoning_content or '' %}{% if '</think>' in words %}"
+    "{% if m.role == 'assistant' %}{% set words = m.content %}{% set thought = m.reasoning_content or '' %}"
+    "{% if '</think>' in words %}"
     "{% set thought = words.split('</think>')[0].split('<think>')[-1].strip() %}"
     "{% set words = words.split('</think>')[-1].lstrip() %}{% endif %}"
     "{% if loop.index0 > ns.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ words }}{% else %}{{ m.content }}"
@@ -229,6 +230,65 @@ def test_where_nothing_is_rewritten_it_is_what_each_turn_adds(name):
 def test_templates_that_write_earlier_turns_otherwise_are_followed(before, template, eos, expected):
     assert learned(template, [*before, *DIALOGUE], eos=eos) == expected
     assert learned(template, [*before, *DIALOGUE[:2]], eos=eos) == [expected[1].replace("hey", "ho")]
+
+
+def with_marks(template, head, body, end):
+    """The template with marks around what it writes for an assistant between the head and the end of a turn."""
+    assert f"{head}{body}{end}" in template
+    said = f"{{% if m.role == 'assistant' %}}{{% generation %}}{body}{{% endgeneration %}}{{% else %}}{body}{{% endif %}}"
+    return template.replace(f"{head}{body}{end}", f"{head}{said}{{{{ {end!r} }}}}")
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "marked"),
+    [
+        (
+            TOOLS,
+            "<|im_end|>",
+            with_marks(
+                TOOLS, "{{ m.role }}\n", TOOLS.split("{{ m.role }}\n")[1].split("\n{% endfor")[0], "\n"
+            ),
+        ),
+        (
+            THINKING,
+            "<|im_end|>",
+            with_marks(
+                THINKING, "{{ m.role }}\n", THINKING.split("{{ m.role }}\n")[1].split("\n{% endfor")[0], "\n"
+            ),
+        ),
+        (
+            ENDED,
+            "<|endoftext|>",
+            with_marks(ENDED, "|>\n", "{{ m.content }}<|end|>\n", "").replace(
+                "{{ eos_token }}", "{% generation %}{{ eos_token }}{% endgeneration %}"
+            ),
+        ),
+        (
+            CHANNELS,
+            "<|return|>",
+            CHANNELS.replace(
+                "<|start|>assistant<|channel|>", "{{ '<|start|>assistant' }}{% generation %}<|channel|>"
+            )
+            .replace("<|return|>", "<|return|>{% endgeneration %}")
+            .replace("<|end|>{% endif %}{% else %}", "<|end|>{% endgeneration %}{% endif %}{% else %}")
+            .replace("{{ m.thinking }}<|end|>", "{{ m.thinking }}<|end|>{% endgeneration %}"),
+        ),
+    ],
+    ids=["tools", "thinking", "ended", "channels"],
+)
+def test_differences_and_marks_find_the_same(template, eos, marked):
+    """Conversations of all kinds, by a template and by the same with marks where the model speaks."""
+    draw = random.Random(1)
+    for _ in range(40):
+        messages = turns(("system", "s"))[: draw.randint(0, 1)] + turns(("user", "hi"))
+        while len(messages) < draw.randint(3, 8) or messages[-1]["role"] != "assistant":
+            role = draw.choice(["user", "assistant", "assistant", "tool"])
+            messages += turns(
+                (role, draw.choice(["a", "hi", "two\nlines", "<|im_start", "assistant", "ünï"]))
+            )
+        assert learned(template, messages, eos=eos) == [
+            text.rstrip("\n") for text in learned(marked, messages, eos=eos)
+        ]
 
 
 def test_thoughts_of_the_last_turn_are_learned():

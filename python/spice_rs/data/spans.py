@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from spice_rs.data.letters import Letters
@@ -160,9 +162,9 @@ class _Differences:
         if closed and rest.startswith(closed):
             return _end(base) + len(closed)
         asked = self._after(base, number + 1, generation=True)
-        head = self._head(number)
-        if head and asked.endswith(head) and rest.startswith(asked[: -len(head)]):
-            return _end(base) + len(asked) - len(head)
+        tail = asked.removesuffix(self._head)
+        if tail != asked and rest.startswith(tail) and (tail or not closed):
+            return _end(base) + len(tail)
         if not closed:
             return _end(base)
         shared = max(self.special.shared(each, rest) for each in (asked, closed))
@@ -201,13 +203,18 @@ class _Differences:
         tokens = self.special.within(shared)
         return tokens[0].end() if tokens and not self.messages[number].calls else None
 
-    def _head(self, number: int) -> str:
-        """The head of an assistant's turn, as it is written where one is asked for."""
-        if number == 0:
-            return ""
-        base = self._before(number)
-        prompt = self._after(base, number, generation=True)
-        return prompt[self.special.shared(self._after(base, number), prompt) :]
+    @cached_property
+    def _head(self) -> str:
+        """The head of an assistant's turn as it is written where one is asked for; empty if no turn tells.
+
+        It is what asking adds behind a turn of somebody else: the assistant's own may end otherwise at the end.
+        """
+        for number, (earlier, message) in enumerate(pairwise(self.messages), start=1):
+            if message.role == "assistant" and earlier.role != "assistant":
+                base = self._before(number)
+                prompt = self._after(base, number, generation=True)
+                return prompt[self.special.shared(self._after(base, number), prompt) :]
+        return ""
 
     def _before(self, number: int) -> Place | None:
         """The last piece of the turns before a turn that stands before it in the text."""
