@@ -524,14 +524,14 @@ def test_numbers_of_calls_that_are_not_shown_are_counted(tmp_path, model):
     messages = [CALLING[0], {"role": "assistant", "tool_calls": [call]}]
     template = TOOLS.replace("c.function | tojson", "c.function.name")
     examples, _ = examples_of(template, messages)
-    assert list(examples.omitted) == ["data[0]"]
+    assert [note[:12] for note in examples.notes] == ["in 1 records"]
     with pytest.warns(
         SpiceWarning, match=r"in 1 records a part of a call's arguments is not learned.*'days'"
     ):
         spice_rs.extract(
             model, [{"messages": messages}], tmp_path / "s", tokenizer=make_tokenizer(template), dim=8
         )
-    assert not examples_of(TOOLS, messages)[0].omitted
+    assert not examples_of(TOOLS, messages)[0].notes
 
 
 def test_names_of_speakers_are_shown_or_named():
@@ -769,6 +769,11 @@ def test_text_that_was_rendered_before_gets_no_second_tokens(end):
     text = f"<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho{end}"
     example = tokenise(load_records([{"text": text}]), tokenizer)[0]
     assert tokenizer.decode(example.input_ids) == (text if end else text + "<|im_end|>")
+    noted = tokenise(load_records([{"text": text}, {"text": "hi<|im_end|>"}]), tokenizer).notes
+    assert len(noted) == 1
+    assert re.match(
+        r"1 texts hold markers of the tokenizer's chat template.*data\[0\]: '<\|im_start\|>'", noted[0]
+    )
     bare = tokenise(load_records([{"text": "hi"}]), tokenizer)[0]
     assert tokenizer.decode(bare.input_ids) == "<s>hi<|im_end|>"
 
@@ -787,6 +792,18 @@ def test_text_that_was_rendered_before_gets_no_second_tokens(end):
 def test_turns_that_were_rendered_before_are_named(messages, says):
     with pytest.raises(InvalidInputError, match=rf"data\[0\]: {says}.*'none'"):
         learned(CHATML, messages, bos="<s>")
+
+
+def test_markers_that_are_no_special_tokens_are_named_too():
+    messages = turns(("user", "[I] hi [/I]"), ("assistant", "ho"))
+    assert learned(INST, messages) == [" ho </s>"]  # too short for a marker
+    with pytest.raises(InvalidInputError, match=r"turn 0 \(user\): holds '\[/?INST\]'"):
+        learned(
+            INST.replace("[I]", "[INST]").replace("[/I]", "[/INST]"),
+            turns(("user", "[INST] hi [/INST]"), ("assistant", "ho")),
+        )
+    with pytest.raises(InvalidInputError, match=r"turn 0 \(user\): holds '### Response:'"):
+        learned(None, turns(("user", "### Instruction:\nhi\n\n### Response:\n"), ("assistant", "ho")))
 
 
 def test_special_tokens_that_the_template_does_not_write_are_words():

@@ -13,7 +13,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class Examples(Sequence[Example]):
         skipped: Records without a learned token that were left out.
         template: "chat", "plain", "joined", "text" or "tokens" (records tokenised already; "chat+tokens" for a mixture).
         template_date: The date that the chat template was told, where a text depends on it; else None.
-        omitted: Names and numbers that the chat template left out of the arguments of calls, by the records' places.
+        notes: What was found on the way that needs a second look, in sentences.
     """
 
     items: tuple[Example, ...]
@@ -87,7 +87,7 @@ class Examples(Sequence[Example]):
     skipped: tuple[LeftOut, ...]
     template: str
     template_date: datetime.date | None = None
-    omitted: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,8 +179,11 @@ def tokenise(
             items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens, cut))
     dated = renderer is not None and renderer.template is not None and renderer.template.dated
     kinds = "+".join(sorted(templates)) or "tokens"
-    omitted = {} if renderer is None else renderer.omitted
-    return Examples(tuple(items), truncated, tuple(skipped), kinds, today if dated else None, omitted)
+    notes = [
+        *_notes_of_calls({} if renderer is None else renderer.omitted),
+        *_notes_of_texts(records, tokenizer),
+    ]
+    return Examples(tuple(items), truncated, tuple(skipped), kinds, today if dated else None, tuple(notes))
 
 
 def tokenizer_fingerprint(tokenizer: Any, chat_template: str | None = None) -> str:
@@ -233,3 +236,38 @@ def _encode_texts(tokenizer: Any, records: Sequence[Record]) -> Iterator[tuple[i
             whole.append(end)
         learned = np.ones(len(whole), dtype=np.bool_)
         yield record.index, Encoded(np.asarray(whole, dtype=np.int32), learned, ~learned)
+
+
+def _notes_of_calls(omitted: Mapping[str, str]) -> Iterator[str]:
+    if omitted:
+        place, detail = next(iter(omitted.items()))
+        yield (
+            f"in {len(omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}; pass a "
+            "template that shows them (chat_template=FILE, --chat-template FILE)"
+        )
+
+
+def _notes_of_texts(records: Sequence[Record], tokenizer: Any) -> Iterator[str]:
+    """Texts that a chat template made: their prompts are learned too, whatever `completion_only` says."""
+    texts = [record for record in records if record.text is not None]
+    template = getattr(tokenizer, "chat_template", None)
+    if not texts or not template:
+        return
+    special = SpecialTokens(tokenizer)
+    markers = special.texts.difference((special.bos, special.eos)).intersection(
+        special.written_in(str(template))
+    )
+    found = [
+        (
+            record.place,
+            next((token[0] for token in special.within(str(record.text)) if token[0] in markers), None),
+        )
+        for record in texts
+    ]
+    held = [(place, token) for place, token in found if token is not None]
+    if held:
+        place, token = held[0]
+        yield (
+            f"{len(held)} texts hold markers of the tokenizer's chat template, and all that stands in them is learned, "
+            f"prompts too; the first: {place}: {token!r}; give their turns as 'messages' to learn the replies alone"
+        )

@@ -27,6 +27,9 @@ from spice_rs.errors import InvalidInputError
 
 _NO_MARKERS = re.compile(THINKING + r"|</?tool_(?:call|response)>")
 """Special tokens of some tokenizers that contents hold by right."""
+_MARKERS = re.compile(r"<\|[^<>|\s]+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z_]{2,}>>")
+"""What templates write around turns, special token or not."""
+_PLAIN_HEAD = "### Response:"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ class Renderer:
         if self.template is None:
             if self.kind == "joined":
                 return joined(record, str(self.special.eos))
+            for number, message in enumerate(record.messages):
+                if message.role == "user" and message.content.rstrip().endswith(_PLAIN_HEAD):
+                    raise TemplateFault(_rendered_before(number, message.role, _PLAIN_HEAD))
             text, spans = plain(record, str(self.special.eos))
             self._check_markers(record, "", ())
             return text, spans
@@ -127,22 +133,21 @@ class Renderer:
             for number, message in enumerate(record.messages)
             for words in (message.content, *message.more.values())
             if isinstance(words, str)
-            for token in self.special.within(words)
-            if not _NO_MARKERS.fullmatch(token[0])
+            for token in self._markers_in(words)
         ]
         if not held:
             return
         written = {self.special.bos, self.special.eos}
         ends, starts = [place.end for place in places], [place.start for place in places]
         for start, end in zip([0, *ends], [*starts, len(text)], strict=True):
-            written.update(token[0] for token in self.special.within(text[start:end]))
+            written.update(self._markers_in(text[start:end]))
         for number, role, token in held:
             if token in written:
-                raise TemplateFault(
-                    f"turn {number} ({role}): holds {token!r}, a special token that is written around turns, as in text "
-                    "that was rendered before; take such tokens out, or pass chat_template='none' (--chat-template none) "
-                    "to join prompt and response as they stand"
-                )
+                raise TemplateFault(_rendered_before(number, role, token))
+
+    def _markers_in(self, text: str) -> set[str]:
+        found = {token[0] for token in self.special.within(text)}.union(_MARKERS.findall(text))
+        return {token for token in found if not _NO_MARKERS.fullmatch(token)}
 
     def _covered(
         self,
@@ -182,3 +187,10 @@ class Renderer:
             np.concatenate([outside, learned]),
             np.concatenate([outside, context]),
         )
+
+
+def _rendered_before(number: int, role: str, marker: str) -> str:
+    return (
+        f"turn {number} ({role}): holds {marker!r}, which is written around turns, as in text that was rendered before; take "
+        "such markers out, or pass chat_template='none' (--chat-template none) to join prompt and response as they stand"
+    )

@@ -40,6 +40,10 @@ class SpecialTokens:
         """The special tokens that a text writes out, in order."""
         return list(self._pattern.finditer(text))
 
+    def written_in(self, template: str) -> set[str]:
+        """The special tokens that the source of a template spells out."""
+        return {token[0] for token in self.within(template)}
+
     def ends(self, text: str) -> bool:
         """Whether a text ends with a special token."""
         return any(text.endswith(each) for each in self.texts)

@@ -196,14 +196,8 @@ def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> N
             SpiceWarning,
             stacklevel=3,
         )
-    if reading.omitted:
-        place, detail = next(iter(reading.omitted.items()))
-        warnings.warn(
-            f"in {len(reading.omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}; "
-            "pass a template that shows them (chat_template=FILE, --chat-template FILE)",
-            SpiceWarning,
-            stacklevel=3,
-        )
+    for note in reading.notes:
+        warnings.warn(note, SpiceWarning, stacklevel=3)
     if reading.truncated:
         warnings.warn(
             f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={max_length} tokens",

@@ -125,7 +125,7 @@ class Reading:
         records: By index; empty for the user's own data.
         tokenizer: Of text, else None.
         provenance: What a store records of the data.
-        omitted: Names and numbers that the chat template left out of calls of tools, by the records' places.
+        notes: What of the data needs a second look, in sentences.
     """
 
     network: torch.nn.Module
@@ -139,7 +139,7 @@ class Reading:
     source: str = "data"
     records: Mapping[int, Record] = field(default_factory=dict)
     tokenizer: Any = None
-    omitted: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def read_text(
         source=records.source,
         records={record.index: record for record in records},
         tokenizer=tokenizer,
-        omitted=examples.omitted,
+        notes=examples.notes,
     )
 
 

@@ -328,12 +328,8 @@ def _warn_of_reading(reading: Reading, settings: Settings) -> None:
             f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}); the first:"
             f" {reading.left_out[0]}"
         )
-    if reading.omitted:
-        place, detail = next(iter(reading.omitted.items()))
-        _warn(
-            f"in {len(reading.omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}."
-            " Pass a template that shows them (chat_template)."
-        )
+    for note in reading.notes:
+        _warn(note)
     if reading.truncated:
         _warn(
             f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={settings.max_length} tokens"
