@@ -127,13 +127,13 @@ class Renderer:
         return shown.text, find_spans(rendering, record.messages, shown, self.special, self._plain_ends)
 
     def _check_markers(self, record: Record, text: str, places: Sequence[Place]) -> None:
-        """Refuses turns that hold the special tokens around them: they were rendered before, and would be again."""
+        """Refuses turns that hold the markers around them: they were rendered before, and would be again."""
         held = [
-            (number, message.role, token[0])
+            (number, message.role, marker)
             for number, message in enumerate(record.messages)
             for words in (message.content, *message.more.values())
             if isinstance(words, str)
-            for token in self._markers_in(words)
+            for marker in self._markers_in(words)
         ]
         if not held:
             return
@@ -141,13 +141,13 @@ class Renderer:
         ends, starts = [place.end for place in places], [place.start for place in places]
         for start, end in zip([0, *ends], [*starts, len(text)], strict=True):
             written.update(self._markers_in(text[start:end]))
-        for number, role, token in held:
-            if token in written:
-                raise TemplateFault(_rendered_before(number, role, token))
+        for number, role, marker in held:
+            if marker in written:
+                raise TemplateFault(_rendered_before(number, role, marker))
 
-    def _markers_in(self, text: str) -> set[str]:
-        found = {token[0] for token in self.special.within(text)}.union(_MARKERS.findall(text))
-        return {token for token in found if not _NO_MARKERS.fullmatch(token)}
+    def _markers_in(self, text: str) -> list[str]:
+        found = [token[0] for token in self.special.within(text)] + _MARKERS.findall(text)
+        return [marker for marker in dict.fromkeys(found) if not _NO_MARKERS.fullmatch(marker)]
 
     def _covered(
         self,
@@ -191,6 +191,6 @@ class Renderer:
 
 def _rendered_before(number: int, role: str, marker: str) -> str:
     return (
-        f"turn {number} ({role}): holds {marker!r}, which is written around turns, as in text that was rendered before; take "
-        "such markers out, or pass chat_template='none' (--chat-template none) to join prompt and response as they stand"
+        f"turn {number} ({role}): holds {marker!r}, which is written around turns, as in text that was rendered before; "
+        "take such markers out, or pass chat_template='none' (--chat-template none) to join prompt and response as they stand"
     )
