@@ -667,6 +667,44 @@ def test_a_resume_on_another_day_uses_the_recorded_date(tmp_path, model, on):
     assert spice_rs.doctor(model, data, tokenizer=tokenizer, samples=2).passed
 
 
+def test_a_run_that_goes_on_another_day_keeps_its_date(tmp_path, model, on):
+    data = [{"prompt": word, "completion": word} for word in ("hi", "ho", "hey", "hm")]
+    options = dict(
+        tokenizer=make_tokenizer(DATED), pool_size=2, select_per_window=1, target_modules=["q_proj"], dim=8
+    )
+    on(2026, 11, 30)
+    model.save_pretrained(tmp_path / "model")  # a run trains what it is given
+    first = spice_rs.run_schedule(str(tmp_path / "model"), data, tmp_path / "run", **options)
+    assert first.settings["template_date"] == "2026-11-30"
+    on(2026, 12, 1)
+    again = spice_rs.run_schedule(str(tmp_path / "model"), data, tmp_path / "run", **options)
+    assert again.settings["template_date"] == "2026-11-30"
+
+
+def test_tokenizers_with_several_templates_and_without_offsets(monkeypatch):
+    tokenizer = make_tokenizer({"default": CHATML, "tool_use": TOOLS})
+    for tools in (None, [TOOL]):
+        example = tokenise(as_records(CALLING if tools else DIALOGUE, tools), tokenizer)[0]
+        assert ("weather" in tokenizer.decode(example.input_ids)) == bool(tools)
+    with pytest.raises(InvalidInputError, match="leaves tool calls out"):
+        tokenise(as_records(CALLING), tokenizer)  # no tools are described, so that the other template is used
+    for template in (MARKED, THINKING):
+        tokenizer = make_tokenizer(template)
+        fast = tokenise(as_records(DIALOGUE), tokenizer)[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(tokenizer), "is_fast", property(lambda self: False))
+            slow = tokenise(as_records(DIALOGUE), tokenizer)[0]
+        np.testing.assert_array_equal(slow.labels, fast.labels)
+
+
+def test_letters_for_private_use_in_the_data_are_words():
+    for content in ("\U000f0000 hi", "a\U0010ffff"):
+        messages = turns(("user", content), ("assistant", f"{content}!"))
+        with pytest.raises(InvalidInputError, match="several times"):
+            learned(CHATML, messages)
+        assert learned(CHATML, turns(("user", content), ("assistant", "ho"))) == ["ho<|im_end|>"]
+
+
 def test_a_record_sets_variables_of_the_template():
     switched = CHATML.replace(
         "{{ m.content }}", "{{ m.content }}{{ '!' if loud and m.role == 'user' else '' }}"
