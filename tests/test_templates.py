@@ -309,6 +309,7 @@ def test_what_the_prompt_opens_is_not_learned():
         "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
     )
     assert learned(opened, DIALOGUE) == ["ho<|im_end|>", "hey<|im_end|>"]  # its text has no thoughts
+    assert learned(opened, turns(("user", "hi"), ("assistant", "<b>ho</b>"))) == ["<b>ho</b><|im_end|>"]
     thought = turns(("user", "hi"), ("assistant", "<think>\nso\n</think>\nho"))
     assert learned(opened, thought) == ["so\n</think>\nho<|im_end|>"]
 

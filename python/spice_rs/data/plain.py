@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from spice_rs.data.records import Record
 from spice_rs.data.spans import Span
 from spice_rs.data.templates import REMEDY, TemplateFault
@@ -61,24 +59,23 @@ def joined(record: Record, eos: str) -> tuple[str, list[Span]]:
 
 def _check_shown(record: Record, why: str) -> None:
     """Refuses what goes beyond the contents."""
-    tools = f"{why}; {REMEDY}"
+    reason = f"{why}; {REMEDY}"
     for number, message in enumerate(record.messages):
+        turn = f"turn {number} ({message.role})"
         if message.calls:
-            raise TemplateFault(f"turn {number} ({message.role}): found calls of tools, and {tools}")
+            raise TemplateFault(f"{turn}: found calls of tools, and {reason}")
+        context = message.role == "assistant" and not message.learned
         for name, value in message.more.items():
-            if name == "tool_call_id" or (
-                name == "name" and (message.role == "tool" or value == message.role)
-            ):
-                continue
-            if not value or (message.role == "assistant" and not message.learned and name != "name"):
-                continue
-            raise TemplateFault(f"turn {number} ({message.role}): found {name!r}, and {tools}")
-    if record.tools and _named(record.tools):
-        raise TemplateFault(f"found descriptions of tools, and {tools}")
+            if name == "name":
+                meant = message.role != "tool" and value != message.role
+            else:
+                meant = name != "tool_call_id" and not context
+            if value and meant:
+                raise TemplateFault(f"{turn}: found {name!r}, and {reason}")
+    if any(
+        isinstance(tool, dict) and (tool.get("name") or tool.get("function")) for tool in record.tools or ()
+    ):
+        raise TemplateFault(f"found descriptions of tools, and {reason}")
     for name, value in record.template_options.items():
         if value is not None:
-            raise TemplateFault(f"the record sets {name!r} for the chat template, and {tools}")
-
-
-def _named(tools: Sequence[object]) -> bool:
-    return any(isinstance(tool, dict) and (tool.get("name") or tool.get("function")) for tool in tools)
+            raise TemplateFault(f"the record sets {name!r} for the chat template, and {reason}")

@@ -104,11 +104,11 @@ class _Marker:
         turn = message.turn()
         said: set[str] = set()  # thoughts under two names need to be shown once
         for name, value in message.more.items():
-            if name not in _NOT_SHOWN and isinstance(value, str):
-                turn[name] = self._piece(value, number, message, name, again=value in said)
-                said.add(value)
+            if name not in _NOT_SHOWN:
+                turn[name] = self._leaves(value, number, message, name, again=str(value) in said)
+                said.add(str(value))
         turn["content"] = self._content(number, message)
-        if self.calls and message.calls:
+        if self.calls and isinstance(message.more.get("tool_calls"), list):
             turn["tool_calls"] = [self._call(call, number, message) for call in message.more["tool_calls"]]
         return turn
 
@@ -120,16 +120,19 @@ class _Marker:
         changed = dict(call)
         for name in ("name", "arguments"):
             if name in call:
-                changed[name] = self._leaves(call[name], number, message)
+                changed[name] = self._leaves(call[name], number, message, "calls")
         return changed
 
-    def _leaves(self, value: Any, number: int, message: Message) -> Any:
+    def _leaves(self, value: Any, number: int, message: Message, what: str, *, again: bool = False) -> Any:
+        """All words in a value."""
         if isinstance(value, str):
-            return self._piece(value, number, message, "calls")
+            return self._piece(value, number, message, what, again=again)
         if isinstance(value, Mapping):
-            return {name: self._leaves(each, number, message) for name, each in value.items()}
+            return {
+                name: self._leaves(each, number, message, what, again=again) for name, each in value.items()
+            }
         if isinstance(value, list):
-            return [self._leaves(each, number, message) for each in value]
+            return [self._leaves(each, number, message, what, again=again) for each in value]
         return value
 
     def _content(self, number: int, message: Message) -> str:

@@ -29,6 +29,8 @@ from spice_rs.data.shown import ONE_PER_TURN, Place, Shown
 from spice_rs.data.special import SpecialTokens, shared_prefix
 from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
 
+_TAG = re.compile(r"<[^<>]*>")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -147,6 +149,9 @@ class _Differences:
         # The prompt's end may differ a little from the turn's start ("<think>" opened for the model): what both share
         # is the turn's head.
         shared = self.special.shared(prompt, rest)
+        for tag in _TAG.finditer(prompt):
+            if tag.start() < shared < tag.end():
+                shared = tag.start()  # the words begin with a tag, another one
         head = self.special.shared(self._after(base, number), prompt)
         if shared < head or shared == head < len(prompt) or not _only_opens(prompt[shared:]):
             raise self._rewritten(number)
@@ -219,11 +224,9 @@ class _Differences:
     def _before(self, number: int) -> Place | None:
         """The last piece of the turns before a turn that stands before it in the text."""
         places = self.shown.places
-        limit = min(
-            (place.start for place in places if place.piece.turn >= number), default=len(self.shown.text)
-        )
         own = [place for place in places if place.piece.turn == number]
-        limit = min((place.start for place in own), default=limit)
+        following = own or [place for place in places if place.piece.turn > number]
+        limit = min((place.start for place in following), default=len(self.shown.text))
         earlier = [place for place in places if place.piece.turn < number and place.end <= limit]
         return max(earlier, key=_end, default=None)
 
@@ -261,4 +264,4 @@ class _Differences:
 
 def _only_opens(text: str) -> bool:
     """Whether it is nothing but tags and white space: what a prompt may write for the model before its words."""
-    return not re.search(r"\w", re.sub(r"<[^<>]*>", "", text))
+    return not re.search(r"\w", _TAG.sub("", text))

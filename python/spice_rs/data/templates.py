@@ -32,6 +32,7 @@ _OF_THE_CALL = frozenset(
     "return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs sanitize_control_tokens messages".split()
 )
 """Names of arguments of `apply_chat_template`, and of the turns: no variables that a record can set."""
+_OF_EXPRESSIONS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 _OTHER_DAY = datetime.timedelta(days=4018)  # another day of the week, month and year
 
 
@@ -182,6 +183,15 @@ class Source:
         """With a `strftime_now` of its own, that replaces each directive; `transformers` takes no function for it."""
         midnight = datetime.datetime.combine(day, datetime.time())
         values = {letter: midnight.strftime(f"%{letter}") for letter in "aAbBcdFGHIjmMpSTuUVwWxXyYZz"}
+        values.update(
+            D=midnight.strftime("%m/%d/%y"),
+            R="00:00",
+            e=f"{day.day:2}",
+            h=values["b"],
+            f="000000",
+            n="\n",
+            t="\t",
+        )
         pairs = [("%%", "\x00"), *((f"%-{each}", values[each].lstrip("0") or "0") for each in "dHIjmMSy")]
         pairs += [(f"%{letter}", value) for letter, value in values.items()] + [("\x00", "%")]
         filters = "".join(f" | replace({json.dumps(old)}, {json.dumps(new)})" for old, new in pairs)
@@ -248,13 +258,5 @@ class Rendering:
                 )
             )
         # raise_exception(…) in a template (roles must alternate, no system role, …), and what its expressions raise.
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RuntimeError,
-        ) as error:
+        except (TemplateError, *_OF_EXPRESSIONS) as error:
             raise TemplateFault(f"the chat template refuses the conversation: {error}") from None
