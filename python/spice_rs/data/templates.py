@@ -72,6 +72,21 @@ def read_template(given: str | os.PathLike[str] | None) -> str | None:
     return text
 
 
+def recorded_date(file: Path, part: str) -> datetime.date | None:
+    """The date that the chat template was told for what is there already; None if there is none.
+
+    Args:
+        file: `store.json` of a store, or the state of a run. What cannot be read is left to those who open it.
+        part: Its member that has "template_date".
+    """
+    try:
+        return datetime.date.fromisoformat(
+            json.loads(file.read_text(encoding="utf-8"))[part]["template_date"]
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _check_syntax(text: str, place: str) -> None:
     from jinja2 import Environment, TemplateSyntaxError
 

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from spice_rs.data.left_out import reasons, write_left_out
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import SpiceWarning
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing, recorded_date
+from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first
 from spice_rs.extraction.gradients import GradientRun, write_rows
-from spice_rs.extraction.preparation import Extraction, Settings, preparing, recorded_date
+from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.report.tables import aligned

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -301,7 +300,7 @@ def read_text(
         data: As for `extract`.
         settings: The other arguments.
         template_date: What chat templates are told that ask for the date: that of the rows that are there already
-            (`recorded_date`). Default: today.
+            (`templates.recorded_date`). Default: today.
     """
     chat_template = read_template(settings.chat_template)
     if settings.max_length is None:
@@ -363,21 +362,6 @@ def read_text(
         tokenizer=tokenizer,
         notes=examples.notes,
     )
-
-
-def recorded_date(file: Path, part: str) -> datetime.date | None:
-    """The date that the chat template was told for what is there already; None if there is none.
-
-    Args:
-        file: `store.json` of a store, or the state of a run. What cannot be read is left to those who open it.
-        part: Its member that has "template_date".
-    """
-    try:
-        return datetime.date.fromisoformat(
-            json.loads(file.read_text(encoding="utf-8"))[part]["template_date"]
-        )
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:

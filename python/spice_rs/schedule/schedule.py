@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spice_rs.data.left_out import reasons
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import changed_products
@@ -33,7 +34,6 @@ from spice_rs.extraction.preparation import (
     Settings,
     name_of,
     read_text,
-    recorded_date,
 )
 from spice_rs.extraction.proxy import (
     check_seed,
