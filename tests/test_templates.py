@@ -360,6 +360,11 @@ def test_the_head_of_a_turn_that_nobody_asked_for_is_not_learned():
     always += "{{ '<|im_start|>assistant\n' }}"
     assert learned(always, DIALOGUE) == ["ho<|im_end|>", "hey<|im_end|>"]
     assert learned(always, DIALOGUE[:2]) == ["ho<|im_end|>"]
+    (note,) = examples_of(always, DIALOGUE)[0].notes
+    assert note.startswith(
+        "the chat template writes '<|im_start|>assistant' behind the last turn of 1 records"
+    )
+    assert not examples_of(CHATML, DIALOGUE)[0].notes
     assert text_of(always, DIALOGUE[:2]).endswith("ho<|im_end|>\n<|im_start|>assistant\n")
     untold = WORDS.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
     with pytest.raises(InvalidInputError, match=r"data\[0\].*'assistant: '|data\[0\].*rewrites turn 1"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from spice_rs.data.plain import PLAIN_TEMPLATE
 from spice_rs.data.records import Record, Records, dataset_fingerprint, load_records
 from spice_rs.data.rendering import Encoded, Renderer
 from spice_rs.data.special import SpecialTokens
+from spice_rs.data.templates import REMEDY
 from spice_rs.errors import InvalidInputError
 
 __all__ = [
@@ -179,10 +180,7 @@ def tokenise(
             items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens, cut))
     dated = renderer is not None and renderer.template is not None and renderer.template.dated
     kinds = "+".join(sorted(templates)) or "tokens"
-    notes = [
-        *_notes_of_calls({} if renderer is None else renderer.omitted),
-        *_notes_of_texts(records, tokenizer),
-    ]
+    notes = [*_notes_of_template(renderer), *_notes_of_texts(records, tokenizer)]
     return Examples(tuple(items), truncated, tuple(skipped), kinds, today if dated else None, tuple(notes))
 
 
@@ -238,12 +236,19 @@ def _encode_texts(tokenizer: Any, records: Sequence[Record]) -> Iterator[tuple[i
         yield record.index, Encoded(np.asarray(whole, dtype=np.int32), learned, ~learned)
 
 
-def _notes_of_calls(omitted: Mapping[str, str]) -> Iterator[str]:
-    if omitted:
-        place, detail = next(iter(omitted.items()))
+def _notes_of_template(renderer: Renderer | None) -> Iterator[str]:
+    if renderer is None:
+        return
+    if renderer.omitted:
+        place, detail = next(iter(renderer.omitted.items()))
         yield (
-            f"in {len(omitted)} records a part of a call's arguments is not learned; the first: {place}: {detail}; pass a "
-            "template that shows them (chat_template=FILE, --chat-template FILE)"
+            f"in {len(renderer.omitted)} records a part of a call's arguments is not learned; the first: {place}: "
+            f"{detail}; {REMEDY}"
+        )
+    if unasked := renderer.ends.unasked:
+        yield (
+            f"the chat template writes {unasked[0]!r} behind the last turn of {len(unasked)} records though no next one is "
+            f"asked for (add_generation_prompt); it is not learned as a part of the turn; correct the template, or {REMEDY}"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from spice_rs.data.plain import joined, plain
 from spice_rs.data.records import Record
 from spice_rs.data.shown import THINKING, Place, show
-from spice_rs.data.spans import Span, find_spans
+from spice_rs.data.spans import Ends, Span, find_spans
 from spice_rs.data.special import SpecialTokens, shared_prefix
 from spice_rs.data.templates import JOINED, ChatTemplate, TemplateFault
 from spice_rs.errors import InvalidInputError
@@ -54,6 +54,7 @@ class Renderer:
         kind: "chat", "plain" or "joined".
         template: The chat template; None for the others.
         omitted: What it left out of calls, by the records' places.
+        ends: What it writes behind last turns.
     """
 
     def __init__(self, tokenizer: Any, given: str | None, today: datetime.date) -> None:
@@ -61,7 +62,7 @@ class Renderer:
         self.special = SpecialTokens(tokenizer)
         self.template: ChatTemplate | None = None
         self.omitted: dict[str, str] = {}
-        self._plain_ends: set[Hashable] = set()
+        self.ends = Ends()
         if given == JOINED:
             self.kind = "joined"
         elif given is not None or getattr(tokenizer, "chat_template", None):
@@ -124,7 +125,7 @@ class Renderer:
         self._check_markers(record, shown.text, shown.places)
         if shown.omitted is not None:
             self.omitted[record.place] = shown.omitted
-        return shown.text, find_spans(rendering, record.messages, shown, self.special, self._plain_ends)
+        return shown.text, find_spans(rendering, record.messages, shown, self.special, self.ends)
 
     def _check_markers(self, record: Record, text: str, places: Sequence[Place]) -> None:
         """Refuses turns that hold the markers around them: they were rendered before, and would be again."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -41,12 +41,21 @@ class Span:
     end: int
 
 
+@dataclass
+class Ends:
+    """What a template writes behind the last turn of a text, as far as it has been seen.
+
+    Attributes:
+        plain: Kinds of conversations behind which it writes nothing.
+        unasked: Heads of turns that it writes though nobody asks for one, once for each text.
+    """
+
+    plain: set[Hashable] = field(default_factory=set)
+    unasked: list[str] = field(default_factory=list)
+
+
 def find_spans(
-    rendering: Rendering,
-    messages: Sequence[Message],
-    shown: Shown,
-    special: SpecialTokens,
-    plain_ends: set[Hashable],
+    rendering: Rendering, messages: Sequence[Message], shown: Shown, special: SpecialTokens, ends: Ends
 ) -> list[Span]:
     """The assistant turns of a conversation, in order; several spans of one where it is marked in parts.
 
@@ -55,7 +64,7 @@ def find_spans(
         messages: The turns.
         shown: Their text.
         special: The tokenizer's special tokens.
-        plain_ends: Kinds of conversations behind which the template writes nothing; added to.
+        ends: What is known of the ends of texts; added to.
 
     Raises:
         TemplateFault: They cannot be told from the rest.
@@ -64,7 +73,7 @@ def find_spans(
         marked = _by_marks(messages, shown)
         if marked is not None:
             return marked
-    differences = _Differences(rendering, messages, shown, special, plain_ends)
+    differences = _Differences(rendering, messages, shown, special, ends)
     return [
         differences.span(number) for number, message in enumerate(messages) if message.role == "assistant"
     ]
@@ -123,10 +132,10 @@ class _Differences:
         messages: Sequence[Message],
         shown: Shown,
         special: SpecialTokens,
-        plain_ends: set[Hashable],
+        ends: Ends,
     ) -> None:
         self.rendering, self.messages, self.shown, self.special = rendering, messages, shown, special
-        self.plain_ends = plain_ends
+        self.ends = ends
 
     def span(self, number: int) -> Span:
         """The span of an assistant turn."""
@@ -183,7 +192,7 @@ class _Differences:
         rendering, number = self.rendering, len(self.messages) - 1
         roles = tuple(message.role for message in self.messages)
         key = (roles, rendering.tools is None, repr(rendering.options))
-        if key in self.plain_ends:
+        if key in self.ends.plain:
             return len(rest)
         length: int | None = len(rest)
         after = rest
@@ -200,7 +209,9 @@ class _Differences:
                 f"(add_generation_prompt) or not, so the end of turn {number} (assistant) cannot be told; {REMEDY}"
             )
         if length == len(rest):
-            self.plain_ends.add(key)
+            self.ends.plain.add(key)
+        elif rest[length:].strip():
+            self.ends.unasked.append(rest[length:].strip())
         return length
 
     def _first_end(self, number: int, shared: str) -> int | None:
