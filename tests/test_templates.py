@@ -466,6 +466,20 @@ def test_white_space_and_escapes_are_no_loss(shown, content):
     assert learned(template, turns(("user", content), ("assistant", "ho"))) == ["ho<|im_end|>"]
 
 
+def test_contents_go_in_parts_to_templates_that_take_nothing_else():
+    parts = "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+    seeing = CHATML.replace("{{ m.content }}", parts)
+    assert learned(seeing, [*turns(("system", "s")), *DIALOGUE]) == ["ho<|im_end|>", "hey<|im_end|>"]
+    either = CHATML.replace(
+        "{{ m.content }}", "{% if m.content is string %}{{ m.content }}{% else %}" + parts + "{% endif %}"
+    )
+    assert text_of(either, DIALOGUE) == text_of(CHATML, DIALOGUE) == text_of(seeing, DIALOGUE)
+    for cut in ("m.content[:1]", "m.content | string | truncate(3)"):
+        template = either.replace("{{ m.content }}{% else %}", "{{ " + cut + " }}{% else %}{{ m.content }}")
+        with pytest.raises(InvalidInputError, match=r"turn 0 \(user\).*its content"):
+            learned(template, turns(("user", "long words"), ("assistant", "ho")))
+
+
 def test_instructions_may_stand_elsewhere_and_turns_may_not():
     folded = INST.replace("head if loop.first", "head if loop.index0 + 1 == rest | length - 1")
     messages = [*turns(("system", "Be brief.")), *DIALOGUE]

@@ -121,7 +121,16 @@ class Renderer:
             self._check_markers(record, "", ())
             return text, spans
         rendering = self.template.of(record.tools, record.template_options)
-        shown = show(rendering, record.messages)
+        try:
+            shown = show(rendering, record.messages)
+        except TemplateFault as fault:
+            other = rendering.in_parts()
+            if other is None:
+                raise
+            try:
+                rendering, shown = other, show(other, record.messages)
+            except TemplateFault:
+                raise fault from None
         self._check_markers(record, shown.text, shown.places)
         if shown.omitted is not None:
             self.omitted[record.place] = shown.omitted

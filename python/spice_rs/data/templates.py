@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -221,12 +221,29 @@ def _written(letter: str, before: str, after: str) -> str:
 
 @dataclass(frozen=True)
 class Rendering:
-    """The template with the tools and variables of one record."""
+    """The template with the tools and variables of one record.
+
+    Attributes:
+        template: The template.
+        source: Its text.
+        tools: Descriptions of the tools.
+        options: Further variables.
+        parts: Whether contents go to it as lists of one text part: templates of models that also see take nothing else.
+    """
 
     template: ChatTemplate
     source: Source
     tools: Sequence[Any] | None
     options: Mapping[str, Any]
+    parts: bool = False
+
+    def in_parts(self) -> Rendering | None:
+        """The same with contents in parts; None if the template does not look at any."""
+        if self.source.text is None or not all(
+            re.search(rf"\b{name}\b", self.source.text) for name in ("type", "text")
+        ):
+            return None
+        return replace(self, parts=True)
 
     def text(
         self,
@@ -266,8 +283,10 @@ class Rendering:
             options["chat_template"] = source
         if tools is not None:
             options["tools"] = tools
+        if self.parts:
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         try:
-            return str(
+            text = str(
                 self.template.tokenizer.apply_chat_template(
                     list(turns), tokenize=False, add_generation_prompt=generation, **options
                 )
@@ -275,3 +294,6 @@ class Rendering:
         # raise_exception(…) in a template (roles must alternate, no system role, …), and what its expressions raise.
         except (TemplateError, *_OF_EXPRESSIONS) as error:
             raise TemplateFault(f"the chat template refuses the conversation: {error}") from None
+        if self.parts and re.search(r"""["']type["']: ["']text["']""", text):
+            raise TemplateFault("the chat template writes parts of contents as they are, not their text")
+        return text
