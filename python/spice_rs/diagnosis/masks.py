@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.data.records import Record
+from spice_rs.data.shown import THINKING
+from spice_rs.data.special import SpecialTokens
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.extraction.preparation import Reading
 
@@ -22,7 +25,8 @@ def mask_checks(reading: Reading, completion_only: bool) -> list[Check]:
     if not pairs:
         return [Check(name, None, "no conversation that is not cut", "") for name in names]
     tokenizer = reading.tokenizer
-    texts = [_Texts(tokenizer, example, record) for example, record in pairs]
+    special = SpecialTokens(tokenizer)
+    texts = [_Texts(tokenizer, special, example, record) for example, record in pairs]
     prompts = [text.index for text in texts if not text.prompt_is_masked]
     responses = [text.index for text in texts if not text.response_is_learned]
     ends = [text.index for text in texts if not text.end_is_learned]
@@ -55,24 +59,28 @@ def _conversations(reading: Reading) -> Iterator[tuple[Example, Record]]:
 class _Texts:
     """What a sample's tokens say, learned and not, without white space."""
 
-    def __init__(self, tokenizer: Any, example: Example, record: Record) -> None:
+    def __init__(self, tokenizer: Any, special: SpecialTokens, example: Example, record: Record) -> None:
         self.tokenizer = tokenizer
         self.index = example.index
         learned = example.labels != IGNORED
         ids = example.input_ids.tolist()
         self.learned = self._text([token for token, own in zip(ids, learned, strict=True) if own])
         self.masked = self._text([token for token, own in zip(ids, learned, strict=True) if not own])
-        replies = [turn.content for turn in record.messages if turn.role == "assistant"]
-        self.replies = [self._plain(reply) for reply in replies]
+        replies = [turn for turn in record.messages if turn.role == "assistant" and turn.learned]
+        # A tag that opens thoughts may be in the prompt already, so that the model writes what follows.
+        parts = [part for turn in replies for part in re.split(THINKING, turn.content)]
+        self.replies = [self._plain(part) for part in parts]
         # What templates show of a turn beside its words: calls of tools, thoughts.
-        shown = [turn.more for turn in record.messages if turn.role == "assistant"]
-        self.extra = _EXTRA * len(shown) + sum(2 * len(json.dumps(more)) for more in shown if more)
-        self.prompts = [self._plain(turn.content) for turn in record.messages if turn.role == "user"]
-        last = ids[int(learned.nonzero()[0][-1])] if learned.any() else None
-        self.end_is_learned = last is not None and last in {
-            *tokenizer.all_special_ids,
-            tokenizer.eos_token_id,
-        }
+        self.extra = sum(_EXTRA + 2 * len(json.dumps(turn.more)) * bool(turn.more) for turn in replies)
+        self.extra += sum(len(tag) for turn in replies for tag in re.findall(THINKING, turn.content))
+        unlearned = [turn for turn in record.messages if turn.role == "assistant" and not turn.learned]
+        context = [part for turn in unlearned for part in re.split(THINKING, turn.content)[-1:]]
+        users = [turn.content for turn in record.messages if turn.role == "user"]
+        self.prompts = [self._plain(text) for text in (*users, *context)]
+        places = learned.nonzero()[0].tolist()
+        while places and not tokenizer.decode([ids[places[-1]]]).strip():
+            places.pop()  # white space behind the end token, where all is learned
+        self.end_is_learned = bool(places) and ids[places[-1]] in special.ids
 
     @property
     def prompt_is_masked(self) -> bool:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from spice_rs.data.left_out import reasons, write_left_out
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import SpiceWarning
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
@@ -113,7 +115,8 @@ def extract(
             see `spice_rs.data.records.FIELDS`.
         ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several.
         preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
-        chat_template: File with the chat template to use in place of the tokenizer's own.
+        chat_template: File with the chat template to use in place of the tokenizer's own, or "none": prompt and response
+            are joined as they stand, and an end token behind them.
         limit: Only the rows below this index.
         nnz: Buckets per coordinate of sparse projections.
         side: p of the two-sided projection.
@@ -167,8 +170,9 @@ def extract(
         checkpoint_weights=checkpoint_weights,
     )
     rank = Rank.current()
+    template_date = recorded_date(Path(out) / "store.json", "provenance")
     with (
-        preparing(model, data, settings) as ready,
+        preparing(model, data, settings, template_date=template_date) as ready,
         GradientStore.create(
             out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
         ) as writer,
@@ -193,6 +197,8 @@ def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> N
             SpiceWarning,
             stacklevel=3,
         )
+    for note in reading.notes:
+        warnings.warn(note, SpiceWarning, stacklevel=3)
     if reading.truncated:
         warnings.warn(
             f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={max_length} tokens",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first
 from spice_rs.extraction.gradients import GradientRun, write_rows
@@ -134,7 +135,8 @@ def plan(
     there = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = set(GradientStore(out).index.tolist())
-    with preparing(model, data, settings) as ready:
+    told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
+    with preparing(model, data, settings, template_date=told) as ready:
         preparation = clock() - begun
         if out is not None and there is not None:
             _check_store(ready, settings, out)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -26,7 +28,8 @@ from spice_rs.data.dataset import (
     tokenizer_fingerprint,
 )
 from spice_rs.data.left_out import LeftOut
-from spice_rs.errors import InvalidInputError
+from spice_rs.data.templates import read_template
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
 from spice_rs.extraction.gradients import GradientRun, changed_products
@@ -121,6 +124,7 @@ class Reading:
         records: By index; empty for the user's own data.
         tokenizer: Of text, else None.
         provenance: What a store records of the data.
+        notes: What of the data needs a second look, in sentences.
     """
 
     network: torch.nn.Module
@@ -134,6 +138,7 @@ class Reading:
     source: str = "data"
     records: Mapping[int, Record] = field(default_factory=dict)
     tokenizer: Any = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,14 @@ class Extraction:
 
 
 @contextmanager
-def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False) -> Iterator[Extraction]:
+def preparing(
+    model: Any,
+    data: Any,
+    settings: Settings,
+    *,
+    quiet: bool = False,
+    template_date: datetime.date | None = None,
+) -> Iterator[Extraction]:
     """Inside, all is ready; afterwards the model is as it was.
 
     Args:
@@ -179,6 +191,7 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
         data: As for `extract`.
         settings: The other arguments.
         quiet: Leave it to the caller to judge the coverage.
+        template_date: As for `read_text`.
 
     Raises:
         InvalidInputError: An argument, a record or the model cannot be used.
@@ -187,7 +200,10 @@ def preparing(model: Any, data: Any, settings: Settings, *, quiet: bool = False)
     own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # the caller's would let no gradient be taken
-        reading = _read_own(model, data, settings) if own else read_text(model, data, settings)
+        if own:
+            reading = _read_own(model, data, settings)
+        else:
+            reading = read_text(model, data, settings, template_date=template_date)
         network = reading.network
         adapter = None
         if settings.lora_rank is not None:
@@ -274,8 +290,19 @@ def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
     return Reading(network, name, place, samples, len(data), provenance)
 
 
-def read_text(model: Any, data: Any, settings: Settings) -> Reading:
-    """Records first, then the model: what is wrong with the data is said before the model is loaded."""
+def read_text(
+    model: Any, data: Any, settings: Settings, *, template_date: datetime.date | None = None
+) -> Reading:
+    """Records first, then the model: what is wrong with the data is said before the model is loaded.
+
+    Args:
+        model: As for `extract`.
+        data: As for `extract`.
+        settings: The other arguments.
+        template_date: What chat templates are told that ask for the date: that of the rows that are there already
+            (`templates.recorded_date`). Default: today.
+    """
+    chat_template = read_template(settings.chat_template)
     if settings.max_length is None:
         raise InvalidInputError("max_length is None, expected a positive integer")
     _check_counts(max_length=settings.max_length)
@@ -296,7 +323,15 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
         max_length=settings.max_length,
         completion_only=settings.completion_only,
         skip_bad=settings.skip_bad,
+        chat_template=chat_template,
+        today=template_date,
     )
+    if chat_template is not None and Rank.current().first and all(not record.messages for record in chosen):
+        warnings.warn(
+            "chat_template does nothing: there are no conversations, prompts and responses among the records; leave it out",
+            SpiceWarning,
+            stacklevel=5,
+        )
     if not examples:
         raise InvalidInputError(
             f"{records.source}: nothing to learn among the first {limit or records.rows} rows; "
@@ -304,12 +339,15 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
         )
     _check_limits(network, examples)
     provenance = {
-        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer, chat_template),
         "template": examples.template,
         "completion_only": settings.completion_only,
         "max_length": settings.max_length,
         "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
     }
+    date = template_date or examples.template_date
+    if date is not None:
+        provenance["template_date"] = date.isoformat()
     return Reading(
         network,
         name,
@@ -322,6 +360,7 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
         source=records.source,
         records={record.index: record for record in records},
         tokenizer=tokenizer,
+        notes=examples.notes,
     )
 
 

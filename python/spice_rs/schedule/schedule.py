@@ -16,17 +16,25 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from spice_rs.data.left_out import reasons
+from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.own_data import is_own
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, name_of, read_text
+from spice_rs.extraction.preparation import (
+    TOKENS_PER_BATCH,
+    Reading,
+    Settings,
+    name_of,
+    read_text,
+)
 from spice_rs.extraction.proxy import (
     check_seed,
     warn_unless_checkpointed,
@@ -148,7 +156,8 @@ def run_schedule(
         )
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
-    reading = read_text(model, data, settings)
+    told = recorded_date(Path(out) / "state" / "state.json", "run")
+    reading = read_text(model, data, settings, template_date=told)
     order = np.random.default_rng(seed).permutation(len(reading.samples))
     samples = [reading.samples[place] for place in order]
     windows = [samples[start : start + pool_size] for start in range(0, len(samples), pool_size)]
@@ -319,6 +328,8 @@ def _warn_of_reading(reading: Reading, settings: Settings) -> None:
             f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}); the first:"
             f" {reading.left_out[0]}"
         )
+    for note in reading.notes:
+        _warn(note)
     if reading.truncated:
         _warn(
             f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={settings.max_length} tokens"
