@@ -21,10 +21,6 @@ Parsed = Iterator[tuple[str, Callable[[], Any]]]
 """(place, parse) of each record."""
 
 
-class Columns(dict[str, Any]):
-    """A record of a columnar format, which fills fields that a record does not have with null."""
-
-
 class BadRecord(Exception):
     """What is wrong with one record, before its place is known: in a few words for counting, and in full."""
 
@@ -158,11 +154,13 @@ def _from_parquet(path: Path) -> Parsed:
     index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            # Maps are objects to us; an older pyarrow, which has no such argument, need not know it without them.
+            maps = {"maps_as_pydicts": "strict"} if "map<" in str(file.schema_arrow) else {}
             for batch in file.iter_batches():
-                for item in batch.to_pylist():
-                    yield f"{path}, row {index}", lambda item=item: Columns(item)  # type: ignore[misc]
+                for item in batch.to_pylist(**maps):
+                    yield f"{path}, row {index}", lambda item=item: item  # type: ignore[misc]
                     index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError) as error:  # KeyError: a key twice in a map
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
@@ -191,4 +189,4 @@ def _from_datasets(data: str | Path) -> Parsed:
                 f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
             )
         loaded = loaded["train" if "train" in splits else splits[0]]
-    return _from_items(map(Columns, loaded), str(data))
+    return _from_items(loaded, str(data))

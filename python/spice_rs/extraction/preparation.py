@@ -279,7 +279,13 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
     if settings.max_length is None:
         raise InvalidInputError("max_length is None, expected a positive integer")
     _check_counts(max_length=settings.max_length)
-    records = load_records(data, skip_bad=settings.skip_bad, columns=settings.columns)
+    records = load_records(
+        data,
+        skip_bad=settings.skip_bad,
+        columns=settings.columns,
+        ignore_columns=settings.ignore_columns,
+        preference=settings.preference,
+    )
     place = _device(model, settings.device)
     trusted = settings.trust_remote_code
     network, name = load_model(model, gguf_file=settings.gguf_file, device=place, trust_remote_code=trusted)
