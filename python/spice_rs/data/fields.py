@@ -21,16 +21,8 @@ from spice_rs.data.reading import BadRecord, found
 from spice_rs.data.values import holds_more_than_json, is_null, words
 from spice_rs.errors import InvalidInputError
 
-_ONE_OF = (
-    layouts.PROMPT_FIELDS,
-    layouts.RESPONSE_FIELDS,
-    layouts.TURN_FIELDS,
-    layouts.SYSTEM_FIELDS,
-    layouts.TOOL_FIELDS,
-    layouts.SEVERAL_FIELDS,
-    layouts.SCORE_FIELDS,
-)
-_LONGEST = 300  # letters of a text under a name of metadata; addresses may be longer
+LONGEST = 300
+"""Letters of a text under a name of metadata; addresses may be longer."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Rules:
                 raise InvalidInputError(
                     f"columns: found {column!r} as the {field}, and in ignore_columns too; leave it out of one of them"
                 )
-        for alike in _ONE_OF:
+        for alike in layouts.ALTERNATIVES.values():
             named = [field for field in alike if field in columns]
             if len(named) > 1:
                 raise InvalidInputError(
@@ -86,14 +78,19 @@ class _Kinds:
     marks: tuple[str, ...]
     wanted: tuple[str, ...]
     unwanted: tuple[str, ...]
+    alike: Mapping[str, tuple[str, ...]]
 
 
 @functools.lru_cache(maxsize=4096)
-def _kinds(names: tuple[str, ...]) -> _Kinds:
+def _kinds(fields: tuple[str, ...], others: tuple[str, ...]) -> _Kinds:
+    names = (*fields, *others)
     return _Kinds(
         marks=tuple(name for name in names if name in ALL_MARKS),
         wanted=tuple(name for name in layouts.WANTED_FIELDS if name in names),
         unwanted=tuple(name for name in names if layouts.is_unwanted(name)),
+        alike={
+            kind: tuple(name for name in alike if name in fields) for kind, alike in layouts.ALTERNATIVES.items()
+        },
     )
 
 
@@ -110,7 +107,8 @@ class Fields:
 
     def __init__(self, given: Mapping[str, Any], rules: Rules) -> None:
         self.rules = rules
-        self.nulls = [name for name, value in given.items() if is_null(value)]
+        # Most values are text, of which none is null.
+        self.nulls = [name for name, value in given.items() if type(value) is not str and is_null(value)]
         said = {name: value for name, value in given.items() if not is_null(value)} if self.nulls else given
         if rules.ignored:
             said = {name: value for name, value in said.items() if name not in rules.ignored}
@@ -127,7 +125,7 @@ class Fields:
                     )
         self._read: set[str] = set()
         self._left: set[str] = set()
-        self.kinds = _kinds((*self.values, *self.others) if self.others else tuple(self.values))
+        self.kinds = _kinds(tuple(self.values), tuple(self.others))
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -140,13 +138,19 @@ class Fields:
 
     def says(self, name: str) -> bool:
         """Whether the field is there with more than blanks."""
-        value = self.values.get(name)
-        return not (value is None or is_blank(value))
+        return name in self.values and not is_blank(self.values[name])
 
-    def first(self, names: Iterable[str]) -> str | None:
-        """The first of the fields that says something, or else that is there at all."""
-        there = [name for name in names if name in self.values]
-        return next((name for name in there if self.says(name)), there[0] if there else None)
+    def first(self, kind: str) -> str | None:
+        """Of fields that mean the same the first that says something, or else that is there at all.
+
+        Args:
+            kind: A key of `layouts.ALTERNATIVES`.
+        """
+        there = self.kinds.alike[kind]
+        for name in there:
+            if not is_blank(self.values[name]):
+                return name
+        return there[0] if there else None
 
     def take(self, name: str) -> Any:
         """The field, which counts as read from now on."""
@@ -207,10 +211,12 @@ class Fields:
         Raises:
             BadRecord: It holds what is no text.
         """
-        if type(value) in (int, float, bool) or is_blank(value):
+        if type(value) in (int, float, bool):
             return False
         if layouts.is_metadata(name):
-            return isinstance(value, str) and len(value) > _LONGEST and "://" not in value
+            return isinstance(value, str) and len(value) > LONGEST and "://" not in value and not value.isspace()
+        if is_blank(value):
+            return False
         if layouts.is_media(name) or holds_more_than_json(value):
             raise BadRecord(
                 "not text",

@@ -23,6 +23,17 @@ TOKEN_FIELDS = ("input_ids", "labels")
 LOSS_MASK_FIELDS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
 OPTIONS_FIELD = "chat_template_kwargs"
 
+ALTERNATIVES = {
+    "prompt": PROMPT_FIELDS,
+    "response": RESPONSE_FIELDS,
+    "turns": TURN_FIELDS,
+    "system": SYSTEM_FIELDS,
+    "tools": TOOL_FIELDS,
+    "several": SEVERAL_FIELDS,
+    "scores": SCORE_FIELDS,
+}
+"""Fields that mean the same: a record is read by the first of them that says something."""
+
 WANTED_MARKS = ("label", "kto_tag", "desirable")
 """Of a record: whether its reply is wanted (KTO)."""
 
@@ -260,6 +271,8 @@ def parts(name: str) -> tuple[str, ...]:
 def is_metadata(name: str) -> bool:
     """Whether a column of this name describes the record, and is no part of it."""
     own = parts(name)
+    if is_media(name):
+        return False
     if len(own) < 2:
         return not _SAYS_NOTHING.isdisjoint(own)
     return own[-1] in _SUFFIXES or (own[-1] in ("name", "names") and is_metadata("_".join(own[:-1])))

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from spice_rs.data.fields import Fields
-from spice_rs.data.layouts import PROMPT_FIELDS, RESPONSE_FIELDS, SYSTEM_FIELDS
+from spice_rs.data.fields import LONGEST, Fields
+from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata
 from spice_rs.data.reading import BadRecord, found
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import plain, text
+
+
+def read_plain(given: Mapping[str, Any]) -> tuple[Message, Message] | None:
+    """A record that is two texts and their description, as most are; None where it may be more.
+
+    What it gives is what `read_prompt` and `read_response` would: it is there for data of millions of records.
+    """
+    names = _plain_names(tuple(given))
+    if names is None:
+        return None
+    prompt, response = given[names[0]], given[names[1]]
+    if type(prompt) is not str or type(response) is not str or not response or response.isspace():
+        return None
+    for name in names[2:]:
+        value = given[name]
+        if type(value) is str and len(value) > LONGEST:
+            return None
+    return Message("user", text(prompt, names[0])), Message("assistant", text(response, names[1]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Prompt, response and the others, if there is one of each and the others describe the record."""
+    prompts = [name for name in names if name in PROMPT_FIELDS]
+    responses = [name for name in names if name in RESPONSE_FIELDS and name != "answers"]
+    others = [name for name in names if name not in (*prompts, *responses)]
+    if len(prompts) == len(responses) == 1 and all(is_metadata(name) and name not in FIELDS for name in others):
+        return (*prompts, *responses, *others)
+    return None
 
 
 def read_prompt(fields: Fields, *, needed: bool = True) -> list[Message]:
@@ -18,7 +48,7 @@ def read_prompt(fields: Fields, *, needed: bool = True) -> list[Message]:
     Raises:
         BadRecord: There is no prompt, and it is needed, or a field is of another type.
     """
-    name = fields.first(PROMPT_FIELDS)
+    name = fields.first("prompt")
     if name is None:
         if needed:
             raise _missing(fields, PROMPT_FIELDS, "the prompt")
@@ -45,7 +75,7 @@ def read_response(fields: Fields) -> list[Message]:
     Raises:
         BadRecord: There are none, or they are empty.
     """
-    name = fields.first(RESPONSE_FIELDS)
+    name = fields.first("response")
     if name is None:
         raise _missing(fields, RESPONSE_FIELDS, "the response")
     value = fields.take(name)
@@ -70,7 +100,7 @@ def with_system(fields: Fields, turns: list[Message]) -> list[Message]:
     Raises:
         BadRecord: The turns have another system turn.
     """
-    name = fields.first(SYSTEM_FIELDS)
+    name = fields.first("system")
     if name is None or not fields.says(name):
         return turns
     words = text(fields.take(name), name)

@@ -39,7 +39,7 @@ from spice_rs.data.fields import Fields, Rules
 from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.marks import check_record_mark
-from spice_rs.data.pairs import read_prompt, read_response, with_system
+from spice_rs.data.pairs import read_plain, read_prompt, read_response, with_system
 from spice_rs.data.reading import BadRecord, found, open_data
 from spice_rs.data.tokens import READ as TOKENS_READ
 from spice_rs.data.tokens import read_tokens
@@ -250,6 +250,9 @@ def _content(record: Record) -> str:
 def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
     if not isinstance(given, Mapping):
         raise BadRecord("no object", f"found {found(given)}, expected an object with named fields")
+    pair = None if rules.columns or rules.ignored else read_plain(given)
+    if pair is not None:
+        return Record(index, place, messages=pair)
     fields = Fields(given, rules)
     if "input_ids" in fields:
         read = {name: fields.take(name) for name in fields.values if name in TOKENS_READ}
@@ -257,8 +260,8 @@ def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
         _follow_marks(fields)
         fields.check_rest("tokens", tokens=True)
         return Record(index, place, tokens=tokens)
-    turns_field = fields.first(layouts.TURN_FIELDS)
-    paired = fields.first((*PROMPT_FIELDS, *RESPONSE_FIELDS))
+    turns_field = fields.first("turns")
+    paired = fields.first("prompt") or fields.first("response")
     if turns_field is not None and not fields.says(turns_field) and paired is not None:
         turns_field = None  # an empty list, as it is put where records of two layouts are joined
     sides = [name for name in (*fields.kinds.wanted, *fields.kinds.unwanted) if _is_side(fields, name)]
@@ -271,7 +274,7 @@ def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
     else:
         turns, layout = _pair(fields), "a prompt and a response"
     _follow_marks(fields)
-    _check_replies(turns, turns_field or fields.first(RESPONSE_FIELDS) or layout)
+    _check_replies(turns, turns_field or fields.first("response") or layout)
     tools = _tools(fields, turns)
     options = _template_options(fields)
     fields.check_rest(layout)
@@ -299,10 +302,10 @@ def _turns(fields: Fields, name: str) -> list[Message]:
 
 
 def _pair(fields: Fields) -> list[Message]:
-    several = fields.first(layouts.SEVERAL_FIELDS)
-    if several is None or not fields.says(several) or fields.first(RESPONSE_FIELDS) is not None:
+    several = fields.first("several")
+    if several is None or not fields.says(several) or fields.first("response") is not None:
         return [*read_prompt(fields), *read_response(fields)]
-    scores = fields.first(layouts.SCORE_FIELDS)
+    scores = fields.first("scores")
     if fields.rules.preference is None or scores is None:
         raise preferences.refused([several])
     fields.leave((several, scores))
@@ -368,7 +371,7 @@ def _check_replies(turns: Sequence[Message], field: str) -> None:
 
 
 def _tools(fields: Fields, turns: Sequence[Message]) -> Sequence[Any] | None:
-    name = fields.first(layouts.TOOL_FIELDS)
+    name = fields.first("tools")
     if name is None:
         return None
     needed = name in fields.rules.columns or any(turn.calls for turn in turns)

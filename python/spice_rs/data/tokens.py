@@ -86,7 +86,8 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
         raise BadRecord("missing field", f"field {name!r} is missing beside {', '.join(map(repr, fields))}")
     value = fields[name]
     column = _array(value, name)
-    if column.dtype.kind not in "iu":
+    mixed = isinstance(value, list | tuple) and bool in set(map(type, value))  # true among numbers became 1
+    if column.dtype.kind not in "iu" or mixed:
         raise BadRecord(
             "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
         )
@@ -94,13 +95,10 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
 
 
 def _array(value: Any, name: str) -> NDArray[Any]:
-    wrong = BadRecord("wrong type", f"field {name!r} is {found(value)}, expected a list of integers")
     try:
         column = np.asarray(value)
-        if column.dtype.kind in "iu" and not hasattr(value, "dtype") and any(isinstance(each, bool) for each in value):
-            raise wrong  # true among numbers becomes 1
     except (ValueError, TypeError, RuntimeError):
-        raise wrong from None
+        column = np.asarray(None)
     if column.ndim != 1 or column.size == 0 or column.dtype.kind not in "biuf":
         raise BadRecord(
             "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
@@ -122,7 +120,7 @@ def _kept(fields: Mapping[str, Any], ids: NDArray[np.int64]) -> slice:
         raise BadRecord("bad tokens", "field 'attention_mask' is 0 everywhere, expected a token that is seen")
     kept = slice(int(seen[0]), int(seen[-1]) + 1)
     inside = mask[kept]
-    if len(np.unique(inside[inside != 0])) > 1:
+    if np.any((inside != 0) & (inside != inside[0])):
         raise BadRecord(_SEVERAL, _packed("attention_mask", "numbers several samples"))
     if not inside.all():
         raise BadRecord(
@@ -173,23 +171,19 @@ def _labels(fields: Mapping[str, Any], ids: NDArray[np.int64], kept: slice) -> N
 
 def _along(fields: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
     """Numbers or bools, one for each token."""
-    value = fields[name]
-    column = _array(value, name) if not _has_bools(value) else np.asarray(value).astype(np.int64)
-    if column.ndim != 1 or column.size != count:
+    column = _array(fields[name], name)
+    column = column.astype(np.int64) if column.dtype.kind == "b" else column
+    if column.size != count:
         raise BadRecord(
             "bad tokens", f"found {count} input_ids and {column.size} values of {name!r}, expected equal lengths"
         )
     return column
 
 
-def _has_bools(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, bool) for each in value)
-
-
 def _check_one_sample(fields: Mapping[str, Any], count: int, kept: slice) -> None:
     """Refuses rows that hold several samples, as their makers say."""
     for name in NUMBERED:
-        if name in fields and len(np.unique(_along(fields, name, count)[kept])) > 1:
+        if name in fields and _differs(_along(fields, name, count)[kept]):
             raise BadRecord(_SEVERAL, _packed(name, "numbers several samples"))
     totals = (count, kept.stop - kept.start)
     for name in LENGTHS:
@@ -206,6 +200,10 @@ def _check_one_sample(fields: Mapping[str, Any], count: int, kept: slice) -> Non
             raise BadRecord(
                 "bad tokens", f"field 'position_ids' starts at {positions[0]}, expected 0: a sample starts at its start"
             )
+
+
+def _differs(column: NDArray[Any]) -> bool:
+    return bool(np.any(column != column[0]))
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
