@@ -17,7 +17,7 @@ import numpy as np
 from spice_rs.data import layouts
 from spice_rs.data.layouts import FIELDS, NEEDED_FIELDS
 from spice_rs.data.marks import ALL_MARKS
-from spice_rs.data.reading import BadRecord, found
+from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.values import holds_more_than_json, is_null, words
 from spice_rs.errors import InvalidInputError
 
@@ -89,7 +89,8 @@ def _kinds(fields: tuple[str, ...], others: tuple[str, ...]) -> _Kinds:
         wanted=tuple(name for name in layouts.WANTED_FIELDS if name in names),
         unwanted=tuple(name for name in names if layouts.is_unwanted(name)),
         alike={
-            kind: tuple(name for name in alike if name in fields) for kind, alike in layouts.ALTERNATIVES.items()
+            kind: tuple(name for name in alike if name in fields)
+            for kind, alike in layouts.ALTERNATIVES.items()
         },
     )
 
@@ -121,7 +122,8 @@ class Fields:
             for field, column in rules.columns.items():
                 if field not in self.values and field in NEEDED_FIELDS:
                     raise BadRecord(
-                        "missing field", f"found {self.there(said)}, expected {column!r} as the {field} (see columns)"
+                        "missing field",
+                        f"found {self.there(said)}, expected {column!r} as the {field} (see columns)",
                     )
         self._read: set[str] = set()
         self._left: set[str] = set()
@@ -201,8 +203,8 @@ class Fields:
             return
         raise BadRecord(
             "unread column",
-            f"columns names {self.rules.columns[name]!r} as {name!r}, which is not read of {layout}. Leave it out of columns"
-            " (--columns), or name it as a field that is",
+            f"columns names {self.rules.columns[name]!r} as {name!r}, which is not read of {layout}. Leave it out of"
+            " columns (--columns), or name it as a field that is",
         )
 
     def _is_unread(self, name: str, value: Any, *, tokens: bool) -> bool:
@@ -214,15 +216,17 @@ class Fields:
         if type(value) in (int, float, bool):
             return False
         if layouts.is_metadata(name):
-            return isinstance(value, str) and len(value) > LONGEST and "://" not in value and not value.isspace()
+            return (
+                isinstance(value, str) and len(value) > LONGEST and "://" not in value and not value.isspace()
+            )
         if is_blank(value):
             return False
         if layouts.is_media(name) or holds_more_than_json(value):
             raise BadRecord(
                 "not text",
                 f"field {name!r} holds {found(value)}, expected text alone: what is no text is not learned from, and the"
-                f" words about it would be learned without it. Leave such records out, or pass ignore_columns={name!r}"
-                f" (--ignore-columns {name}) if the words stand for themselves",
+                f" words about it would be learned without it. Leave such records out, or pass"
+                f" {ignoring(name)} if the words stand for themselves",
             )
         if tokens and (name in FIELDS or _has_numbers(value)):
             return name not in FIELDS
@@ -241,14 +245,19 @@ class Fields:
 
     def _unread(self, names: Sequence[str], layout: str) -> BadRecord:
         several = ", ".join(map(repr, names))
-        joined = ",".join(names)
-        reason = next((each for each in layouts.LAYOUTS if names[0] in each.refuses and each.fits(frozenset(self.values))), None)
+        reason = next(
+            (
+                each
+                for each in layouts.LAYOUTS
+                if names[0] in each.refuses and each.fits(frozenset(self.values))
+            ),
+            None,
+        )
         kind = f" ({reason.name}: {reason.read_as})" if reason is not None else ""
         return BadRecord(
             "unread column",
             f"found text in {several}, which is not read of {layout}{kind}. Name what is to be read with columns"
-            f" (--columns), or pass ignore_columns={list(names) if len(names) > 1 else names[0]!r} (--ignore-columns"
-            f" {joined!r}) if it says nothing to learn from, or remove or rename it",
+            f" (--columns), or pass {ignoring(*names)} if it says nothing to learn from, or remove or rename it",
         )
 
 
@@ -267,5 +276,7 @@ def is_blank(value: Any) -> bool:
 
 def _has_numbers(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return any(_has_numbers(each) or (isinstance(each, int | float) and not is_null(each)) for each in value)
+        return any(
+            _has_numbers(each) or (isinstance(each, int | float) and not is_null(each)) for each in value
+        )
     return getattr(value, "ndim", 0) > 0

@@ -89,7 +89,16 @@ NEEDED_FIELDS = frozenset(
 )
 """Fields that a record must have once `columns` names them; the others may be absent."""
 
-TELLING_FIELDS = (*TOKEN_FIELDS, *TURN_FIELDS, "tools", *PROMPT_FIELDS, "input", *RESPONSE_FIELDS, "chosen", "text")
+TELLING_FIELDS = (
+    *TOKEN_FIELDS,
+    *TURN_FIELDS,
+    "tools",
+    *PROMPT_FIELDS,
+    "input",
+    *RESPONSE_FIELDS,
+    "chosen",
+    "text",
+)
 """Fields by which a mapping is taken for a record, beside data of the user's own."""
 
 
@@ -164,7 +173,12 @@ LAYOUTS = (
         "instruction and context with an empty line between, response",
         ignores=("category",),
     ),
-    Layout("OpenOrca", ("system_prompt", "question"), ("system_prompt", "question", "response"), "system, question, response"),
+    Layout(
+        "OpenOrca",
+        ("system_prompt", "question"),
+        ("system_prompt", "question", "response"),
+        "system, question, response",
+    ),
     Layout(
         "ms-swift",
         ("query", "response"),
@@ -213,7 +227,9 @@ LAYOUTS = (
         'refused; with preference="chosen" the reply with the highest score',
     ),
     Layout("Plain text", ("text",), ("text",), "text, all of it learned"),
-    Layout("OASST's trees", ("text", "role"), (), "refused: a row is one message of a tree", refuses=("role",)),
+    Layout(
+        "OASST's trees", ("text", "role"), (), "refused: a row is one message of a tree", refuses=("role",)
+    ),
 )
 """The layouts of docs/data-formats.md. Fields mean the same in any mixture of them."""
 

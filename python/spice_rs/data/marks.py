@@ -11,8 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from spice_rs.data.layouts import EITHER_MARKS, LEARNED_MARKS, MASKED_MARKS, PARTIAL_MARKS, WANTED_FIELDS, WANTED_MARKS
-from spice_rs.data.reading import BadRecord, found
+from spice_rs.data.layouts import (
+    EITHER_MARKS,
+    LEARNED_MARKS,
+    MASKED_MARKS,
+    PARTIAL_MARKS,
+    WANTED_FIELDS,
+    WANTED_MARKS,
+)
+from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.values import is_null
 
 MARKS = frozenset((*LEARNED_MARKS, *MASKED_MARKS, *EITHER_MARKS))
@@ -31,16 +38,18 @@ def _flag(value: Any, where: str, name: str) -> bool:
         raise BadRecord(
             "fractional weight",
             f"{where} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. Correct it, or"
-            f" leave the mark out with ignore_columns={name!r} (--ignore-columns {name})",
+            f" leave the mark out with {ignoring(name)}",
         )
     raise BadRecord(
         "unknown mark",
         f"{where} is {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
-        f" ignore_columns={name!r} (--ignore-columns {name})",
+        f" {ignoring(name)}",
     )
 
 
-def marks_of_turn(turn: Mapping[str, Any], field: str, number: int, ignored: frozenset[str]) -> list[tuple[str, bool]]:
+def marks_of_turn(
+    turn: Mapping[str, Any], field: str, number: int, ignored: frozenset[str]
+) -> list[tuple[str, bool]]:
     """The marks of one turn as (name, flag as it stands), those ignored left out."""
     marks = []
     for name in turn:
@@ -59,7 +68,7 @@ def _partial(where: str, name: str) -> BadRecord:
     return BadRecord(
         "unknown mark",
         f"{where} marks parts of a turn, expected marks of whole turns. Split the turn, or leave the mark out with"
-        f" ignore_columns={name!r} (--ignore-columns {name})",
+        f" {ignoring(name)}",
     )
 
 
@@ -83,8 +92,8 @@ def learned_turns(
         if len(wishes) == 2:
             raise BadRecord(
                 "marks contradict",
-                f"{field}[{number}] is marked as to be learned by {wishes[True]!r} and as not by {wishes[False]!r}, expected"
-                " one of the two",
+                f"{field}[{number}] is marked as to be learned by {wishes[True]!r} and as not by {wishes[False]!r},"
+                " expected one of the two",
             )
         if True in wishes and role != "assistant":
             # "masked": false and "ignore": false say no more than nothing where the turn is no reply.
@@ -94,7 +103,7 @@ def learned_turns(
                     "unknown mark",
                     f"{field}[{number}].{name} marks a turn of the {role} as to be learned, expected marks of the"
                     " assistant's. Correct it, or leave the mark out with"
-                    f" ignore_columns={field + '.' + name!r} (--ignore-columns {field}.{name})",
+                    f" {ignoring(f'{field}.{name}')}",
                 )
         learned.append(False not in wishes)
     return learned
@@ -107,14 +116,16 @@ def _masking(
     masking = {}
     for name in names:
         others = {
-            flag for role, own in zip(roles, marks, strict=True) for each, flag in own if each == name and role != "assistant"
+            flag
+            for role, own in zip(roles, marks, strict=True)
+            for each, flag in own
+            if each == name and role != "assistant"
         }
         if len(others) != 1:
             raise BadRecord(
                 "unknown mark",
                 f"{field}: {name!r} may mean what is learned or what is not, and turns that are no replies do not tell"
-                f" which. Call it 'learned' or 'masked', or leave it out with ignore_columns={field + '.' + name!r}"
-                f" (--ignore-columns {field}.{name})",
+                f" which. Call it 'learned' or 'masked', or leave it out with {ignoring(f'{field}.{name}')}",
             )
         masking[name] = others.pop()
     return masking
@@ -130,21 +141,21 @@ def check_record_mark(name: str, value: Any) -> None:
         if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating) and value == 0:
             raise BadRecord(
                 "unwanted reply",
-                f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the record"
-                f" out; if {name!r} means something else, pass ignore_columns={name!r} (--ignore-columns {name})",
+                f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the"
+                f" record out; if {name!r} means something else, pass {ignoring(name)}",
             )
         return
     if name in EITHER_MARKS or name in PARTIAL_MARKS:
         raise BadRecord(
             "unknown mark",
             f"field {name!r} is {found(value)}: it does not say whether 1 stands for what is learned. Call it 'learned' or"
-            f" 'masked', or leave it out with ignore_columns={name!r} (--ignore-columns {name})",
+            f" 'masked', or leave it out with {ignoring(name)}",
         )
     if _flag(value, f"field {name!r}", name) == (name in MASKED_MARKS):
         raise BadRecord(
             "nothing to learn",
             f"field {name!r} is {value}: the whole record is marked as not to be learned. Leave it out, or the mark with"
-            f" ignore_columns={name!r} (--ignore-columns {name})",
+            f" {ignoring(name)}",
         )
 
 
@@ -160,8 +171,7 @@ def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> l
         raise BadRecord(
             "unknown mark",
             f"field {name!r} has {len(given)} marks, expected {len(roles)}, one for each turn of {field!r}, or"
-            f" {len(replies)}, one for each of the assistant's. Correct it, or pass ignore_columns={name!r}"
-            f" (--ignore-columns {name})",
+            f" {len(replies)}, one for each of the assistant's. Correct it, or pass {ignoring(name)}",
         )
     places = range(len(roles)) if len(given) == len(roles) else replies
     marks: list[list[tuple[str, bool]]] = [[] for _ in roles]
@@ -169,4 +179,3 @@ def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> l
         if not is_null(value):
             marks[place].append((name, _flag(value, f"{name}[{place}]", name)))
     return marks
-

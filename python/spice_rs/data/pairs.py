@@ -8,7 +8,7 @@ from typing import Any
 
 from spice_rs.data.fields import LONGEST, Fields
 from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata
-from spice_rs.data.reading import BadRecord, found
+from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import plain, text
 
@@ -37,7 +37,9 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
     prompts = [name for name in names if name in PROMPT_FIELDS]
     responses = [name for name in names if name in RESPONSE_FIELDS and name != "answers"]
     others = [name for name in names if name not in (*prompts, *responses)]
-    if len(prompts) == len(responses) == 1 and all(is_metadata(name) and name not in FIELDS for name in others):
+    if len(prompts) == len(responses) == 1 and all(
+        is_metadata(name) and name not in FIELDS for name in others
+    ):
         return (*prompts, *responses, *others)
     return None
 
@@ -110,7 +112,7 @@ def with_system(fields: Fields, turns: list[Message]) -> list[Message]:
         raise BadRecord(
             "two system turns",
             f"field {name!r} and the first turn say different things to the system, expected one of the two. Remove one, or"
-            f" pass ignore_columns={name!r} (--ignore-columns {name})",
+            f" pass {ignoring(name)}",
         )
     return [Message("system", words), *turns]
 

@@ -22,7 +22,9 @@ _REMEDY = (
 def refused(names: Sequence[str]) -> BadRecord:
     """Says that preference data are not learned from unless that is asked for."""
     there = " and ".join(map(repr, names))
-    return BadRecord("preference data", f"found {there}, preference data, expected one reply to learn; {_REMEDY}")
+    return BadRecord(
+        "preference data", f"found {there}, preference data, expected one reply to learn; {_REMEDY}"
+    )
 
 
 def chosen_turns(
@@ -54,10 +56,13 @@ def chosen_turns(
         shared = max(shared, _shared(wanted, other))
         if shared == len(wanted) == len(other):
             raise BadRecord(
-                "nothing to learn", f"fields {fields[0]!r} and {fields[1]!r} are the same, expected one better than the other"
+                "nothing to learn",
+                f"fields {fields[0]!r} and {fields[1]!r} are the same, expected one better",
             )
     else:
-        shared = max([number + 1 for number, turn in enumerate(wanted) if turn.role == "user"], default=shared)
+        shared = max(
+            [number + 1 for number, turn in enumerate(wanted) if turn.role == "user"], default=shared
+        )
     return [*as_context(wanted[:shared]), *wanted[shared:]]
 
 
@@ -69,7 +74,8 @@ def last_reply(turns: Sequence[Message], field: str) -> list[Message]:
     """
     if not turns or turns[-1].role != "assistant":
         raise BadRecord(
-            "no assistant turn", f"field {field!r} does not end with the assistant's turn, expected the wanted reply there"
+            "no assistant turn",
+            f"field {field!r} does not end with the assistant's turn, expected the wanted reply there",
         )
     return [*as_context(turns[:-1]), turns[-1]]
 
@@ -80,7 +86,9 @@ def best_reply(replies: Any, scores: Any, fields: tuple[str, str]) -> str:
     Raises:
         BadRecord: There is no score for each, or the highest is there twice.
     """
-    replies, scores = (value.tolist() if isinstance(value, np.ndarray) else value for value in (replies, scores))
+    replies, scores = (
+        value.tolist() if isinstance(value, np.ndarray) else value for value in (replies, scores)
+    )
     numbers = isinstance(scores, list | tuple) and all(
         isinstance(each, int | float) and not isinstance(each, bool) and each == each for each in scores
     )
@@ -93,7 +101,8 @@ def best_reply(replies: Any, scores: Any, fields: tuple[str, str]) -> str:
     best = max(scores)
     if list(scores).count(best) > 1:
         raise BadRecord(
-            "preference data", f"field {fields[1]!r} holds its highest, {best}, more than once, expected one best reply"
+            "preference data",
+            f"field {fields[1]!r} holds its highest, {best}, more than once, expected one best reply",
         )
     return text(replies[list(scores).index(best)], fields[0])
 
@@ -107,10 +116,13 @@ def _side(value: Any, field: str, *, bare: bool, ignored: frozenset[str]) -> lis
     if not marks:
         if bare:
             raise BadRecord(
-                "missing field", f"field {field!r} is {found(reply)}, expected a prompt beside it, or turns after 'Human:'"
+                "missing field",
+                f"field {field!r} is {found(reply)}, expected a prompt beside it, or turns after 'Human:'",
             )
         return [Message("assistant", reply)]
-    turns = [Message("system", reply[: marks[0].start()].strip())] if reply[: marks[0].start()].strip() else []
+    turns = (
+        [Message("system", reply[: marks[0].start()].strip())] if reply[: marks[0].start()].strip() else []
+    )
     ends = [*(mark.start() for mark in marks[1:]), len(reply)]
     for mark, end in zip(marks, ends, strict=True):
         turns.append(Message("user" if mark[1] == "Human" else "assistant", reply[mark.end() : end].strip()))
@@ -127,8 +139,8 @@ def _whole(before: Sequence[Message], side: list[Message], field: str) -> list[M
     if missing:
         raise BadRecord(
             "preference data",
-            f"field {field!r} is a conversation of its own without {missing[0].role} {missing[0].content[:60]!r}, which stands"
-            " before it, expected the same prompt in both",
+            f"field {field!r} is a conversation of its own without {missing[0].role} {missing[0].content[:60]!r}, which"
+            " stands before it, expected the same prompt in both",
         )
     return [*head, *side]
 
@@ -140,5 +152,3 @@ def _shared(left: Sequence[Message], right: Sequence[Message]) -> int:
 
 def _same(left: Message, right: Message) -> bool:
     return (left.role, left.content.strip(), left.more) == (right.role, right.content.strip(), right.more)
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,12 @@ def found(value: Any) -> str:
         return "null"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def ignoring(*names: str) -> str:
+    """How a caller says that columns, or keys of turns, say nothing; for messages."""
+    given = repr(names[0]) if len(names) == 1 else repr(list(names))
+    return f"ignore_columns={given} (--ignore-columns {shlex.quote(','.join(names))})"
 
 
 def open_data(data: Any) -> tuple[str, Parsed]:

@@ -385,7 +385,8 @@ def _template_options(fields: Fields) -> Mapping[str, Any]:
     options = plain(_parsed(value) if isinstance(value, str) else value, f"field {layouts.OPTIONS_FIELD!r}")
     if not isinstance(options, dict):
         raise BadRecord(
-            "wrong type", f"field {layouts.OPTIONS_FIELD!r} is {found(value)}, expected an object of the template's variables"
+            "wrong type",
+            f"field {layouts.OPTIONS_FIELD!r} is {found(value)}, expected an object of variables",
         )
     return options
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spice_rs.data.layouts import LOSS_MASK_FIELDS
-from spice_rs.data.reading import BadRecord, found
+from spice_rs.data.reading import BadRecord, found, ignoring
 
 IGNORED = -100
 """Label of a token that is not learned (the convention of torch and transformers)."""
@@ -23,10 +23,30 @@ NUMBERED = ("seq_idx", "sequence_ids", "segment_ids", "document_ids", "doc_ids",
 
 LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "position_lengths")
 BOUNDS = ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q", "cu_seq_lens_k")
-HARMLESS = ("token_type_ids", "special_tokens_mask", "length", "lengths", "num_tokens", "offset_mapping", "overflow_to_sample_mapping")
+HARMLESS = (
+    "token_type_ids",
+    "special_tokens_mask",
+    "length",
+    "lengths",
+    "num_tokens",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
+)
 """What tokenizers leave beside ids, and what says nothing that the ids do not."""
 
-READ = frozenset(("input_ids", "labels", "attention_mask", "position_ids", *LOSS_MASK_FIELDS, *NUMBERED, *LENGTHS, *BOUNDS, *HARMLESS))
+READ = frozenset(
+    (
+        "input_ids",
+        "labels",
+        "attention_mask",
+        "position_ids",
+        *LOSS_MASK_FIELDS,
+        *NUMBERED,
+        *LENGTHS,
+        *BOUNDS,
+        *HARMLESS,
+    )
+)
 """Fields that `read_tokens` knows."""
 
 _SEVERAL = "several samples"
@@ -57,13 +77,13 @@ def read_tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
     return tokens
 
 
-def unmasked_padding(tokens: NDArray[np.int64], pad: int, ends: frozenset[int]) -> str | None:
+def unmasked_padding(tokens: NDArray[np.int64], pad: int, allowed: int) -> str | None:
     """What is wrong with a row that ends in pad tokens that are learned, or begins with pad tokens; None if nothing is.
 
     Args:
         tokens: (2, T) ids and labels.
         pad: Id of the pad token.
-        ends: Ids that end a text: one of them at the end, the pad token too, is learned rightly.
+        allowed: So many of them at the end are learned rightly: one, where it ends texts too.
     """
     ids, labels = tokens
     others = np.flatnonzero(ids != pad)
@@ -73,8 +93,9 @@ def unmasked_padding(tokens: NDArray[np.int64], pad: int, ends: frozenset[int]) 
     first, last = int(others[0]), int(others[-1])
     behind = ids.size - 1 - last
     learned = int(np.count_nonzero(labels[last + 1 :] != IGNORED))
-    if learned > (1 if pad in ends else 0):
-        return f"found {behind} pad tokens ({pad}) at the end, {learned} of them learned, expected -100 in their labels. {remedy}"
+    if learned > allowed:
+        there = f"found {behind} pad tokens ({pad}) at the end, {learned} of them learned"
+        return f"{there}, expected -100 in their labels. {remedy}"
     if first > 1:
         return f"found {first} pad tokens ({pad}) at the start and no attention_mask that leaves them out. {remedy}"
     return None
@@ -91,7 +112,8 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
         raise BadRecord(
             "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
         )
-    return np.minimum(column, np.iinfo(np.int64).max).astype(np.int64)
+    numbers: NDArray[np.int64] = np.minimum(column, np.iinfo(np.int64).max).astype(np.int64)
+    return numbers
 
 
 def _array(value: Any, name: str) -> NDArray[Any]:
@@ -125,8 +147,8 @@ def _kept(fields: Mapping[str, Any], ids: NDArray[np.int64]) -> slice:
     if not inside.all():
         raise BadRecord(
             "bad tokens",
-            f"field 'attention_mask' is 0 at position {kept.start + int(np.flatnonzero(inside == 0)[0])}, inside the sample,"
-            " expected zeros at its ends alone. Leave those tokens out, or give each part a row of its own",
+            f"field 'attention_mask' is 0 at position {kept.start + int(np.flatnonzero(inside == 0)[0])}, inside the"
+            " sample, expected zeros at its ends alone. Leave those tokens out, or give each part a row of its own",
         )
     return kept
 
@@ -175,7 +197,8 @@ def _along(fields: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
     column = column.astype(np.int64) if column.dtype.kind == "b" else column
     if column.size != count:
         raise BadRecord(
-            "bad tokens", f"found {count} input_ids and {column.size} values of {name!r}, expected equal lengths"
+            "bad tokens",
+            f"found {count} input_ids and {column.size} values of {name!r}, expected equal lengths",
         )
     return column
 
@@ -198,7 +221,8 @@ def _check_one_sample(fields: Mapping[str, Any], count: int, kept: slice) -> Non
             raise BadRecord(_SEVERAL, _packed("position_ids", "does not count the tokens one by one"))
         if positions[0] not in (0, kept.start):
             raise BadRecord(
-                "bad tokens", f"field 'position_ids' starts at {positions[0]}, expected 0: a sample starts at its start"
+                "bad tokens",
+                f"field 'position_ids' starts at {positions[0]}, expected 0: a sample starts at its start",
             )
 
 
@@ -215,8 +239,8 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 
 def _packed(name: str, what: str) -> str:
     return (
-        f"field {name!r} {what}, expected one sample in a row: a packed row has one gradient for all of its samples. Extract"
-        " from the data before they are packed (packing=False)"
+        f"field {name!r} {what}, expected one sample in a row: a packed row has one gradient for all of its samples."
+        " Extract from the data before they are packed (packing=False)"
     )
 
 
@@ -226,8 +250,8 @@ def _check_harmless(fields: Mapping[str, Any]) -> None:
     if kinds is not None and len(set(_tuple(kinds))) > 1:
         raise BadRecord(
             "bad tokens",
-            "field 'token_type_ids' has different values, expected one: the kinds of tokens are not given to the model. Pass"
-            " ignore_columns='token_type_ids' (--ignore-columns token_type_ids) if it takes none",
+            "field 'token_type_ids' has different values, expected one: the kinds of tokens are not given to the"
+            f" model. Pass {ignoring('token_type_ids')} if it takes none",
         )
 
 
@@ -236,9 +260,7 @@ def _check_not_shifted(tokens: NDArray[np.int64]) -> None:
     ids, labels = tokens
     learned = labels != IGNORED
     shifted = learned[:-1] & (labels[:-1] != ids[:-1])
-    if np.count_nonzero(shifted) > 1 and np.array_equal(
-        labels[:-1][learned[:-1]], ids[1:][learned[:-1]]
-    ):
+    if np.count_nonzero(shifted) > 1 and np.array_equal(labels[:-1][learned[:-1]], ids[1:][learned[:-1]]):
         raise BadRecord(
             "bad tokens",
             "field 'labels' holds the next tokens, expected each token at its own position: models move the labels by one"

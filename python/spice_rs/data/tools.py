@@ -50,7 +50,9 @@ def read_tools(value: Any, field: str, *, needed: bool) -> list[Any] | None:
     try:
         value = _parsed(value, f"field {field!r}")
         tools = [value] if isinstance(value, Mapping) and value else value
-        if tools is not None and not (isinstance(tools, list) and all(isinstance(each, Mapping) for each in tools)):
+        if tools is not None and not (
+            isinstance(tools, list) and all(isinstance(each, Mapping) for each in tools)
+        ):
             raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a list of objects")
     except BadRecord:
         if needed:
@@ -66,11 +68,14 @@ def _parsed(value: Any, where: str) -> Any:
         try:
             value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError):
-            raise BadRecord("wrong type", f"{where} is {found(value)}, expected JSON of a list of objects") from None
+            raise BadRecord(
+                "wrong type", f"{where} is {found(value)}, expected JSON of a list of objects"
+            ) from None
     return plain(value, where)
 
 
 def _no_calls(value: Any, where: str) -> BadRecord:
     return BadRecord(
-        "wrong type", f"{where} is {found(value)}, expected a call of a tool with its name and arguments, or a list of them"
+        "wrong type",
+        f"{where} is {found(value)}, expected a call of a tool with its name and arguments, or a list of them",
     )

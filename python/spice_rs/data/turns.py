@@ -14,7 +14,7 @@ from typing import Any
 
 from spice_rs.data.layouts import is_media, is_metadata
 from spice_rs.data.marks import ALL_MARKS, learned_turns, marks_by_turn, marks_of_turn
-from spice_rs.data.reading import BadRecord, found
+from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.tools import as_calls, read_calls
 from spice_rs.data.values import plain, text, words
 
@@ -166,7 +166,9 @@ def _read_turn(
     calling = name.lower() in _CALLING
     if calling:
         more["tool_calls"] = as_calls(turn[content_key], f"{where}.{content_key}")
-    content = "" if calling or content_key not in turn else _content(turn[content_key], f"{where}.{content_key}")
+    content = (
+        "" if calling or content_key not in turn else _content(turn[content_key], f"{where}.{content_key}")
+    )
     marks: list[tuple[str, bool]] = []
     if not _READ.issuperset(turn) or len(turn) > 2:
         marks = marks_of_turn(turn, field, number, ignored)
@@ -187,14 +189,14 @@ def _check_rest(
             raise BadRecord(
                 "not text",
                 f"{field}[{number}].{key} holds {found(value)}, expected text alone: what is no text is not learned"
-                f" from. Leave such records out, or the key with ignore_columns={name!r} (--ignore-columns {name})",
+                f" from. Leave such records out, or the key with {ignoring(name)}",
             )
         if is_metadata(key) or all(each in said for each in words(value)):
             continue
         raise BadRecord(
             "unread text",
             f"{field}[{number}] has text in {key!r} ({found(value)}), which nothing reads beside {read[0]!r}, {read[1]!r}"
-            f" and {', '.join(map(repr, MORE))}. Leave it out with ignore_columns={name!r} (--ignore-columns {name}), or"
+            f" and {', '.join(map(repr, MORE))}. Leave it out with {ignoring(name)}, or"
             " remove or rename it",
         )
 
@@ -221,7 +223,11 @@ def _joined(turns: list[Message], calling: list[int]) -> list[Message]:
     joined: list[Message] = []
     for number, turn in enumerate(turns):
         before = joined[-1] if joined else None
-        if number in calling and before is not None and (before.role, before.learned) == (turn.role, turn.learned):
+        if (
+            number in calling
+            and before is not None
+            and (before.role, before.learned) == (turn.role, turn.learned)
+        ):
             calls = [*before.more.get("tool_calls", ()), *turn.more["tool_calls"]]
             joined[-1] = dataclasses.replace(before, more={**before.more, "tool_calls": calls})
         else:

@@ -25,7 +25,8 @@ from spice_rs.data.dataset import (
     tokenise,
     tokenizer_fingerprint,
 )
-from spice_rs.data.left_out import LeftOut
+from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
+from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
@@ -296,6 +297,11 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
         tokenizer = load_tokenizer(model, gguf_file=settings.gguf_file, trust_remote_code=trusted)
     limit = settings.limit
     chosen = [record for record in records if limit is None or record.index < limit]
+    padded = list(_padded(chosen, network, tokenizer))
+    if padded and not settings.skip_bad:
+        raise InvalidInputError(f"{padded[0]}; {SKIP_REMEDY}")
+    rows = {each.row for each in padded}
+    chosen = [record for record in chosen if record.index not in rows]
     examples = tokenise(
         chosen,
         tokenizer,
@@ -306,7 +312,7 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
     if not examples:
         raise InvalidInputError(
             f"{records.source}: nothing to learn among the first {limit or records.rows} rows; "
-            f"the first reason: {[*records.bad, *examples.skipped, 'no record'][0]}"
+            f"the first reason: {[*records.bad, *padded, *examples.skipped, 'no record'][0]}"
         )
     _check_limits(network, examples)
     provenance = {
@@ -323,12 +329,33 @@ def read_text(model: Any, data: Any, settings: Settings) -> Reading:
         list(examples),
         records.rows,
         provenance,
-        left_out=(*records.bad, *examples.skipped),
+        left_out=(*records.bad, *padded, *examples.skipped),
         truncated=examples.truncated,
         source=records.source,
         records={record.index: record for record in records},
         tokenizer=tokenizer,
     )
+
+
+def _padded(records: Sequence[Record], network: torch.nn.Module, tokenizer: Any) -> Iterator[LeftOut]:
+    """Records of tokens whose padding would be learned, or seen; only here is it known which token pads."""
+    sources = (tokenizer, getattr(network, "config", None))
+    pads, ends = (
+        [value for source in sources if (value := getattr(source, name, None)) is not None]
+        for name in ("pad_token_id", "eos_token_id")
+    )
+    tokens = {record.index: record.tokens for record in records if record.tokens is not None}
+    if not pads or not tokens:
+        return
+    pad, end = pads[0], (ends or [None])[0]
+    # One pad token at the end may be an end token of the template's; where others have more of them, it is padding.
+    may_end = pad in (end if isinstance(end, list | tuple) else [end])
+    padded = {row for row, given in tokens.items() if unmasked_padding(given, pad, 1)}
+    for record in records:
+        if record.index in padded or (padded and record.index in tokens and not may_end):
+            wrong = unmasked_padding(tokens[record.index], pad, 1 if may_end else 0)
+            if wrong is not None:
+                yield LeftOut(record.index, record.place, "padding", wrong)
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:
