@@ -18,6 +18,7 @@ from spice_rs.data import layouts
 from spice_rs.data.layouts import FIELDS, NEEDED_FIELDS
 from spice_rs.data.marks import ALL_MARKS
 from spice_rs.data.reading import BadRecord, found, ignoring
+from spice_rs.data.turns import ROLES, is_turns
 from spice_rs.data.values import holds_more_than_json, is_null, words
 from spice_rs.errors import InvalidInputError
 
@@ -215,6 +216,8 @@ class Fields:
         """
         if type(value) in (int, float, bool):
             return False
+        if tokens and name not in FIELDS and not layouts.is_media(name) and _has_numbers(value):
+            return True
         if layouts.is_metadata(name):
             return (
                 isinstance(value, str) and len(value) > LONGEST and "://" not in value and not value.isspace()
@@ -228,9 +231,11 @@ class Fields:
                 f" words about it would be learned without it. Leave such records out, or pass"
                 f" {ignoring(name)} if the words stand for themselves",
             )
-        if tokens and (name in FIELDS or _has_numbers(value)):
-            return name not in FIELDS
+        if tokens and name in FIELDS:
+            return False  # what the tokens are made of
         there = [each.strip() for each in words(value)]
+        if is_turns(value):
+            there = [each for each in there if each.lower() not in ROLES]
         read = self._words() if there else set()
         if read.issuperset(there):
             return False
@@ -245,6 +250,7 @@ class Fields:
 
     def _unread(self, names: Sequence[str], layout: str) -> BadRecord:
         several = ", ".join(map(repr, names))
+        what = "text" if any(words(self.anywhere(names[0]))) else "numbers"
         reason = next(
             (
                 each
@@ -256,7 +262,7 @@ class Fields:
         kind = f" ({reason.name}: {reason.read_as})" if reason is not None else ""
         return BadRecord(
             "unread column",
-            f"found text in {several}, which is not read of {layout}{kind}. Name what is to be read with columns"
+            f"found {what} in {several}, which is not read of {layout}{kind}. Name what is to be read with columns"
             f" (--columns), or pass {ignoring(*names)} if it says nothing to learn from, or remove or rename it",
         )
 

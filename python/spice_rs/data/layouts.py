@@ -273,7 +273,7 @@ _MEDIA = frozenset(
     """.split()
 )
 _FILES = (("file",), ("files",))
-_OF_MEDIA = frozenset("id ids count counts num number size width height hash sha256 md5 score".split())
+_OF_MEDIA = frozenset("id ids count counts num number n has size width height hash sha256 md5 score".split())
 
 
 @functools.lru_cache(maxsize=65536)
@@ -298,7 +298,7 @@ def is_metadata(name: str) -> bool:
 def is_media(name: str) -> bool:
     """Whether a column of this name holds images, sounds, films or files, or where they lie."""
     own = parts(name)
-    return own in _FILES or (not _MEDIA.isdisjoint(own) and own[-1] not in _OF_MEDIA)
+    return own in _FILES or (not _MEDIA.isdisjoint(own) and _OF_MEDIA.isdisjoint((own[0], own[-1])))
 
 
 @functools.lru_cache(maxsize=65536)

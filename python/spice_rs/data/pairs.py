@@ -8,6 +8,7 @@ from typing import Any
 
 from spice_rs.data.fields import LONGEST, Fields
 from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata
+from spice_rs.data.marks import ALL_MARKS
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import plain, text
@@ -37,11 +38,13 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
     prompts = [name for name in names if name in PROMPT_FIELDS]
     responses = [name for name in names if name in RESPONSE_FIELDS and name != "answers"]
     others = [name for name in names if name not in (*prompts, *responses)]
-    if len(prompts) == len(responses) == 1 and all(
-        is_metadata(name) and name not in FIELDS for name in others
-    ):
+    if len(prompts) == len(responses) == 1 and all(map(_describes, others)):
         return (*prompts, *responses, *others)
     return None
+
+
+def _describes(name: str) -> bool:
+    return is_metadata(name) and name not in FIELDS and name not in ALL_MARKS
 
 
 def read_prompt(fields: Fields, *, needed: bool = True) -> list[Message]:
