@@ -370,8 +370,8 @@ def test_a_turn_marked_as_not_to_be_learned_is_context(mark):
     assert learned(record) == ["No, the blue one."]
     assert turns(record) == turns(plain)
     assert fingerprint(record) != fingerprint(plain)
-    (name, value), *_ = mark.items()
-    other = str(name in ("masked", "ignore") and False or name not in ("masked", "ignore")).lower()
+    (name,) = mark
+    other = "false" if name in ("masked", "ignore") else "true"
     assert fingerprint(two_replies({name: other}, {name: None})) == fingerprint(plain)
     everything = two_replies(mark, mark)
     assert "nothing" in refusal(everything) or "marked as not to be learned" in refusal(everything)
@@ -690,7 +690,9 @@ def test_the_same_record_is_the_same_in_every_file_alone_and_among_others(tmp_pa
     lines = tmp_path / "a.jsonl"
     lines.write_text("".join(json.dumps(shape) + "\n" for shape in SHAPES), encoding="utf-8")
     names = dict.fromkeys(name for shape in SHAPES for name in shape)
-    wide = [{**names, **shape} for shape in SHAPES]  # pyarrow and datasets take the first record's columns alone
+    wide = [
+        {**names, **shape} for shape in SHAPES
+    ]  # pyarrow and datasets take the first record's columns alone
     tables = [pyarrow.Table.from_pylist(part) for part in (wide[:4], wide[4:7], wide[7:])]
     joined = pyarrow.concat_tables(tables, promote_options="permissive")
     pyarrow.parquet.write_table(joined, tmp_path / "joined.parquet")
@@ -915,19 +917,56 @@ def test_stores_of_plain_records_stay_valid():
     assert 0 <= record_hash(plain[0]) < 1 << 64
 
 
-def test_the_page_lists_the_layouts():
+EXAMPLES = {
+    "Tokenised": {**TOKENS, "attention_mask": [1] * 4, "token_type_ids": [0] * 4, "length": 4, "text": "x"},
+    "OpenAI chat": {"messages": CHAT, "tools": [], "system_prompt": "s", "parallel_tool_calls": True},
+    "ShareGPT": {"conversations": [HUMAN, GPT], "system": "s", "tools": "[]"},
+    "UltraChat": {"messages": CHAT, "prompt": "Which river?"},
+    "Alpaca": {
+        **ALPACA,
+        "input": "i",
+        "text": "And how long? i nine",
+        "system": "s",
+        "history": [["a", "b"]],
+    },
+    "Dolly": {"instruction": "q", "context": "c", "response": "r", "category": "qa"},
+    "OpenOrca": {"id": "x", "system_prompt": "s", "question": "q", "response": "r"},
+    "ms-swift": {"system": "s", "query": "q", "response": "r", "history": [["a", "b"]]},
+    "MetaMath": {"query": "q", "response": "r", "original_question": "o", "type": "GSM"},
+    "SQuAD": {"question": "q", "context": "c", "answers": {"text": ["r"], "answer_start": [0]}, "title": "t"},
+    "TRL prompt": {**PAIR, "tools": []},
+    "KTO": {**PAIR, "label": True},
+    "Preference": {"prompt": "q", "chosen": "r", "rejected": "s"},
+    "Several": {"prompt": "q", "completions": ["r", "s"], "scores": [1, 2]},
+    "Plain": {"text": "a story"},
+    "OASST": {"text": "a story", "role": "prompter", "message_id": "x"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_the_page_lists_the_layouts_and_they_are_read_so(layout):
+    def cell(names):
+        return ", ".join(" or ".join(f"`{each}`" for each in name.split("|")) for name in names) or "–"
+
     page = (Path(__file__).parents[1] / "docs" / "data-formats.md").read_text(encoding="utf-8")
-    for layout in LAYOUTS:
-        cells = [
-            layout.name,
-            *(
-                ", ".join(f"`{name}`" for name in names).replace("|", "` or `")
-                for names in (layout.told_by, layout.reads)
-            ),
-            layout.read_as,
-            *(", ".join(f"`{name}`" for name in names) for names in (layout.refuses, layout.ignores)),
-        ]
-        assert (
-            "| " + " | ".join(cells) + " |" in page.replace("|  |", "| |").replace("|  |", "| |")
-            or "| " + " | ".join(cells).replace("|  |", "| |") in page
-        ), layout.name
+    named = [cell(names) for names in (layout.told_by, layout.reads)]
+    assert (
+        " | ".join(
+            [f"| {layout.name}", *named, layout.read_as, cell(layout.refuses), f"{cell(layout.ignores)} |"]
+        )
+        in page
+    )
+    (example,) = [each for name, each in EXAMPLES.items() if layout.name.startswith(name)]
+    assert layout.fits(frozenset(example))
+    known = {*layout.reads, *layout.ignores, *layout.refuses}
+    assert all(name in known or is_metadata(name) for name in example if name != "text")
+    if "refused" in layout.read_as.split(";")[0]:
+        refusal(example)
+    if layout.reads:
+        read(example, preference="chosen" if "preference=" in layout.read_as else None)
+    for name in layout.refuses:
+        assert name in refusal({**example, name: "x"})
+    for name in layout.ignores:
+        assert fingerprint({**example, name: None}, preference="chosen") == fingerprint(
+            example, preference="chosen"
+        ) or (layout.name.startswith("Preference"))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.data import layouts
-from spice_rs.data.layouts import FIELDS, NEEDED_FIELDS
+from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
 from spice_rs.data.marks import ALL_MARKS
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import ROLES, is_turns
@@ -240,13 +240,15 @@ class Fields:
         if read.issuperset(there):
             return False
         if name in layouts.fitting(frozenset(self.values)):
-            # Alpaca's `text` is a rendering of the other fields; one that is not says something of its own.
-            return name == "text" and not all(each in there[0] for each in read)
+            # Alpaca's `text` is a rendering of three other fields; one that is not says something of its own.
+            rendered = self._words(ALPACA_FIELDS) if name == "text" else set()
+            return not all(each in there[0] for each in rendered)
         return True
 
-    def _words(self) -> set[str]:
-        """All that is read, by text."""
-        return {each.strip() for name in self._read for each in words(self.values[name])}
+    def _words(self, names: Iterable[str] | None = None) -> set[str]:
+        """All that is read, by text; or what is read of some fields."""
+        read = self._read if names is None else self._read.intersection(names)
+        return {each.strip() for name in read for each in words(self.values[name])}
 
     def _unread(self, names: Sequence[str], layout: str) -> BadRecord:
         several = ", ".join(map(repr, names))

@@ -21,6 +21,7 @@ SEVERAL_FIELDS = ("completions", "responses", "candidates", "generations")
 SCORE_FIELDS = ("scores", "rewards")
 TOKEN_FIELDS = ("input_ids", "labels")
 LOSS_MASK_FIELDS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+ALPACA_FIELDS = ("instruction", "input", "output")
 OPTIONS_FIELD = "chat_template_kwargs"
 
 ALTERNATIVES = {
@@ -143,6 +144,7 @@ LAYOUTS = (
         ("messages",),
         ("messages", *TOOL_FIELDS, OPTIONS_FIELD, *SYSTEM_FIELDS),
         "turns; a system column goes first",
+        refuses=("images",),
         ignores=("parallel_tool_calls",),
     ),
     Layout(
@@ -155,14 +157,15 @@ LAYOUTS = (
     Layout(
         "UltraChat, no_robots",
         ("messages", "prompt"),
-        ("messages",),
-        "turns; `prompt` is ignored where it equals one of them, and refused otherwise",
+        ("messages", "prompt"),
+        "turns; a prompt that is one of them says nothing more, and another is refused",
     ),
     Layout(
         "Alpaca, LLaMA-Factory's alpaca",
         ("instruction", "output"),
         ("instruction", "input", "output", *SYSTEM_FIELDS, "history", *_PAIR),
-        "system, turns of the history (learned), instruction and input with an empty line between, output",
+        "system, turns of the history (learned), instruction and input with an empty line between, output; a text that"
+        " holds the last three is a rendering of them",
         refuses=("images", "videos", "audios"),
         ignores=("text",),
     ),
@@ -175,7 +178,7 @@ LAYOUTS = (
     ),
     Layout(
         "OpenOrca",
-        ("system_prompt", "question"),
+        ("system_prompt", "question", "response"),
         ("system_prompt", "question", "response"),
         "system, question, response",
     ),
@@ -211,22 +214,22 @@ LAYOUTS = (
         "KTO (TRL, LLaMA-Factory, ms-swift)",
         ("prompt|messages|conversations|instruction|query", "label|kto_tag"),
         ("prompt", "completion", "messages", "conversations", "label", "kto_tag"),
-        "as without the mark where it is true; where it is false there is nothing to learn",
+        "as without the mark where it is true; where it is false, there is nothing to learn",
     ),
     Layout(
         "Preference pairs (TRL, HH-RLHF, Orca-DPO, UltraFeedback, LLaMA-Factory's ranking)",
         ("chosen|rejected",),
-        ("prompt", "question", "instruction", "conversations", "chosen", *SYSTEM_FIELDS),
+        ("prompt", "question", "instruction", "messages", "conversations", "chosen", *SYSTEM_FIELDS),
         'refused; with preference="chosen" the wanted side, of which what both sides share is context',
         ignores=("rejected",),
     ),
     Layout(
         "Several replies with scores",
-        ("completions|responses|candidates|generations",),
+        ("|".join(SEVERAL_FIELDS),),
         ("prompt", *SEVERAL_FIELDS, *SCORE_FIELDS),
         'refused; with preference="chosen" the reply with the highest score',
     ),
-    Layout("Plain text", ("text",), ("text",), "text, all of it learned"),
+    Layout("Plain text", ("text",), ("text",), "text, all of it learned", refuses=("image",)),
     Layout(
         "OASST's trees", ("text", "role"), (), "refused: a row is one message of a tree", refuses=("role",)
     ),
