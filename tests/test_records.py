@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 from spice_rs.data.layouts import LAYOUTS, is_media, is_metadata
 from spice_rs.data.records import Message, chosen_records, dataset_fingerprint, load_records, record_hash
@@ -906,6 +907,119 @@ def test_options_of_the_template_and_tools_go_with_every_conversation():
 
 
 # ------------------------------------------------------------------------------------------ cases, the page, hashes
+
+
+SHOWING = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{% for c in m.tool_calls or [] %}"
+    " {{ c['function'] | tojson }}{% endfor %}{{ eos_token }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def test_cases_that_were_dropped_without_a_word(proxy, shared_file, tmp_path):
+    """Every pair of the shared cases, as records and as rows of a store."""
+    import spice_rs
+    from tiny import make_tokenizer
+
+    cases = [
+        json.loads(line)
+        for line in shared_file("cases/records.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    pool, pairs = [], []
+    for case in cases:
+        try:
+            same = fingerprint(case["a"]) == fingerprint(case["b"])
+        except InvalidInputError:
+            assert case["relation"] == "differ"
+            continue
+        assert same == (case["relation"] == "equal"), case["name"]
+        if case["name"] != "weight-0":  # tokens of turns that are context: see test_dataset.py
+            pairs.append(case)
+            pool += [{**case["a"], "number": 1}, {**case["b"], "number": 2}]
+    model = AutoModelForCausalLM.from_pretrained(proxy)
+    model.resize_token_embeddings(40)
+    store = spice_rs.extract(
+        model, pool, tmp_path / "s", dim=64, tokenizer=make_tokenizer(chat_template=SHOWING), progress=False
+    )
+    rows = store.read(np.argsort(store.index)).reshape(len(pairs), 2, -1)
+    assert len(pairs) >= 6
+    for case, (a, b) in zip(pairs, rows.astype(np.float64), strict=True):
+        assert np.allclose(a, b, rtol=1e-2, atol=1e-2) == (case["relation"] == "equal"), case["name"]
+
+
+@pytest.mark.parametrize(
+    ("end", "tokens", "wrong"),
+    [
+        (2, ([5, 6, 7, 1, 1], [-100, 6, 7, 1, 1]), "2 pad tokens (1) at the end, 2 of them learned"),
+        (2, ([5, 6, 7, 1, 1], [-100, 6, 7, -100, -100]), None),
+        (1, ([5, 6, 7, 1], [-100, 6, 7, 1]), None),
+        (1, ([5, 6, 7, 1, 1], [-100, 6, 7, 1, -100]), None),
+        (1, ([5, 6, 7, 1, 1], [-100, 6, 7, 1, 1]), "2 pad tokens"),
+        (2, ([1, 1, 5, 6, 7], [-100, -100, -100, 6, 7]), "2 pad tokens (1) at the start"),
+        (2, ([1, 5, 6, 7], [-100, -100, 6, 7]), None),
+        (2, ([1, 1, 1], [1, 1, 1]), "pad tokens (1) alone"),
+    ],
+)
+def test_padding_is_never_learned(proxy, tmp_path, end, tokens, wrong):
+    import spice_rs
+
+    model = AutoModelForCausalLM.from_pretrained(proxy)
+    model.config.pad_token_id, model.config.eos_token_id = 1, end
+    good = {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}
+    pool = [good, dict(zip(("input_ids", "labels"), tokens, strict=True))]
+
+    def extract(name, data, **options):
+        return spice_rs.extract(model, data, tmp_path / name, dim=8, progress=False, **options)
+
+    if wrong is None:
+        assert len(extract("a", pool)) == 2
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        extract("a", pool)
+    for word in ("data[1]", wrong, "attention_mask", "--skip-bad"):
+        assert word in str(caught.value)
+    assert len(extract("b", pool, skip_bad=True)) == 1
+    assert (tmp_path / "b.left-out.jsonl").read_text(encoding="utf-8").count('"padding"') == 1
+    # Where rows are padded at all, one pad token is padding too, unless it ends texts.
+    single = {"input_ids": [5, 6, 1], "labels": [-100, 6, 1]}
+    assert len(extract("c", [*pool, single], skip_bad=True)) == (1 if end == 2 else 2)
+
+
+def test_columns_are_ignored_and_wanted_sides_learned_by_flags(proxy, tmp_path, capsys):
+    import spice_rs
+    from command import run
+
+    def extract(name, record, *flags):
+        (tmp_path / "pool.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        given = (
+            "--model",
+            proxy,
+            "--data",
+            tmp_path / "pool.jsonl",
+            "--out",
+            tmp_path / name,
+            "--dim",
+            8,
+            "--no-progress",
+        )
+        return run("extract", *given, "--dim", 8, "--no-progress", *flags)
+
+    def row(name):
+        return spice_rs.GradientStore(tmp_path / name).read(np.array([0]))
+
+    plain = {"prompt": "a b", "response": "c d"}
+    assert extract("plain", plain) == 0
+    noted = {**plain, "the judge's note": "e f", "draft-2": "g"}
+    assert extract("x", noted) == 2
+    assert "line 1" in capsys.readouterr().err
+    assert extract("noted", noted, "--ignore-columns", "the judge's note,draft-2") == 0
+    pair = {"prompt": "a b", "chosen": "c d", "rejected": "e"}
+    assert extract("y", pair) == 2
+    assert "--preference chosen" in capsys.readouterr().err
+    assert extract("pair", pair, "--preference", "chosen") == 0
+    for name in ("noted", "pair"):
+        np.testing.assert_array_equal(row(name), row("plain"))
+    assert extract("z", plain, "--ignore-columns", "a,,b") == 2
+    assert extract("z", plain, "--preference", "rejected") == 2
 
 
 def test_stores_of_plain_records_stay_valid():
