@@ -359,6 +359,8 @@ def two_replies(first=None, second=None, user=None):
         {"trainable": False},
         {"loss": False},
         {"loss_mask": 0},
+        {"Weight": 0},
+        {"trainOnTurn": False},
         {"learned": False},
         {"masked": True},
         {"ignore": 1},
@@ -407,6 +409,11 @@ def test_marks_of_slimorca_and_of_other_turns():
         ),
         (two_replies({"weight": 0, "train": True}), "'train'"),
         (two_replies(user={"train": True}), "turn of the user"),
+        (two_replies(user={"masked": False, "train": True}), "turn of the user"),
+        (two_replies({"use_for_training": False}), "messages[1].use_for_training is bool False"),
+        (two_replies({"is_mask_token": True}), "messages[1].is_mask_token is bool True"),
+        ({**PAIR, "include_in_loss": False}, "'include_in_loss' is bool False"),
+        ({**two_replies(), "turns_trained_on_loss": [True, False]}, "'turns_trained_on_loss'"),
         (two_replies({"mask": 1}), "'mask' may mean"),
         ({**two_replies(), "loss_mask": [0, 1, 0]}, "has 3 marks"),
         ({**two_replies(), "loss_mask": [0, 0.5, 0, 1]}, "loss_mask[1] is 0.5"),
@@ -911,7 +918,8 @@ def test_options_of_the_template_and_tools_go_with_every_conversation():
 
 SHOWING = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{% for c in m.tool_calls or [] %}"
-    " {{ c['function'] | tojson }}{% endfor %}{{ eos_token }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    " {{ c['function'] | tojson }}{% endfor %}{{ eos_token }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
 )
 
 

@@ -12,14 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from spice_rs.data import layouts
 from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
-from spice_rs.data.marks import ALL_MARKS
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import ROLES, is_turns
-from spice_rs.data.values import holds_more_than_json, is_null, words
+from spice_rs.data.values import holds_more_than_json, is_blank, is_null, words
 from spice_rs.errors import InvalidInputError
 
 LONGEST = 300
@@ -86,7 +83,7 @@ class _Kinds:
 def _kinds(fields: tuple[str, ...], others: tuple[str, ...]) -> _Kinds:
     names = (*fields, *others)
     return _Kinds(
-        marks=tuple(name for name in names if name in ALL_MARKS),
+        marks=tuple(name for name in names if layouts.kind_of_mark(name) is not None),
         wanted=tuple(name for name in layouts.WANTED_FIELDS if name in names),
         unwanted=tuple(name for name in names if layouts.is_unwanted(name)),
         alike={
@@ -267,19 +264,6 @@ class Fields:
             f"found {what} in {several}, which is not read of {layout}{kind}. Name what is to be read with columns"
             f" (--columns), or pass {ignoring(*names)} if it says nothing to learn from, or remove or rename it",
         )
-
-
-def is_blank(value: Any) -> bool:
-    """Whether a value that is no null says nothing: white space, an empty list or object, a list of nothing else."""
-    if isinstance(value, str):
-        return not value or value.isspace()
-    if isinstance(value, Mapping):
-        return all(is_null(each) or is_blank(each) for each in value.values())
-    if isinstance(value, list | tuple):
-        return all(is_null(each) or is_blank(each) for each in value)
-    if isinstance(value, np.ndarray):
-        return value.size == 0 or (value.dtype.kind == "O" and is_blank(value.tolist()))
-    return False
 
 
 def _has_numbers(value: Any) -> bool:

@@ -39,17 +39,10 @@ WANTED_MARKS = ("label", "kto_tag", "desirable")
 """Of a record: whether its reply is wanted (KTO)."""
 
 LEARNED_MARKS = (
-    "weight",
-    "train",
-    "training",
-    "trainable",
-    "train_on_turn",
-    "learn",
-    "learned",
-    "loss",
-    "loss_weight",
-    "loss_scale",
-    "loss_mask",
+    *("weight", "weights", "loss_weight", "loss_scale", "loss_mask", "loss_masks"),
+    *("train", "training", "trainable", "train_on_turn", "train_mask"),
+    *("learn", "learned", "loss", "turn_mask", "turn_weight", "turn_weights"),
+    *("completion_mask", "assistant_mask", "assistant_masks"),
 )
 """Of a record, a turn, or of each turn of a record: 1 or true where it is learned."""
 
@@ -61,6 +54,17 @@ EITHER_MARKS = ("mask", "masks")
 
 PARTIAL_MARKS = ("train_detail", "training_detail", "token_weights", "loss_weights")
 """Marks of parts of a turn."""
+
+_KINDS_OF_MARKS = {
+    **dict.fromkeys(WANTED_MARKS, "wanted"),
+    **dict.fromkeys(LEARNED_MARKS, "learned"),
+    **dict.fromkeys(MASKED_MARKS, "masked"),
+    **dict.fromkeys(EITHER_MARKS, "either"),
+    **dict.fromkeys(PARTIAL_MARKS, "partial"),
+}
+_WORDS_OF_MARKS = frozenset(
+    "train training trainable loss learn learned mask masked unmasked supervised".split()
+)
 
 FIELDS = (
     *TOKEN_FIELDS,
@@ -284,6 +288,17 @@ def parts(name: str) -> tuple[str, ...]:
     """A name's words: "conversationId", "Conversation-ID" and "conversation_id" are alike."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return tuple(part for part in re.split(r"[^0-9a-z]+", snake.lower()) if part)
+
+
+@functools.lru_cache(maxsize=65536)
+def kind_of_mark(name: str) -> str | None:
+    """What a field or key of this name marks: "learned", "masked", "either", "partial", "wanted"; None: nothing.
+
+    "alike": it has a word of marks in its name, and may be one.
+    """
+    own = parts(name)
+    kind = _KINDS_OF_MARKS.get("_".join(own))
+    return kind or (None if _WORDS_OF_MARKS.isdisjoint(own) else "alike")
 
 
 @functools.lru_cache(maxsize=65536)

@@ -6,164 +6,56 @@ a weight between 0 and 1, marks of parts of a turn, a user's turn that is to be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from spice_rs.data.layouts import (
-    EITHER_MARKS,
-    LEARNED_MARKS,
-    MASKED_MARKS,
-    PARTIAL_MARKS,
-    WANTED_FIELDS,
-    WANTED_MARKS,
-)
+from spice_rs.data.layouts import WANTED_FIELDS, kind_of_mark, parts
 from spice_rs.data.reading import BadRecord, found, ignoring
-from spice_rs.data.values import is_null
-
-MARKS = frozenset((*LEARNED_MARKS, *MASKED_MARKS, *EITHER_MARKS))
-ALL_MARKS = MARKS | frozenset(PARTIAL_MARKS) | frozenset(WANTED_MARKS)
+from spice_rs.data.values import is_blank, is_null
 
 _WORDS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
-def _flag(value: Any, where: str, name: str) -> bool:
-    """0 or 1, in any of the forms that data have."""
-    if isinstance(value, str) and value.strip().lower() in _WORDS:
-        return _WORDS[value.strip().lower()]
-    if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating):
-        if value in (0, 1):
-            return bool(value)
-        raise BadRecord(
-            "fractional weight",
-            f"{where} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. Correct it, or"
-            f" leave the mark out with {ignoring(name)}",
-        )
-    raise BadRecord(
-        "unknown mark",
-        f"{where} is {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
-        f" {ignoring(name)}",
-    )
+class Mark(NamedTuple):
+    """A mark of one turn: its name, 0 or 1 as it stands there, and what to ignore to be rid of it."""
+
+    name: str
+    flag: bool
+    column: str
 
 
-def marks_of_turn(
-    turn: Mapping[str, Any], field: str, number: int, ignored: frozenset[str]
-) -> list[tuple[str, bool]]:
-    """The marks of one turn as (name, flag as it stands), those ignored left out."""
+def marks_of_turn(turn: Mapping[str, Any], field: str, number: int, ignored: frozenset[str]) -> list[Mark]:
+    """The marks of one turn, those ignored left out.
+
+    Raises:
+        BadRecord: One is neither 0 nor 1, or marks a part of the turn.
+    """
     marks = []
-    for name in turn:
-        if name not in ALL_MARKS or f"{field}.{name}" in ignored:
+    for name, value in turn.items():
+        kind, column = kind_of_mark(name), f"{field}.{name}"
+        if kind is None or column in ignored or is_blank(value):
             continue
-        value, where = turn[name], f"{field}[{number}].{name}"
-        if name in PARTIAL_MARKS:
-            if value not in ([], {}, ""):
-                raise _partial(where, f"{field}.{name}")
-        elif name not in WANTED_MARKS or isinstance(value, bool):
-            marks.append((name, _flag(value, where, f"{field}.{name}")))
+        where = f"{field}[{number}].{name}"
+        if kind == "partial":
+            raise BadRecord(
+                "unknown mark",
+                f"{where} marks parts of a turn, expected marks of whole turns. Split the turn, or leave the mark out with"
+                f" {ignoring(column)}",
+            )
+        if kind == "alike":
+            _check_alike(name, value, where, column)
+        elif kind != "wanted" or isinstance(value, bool):
+            marks.append(Mark(name, _flag(value, where, column), column))
     return marks
 
 
-def _partial(where: str, name: str) -> BadRecord:
-    return BadRecord(
-        "unknown mark",
-        f"{where} marks parts of a turn, expected marks of whole turns. Split the turn, or leave the mark out with"
-        f" {ignoring(name)}",
-    )
-
-
-def learned_turns(
-    roles: Sequence[str], marks: Sequence[Sequence[tuple[str, bool]]], field: str
-) -> list[bool]:
-    """Which turns are learned as far as the marks say, by turn.
-
-    Args:
-        roles: Of the turns.
-        marks: (name, flag) of each turn.
-        field: Of the turns, for messages.
-
-    Raises:
-        BadRecord: They contradict each other, or ask for what cannot be learned.
-    """
-    masking = _masking({name for each in marks for name, _ in each} & set(EITHER_MARKS), roles, marks, field)
-    learned = []
-    for number, (role, own) in enumerate(zip(roles, marks, strict=True)):
-        wishes = {flag != (name in MASKED_MARKS or masking.get(name, False)): name for name, flag in own}
-        if len(wishes) == 2:
-            raise BadRecord(
-                "marks contradict",
-                f"{field}[{number}] is marked as to be learned by {wishes[True]!r} and as not by {wishes[False]!r},"
-                " expected one of the two",
-            )
-        if True in wishes and role != "assistant":
-            # "masked": false and "ignore": false say no more than nothing where the turn is no reply.
-            name = wishes[True]
-            if name not in MASKED_MARKS:
-                raise BadRecord(
-                    "unknown mark",
-                    f"{field}[{number}].{name} marks a turn of the {role} as to be learned, expected marks of the"
-                    " assistant's. Correct it, or leave the mark out with"
-                    f" {ignoring(f'{field}.{name}')}",
-                )
-        learned.append(False not in wishes)
-    return learned
-
-
-def _masking(
-    names: set[str], roles: Sequence[str], marks: Sequence[Sequence[tuple[str, bool]]], field: str
-) -> dict[str, bool]:
-    """Whether 1 stands for masked, of marks that may mean either: what is no reply is never learned, and tells."""
-    masking = {}
-    for name in names:
-        others = {
-            flag
-            for role, own in zip(roles, marks, strict=True)
-            for each, flag in own
-            if each == name and role != "assistant"
-        }
-        if len(others) != 1:
-            raise BadRecord(
-                "unknown mark",
-                f"{field}: {name!r} may mean what is learned or what is not, and turns that are no replies do not tell"
-                f" which. Call it 'learned' or 'masked', or leave it out with {ignoring(f'{field}.{name}')}",
-            )
-        masking[name] = others.pop()
-    return masking
-
-
-def check_record_mark(name: str, value: Any) -> None:
-    """Follows a mark of the whole record.
-
-    Raises:
-        BadRecord: Nothing of it is to be learned, or the mark cannot be followed.
-    """
-    if name in WANTED_MARKS or name in WANTED_FIELDS:
-        if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating) and value == 0:
-            raise BadRecord(
-                "unwanted reply",
-                f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the"
-                f" record out; if {name!r} means something else, pass {ignoring(name)}",
-            )
-        return
-    if name in EITHER_MARKS or name in PARTIAL_MARKS:
-        raise BadRecord(
-            "unknown mark",
-            f"field {name!r} is {found(value)}: it does not say whether 1 stands for what is learned. Call it 'learned' or"
-            f" 'masked', or leave it out with {ignoring(name)}",
-        )
-    if _flag(value, f"field {name!r}", name) == (name in MASKED_MARKS):
-        raise BadRecord(
-            "nothing to learn",
-            f"field {name!r} is {value}: the whole record is marked as not to be learned. Leave it out, or the mark with"
-            f" {ignoring(name)}",
-        )
-
-
-def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> list[list[tuple[str, bool]]]:
+def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> list[list[Mark]]:
     """A record's list of marks as marks of its turns: one for each, or one for each of the assistant's.
 
     Raises:
-        BadRecord: There are more or fewer.
+        BadRecord: There are more or fewer, or one is neither 0 nor 1.
     """
     given = list(values.tolist() if isinstance(values, np.ndarray) else values)
     replies = [number for number, role in enumerate(roles) if role == "assistant"]
@@ -174,8 +66,123 @@ def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> l
             f" {len(replies)}, one for each of the assistant's. Correct it, or pass {ignoring(name)}",
         )
     places = range(len(roles)) if len(given) == len(roles) else replies
-    marks: list[list[tuple[str, bool]]] = [[] for _ in roles]
+    marks: list[list[Mark]] = [[] for _ in roles]
     for place, value in zip(places, given, strict=True):
         if not is_null(value):
-            marks[place].append((name, _flag(value, f"{name}[{place}]", name)))
+            marks[place].append(Mark(name, _flag(value, f"{name}[{place}]", name), name))
     return marks
+
+
+def learned_turns(roles: Sequence[str], marks: Sequence[Sequence[Mark]], field: str) -> list[bool]:
+    """Which turns are learned as far as the marks say, by turn.
+
+    Args:
+        roles: Of the turns.
+        marks: Of each turn.
+        field: Of the turns, for messages.
+
+    Raises:
+        BadRecord: They contradict each other, or ask for what cannot be learned.
+    """
+    masks = _masks([(role, mark) for role, own in zip(roles, marks, strict=True) for mark in own], field)
+    learned = []
+    for number, (role, own) in enumerate(zip(roles, marks, strict=True)):
+        yes = [mark for mark in own if mark.flag != (mark.name in masks)]
+        no = [mark for mark in own if mark.flag == (mark.name in masks)]
+        if yes and no:
+            raise BadRecord(
+                "marks contradict",
+                f"{field}[{number}] is marked as to be learned by {yes[0].name!r} and as not by {no[0].name!r}, expected one"
+                " of the two",
+            )
+        # That a turn is not masked says nothing where it is no reply.
+        asked = [mark for mark in yes if kind_of_mark(mark.name) != "masked"]
+        if asked and role != "assistant":
+            raise BadRecord(
+                "unknown mark",
+                f"{field}[{number}] is a turn of the {role} that {asked[0].name!r} marks as to be learned, expected marks of"
+                f" the assistant's. Correct it, or leave the mark out with {ignoring(asked[0].column)}",
+            )
+        learned.append(not no)
+    return learned
+
+
+def check_record_mark(name: str, value: Any) -> None:
+    """Follows a mark of the whole record.
+
+    Raises:
+        BadRecord: Nothing of it is to be learned, or the mark cannot be followed.
+    """
+    kind = "wanted" if name in WANTED_FIELDS else kind_of_mark(name)
+    if kind == "wanted":
+        if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating) and value == 0:
+            raise BadRecord(
+                "unwanted reply",
+                f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the"
+                f" record out; if {name!r} means something else, pass {ignoring(name)}",
+            )
+    elif kind == "alike":
+        _check_alike(name, value, f"field {name!r}", name)
+    elif kind in ("either", "partial"):
+        raise BadRecord(
+            "unknown mark",
+            f"field {name!r} is {found(value)}: it does not say whether 1 stands for what is learned. Call it 'learned' or"
+            f" 'masked', or leave it out with {ignoring(name)}",
+        )
+    elif _flag(value, f"field {name!r}", name) == (kind == "masked"):
+        raise BadRecord(
+            "nothing to learn",
+            f"field {name!r} is {value}: the whole record is marked as not to be learned. Leave it out, or the mark with"
+            f" {ignoring(name)}",
+        )
+
+
+def _flag(value: Any, where: str, column: str) -> bool:
+    """0 or 1, in any of the forms that data have."""
+    if isinstance(value, str) and value.strip().lower() in _WORDS:
+        return _WORDS[value.strip().lower()]
+    if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating):
+        if value in (0, 1):
+            return bool(value)
+        raise BadRecord(
+            "fractional weight",
+            f"{where} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. Correct it, or"
+            f" leave the mark out with {ignoring(column)}",
+        )
+    raise BadRecord(
+        "unknown mark",
+        f"{where} is {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
+        f" {ignoring(column)}",
+    )
+
+
+def _check_alike(name: str, value: Any, where: str, column: str) -> None:
+    """Refuses what may say that something is not learned, under a name that is not known."""
+    masking = any(part.startswith("mask") for part in parts(name))
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    values = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(each, bool | np.bool_) and bool(each) == masking for each in values):
+        raise BadRecord(
+            "unknown mark",
+            f"{where} is {found(value)}, and may say that something is not to be learned. Call it 'learned' or 'masked', or"
+            f" leave it out with {ignoring(column)}",
+        )
+
+
+def _masks(marks: Iterable[tuple[str, Mark]], field: str) -> set[str]:
+    """Names of marks of which 1 stands for masked. What is no reply is never learned, and tells of those that may be either."""
+    marks = list(marks)
+    masks = {mark.name for _, mark in marks if kind_of_mark(mark.name) == "masked"}
+    for name, column in {
+        (mark.name, mark.column) for _, mark in marks if kind_of_mark(mark.name) == "either"
+    }:
+        others = {mark.flag for role, mark in marks if mark.name == name and role != "assistant"}
+        if len(others) != 1:
+            raise BadRecord(
+                "unknown mark",
+                f"{field}: {name!r} may mean what is learned or what is not, and turns that are no replies do not tell"
+                f" which. Call it 'learned' or 'masked', or leave it out with {ignoring(column)}",
+            )
+        if others.pop():
+            masks.add(name)
+    return masks

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spice_rs.data.fields import LONGEST, Fields
-from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata
-from spice_rs.data.marks import ALL_MARKS
+from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata, kind_of_mark
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import plain, text
@@ -44,7 +43,7 @@ def _plain_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _describes(name: str) -> bool:
-    return is_metadata(name) and name not in FIELDS and name not in ALL_MARKS
+    return is_metadata(name) and name not in FIELDS and kind_of_mark(name) is None
 
 
 def read_prompt(fields: Fields, *, needed: bool = True) -> list[Message]:

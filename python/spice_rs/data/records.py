@@ -45,7 +45,7 @@ from spice_rs.data.tokens import READ as TOKENS_READ
 from spice_rs.data.tokens import read_tokens
 from spice_rs.data.tools import read_tools
 from spice_rs.data.turns import MORE, Message, as_context, read_turns
-from spice_rs.data.values import plain, text
+from spice_rs.data.values import is_blank, plain, text
 from spice_rs.errors import InvalidInputError
 
 __all__ = [
@@ -295,8 +295,11 @@ def _turns(fields: Fields, name: str) -> list[Message]:
     marks = {}
     for mark in fields.kinds.marks:
         value = fields.anywhere(mark)
-        if hasattr(value, "__len__") and not isinstance(value, str) and len(value):
-            marks[mark] = value
+        if layouts.kind_of_mark(mark) in ("learned", "masked", "either") and isinstance(
+            value, list | tuple | np.ndarray
+        ):
+            if not is_blank(value):
+                marks[mark] = value
     fields.leave(marks)
     return read_turns(fields.take(name), name, ignored=fields.rules.ignored, marks=marks)
 
@@ -342,11 +345,12 @@ def _wanted_turns(fields: Fields, turns_field: str | None, sides: Sequence[str])
 def _follow_marks(fields: Fields, *, wanted: bool = True) -> None:
     """Refuses a record that is marked as not to be learned, or whose reply is not wanted."""
     for name in fields.kinds.marks:
-        value = fields.anywhere(name)
-        if not (value is None or fields.is_done(name) or (name in layouts.WANTED_MARKS and not wanted)):
-            check_record_mark(name, value)
-            if not isinstance(value, str) or name not in layouts.WANTED_MARKS:
-                fields.leave((name,))
+        value, kind = fields.anywhere(name), layouts.kind_of_mark(name)
+        if value is None or is_blank(value) or fields.is_done(name) or (kind == "wanted" and not wanted):
+            continue
+        check_record_mark(name, value)
+        if kind != "alike" and not (kind == "wanted" and isinstance(value, str)):
+            fields.leave((name,))
     for name in fields.kinds.wanted:
         if isinstance(fields.anywhere(name), bool):
             check_record_mark(name, fields.anywhere(name))

@@ -18,7 +18,7 @@ def read_calls(value: Any, where: str) -> list[Any]:
     """
     value = _parsed(value, where)
     calls = [value] if isinstance(value, Mapping) else value
-    if not isinstance(calls, list) or not all(isinstance(each, Mapping) and each for each in calls):
+    if not isinstance(calls, list) or not all(isinstance(each, Mapping) for each in calls):
         raise _no_calls(value, where)
     return calls
 

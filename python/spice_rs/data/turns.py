@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.data.layouts import is_media, is_metadata
-from spice_rs.data.marks import ALL_MARKS, learned_turns, marks_by_turn, marks_of_turn
+from spice_rs.data.layouts import is_media, is_metadata, kind_of_mark
+from spice_rs.data.marks import Mark, learned_turns, marks_by_turn, marks_of_turn
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.tools import as_calls, read_calls
 from spice_rs.data.values import plain, text, words
@@ -106,7 +106,7 @@ def read_turns(
             f"field {field!r} is a list of texts that do not say who speaks, expected turns with 'role' and 'content'",
         )
     turns: list[Message] = []
-    marked: list[list[tuple[str, bool]]] = []
+    marked: list[list[Mark]] = []
     calling: list[int] = []
     for number, each in enumerate(given):
         message, own, calls = _read_turn(each, field, number, ignored)
@@ -137,7 +137,7 @@ def _unlearned(turn: Message) -> Message:
 
 def _read_turn(
     given: Any, field: str, number: int, ignored: frozenset[str]
-) -> tuple[Message, list[tuple[str, bool]], bool]:
+) -> tuple[Message, list[Mark], bool]:
     """The turn, its marks, and whether its words were calls."""
     where = f"{field}[{number}]"
     if not isinstance(given, Mapping):
@@ -169,7 +169,7 @@ def _read_turn(
     content = (
         "" if calling or content_key not in turn else _content(turn[content_key], f"{where}.{content_key}")
     )
-    marks: list[tuple[str, bool]] = []
+    marks: list[Mark] = []
     if not _READ.issuperset(turn) or len(turn) > 2:
         marks = marks_of_turn(turn, field, number, ignored)
         _check_rest(turn, (role_key, content_key), field, number, ignored)
@@ -183,7 +183,13 @@ def _check_rest(
     said = {turn.get(key) for key in read if isinstance(turn.get(key), str)}
     for key, value in turn.items():
         name = f"{field}.{key}"
-        if key in read or key in MORE or key == "function_call" or key in ALL_MARKS or name in ignored:
+        if (
+            key in read
+            or key in MORE
+            or key == "function_call"
+            or kind_of_mark(key) not in (None, "alike")
+            or name in ignored
+        ):
             continue
         if is_media(key) and value not in ("", [], {}, 0, False):
             raise BadRecord(

@@ -27,6 +27,19 @@ def is_null(value: Any) -> bool:
     return type(value).__name__ in _NULL_TYPES
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value that is no null says nothing: white space, an empty list or object, a list of nothing else."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, Mapping):
+        return all(is_null(each) or is_blank(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_null(each) or is_blank(each) for each in value)
+    if isinstance(value, np.ndarray):
+        return value.size == 0 or (value.dtype.kind == "O" and is_blank(value.tolist()))
+    return False
+
+
 def text(value: Any, field: str) -> str:
     """The value, if it is Unicode text.
 
