@@ -327,8 +327,8 @@ def test_ignored_columns_are_as_if_they_were_not_there():
     assert fingerprint({**PAIR, "weight": 0.5}, ignore_columns="weight") == fingerprint(PAIR)
     odd = "judge's notes, no-1"
     assert fingerprint({**PAIR, odd: "x"}, ignore_columns=odd) == fingerprint(PAIR)
-    marked = {"messages": [USER, {**BLUE, "weight": 0.5, "draft": "x"}]}
-    ignored = ["messages.weight", "messages.draft"]
+    marked = {"messages": [USER, {**BLUE, "weight": 0.5, "draft": "x", "thinking": "y", "shot": b"z"}]}
+    ignored = ["messages.weight", "messages.draft", "messages.thinking", "messages.shot"]
     assert fingerprint(marked, ignore_columns=ignored) == fingerprint({"messages": CHAT})
     assert next(chosen_records([{**PAIR, "hint": "x"}], {0}, ignore_columns="hint")).index == 0
 
@@ -839,6 +839,7 @@ def test_what_is_no_text_is_refused(base, more):
         {"from": "human", "value": "What?", "image": "a.png"},
         {"role": "user", "content": "What?", "refusal": "No."},
         {"role": "user", "content": "What?", "draft": "Who?"},
+        {"role": "user", "content": "What?", "label": "odd"},
     ],
 )
 def test_turns_with_more_than_is_read_are_refused(turn):

@@ -26,8 +26,8 @@ class Mark(NamedTuple):
     column: str
 
 
-def marks_of_turn(turn: Mapping[str, Any], field: str, number: int, ignored: frozenset[str]) -> list[Mark]:
-    """The marks of one turn, those ignored left out.
+def marks_of_turn(turn: Mapping[str, Any], field: str, number: int) -> list[Mark]:
+    """The marks of one turn.
 
     Raises:
         BadRecord: One is neither 0 nor 1, or marks a part of the turn.
@@ -35,7 +35,7 @@ def marks_of_turn(turn: Mapping[str, Any], field: str, number: int, ignored: fro
     marks = []
     for name, value in turn.items():
         kind, column = kind_of_mark(name), f"{field}.{name}"
-        if kind is None or column in ignored or is_blank(value):
+        if kind is None or is_blank(value):
             continue
         where = f"{field}[{number}].{name}"
         if kind == "partial":
@@ -92,16 +92,16 @@ def learned_turns(roles: Sequence[str], marks: Sequence[Sequence[Mark]], field: 
         if yes and no:
             raise BadRecord(
                 "marks contradict",
-                f"{field}[{number}] is marked as to be learned by {yes[0].name!r} and as not by {no[0].name!r}, expected one"
-                " of the two",
+                f"{field}[{number}] is marked as to be learned by {yes[0].name!r} and as not by {no[0].name!r}, expected"
+                " one of the two",
             )
         # That a turn is not masked says nothing where it is no reply.
         asked = [mark for mark in yes if kind_of_mark(mark.name) != "masked"]
         if asked and role != "assistant":
             raise BadRecord(
                 "unknown mark",
-                f"{field}[{number}] is a turn of the {role} that {asked[0].name!r} marks as to be learned, expected marks of"
-                f" the assistant's. Correct it, or leave the mark out with {ignoring(asked[0].column)}",
+                f"{field}[{number}] is a turn of the {role} that {asked[0].name!r} marks as to be learned, expected marks"
+                f" of the assistant's. Correct it, or leave the mark out with {ignoring(asked[0].column)}",
             )
         learned.append(not no)
     return learned
@@ -170,7 +170,7 @@ def _check_alike(name: str, value: Any, where: str, column: str) -> None:
 
 
 def _masks(marks: Iterable[tuple[str, Mark]], field: str) -> set[str]:
-    """Names of marks of which 1 stands for masked. What is no reply is never learned, and tells of those that may be either."""
+    """Names of marks of which 1 stands for masked; turns that are no replies tell of those that may be either."""
     marks = list(marks)
     masks = {mark.name for _, mark in marks if kind_of_mark(mark.name) == "masked"}
     for name, column in {

@@ -144,6 +144,8 @@ def _read_turn(
         raise BadRecord(
             "wrong type", f"{where} is {found(given)}, expected an object with 'role' and 'content'"
         )
+    if ignored:
+        given = {key: value for key, value in given.items() if f"{field}.{key}" not in ignored}
     turn: dict[str, Any] = plain(given, where)
     role_key = "role" if "role" in turn or "from" not in turn else "from"
     content_key = "content" if "content" in turn or ("value" not in turn and role_key == "role") else "value"
@@ -171,25 +173,18 @@ def _read_turn(
     )
     marks: list[Mark] = []
     if not _READ.issuperset(turn) or len(turn) > 2:
-        marks = marks_of_turn(turn, field, number, ignored)
-        _check_rest(turn, (role_key, content_key), field, number, ignored)
+        marks = marks_of_turn(turn, field, number)
+        _check_rest(turn, (role_key, content_key), field, number)
     return Message(role, content, more), marks, calling
 
 
-def _check_rest(
-    turn: Mapping[str, Any], read: tuple[str, str], field: str, number: int, ignored: frozenset[str]
-) -> None:
+def _check_rest(turn: Mapping[str, Any], read: tuple[str, str], field: str, number: int) -> None:
     """Refuses text of a turn that nothing reads."""
     said = {turn.get(key) for key in read if isinstance(turn.get(key), str)}
     for key, value in turn.items():
         name = f"{field}.{key}"
-        if (
-            key in read
-            or key in MORE
-            or key == "function_call"
-            or kind_of_mark(key) not in (None, "alike")
-            or name in ignored
-        ):
+        mark = kind_of_mark(key) in ("learned", "masked", "either", "partial")
+        if key in read or key in MORE or key == "function_call" or mark:
             continue
         if is_media(key) and value not in ("", [], {}, 0, False):
             raise BadRecord(
