@@ -108,6 +108,7 @@ def refusal(record, **options):
             [("user", "q"), ("assistant", "r")],
         ),
         ({"messages": [], "prompt": "q", "response": "r"}, [("user", "q"), ("assistant", "r")]),
+        ({"input_ids": [], "prompt": "q", "response": "r"}, [("user", "q"), ("assistant", "r")]),
         ({"instruction": "", "prompt": "q", "response": "r"}, [("user", "q"), ("assistant", "r")]),
         ({"prompt": [USER], "completion": [BLUE]}, [("user", "Which river?"), ("assistant", "the blue one")]),
         ({"prompt": [USER], "completion": "r"}, [("user", "Which river?"), ("assistant", "r")]),
@@ -209,6 +210,13 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
         ({**ALPACA, "history": [["a", "b", "c"]]}, "history"),
         ({"conversations": ["q", "r"]}, "who speaks"),
         ({"messages": CHAT, "chat_template": "{{ messages }}"}, "'chat_template'"),
+        ({"messages": CHAT, "enable_thinking": False}, "expected it in 'chat_template_kwargs'"),
+        ({**PAIR, "completion": ["a", "b"]}, "a list of 2 texts"),
+        ({**PAIR, "sample_weight": 0.5}, "'sample_weight' is 0.5"),
+        (
+            {"input": {"messages": [USER]}, "preferred_output": [BLUE], "non_preferred_output": [BLUE]},
+            "preference data",
+        ),
     ],
 )
 def test_relatives_are_refused_by_name(record, word):
@@ -546,18 +554,22 @@ def test_preference_data_that_tell_no_wanted_side(record, word):
 @pytest.mark.parametrize(
     "record",
     [
-        {**PAIR, "label": False},
-        {**PAIR, "label": 0},
-        {"messages": CHAT, "label": False},
-        {**ALPACA, "kto_tag": False},
+        *(
+            {**PAIR, "label": False},
+            {**PAIR, "label": 0},
+            {**PAIR, "label": np.bool_(False)},
+            {**PAIR, "is_chosen": False},
+        ),
+        *({"messages": CHAT, "label": False}, {**ALPACA, "kto_tag": False}, {**PAIR, "chosen": False}),
+        {**PAIR, "rejected": True},
     ],
 )
 def test_an_unwanted_reply_is_never_learned(record, preference):
     assert "not wanted (KTO)" in refusal(record, preference=preference)
     bad = load_records([record, PAIR], preference=preference, skip_bad=True).bad
     assert [each.reason for each in bad] == ["unwanted reply"]
-    wanted = {name: True if name in ("label", "kto_tag") else value for name, value in record.items()}
-    plain = {name: value for name, value in record.items() if name not in ("label", "kto_tag")}
+    wanted = {name: value if isinstance(value, str | list) else not value for name, value in record.items()}
+    plain = {name: value for name, value in record.items() if isinstance(value, str | list)}
     assert fingerprint(wanted, preference=preference) == fingerprint(plain)
 
 

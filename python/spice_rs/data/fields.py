@@ -211,6 +211,12 @@ class Fields:
         Raises:
             BadRecord: It holds what is no text.
         """
+        if name in layouts.TEMPLATE_VARIABLES and isinstance(value, bool):
+            raise BadRecord(
+                "unread column",
+                f"field {name!r} is {value}, a variable of the chat template, expected it in {layouts.OPTIONS_FIELD!r}. Put"
+                f" it there, or pass {ignoring(name)}",
+            )
         if type(value) in (int, float, bool):
             return False
         if tokens and name not in FIELDS and not layouts.is_media(name) and _has_numbers(value):

@@ -15,8 +15,14 @@ RESPONSE_FIELDS = ("response", "output", "completion", "answer", "answers")
 TURN_FIELDS = ("messages", "conversations")
 SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
-WANTED_FIELDS = ("chosen", "chosen_response", "accepted")
-UNWANTED_FIELDS = ("rejected", "rejected_response", "rejected_messages")
+WANTED_FIELDS = ("chosen", "chosen_response", "accepted", "preferred", "preferred_output")
+UNWANTED_FIELDS = (
+    "rejected",
+    "rejected_response",
+    "rejected_messages",
+    "non_preferred_output",
+    "undesirable",
+)
 SEVERAL_FIELDS = ("completions", "responses", "candidates", "generations")
 SCORE_FIELDS = ("scores", "rewards")
 TOKEN_FIELDS = ("input_ids", "labels")
@@ -35,11 +41,20 @@ ALTERNATIVES = {
 }
 """Fields that mean the same: a record is read by the first of them that says something."""
 
-WANTED_MARKS = ("label", "kto_tag", "desirable")
+WANTED_MARKS = ("label", "kto_tag", "desirable", "is_desirable", "is_chosen", "is_preferred", "thumbs_up")
 """Of a record: whether its reply is wanted (KTO)."""
 
 LEARNED_MARKS = (
-    *("weight", "weights", "loss_weight", "loss_scale", "loss_mask", "loss_masks"),
+    *(
+        "weight",
+        "weights",
+        "sample_weight",
+        "example_weight",
+        "loss_weight",
+        "loss_scale",
+        "loss_mask",
+        "loss_masks",
+    ),
     *("train", "training", "trainable", "train_on_turn", "train_mask"),
     *("learn", "learned", "loss", "turn_mask", "turn_weight", "turn_weights"),
     *("completion_mask", "assistant_mask", "assistant_masks"),
@@ -105,6 +120,10 @@ TELLING_FIELDS = (
     "text",
 )
 """Fields by which a mapping is taken for a record, beside data of the user's own."""
+
+
+TEMPLATE_VARIABLES = ("enable_thinking", "thinking", "add_generation_prompt", "continue_final_message")
+"""Names that templates and tokenizers know, which say something of a record only in `OPTIONS_FIELD`."""
 
 
 @dataclass(frozen=True)

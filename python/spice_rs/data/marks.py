@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spice_rs.data.layouts import WANTED_FIELDS, kind_of_mark, parts
+from spice_rs.data.layouts import kind_of_mark, parts
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.values import is_blank, is_null
 
@@ -113,14 +113,10 @@ def check_record_mark(name: str, value: Any) -> None:
     Raises:
         BadRecord: Nothing of it is to be learned, or the mark cannot be followed.
     """
-    kind = "wanted" if name in WANTED_FIELDS else kind_of_mark(name)
+    kind = kind_of_mark(name)
     if kind == "wanted":
         if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating) and value == 0:
-            raise BadRecord(
-                "unwanted reply",
-                f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the"
-                f" record out; if {name!r} means something else, pass {ignoring(name)}",
-            )
+            raise unwanted(name, value)
     elif kind == "alike":
         _check_alike(name, value, f"field {name!r}", name)
     elif kind in ("either", "partial"):
@@ -135,6 +131,15 @@ def check_record_mark(name: str, value: Any) -> None:
             f"field {name!r} is {value}: the whole record is marked as not to be learned. Leave it out, or the mark with"
             f" {ignoring(name)}",
         )
+
+
+def unwanted(name: str, value: Any) -> BadRecord:
+    """Says that a mark calls the only reply unwanted."""
+    return BadRecord(
+        "unwanted reply",
+        f"field {name!r} is {value}: the reply is not wanted (KTO), and there is no other to learn. Leave the record"
+        f" out; if {name!r} means something else, pass {ignoring(name)}",
+    )
 
 
 def _flag(value: Any, where: str, column: str) -> bool:

@@ -92,6 +92,12 @@ def read_response(fields: Fields) -> list[Message]:
                 "no assistant turn", f"field {name!r} has no assistant turn, expected at least one to learn"
             )
         return turns
+    if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(each, str) for each in value):
+        raise BadRecord(
+            "preference data",
+            f"field {name!r} is a list of {len(value)} texts, expected one reply to learn. Give the one that is wanted;"
+            " where all of them are, give each a record of its own",
+        )
     response = text(value, name)
     if not response.strip():
         raise BadRecord("empty response", f"field {name!r} is empty, expected the text to learn")

@@ -38,7 +38,7 @@ from spice_rs.data import layouts, preferences
 from spice_rs.data.fields import Fields, Rules
 from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
-from spice_rs.data.marks import check_record_mark
+from spice_rs.data.marks import check_record_mark, unwanted
 from spice_rs.data.pairs import read_plain, read_prompt, read_response, with_system
 from spice_rs.data.reading import BadRecord, found, open_data
 from spice_rs.data.tokens import READ as TOKENS_READ
@@ -254,14 +254,14 @@ def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
     if pair is not None:
         return Record(index, place, messages=pair)
     fields = Fields(given, rules)
-    if "input_ids" in fields:
+    turns_field = fields.first("turns")
+    paired = fields.first("prompt") or fields.first("response")
+    if fields.says("input_ids") or ("input_ids" in fields and not (turns_field or paired)):
         read = {name: fields.take(name) for name in fields.values if name in TOKENS_READ}
         tokens = read_tokens(read)
         _follow_marks(fields)
         fields.check_rest("tokens", tokens=True)
         return Record(index, place, tokens=tokens)
-    turns_field = fields.first("turns")
-    paired = fields.first("prompt") or fields.first("response")
     if turns_field is not None and not fields.says(turns_field) and paired is not None:
         turns_field = None  # an empty list, as it is put where records of two layouts are joined
     sides = [name for name in (*fields.kinds.wanted, *fields.kinds.unwanted) if _is_side(fields, name)]
@@ -319,7 +319,7 @@ def _pair(fields: Fields) -> list[Message]:
 def _is_side(fields: Fields, name: str) -> bool:
     """Whether it is a reply, and no number or mark under the name of one."""
     value = fields.anywhere(name)
-    return value is not None and hasattr(value, "__len__") and len(value) > 0
+    return value is not None and hasattr(value, "__len__") and not is_blank(value)
 
 
 def _wanted_turns(fields: Fields, turns_field: str | None, sides: Sequence[str]) -> list[Message]:
@@ -351,9 +351,11 @@ def _follow_marks(fields: Fields, *, wanted: bool = True) -> None:
         check_record_mark(name, value)
         if kind != "alike" and not (kind == "wanted" and isinstance(value, str)):
             fields.leave((name,))
-    for name in fields.kinds.wanted:
-        if isinstance(fields.anywhere(name), bool):
-            check_record_mark(name, fields.anywhere(name))
+    for name in (*fields.kinds.wanted, *fields.kinds.unwanted):  # as marks, and not as sides
+        value = fields.anywhere(name)
+        if isinstance(value, bool | np.bool_):
+            if bool(value) == (name in fields.kinds.unwanted):
+                raise unwanted(name, value)
             fields.leave((name,))
 
 
