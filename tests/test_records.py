@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from spice_rs.data.layouts import LAYOUTS, is_media, is_metadata
+from spice_rs.data.layouts import FIELDS, LAYOUTS, is_media, is_metadata
 from spice_rs.data.records import Message, chosen_records, dataset_fingerprint, load_records, record_hash
 from spice_rs.errors import InvalidInputError
 
@@ -185,6 +187,8 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
         ({"messages": CHAT, "prompt": "another"}, "'prompt'"),
         ({"messages": CHAT, "history": [["a", "b"]]}, "'history'"),
         ({"messages": CHAT, "context": "c"}, "'context'"),
+        ({"messages": CHAT, "conversations": [HUMAN, {**GPT, "weight": 0}]}, "'conversations'"),
+        ({"messages": CHAT, "is_chosen": ["a"]}, "'is_chosen'"),
         (
             {"messages": CHAT, "conversations": [HUMAN, {"from": "gpt", "value": "another"}]},
             "'conversations'",
@@ -1041,6 +1045,91 @@ def test_columns_are_ignored_and_wanted_sides_learned_by_flags(proxy, tmp_path, 
         np.testing.assert_array_equal(row(name), row("plain"))
     assert extract("z", plain, "--ignore-columns", "a,,b") == 2
     assert extract("z", plain, "--preference", "rejected") == 2
+
+
+def test_whatever_stands_in_a_field_is_read_or_refused():
+    """Random records of all names and odd values: and no other error."""
+    names = [
+        *FIELDS,
+        "weight",
+        "masked",
+        "mask",
+        "train_detail",
+        "rejected",
+        "images",
+        "id",
+        "hint",
+        "position_ids",
+        "cu_seqlens",
+    ]
+    masked = [{**USER, "mask": 1}, {**BLUE, "mask": 0}]
+    values = [
+        *(
+            None,
+            "",
+            " ",
+            "a b",
+            "{}",
+            "[",
+            "\ud800",
+            b"x",
+            0,
+            1,
+            2,
+            0.5,
+            True,
+            False,
+            float("nan"),
+            np.float32(1),
+            np.array(3),
+        ),
+        *(
+            [],
+            {},
+            [0, 1],
+            [True, False],
+            [0.5],
+            [None],
+            ["a"],
+            ["a", "b"],
+            [["a", None]],
+            [[1, 2], [3]],
+            [{}],
+            [3],
+            {"a"},
+        ),
+        *(
+            CHAT,
+            [USER],
+            masked,
+            BLUE,
+            [{**BLUE, "tool_calls": "x"}],
+            {"text": ["a"]},
+            {1: 2},
+            range(2),
+            Picture(),
+        ),
+        *(
+            np.array(CHAT, dtype=object),
+            np.array(["a"]),
+            np.array([1, 2]),
+            [{"from": "gpt"}],
+            datetime.date(2020, 1, 1),
+        ),
+    ]
+    bases = [{}, PAIR, {"messages": CHAT}, {"text": "a story"}, TOKENS]
+    draw = random.Random(0)
+    read = 0
+    for _ in range(4000):
+        record = {
+            **draw.choice(bases),
+            **{draw.choice(names): draw.choice(values) for _ in range(draw.randint(1, 3))},
+        }
+        options = draw.choice([{}, {"preference": "chosen"}, {"ignore_columns": draw.choice(names)}])
+        with contextlib.suppress(InvalidInputError):
+            load_records([record], **options)
+            read += 1
+    assert 100 < read < 3900
 
 
 def test_stores_of_plain_records_stay_valid():

@@ -15,7 +15,7 @@ from typing import Any
 from spice_rs.data import layouts
 from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
-from spice_rs.data.turns import ROLES, is_turns
+from spice_rs.data.turns import ROLES, is_plain_turns
 from spice_rs.data.values import holds_more_than_json, is_blank, is_null, words
 from spice_rs.errors import InvalidInputError
 
@@ -237,7 +237,7 @@ class Fields:
         if tokens and name in FIELDS:
             return False  # what the tokens are made of
         there = [each.strip() for each in words(value)]
-        if is_turns(value):
+        if is_plain_turns(value):
             there = [each for each in there if each.lower() not in ROLES]
         read = self._words() if there else set()
         if read.issuperset(there):

@@ -57,7 +57,7 @@ def marks_by_turn(name: str, values: Any, roles: Sequence[str], field: str) -> l
     Raises:
         BadRecord: There are more or fewer, or one is neither 0 nor 1.
     """
-    given = list(values.tolist() if isinstance(values, np.ndarray) else values)
+    given = list(np.atleast_1d(values).tolist() if isinstance(values, np.ndarray) else values)
     replies = [number for number, role in enumerate(roles) if role == "assistant"]
     if len(given) not in (len(roles), len(replies)):
         raise BadRecord(

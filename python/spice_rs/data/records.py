@@ -349,7 +349,7 @@ def _follow_marks(fields: Fields, *, wanted: bool = True) -> None:
         if value is None or is_blank(value) or fields.is_done(name) or (kind == "wanted" and not wanted):
             continue
         check_record_mark(name, value)
-        if kind != "alike" and not (kind == "wanted" and isinstance(value, str)):
+        if kind not in ("alike", "wanted") or isinstance(value, bool | int | float | np.generic):
             fields.leave((name,))
     for name in (*fields.kinds.wanted, *fields.kinds.unwanted):  # as marks, and not as sides
         value = fields.anywhere(name)

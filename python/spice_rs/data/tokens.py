@@ -71,7 +71,7 @@ def read_tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
     if max(ids.max(), labels.max()) >= 1 << 31:
         raise BadRecord("bad tokens", "found a token id of 2³¹ or more, expected ids of a vocabulary")
     _check_one_sample(fields, ids.size, kept)
-    _check_harmless(fields)
+    _check_harmless(fields, ids.size)
     tokens = np.stack([ids, labels])[:, kept]
     _check_not_shifted(tokens)
     return tokens
@@ -244,10 +244,9 @@ def _packed(name: str, what: str) -> str:
     )
 
 
-def _check_harmless(fields: Mapping[str, Any]) -> None:
+def _check_harmless(fields: Mapping[str, Any], count: int) -> None:
     """Refuses what is known and says something after all."""
-    kinds = fields.get("token_type_ids")
-    if kinds is not None and len(set(_tuple(kinds))) > 1:
+    if "token_type_ids" in fields and _differs(_along(fields, "token_type_ids", count)):
         raise BadRecord(
             "bad tokens",
             "field 'token_type_ids' has different values, expected one: the kinds of tokens are not given to the"

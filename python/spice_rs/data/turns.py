@@ -16,7 +16,7 @@ from spice_rs.data.layouts import is_media, is_metadata, kind_of_mark
 from spice_rs.data.marks import Mark, learned_turns, marks_by_turn, marks_of_turn
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.tools import as_calls, read_calls
-from spice_rs.data.values import plain, text, words
+from spice_rs.data.values import is_null, plain, text, words
 
 MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """What a turn may have besides its role and content, and chat templates know."""
@@ -76,6 +76,15 @@ def is_turns(value: Any) -> bool:
         return False
     value = _as_list(value)
     return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def is_plain_turns(value: Any) -> bool:
+    """Whether it is turns that have nothing but words, and who says them."""
+    return is_turns(value) and all(
+        isinstance(turn, Mapping)
+        and all(key in ("role", "content", "from", "value") or is_null(each) for key, each in turn.items())
+        for turn in _as_list(value)
+    )
 
 
 def as_context(turns: Iterable[Message]) -> list[Message]:
