@@ -176,6 +176,7 @@ LAYOUTS = (
         ("conversations", *TOOL_FIELDS, OPTIONS_FIELD, *SYSTEM_FIELDS),
         "turns; a system column goes first",
         refuses=("images", "videos", "audios"),
+        ignores=("title",),
     ),
     Layout(
         "UltraChat, no_robots",

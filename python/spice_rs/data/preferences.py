@@ -42,9 +42,10 @@ def chosen_turns(
     Raises:
         BadRecord: A side cannot be read, both are the same, or they do not follow what goes before.
     """
+    bare = not any(turn.role == "user" for turn in before)
     end = max([number + 1 for number, turn in enumerate(before) if turn.role != "assistant"], default=0)
     prompt, replies = before[:end], before[end:]  # some data have the wanted reply there too
-    wanted = _whole(prompt, _side(chosen, fields[0], bare=not before, ignored=ignored), fields[0])
+    wanted = _whole(prompt, _side(chosen, fields[0], bare=bare, ignored=ignored), fields[0])
     if not all(any(_same(turn, each) for each in wanted[end:]) for turn in replies):
         raise BadRecord(
             "preference data",
@@ -52,7 +53,7 @@ def chosen_turns(
         )
     shared = len(prompt)
     if rejected is not None:
-        other = _whole(prompt, _side(rejected, fields[1], bare=not before, ignored=ignored), fields[1])
+        other = _whole(prompt, _side(rejected, fields[1], bare=bare, ignored=ignored), fields[1])
         shared = max(shared, _shared(wanted, other))
         if shared == len(wanted) == len(other):
             raise BadRecord(

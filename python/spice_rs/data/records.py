@@ -294,12 +294,10 @@ def _turns(fields: Fields, name: str) -> list[Message]:
     """The turns of a conversation, with the marks that the record has for each."""
     marks = {}
     for mark in fields.kinds.marks:
-        value = fields.anywhere(mark)
-        if layouts.kind_of_mark(mark) in ("learned", "masked", "either") and isinstance(
-            value, list | tuple | np.ndarray
-        ):
-            if not is_blank(value):
-                marks[mark] = value
+        value, kind = fields.anywhere(mark), layouts.kind_of_mark(mark)
+        by_turn = isinstance(value, list | tuple | np.ndarray) and not is_blank(value)
+        if by_turn and kind in ("learned", "masked", "either"):
+            marks[mark] = value
     fields.leave(marks)
     return read_turns(fields.take(name), name, ignored=fields.rules.ignored, marks=marks)
 
