@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from readings import (
     refusal,
 )
 from spice_rs.data.layouts import LAYOUTS, is_metadata
-from spice_rs.data.records import Message, dataset_fingerprint, load_records, record_hash
+from spice_rs.data.records import Message, dataset_fingerprint, load_records, parse_record, record_hash
 from spice_rs.errors import InvalidInputError
 
 
@@ -178,7 +179,8 @@ def test_stores_of_plain_records_stay_valid():
     assert dataset_fingerprint(plain) == "d162cf72baead76a490beebbd987941170f1d1c4de1bdbdf1797117a67ffcc76"
     assert record_hash(plain[0]) == record_hash(load_records([QA, PAIR])[1])
     assert len({record_hash(record) for record in plain}) == 4
-    assert 0 <= record_hash(plain[0]) < 1 << 64
+    assert -(1 << 63) <= record_hash(plain[0]) < 1 << 63
+    assert parse_record(3, "here", PAIR) == dataclasses.replace(plain[0], index=3, place="here")
 
 
 EXAMPLES = {

@@ -59,6 +59,7 @@ __all__ = [
     "chosen_records",
     "dataset_fingerprint",
     "load_records",
+    "parse_record",
     "raw_records",
     "record_hash",
 ]
@@ -212,6 +213,23 @@ def raw_records(data: Any, rows: Container[int]) -> Iterator[tuple[int, dict[str
         yield index, dict(fields)
 
 
+def parse_record(
+    index: int,
+    place: str,
+    fields: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: str | Sequence[str] | None = None,
+    preference: str | None = None,
+) -> Record:
+    """Reads one record, given as it stands in the data, with arguments as those of `load_records`.
+
+    Raises:
+        BadRecord: It is malformed, lacks a field, has an empty response, or holds text that would not be read.
+    """
+    return _record(index, place, fields, Rules.of(columns, ignore_columns, preference))
+
+
 def dataset_fingerprint(records: Records) -> str:
     """Hash of what is learned from: every good record's index and content, and the number of rows.
 
@@ -219,29 +237,35 @@ def dataset_fingerprint(records: Records) -> str:
     """
     digest = hashlib.sha256(f"records:{records.rows}\n".encode())
     for record in records:
-        digest.update(f"[{record.index},{_content(record)}]\n".encode())
+        digest.update(_as_json([record.index, _learned(record)]) + b"\n")
     return digest.hexdigest()
 
 
 def record_hash(record: Record) -> int:
-    """Hash of what is learned from in one record, wherever it stands in the data: 64 bits, unsigned."""
-    return int.from_bytes(hashlib.sha256(_content(record).encode()).digest()[:8], "little")
+    """Hash of what is learned from one record, an int64, wherever it stands in whatever data.
+
+    It counts what `dataset_fingerprint` counts, without the index.
+    """
+    digest = hashlib.blake2b(_as_json(_learned(record)), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def _content(record: Record) -> str:
-    """What is learned from, as JSON in ASCII."""
+def _learned(record: Record) -> Any:
+    """What is learned from a record, in what JSON has."""
     if record.tokens is not None:
-        content: Any = hashlib.sha256(np.ascontiguousarray(record.tokens).tobytes()).hexdigest()
-    elif record.text is not None:
-        content = {"text": record.text}
-    else:
-        content = [
-            [each.role, each.content, *([each.more] if each.more else []), *([] if each.learned else [False])]
-            for each in record.messages
-        ]
-        content += [] if record.tools is None else [{"tools": record.tools}]
-        content += [{"template_options": record.template_options}] if record.template_options else []
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(np.ascontiguousarray(record.tokens).tobytes()).hexdigest()
+    if record.text is not None:
+        return {"text": record.text}
+    content: list[Any] = [
+        [each.role, each.content, *([each.more] if each.more else []), *([] if each.learned else [False])]
+        for each in record.messages
+    ]
+    content += [] if record.tools is None else [{"tools": record.tools}]
+    return content + ([{"template_options": record.template_options}] if record.template_options else [])
+
+
+def _as_json(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 # ------------------------------------------------------------------------------------------ one record
