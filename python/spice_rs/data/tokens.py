@@ -107,8 +107,10 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
         raise BadRecord("missing field", f"field {name!r} is missing beside {', '.join(map(repr, fields))}")
     value = fields[name]
     column = _array(value, name)
-    mixed = isinstance(value, list | tuple) and bool in set(map(type, value))  # true among numbers became 1
-    if column.dtype.kind not in "iu" or mixed:
+    whole = column.dtype.kind in "iu"
+    if whole and isinstance(value, list | tuple) and np.any(column >> 1 == 0):
+        whole = bool not in set(map(type, value))  # true among numbers became 1
+    if not whole:
         raise BadRecord(
             "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
         )
