@@ -18,6 +18,7 @@ from readings import (
     two_replies,
 )
 from spice_rs.data.records import dataset_fingerprint, load_records, record_hash
+from spice_rs.errors import InvalidInputError
 
 
 def calling(arguments, **more):
@@ -78,6 +79,30 @@ def test_the_same_record_is_the_same_in_every_file_alone_and_among_others(tmp_pa
     assert [record_hash(load_records(each)[0]) for each in alone] == hashes[0]
     assert len(set(hashes[0])) == len(SHAPES) - 1  # an empty list of tools is none
     assert len({dataset_fingerprint(load_records(source)) for source in sources}) == 1
+
+
+def test_images_and_sounds_of_datasets_are_refused_and_never_decoded():
+    from datasets import Audio, Dataset, Image, List
+
+    nothing = {"bytes": b"no image", "path": None}
+    for name, kind, value in (
+        ("image", Image(), nothing),
+        ("sound", Audio(), nothing),
+        ("shots", List(Image()), [nothing]),
+    ):
+        data = Dataset.from_list([{**PAIR, name: None}, {**PAIR, name: value}])
+        data = data.cast_column(name, kind)
+        with pytest.raises(InvalidInputError, match=rf"data\[1\]: field '{name}' holds"):
+            load_records(data)
+        assert [each.row for each in load_records(data, skip_bad=True).bad] == [1]
+        plain = dataset_fingerprint(load_records([PAIR, PAIR]))
+        assert dataset_fingerprint(load_records(data, ignore_columns=name)) == plain
+        assert len(load_records(data.select([0]))) == 1
+        calls = Dataset.from_list([{**calling({"a": 1}), name: None}, {**calling({"b": "c"}), name: None}])
+        assert fingerprint(calls.cast_column(name, kind)[1]) == fingerprint(calling({"b": "c"}))
+        assert dataset_fingerprint(load_records(calls.cast_column(name, kind))) == dataset_fingerprint(
+            load_records(calls)
+        )
 
 
 def test_maps_of_parquet_are_objects(tmp_path):

@@ -8,6 +8,7 @@ raises `BadRecord` where the record cannot be decoded, so that one bad line does
 from __future__ import annotations
 
 import codecs
+import copy
 import gzip
 import json
 import shlex
@@ -64,8 +65,34 @@ def open_data(data: Any) -> tuple[str, Parsed]:
 
 
 def _from_items(items: Iterable[Any], name: str) -> Parsed:
-    for index, item in enumerate(items):
+    for index, item in enumerate(_undecoded(items)):
         yield f"{name}[{index}]", lambda item=item: item  # type: ignore[misc]
+
+
+def _undecoded(items: Iterable[Any]) -> Iterable[Any]:
+    """The rows of a `Dataset` with images, sounds or films as they lie there: nobody needs them, and decoding may fail."""
+    given, form = getattr(items, "features", None), getattr(items, "format", None)
+    if not isinstance(given, Mapping) or not isinstance(form, Mapping) or form.get("type") is not None:
+        return items  # no `Dataset`, or one whose format is the caller's
+    features: Any = copy.deepcopy(given)
+    if not _leave_encoded(features):
+        return items
+    tables = items.with_format("arrow", columns=form["columns"]).iter(batch_size=1000)  # type: ignore[attr-defined]
+    return (features.decode_example(row) for table in tables for row in table.to_pylist())
+
+
+def _leave_encoded(feature: Any) -> bool:
+    """Tells types of `datasets` for what is no text not to decode it, at any depth; whether there are any."""
+    if isinstance(feature, Mapping):
+        return any([_leave_encoded(each) for each in feature.values()])
+    if isinstance(feature, list | tuple):
+        return any([_leave_encoded(each) for each in feature])
+    if hasattr(feature, "feature"):
+        return _leave_encoded(feature.feature)
+    if not hasattr(feature, "decode_example") or type(feature).__name__ == "Json":
+        return False
+    feature.decode = False
+    return True
 
 
 def _from_path(data: str | Path) -> Parsed:
