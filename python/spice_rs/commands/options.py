@@ -56,6 +56,8 @@ def add_options(
         if words and name in words:
             keywords["metavar"], note = words[name]
             text += f" {note}"
+        if name.endswith("_columns"):
+            keywords = {"type": _columns, "metavar": "COLUMN,…"}
         if name in required:
             keywords["required"] = True
         else:
@@ -118,6 +120,14 @@ def _number_or(kind: Callable[[str], Any], words: tuple[str, ...]) -> Callable[[
 def _names(text: str) -> str | list[str]:
     """Read `q_proj,k_proj` and `!q_proj,!k_proj` as lists of names, and anything else as one pattern."""
     return text.split(",") if re.fullmatch(r"!?[\w.]+(,!?[\w.]+)+", text) else text
+
+
+def _columns(text: str) -> list[str]:
+    """Read `notes,raw text,judge-1`: names of columns may hold anything but commas."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected COLUMN,COLUMN")
+    return names
 
 
 def _pairs(text: str) -> dict[str, str]:

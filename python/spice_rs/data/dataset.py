@@ -25,6 +25,7 @@ from spice_rs.data.records import Record, Records, dataset_fingerprint, load_rec
 from spice_rs.data.rendering import Encoded, Renderer
 from spice_rs.data.special import SpecialTokens
 from spice_rs.data.templates import REMEDY
+from spice_rs.data.tokens import IGNORED
 from spice_rs.errors import InvalidInputError
 
 __all__ = [
@@ -39,9 +40,6 @@ __all__ = [
     "tokenise",
     "tokenizer_fingerprint",
 ]
-
-IGNORED = -100
-"""Label of a token that is not learned (the convention of torch and transformers)."""
 
 _TEXTS_AT_ONCE = 512  # fast tokenizers work on many texts in parallel; bounds the encodings held at a time
 

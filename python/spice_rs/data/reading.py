@@ -8,8 +8,10 @@ raises `BadRecord` where the record cannot be decoded, so that one bad line does
 from __future__ import annotations
 
 import codecs
+import copy
 import gzip
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +21,6 @@ from spice_rs.errors import InvalidInputError
 
 Parsed = Iterator[tuple[str, Callable[[], Any]]]
 """(place, parse) of each record."""
-
-
-class Columns(dict[str, Any]):
-    """A record of a columnar format, which fills fields that a record does not have with null."""
 
 
 class BadRecord(Exception):
@@ -39,6 +37,12 @@ def found(value: Any) -> str:
         return "null"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def ignoring(*names: str) -> str:
+    """How a caller says that columns, or keys of turns, say nothing; for messages."""
+    given = repr(names[0]) if len(names) == 1 else repr(list(names))
+    return f"ignore_columns={given} (--ignore-columns {shlex.quote(','.join(names))})"
 
 
 def open_data(data: Any) -> tuple[str, Parsed]:
@@ -61,8 +65,34 @@ def open_data(data: Any) -> tuple[str, Parsed]:
 
 
 def _from_items(items: Iterable[Any], name: str) -> Parsed:
-    for index, item in enumerate(items):
+    for index, item in enumerate(_undecoded(items)):
         yield f"{name}[{index}]", lambda item=item: item  # type: ignore[misc]
+
+
+def _undecoded(items: Iterable[Any]) -> Iterable[Any]:
+    """The rows of a `Dataset` with images, sounds or films as they lie there: nobody needs them, and decoding may fail."""
+    given, form = getattr(items, "features", None), getattr(items, "format", None)
+    if not isinstance(given, Mapping) or not isinstance(form, Mapping) or form.get("type") is not None:
+        return items  # no `Dataset`, or one whose format is the caller's
+    features: Any = copy.deepcopy(given)
+    if not _leave_encoded(features):
+        return items
+    tables = items.with_format("arrow", columns=form["columns"]).iter(batch_size=1000)  # type: ignore[attr-defined]
+    return (features.decode_example(row) for table in tables for row in table.to_pylist())
+
+
+def _leave_encoded(feature: Any) -> bool:
+    """Tells types of `datasets` for what is no text not to decode it, at any depth; whether there are any."""
+    if isinstance(feature, Mapping):
+        return any([_leave_encoded(each) for each in feature.values()])
+    if isinstance(feature, list | tuple):
+        return any([_leave_encoded(each) for each in feature])
+    if hasattr(feature, "feature"):
+        return _leave_encoded(feature.feature)
+    if not hasattr(feature, "decode_example") or type(feature).__name__ == "Json":
+        return False
+    feature.decode = False
+    return True
 
 
 def _from_path(data: str | Path) -> Parsed:
@@ -158,11 +188,13 @@ def _from_parquet(path: Path) -> Parsed:
     index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            # Maps are objects to us; an older pyarrow, which has no such argument, need not know it without them.
+            maps = {"maps_as_pydicts": "strict"} if "map<" in str(file.schema_arrow) else {}
             for batch in file.iter_batches():
-                for item in batch.to_pylist():
-                    yield f"{path}, row {index}", lambda item=item: Columns(item)  # type: ignore[misc]
+                for item in batch.to_pylist(**maps):
+                    yield f"{path}, row {index}", lambda item=item: item  # type: ignore[misc]
                     index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError) as error:  # KeyError: a key twice in a map
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
@@ -191,4 +223,4 @@ def _from_datasets(data: str | Path) -> Parsed:
                 f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
             )
         loaded = loaded["train" if "train" in splits else splits[0]]
-    return _from_items(map(Columns, loaded), str(data))
+    return _from_items(loaded, str(data))

@@ -4,20 +4,20 @@ The *index* of a record is its position in the data: the number of records befor
 passes over included. In a JSON Lines file every line that is not blank is a record; blank lines are none. So
 an index means the same sample whatever was skipped, and it is the index that the gradient store keeps.
 
-Layouts, told apart by the fields that are present (the first match in this order):
+Layouts, told apart by the fields that say something (the first match in this order); docs/data-formats.md has them all:
 
 =====================  ==============================================================================
-`input_ids`, `labels`  tokenised already; -100 in `labels` marks tokens that are not learned
-`messages`             chat: a list of {"role", "content"}; all assistant turns are learned, their `tool_calls`
-                       too; `tools` beside it describes these, as chat templates take them
-`conversations`        the same in ShareGPT's words: a list of {"from", "value"}
-prompt and response    `instruction` (+ `input`) | `prompt` | `question`, then `response` | `output` |
-                       `completion` | `answer`
+`input_ids`            tokenised already (`tokens.py`); -100 in `labels` marks tokens that are not learned
+`chosen`, `rejected`   preference data (`preferences.py`): refused, or the wanted side with preference="chosen"
+`messages`,            turns (`turns.py`); all of the assistant's are learned, their calls of tools too, unless marked
+`conversations`        otherwise (`marks.py`); `tools` beside them describes these, as chat templates take them
+prompt and response    `instruction` (+ `input`, `context`) | `prompt` | `question` | `query`, then `response` | `output` |
+                       `completion` | `answer` | `answers` (`pairs.py`); `system` and `history` go before
 `text`                 plain text, all of it learned
 =====================  ==============================================================================
 
-Data that call these fields otherwise are read with `columns`, field → column of the data: {"prompt": "frage",
-"response": "antwort"}. Then the columns named there are the whole record.
+Text that none of these reads is refused by name (`fields.py`), never dropped. Data that call these fields otherwise are
+read with `columns`, field → column of the data: {"prompt": "frage", "response": "antwort"}.
 
 This file needs neither torch nor transformers.
 """
@@ -34,62 +34,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spice_rs.data import layouts, preferences
+from spice_rs.data.fields import Fields, Rules
+from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
-from spice_rs.data.reading import BadRecord, Columns, found, open_data
+from spice_rs.data.marks import check_record_mark, unwanted
+from spice_rs.data.pairs import read_plain, read_prompt, read_response, with_system
+from spice_rs.data.reading import BadRecord, found, open_data
+from spice_rs.data.tokens import READ as TOKENS_READ
+from spice_rs.data.tokens import read_tokens
+from spice_rs.data.tools import read_tools
+from spice_rs.data.turns import MORE, Message, as_context, read_turns
+from spice_rs.data.values import is_blank, plain, text
 from spice_rs.errors import InvalidInputError
 
-PROMPT_FIELDS = ("instruction", "prompt", "question")
-RESPONSE_FIELDS = ("response", "output", "completion", "answer")
-MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-"""What a turn of `messages` may have besides its role and content, and chat templates know."""
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-}
-FIELDS = (
-    "input_ids",
-    "labels",
-    "messages",
-    "conversations",
-    "tools",
-    *PROMPT_FIELDS,
-    "input",
-    *RESPONSE_FIELDS,
-    "text",
-)
-"""Fields that a record can have, and that `columns` can name a column for."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: Of the speaker.
-        content: The words, empty where a turn does nothing but call tools.
-        more: What else templates show of a turn, as it stands in the data: see `MORE`.
-        learned: Whether an assistant's turn is learned; one that the data mark otherwise is context.
-    """
-
-    role: str
-    content: str
-    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    learned: bool = True
-
-    @property
-    def calls(self) -> bool:
-        """Whether it calls tools."""
-        return bool(self.more.get("tool_calls"))
-
-    def turn(self) -> dict[str, Any]:
-        """As chat templates take it."""
-        return {"role": self.role, "content": self.content, **self.more}
+__all__ = [
+    "FIELDS",
+    "MORE",
+    "PROMPT_FIELDS",
+    "RESPONSE_FIELDS",
+    "Message",
+    "Record",
+    "Records",
+    "chosen_records",
+    "dataset_fingerprint",
+    "load_records",
+    "parse_record",
+    "raw_records",
+    "record_hash",
+]
 
 
 @dataclass(frozen=True)
@@ -141,7 +114,14 @@ class Records(Sequence[Record]):
         return iter(self.items)
 
 
-def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str] | None = None) -> Records:
+def load_records(
+    data: Any,
+    *,
+    skip_bad: bool = False,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: str | Sequence[str] | None = None,
+    preference: str | None = None,
+) -> Records:
     """Reads and checks every record of `data`.
 
     Args:
@@ -149,12 +129,15 @@ def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str
             `datasets`, a `datasets.Dataset`, or a sequence of dicts.
         skip_bad: Leave bad records out and count them, instead of stopping at the first.
         columns: Field → column of the data, for data that do not use the names of `FIELDS`.
+        ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several. A key
+            of a turn is "messages.key".
+        preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
 
     Raises:
-        InvalidInputError: The data cannot be read, or a record is malformed, lacks a field or has an empty
-            response; the message names file, line, field, what was found and what to do.
+        InvalidInputError: The data cannot be read, or a record is malformed, lacks a field, has an empty response, or
+            holds text that would not be read; the message names file, line, field, what was found and what to do.
     """
-    _check_columns(columns)
+    rules = Rules.of(columns, ignore_columns, preference)
     source, parsed = open_data(data)
     items: list[Record] = []
     bad: list[LeftOut] = []
@@ -162,7 +145,7 @@ def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str
     for index, (place, parse) in enumerate(parsed):
         rows = index + 1
         try:
-            items.append(_record(index, place, parse(), columns))
+            items.append(_record(index, place, parse(), rules))
         except BadRecord as error:
             left_out = LeftOut(index, place, error.reason, str(error))
             if not skip_bad:
@@ -178,7 +161,12 @@ def load_records(data: Any, *, skip_bad: bool = False, columns: Mapping[str, str
 
 
 def chosen_records(
-    data: Any, rows: Container[int], columns: Mapping[str, str] | None = None
+    data: Any,
+    rows: Container[int],
+    columns: Mapping[str, str] | None = None,
+    *,
+    ignore_columns: str | Sequence[str] | None = None,
+    preference: str | None = None,
 ) -> Iterator[Record]:
     """Yields the wanted records, checked, in the order of the data.
 
@@ -186,16 +174,18 @@ def chosen_records(
         data: As for `load_records`.
         rows: Row numbers as `load_records` counts them.
         columns: As for `load_records`.
+        ignore_columns: As for `load_records`.
+        preference: As for `load_records`.
 
     Raises:
         InvalidInputError: The data cannot be read, or a wanted record is bad.
     """
-    _check_columns(columns)
+    rules = Rules.of(columns, ignore_columns, preference)
     _, parsed = open_data(data)
     for index, (place, parse) in enumerate(parsed):
         if index in rows:
             try:
-                yield _record(index, place, parse(), columns)
+                yield _record(index, place, parse(), rules)
             except BadRecord as error:
                 raise InvalidInputError(f"{place}: {error}") from None
 
@@ -223,6 +213,23 @@ def raw_records(data: Any, rows: Container[int]) -> Iterator[tuple[int, dict[str
         yield index, dict(fields)
 
 
+def parse_record(
+    index: int,
+    place: str,
+    fields: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: str | Sequence[str] | None = None,
+    preference: str | None = None,
+) -> Record:
+    """Reads one record, given as it stands in the data, with arguments as those of `load_records`.
+
+    Raises:
+        BadRecord: It is malformed, lacks a field, has an empty response, or holds text that would not be read.
+    """
+    return _record(index, place, fields, Rules.of(columns, ignore_columns, preference))
+
+
 def dataset_fingerprint(records: Records) -> str:
     """Hash of what is learned from: every good record's index and content, and the number of rows.
 
@@ -230,123 +237,151 @@ def dataset_fingerprint(records: Records) -> str:
     """
     digest = hashlib.sha256(f"records:{records.rows}\n".encode())
     for record in records:
-        if record.tokens is not None:
-            content: Any = hashlib.sha256(np.ascontiguousarray(record.tokens).tobytes()).hexdigest()
-        elif record.text is not None:
-            content = {"text": record.text}
-        else:
-            content = [
-                [each.role, each.content, *([each.more] if each.more else [])] for each in record.messages
-            ]
-            content += [] if record.tools is None else [{"tools": record.tools}]
-        line = json.dumps([record.index, content], ensure_ascii=True, separators=(",", ":"))
-        digest.update(line.encode() + b"\n")
+        digest.update(_as_json([record.index, _learned(record)]) + b"\n")
     return digest.hexdigest()
 
 
-def _check_columns(columns: Mapping[str, str] | None) -> None:
-    for field in columns or {}:
-        if field not in FIELDS:
-            raise InvalidInputError(f"columns: found {field!r}, expected fields of {', '.join(FIELDS)}")
+def record_hash(record: Record) -> int:
+    """Hash of what is learned from one record, an int64, wherever it stands in whatever data.
+
+    It counts what `dataset_fingerprint` counts, without the index.
+    """
+    digest = hashlib.blake2b(_as_json(_learned(record)), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _learned(record: Record) -> Any:
+    """What is learned from a record, in what JSON has."""
+    if record.tokens is not None:
+        return hashlib.sha256(np.ascontiguousarray(record.tokens).tobytes()).hexdigest()
+    if record.text is not None:
+        return {"text": record.text}
+    content: list[Any] = [
+        [each.role, each.content, *([each.more] if each.more else []), *([] if each.learned else [False])]
+        for each in record.messages
+    ]
+    content += [] if record.tools is None else [{"tools": record.tools}]
+    return content + ([{"template_options": record.template_options}] if record.template_options else [])
+
+
+def _as_json(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 # ------------------------------------------------------------------------------------------ one record
 
 
-def _record(index: int, place: str, fields: Any, columns: Mapping[str, str] | None) -> Record:
-    if not isinstance(fields, Mapping):
-        raise BadRecord("no object", f"found {found(fields)}, expected an object with named fields")
-    if isinstance(fields, Columns):
-        fields = {name: value for name, value in fields.items() if value is not None}
-    if columns:
-        fields = _mapped(fields, columns)
-    if "input_ids" in fields:
-        return Record(index, place, tokens=_tokens(fields))
-    if "messages" in fields:
-        turns = _messages(fields["messages"], "messages", "role", "content")
-        return Record(index, place, messages=turns, tools=_tools(fields.get("tools"), turns))
-    if "conversations" in fields:
-        turns = _messages(fields["conversations"], "conversations", "from", "value")
-        return Record(index, place, messages=turns, tools=_tools(fields.get("tools"), turns))
-    if "text" in fields and not any(name in fields for name in (*PROMPT_FIELDS, *RESPONSE_FIELDS)):
-        text = _text(fields["text"], "text")
-        if not text.strip():
-            raise BadRecord("empty text", "field 'text' is empty, expected the text to learn")
-        return Record(index, place, text=text)
-    prompt_field = _first_present(fields, PROMPT_FIELDS, "the prompt")
-    response_field = _first_present(fields, RESPONSE_FIELDS, "the response")
-    prompt = _text(fields[prompt_field], prompt_field)
-    extra = fields.get("input") if prompt_field == "instruction" else None
-    if extra is not None and _text(extra, "input").strip():
-        prompt = f"{prompt}\n\n{extra}"
-    response = _text(fields[response_field], response_field)
-    if not response.strip():
-        raise BadRecord("empty response", f"field {response_field!r} is empty, expected the text to learn")
-    return Record(index, place, messages=(Message("user", prompt), Message("assistant", response)))
+def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
+    if not isinstance(given, Mapping):
+        raise BadRecord("no object", f"found {found(given)}, expected an object with named fields")
+    pair = None if rules.columns or rules.ignored else read_plain(given)
+    if pair is not None:
+        return Record(index, place, messages=pair)
+    fields = Fields(given, rules)
+    turns_field = fields.first("turns")
+    paired = fields.first("prompt") or fields.first("response")
+    if fields.says("input_ids") or ("input_ids" in fields and not (turns_field or paired)):
+        read = {name: fields.take(name) for name in fields.values if name in TOKENS_READ}
+        tokens = read_tokens(read)
+        _follow_marks(fields)
+        fields.check_rest("tokens", tokens=True)
+        return Record(index, place, tokens=tokens)
+    if turns_field is not None and not fields.says(turns_field) and paired is not None:
+        turns_field = None  # an empty list, as it is put where records of two layouts are joined
+    sides = [name for name in (*fields.kinds.wanted, *fields.kinds.unwanted) if _is_side(fields, name)]
+    if sides:
+        turns, layout = _wanted_turns(fields, turns_field, sides), "preference data"
+    elif turns_field is not None:
+        turns, layout = with_system(fields, _turns(fields, turns_field)), f"turns in {turns_field!r}"
+    elif "text" in fields and paired is None:
+        return _plain_text(index, place, fields)
+    else:
+        turns, layout = _pair(fields), "a prompt and a response"
+    _follow_marks(fields)
+    _check_replies(turns, turns_field or fields.first("response") or layout)
+    tools = _tools(fields, turns)
+    options = _template_options(fields)
+    fields.check_rest(layout)
+    return Record(index, place, messages=tuple(turns), tools=tools, template_options=options)
 
 
-def _mapped(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record under the names of `FIELDS`; an Alpaca `input` and `tools` may be absent."""
-    for field, column in columns.items():
-        if column not in fields and field not in ("input", "tools"):
-            there = ", ".join(map(repr, fields)) or "no fields"
-            raise BadRecord(
-                "missing field", f"found {there}, expected {column!r} as the {field} (see columns)"
-            )
-    return {field: fields[column] for field, column in columns.items() if column in fields}
+def _plain_text(index: int, place: str, fields: Fields) -> Record:
+    words = text(fields.take("text"), "text")
+    if not words.strip():
+        raise BadRecord("empty text", "field 'text' is empty, expected the text to learn")
+    _follow_marks(fields, wanted=False)
+    fields.check_rest("plain text")
+    return Record(index, place, text=words)
 
 
-def _first_present(fields: Mapping[str, Any], names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if name in fields:
-            return name
-    there = ", ".join(map(repr, fields)) or "no fields"
-    known = ", ".join(map(repr, names))
-    raise BadRecord(
-        "missing field",
-        f"found {there}, expected {what} in one of {known} (or 'messages', 'text', 'input_ids', or columns=)",
-    )
+def _turns(fields: Fields, name: str) -> list[Message]:
+    """The turns of a conversation, with the marks that the record has for each."""
+    marks = {}
+    for mark in fields.kinds.marks:
+        value, kind = fields.anywhere(mark), layouts.kind_of_mark(mark)
+        by_turn = isinstance(value, list | tuple | np.ndarray) and not is_blank(value)
+        if by_turn and kind in ("learned", "masked", "either"):
+            marks[mark] = value
+    fields.leave(marks)
+    return read_turns(fields.take(name), name, ignored=fields.rules.ignored, marks=marks)
 
 
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a string")
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRecord(
-            "not Unicode", f"field {field!r} holds half of a surrogate pair, expected Unicode text"
-        )
-    return value
+def _pair(fields: Fields) -> list[Message]:
+    several = fields.first("several")
+    if several is None or not fields.says(several) or fields.first("response") is not None:
+        return [*read_prompt(fields), *read_response(fields)]
+    scores = fields.first("scores")
+    if fields.rules.preference is None or scores is None:
+        raise preferences.refused([several])
+    fields.leave((several, scores))
+    reply = preferences.best_reply(fields.values[several], fields.values[scores], (several, scores))
+    return [*as_context(read_prompt(fields)), Message("assistant", reply)]
 
 
-def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) == 0:
-        raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a list of turns")
-    turns: list[Message] = []
-    for number, turn in enumerate(value):
-        where = f"{field}[{number}]"
-        if not isinstance(turn, Mapping):
-            raise BadRecord(
-                "wrong type",
-                f"{where} is {found(turn)}, expected an object with {role_key!r} and {content_key!r}",
-            )
-        given = {name: turn[name] for name in MORE if role_key == "role" and turn.get(name) is not None}
-        more = {name: value for name, value in _values(given, where).items() if value}
-        for key in (role_key, content_key):
-            if key not in turn and not (key == content_key and "tool_calls" in more):
-                raise BadRecord(
-                    "missing field",
-                    f"{where} has no {key!r}, found {', '.join(map(repr, turn)) or 'no fields'}",
-                )
-        role = _text(turn[role_key], f"{where}.{role_key}")
-        if role_key == "from":
-            if role not in SHAREGPT_ROLES:
-                known = ", ".join(SHAREGPT_ROLES)
-                raise BadRecord("unknown role", f"{where}.from is {role!r}, expected one of {known}")
-            role = SHAREGPT_ROLES[role]
-        words = turn.get(content_key)
-        empty = words is None and "tool_calls" in more
-        content = "" if empty else _content(words, f"{where}.{content_key}")
-        turns.append(Message(role, content, more))
+def _is_side(fields: Fields, name: str) -> bool:
+    """Whether it is a reply, and no number or mark under the name of one."""
+    value = fields.anywhere(name)
+    return value is not None and hasattr(value, "__len__") and not is_blank(value)
+
+
+def _wanted_turns(fields: Fields, turns_field: str | None, sides: Sequence[str]) -> list[Message]:
+    if fields.rules.preference is None:
+        raise preferences.refused(sides)
+    wanted = next((name for name in fields.kinds.wanted if name in sides and name in fields), None)
+    unwanted = next((name for name in fields.kinds.unwanted if name in sides), None)
+    fields.leave(fields.kinds.unwanted)
+    if turns_field is not None and wanted is not None:
+        turns = with_system(fields, _turns(fields, turns_field))
+    elif turns_field is not None:
+        return preferences.last_reply(with_system(fields, _turns(fields, turns_field)), turns_field)
+    elif wanted is None:
+        prompt = as_context(read_prompt(fields))
+        return [*prompt, *read_response(fields)]
+    else:
+        turns = read_prompt(fields, needed=False)
+    other = None if unwanted is None else fields.anywhere(unwanted)
+    names = (wanted, unwanted or "rejected")
+    return preferences.chosen_turns(turns, fields.take(wanted), other, names, fields.rules.ignored)
+
+
+def _follow_marks(fields: Fields, *, wanted: bool = True) -> None:
+    """Refuses a record that is marked as not to be learned, or whose reply is not wanted."""
+    for name in fields.kinds.marks:
+        value, kind = fields.anywhere(name), layouts.kind_of_mark(name)
+        if value is None or is_blank(value) or fields.is_done(name) or (kind == "wanted" and not wanted):
+            continue
+        check_record_mark(name, value)
+        if kind not in ("alike", "wanted") or isinstance(value, bool | int | float | np.generic):
+            fields.leave((name,))
+    for name in (*fields.kinds.wanted, *fields.kinds.unwanted):  # as marks, and not as sides
+        value = fields.anywhere(name)
+        if isinstance(value, bool | np.bool_):
+            if bool(value) == (name in fields.kinds.unwanted):
+                raise unwanted(name, value)
+            fields.leave((name,))
+
+
+def _check_replies(turns: Sequence[Message], field: str) -> None:
     replies = [turn for turn in turns if turn.role == "assistant"]
     if not replies:
         raise BadRecord(
@@ -356,85 +391,36 @@ def _messages(value: Any, field: str, role_key: str, content_key: str) -> tuple[
         raise BadRecord(
             "empty response", f"field {field!r}: every assistant turn is empty, expected text to learn"
         )
-    return tuple(turns)
+    if not any(reply.learned and (reply.content.strip() or reply.calls) for reply in replies):
+        raise BadRecord(
+            "nothing to learn",
+            f"field {field!r}: every assistant turn is marked as not to be learned, or empty, expected one to learn",
+        )
 
 
-def _tools(value: Any, turns: Sequence[Message]) -> Sequence[Any] | None:
-    """Descriptions of tools: a list of objects, one of them, or the same as JSON text.
+def _tools(fields: Fields, turns: Sequence[Message]) -> Sequence[Any] | None:
+    name = fields.first("tools")
+    if name is None:
+        return None
+    needed = name in fields.rules.columns or any(turn.calls for turn in turns)
+    return read_tools(fields.take(name), name, needed=needed)
 
-    Where no turn calls any, what cannot be understood is left out: many data sets have such a column for other uses.
-    """
+
+def _template_options(fields: Fields) -> Mapping[str, Any]:
+    if layouts.OPTIONS_FIELD not in fields:
+        return {}
+    value = fields.take(layouts.OPTIONS_FIELD)
+    options = plain(_parsed(value) if isinstance(value, str) else value, f"field {layouts.OPTIONS_FIELD!r}")
+    if not isinstance(options, dict):
+        raise BadRecord(
+            "wrong type",
+            f"field {layouts.OPTIONS_FIELD!r} is {found(value)}, expected an object of variables",
+        )
+    return options
+
+
+def _parsed(value: str) -> Any:
     try:
-        if isinstance(value, str):
-            value = json.loads(value) if value.strip() else None
-        value = _values(value, "tools")
-        value = [value] if isinstance(value, dict) and value else value
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(each, dict) for each in value)
-        ):
-            raise BadRecord("wrong type", f"field 'tools' is {found(value)}, expected a list of objects")
-    except (BadRecord, ValueError, RecursionError) as error:
-        if not any(turn.calls for turn in turns):
-            return None
-        detail = (
-            error if isinstance(error, BadRecord) else f"field 'tools' is {found(value)}, expected a list"
-        )
-        raise BadRecord("wrong type", str(detail)) from None
-    return value or None
-
-
-def _values(value: Any, where: str) -> Any:
-    """The value, if it is made of what JSON has, and arrays."""
-    try:
-        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
-    except (TypeError, ValueError, RecursionError, AttributeError) as error:
-        raise BadRecord("wrong type", f"{where} holds what JSON does not have ({error})") from None
-
-
-def _content(value: Any, field: str) -> str:
-    """A turn's text: a string, or a list of {"type": "text", "text"} parts."""
-    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
-        for part in value:
-            if part.get("type") != "text":
-                raise BadRecord(
-                    "not text", f"{field} has a part of type {part.get('type')!r}, expected text alone"
-                )
-        return "".join(_text(part.get("text"), f"{field}.text") for part in value)
-    return _text(value, field)
-
-
-def _tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
-    columns = []
-    for name in ("input_ids", "labels"):
-        if name not in fields:
-            raise BadRecord(
-                "missing field", f"field {name!r} is missing beside {', '.join(map(repr, fields))}"
-            )
-        value = fields[name]
-        try:
-            column = np.asarray(value)
-        except (ValueError, TypeError, RuntimeError):
-            raise BadRecord(
-                "wrong type", f"field {name!r} is {found(value)}, expected a list of integers"
-            ) from None
-        if column.ndim != 1 or column.dtype.kind not in "iu" or column.size == 0:
-            raise BadRecord(
-                "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
-            )
-        columns.append(np.minimum(column, np.iinfo(np.int64).max).astype(np.int64))
-    if columns[0].size != columns[1].size:
-        raise BadRecord(
-            "bad tokens",
-            f"found {columns[0].size} input_ids and {columns[1].size} labels, expected equal lengths",
-        )
-    if max(column.max() for column in columns) >= 1 << 31:
-        raise BadRecord("bad tokens", "found a token id of 2³¹ or more, expected ids of a vocabulary")
-    if columns[0].min() < 0:
-        raise BadRecord(
-            "bad tokens", f"field 'input_ids' holds {columns[0].min()}, expected token ids of 0 and above"
-        )
-    if columns[1].min() < 0 and np.any((columns[1] < 0) & (columns[1] != -100)):
-        raise BadRecord(
-            "bad tokens", "field 'labels' holds a negative id that is not -100, expected token ids or -100"
-        )
-    return np.stack(columns)
+        return json.loads(value) if value.strip() else {}
+    except (ValueError, RecursionError):
+        return value

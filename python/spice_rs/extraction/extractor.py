@@ -113,7 +113,8 @@ def extract(
             in `OUT.left-out.jsonl`, one line with row and reason each.
         columns: Field → column, for data with other names of columns: {"prompt": "frage", "response": "antwort"};
             see `spice_rs.data.records.FIELDS`.
-        ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several.
+        ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several; a key
+            of a turn is "messages.key".
         preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
         chat_template: File with the chat template to use in place of the tokenizer's own, or "none": prompt and response
             are joined as they stand, and an end token behind them.

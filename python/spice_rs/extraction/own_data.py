@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from spice_rs.data.records import FIELDS
+from spice_rs.data.layouts import TELLING_FIELDS
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.loss import OwnLossFunction
 from spice_rs.extraction.transfer import to_device
@@ -52,7 +52,7 @@ def is_own(data: Any, columns: Mapping[str, str] | None, loss_fn: Any) -> bool:
     first = data[0]
     if not isinstance(first, Mapping) or _wants_model(loss_fn):
         return True
-    known = [first[field] for field in FIELDS if field in first]
+    known = [first[field] for field in TELLING_FIELDS if field in first]
     words = any(value is None or isinstance(value, str | list | tuple) for value in known)
     tokens = all(getattr(first.get(field), "ndim", None) == 1 for field in ("input_ids", "labels"))
     return not (words or tokens)

@@ -27,8 +27,9 @@ from spice_rs.data.dataset import (
     tokenise,
     tokenizer_fingerprint,
 )
-from spice_rs.data.left_out import LeftOut
+from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.templates import read_template
+from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample, Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
@@ -306,7 +307,13 @@ def read_text(
     if settings.max_length is None:
         raise InvalidInputError("max_length is None, expected a positive integer")
     _check_counts(max_length=settings.max_length)
-    records = load_records(data, skip_bad=settings.skip_bad, columns=settings.columns)
+    records = load_records(
+        data,
+        skip_bad=settings.skip_bad,
+        columns=settings.columns,
+        ignore_columns=settings.ignore_columns,
+        preference=settings.preference,
+    )
     place = _device(model, settings.device)
     trusted = settings.trust_remote_code
     network, name = load_model(model, gguf_file=settings.gguf_file, device=place, trust_remote_code=trusted)
@@ -317,6 +324,11 @@ def read_text(
         tokenizer = load_tokenizer(model, gguf_file=settings.gguf_file, trust_remote_code=trusted)
     limit = settings.limit
     chosen = [record for record in records if limit is None or record.index < limit]
+    padded = list(_padded(chosen, network, tokenizer))
+    if padded and not settings.skip_bad:
+        raise InvalidInputError(f"{padded[0]}; {SKIP_REMEDY}")
+    rows = {each.row for each in padded}
+    chosen = [record for record in chosen if record.index not in rows]
     examples = tokenise(
         chosen,
         tokenizer,
@@ -335,7 +347,7 @@ def read_text(
     if not examples:
         raise InvalidInputError(
             f"{records.source}: nothing to learn among the first {limit or records.rows} rows; "
-            f"the first reason: {[*records.bad, *examples.skipped, 'no record'][0]}"
+            f"the first reason: {[*records.bad, *padded, *examples.skipped, 'no record'][0]}"
         )
     _check_limits(network, examples)
     provenance = {
@@ -355,13 +367,34 @@ def read_text(
         list(examples),
         records.rows,
         provenance,
-        left_out=(*records.bad, *examples.skipped),
+        left_out=(*records.bad, *padded, *examples.skipped),
         truncated=examples.truncated,
         source=records.source,
         records={record.index: record for record in records},
         tokenizer=tokenizer,
         notes=examples.notes,
     )
+
+
+def _padded(records: Sequence[Record], network: torch.nn.Module, tokenizer: Any) -> Iterator[LeftOut]:
+    """Records of tokens whose padding would be learned, or seen; only here is it known which token pads."""
+    sources = (tokenizer, getattr(network, "config", None))
+    pads, ends = (
+        [value for source in sources if (value := getattr(source, name, None)) is not None]
+        for name in ("pad_token_id", "eos_token_id")
+    )
+    tokens = {record.index: record.tokens for record in records if record.tokens is not None}
+    if not pads or not tokens:
+        return
+    pad, end = pads[0], (ends or [None])[0]
+    # One pad token at the end may be an end token of the template's; where others have more of them, it is padding.
+    may_end = pad in (end if isinstance(end, list | tuple) else [end])
+    padded = {row for row, given in tokens.items() if unmasked_padding(given, pad, 1)}
+    for record in records:
+        if record.index in padded or (padded and record.index in tokens and not may_end):
+            wrong = unmasked_padding(tokens[record.index], pad, 1 if may_end else 0)
+            if wrong is not None:
+                yield LeftOut(record.index, record.place, "padding", wrong)
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:
