@@ -233,7 +233,6 @@ def test_preference_data_that_tell_no_wanted_side(record, word):
         *(
             {"messages": CHAT, "label": False},
             {**ALPACA, "kto_tag": False},
-            {**PAIR, "kto_tag": "false"},
             {**PAIR, "chosen": False},
         ),
         {**PAIR, "rejected": True},
@@ -246,3 +245,8 @@ def test_an_unwanted_reply_is_never_learned(record, preference):
     wanted = {name: value if isinstance(value, str | list) else not value for name, value in record.items()}
     plain = {name: value for name, value in record.items() if isinstance(value, str | list)}
     assert fingerprint(wanted, preference=preference) == fingerprint(plain)
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable"])
+def test_an_unwanted_reply_may_be_marked_in_words(name):
+    assert "not wanted (KTO)" in refusal({**PAIR, name: " False"})
