@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spice_rs.data import layouts
 from spice_rs.errors import InvalidInputError
 
-PROMPTS = ("instruction", "prompt", "question", "query")
+PROMPTS = layouts.PROMPT_FIELDS
 QUERIES = ("input", "context")
-RESPONSES = ("response", "output", "completion", "answer")
-CHOSEN = ("chosen", "chosen_response", "accepted")
-REJECTED = ("rejected", "rejected_response")
-CHATS = ("messages", "conversations")
-SYSTEMS = ("system", "system_prompt")
-TOOLS = ("tools", "functions")
+RESPONSES = tuple(name for name in layouts.RESPONSE_FIELDS if name != "answers")
+CHOSEN = layouts.WANTED_FIELDS
+REJECTED = layouts.UNWANTED_FIELDS
+CHATS = layouts.TURN_FIELDS
+SYSTEMS = layouts.SYSTEM_FIELDS
+TOOLS = layouts.TOOL_FIELDS
 MEDIA = {"images": ("images", "image"), "videos": ("videos", "video"), "audios": ("audios", "audio")}
 """LLaMA-Factory's column → fields that are it."""
 MEDIA_MARKS = tuple(f"<{column[:-1]}>" for column in MEDIA)
 """What stands in the text in place of each: <image>, <video>, <audio>."""
-LABELS = ("kto_tag", "label", "desirable")
-UNREAD = ("chat_template_kwargs",)
+LABELS = layouts.WANTED_MARKS
+UNREAD = (layouts.OPTIONS_FIELD,)
 """Fields that templates read, and LLaMA-Factory does not."""
 
 KNOWN = {

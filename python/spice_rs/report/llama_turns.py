@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spice_rs.data.layouts import EITHER_MARKS, LEARNED_MARKS, MASKED_MARKS, PARTIAL_MARKS
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
     CHATS,
@@ -35,15 +36,7 @@ TAGS = {
 
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-LEARNED_MARKS = (
-    *("weight", "train", "training", "trainable", "train_on_turn", "learn", "learned"),
-    *("loss", "loss_weight", "loss_scale", "loss_mask"),
-)
-"""What data call the mark of a turn that is 1 or true where it is learned."""
-MASKED_MARKS = ("masked", "is_masked", "ignore", "ignored", "no_loss", "no_train")
-"""The same, 1 or true where it is not."""
-OTHER_MARKS = ("mask", "train_detail", "training_detail", "token_weights", "loss_weights")
-"""Marks that mean either, or of parts of a turn."""
+OTHER_MARKS = (*EITHER_MARKS, *PARTIAL_MARKS)
 
 
 def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str, str], list[str]]:
