@@ -355,7 +355,7 @@ def test_a_conversation_may_begin_with_the_assistant(template, first):
     assert learned_words(tokenise(records, tokenizer)[0], tokenizer) == expected
 
 
-CALL = {"type": "function", "function": {"name": "four", "arguments": {"one": 2}}}
+CALL = {"type": "function", "function": {"name": "four", "arguments": {}}}
 
 
 @pytest.mark.parametrize("marked", [False, True])

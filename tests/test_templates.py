@@ -539,19 +539,15 @@ def test_every_part_of_calls_and_every_tool_is_shown_or_named(change, says):
         learned(TOOLS.replace(*change), CALLING, tools=[TOOL])
 
 
-def test_numbers_of_calls_that_are_not_shown_are_counted(tmp_path, model):
-    call = {"type": "function", "function": {"name": "weather", "arguments": {"days": 3}}}
+@pytest.mark.parametrize("arguments", [{"days": 3}, {"days": [0.5]}, {"late": False}])
+def test_no_argument_of_a_call_is_left_out(arguments):
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
     messages = [CALLING[0], {"role": "assistant", "tool_calls": [call]}]
-    template = TOOLS.replace("c.function | tojson", "c.function.name")
-    examples, _ = examples_of(template, messages)
-    assert [note[:12] for note in examples.notes] == ["in 1 records"]
-    with pytest.warns(
-        SpiceWarning, match=r"in 1 records a part of a call's arguments is not learned.*'days'"
-    ):
-        spice_rs.extract(
-            model, [{"messages": messages}], tmp_path / "s", tokenizer=make_tokenizer(template), dim=8
-        )
-    assert not examples_of(TOOLS, messages)[0].notes
+    (name,) = arguments
+    assert name in learned(TOOLS, messages)[-1]
+    for shown in ("c.function.name", "c.function.name ~ c.function.arguments.values() | list"):
+        with pytest.raises(InvalidInputError, match=rf"turn 1 \(assistant\).*its arguments \('{name}'\)"):
+            learned(TOOLS.replace("c.function | tojson", shown), messages)
 
 
 def test_names_of_speakers_are_shown_or_named():

@@ -21,11 +21,10 @@ class _Probe:
 
     def __init__(self) -> None:
         self.needed: dict[str, str] = {}
-        self.other: dict[str, str] = {}
 
-    def mark(self, text: str, what: str, *, needed: bool = True) -> str:
-        letter = begin((len(self.needed) + len(self.other)) % MOST)
-        (self.needed if needed else self.other)[letter] = what
+    def mark(self, text: str, what: str) -> str:
+        letter = begin(len(self.needed) % MOST)
+        self.needed[letter] = what
         return letter + text
 
     def changed(self, value: Any, what: str) -> Any:
@@ -34,13 +33,13 @@ class _Probe:
             return self.mark(value, f"{what} ({value!r:.40})")
         if isinstance(value, Mapping):
             return {
-                self.mark(name, f"{what} ({name!r})", needed=False): self.changed(each, f"{what} ({name!r})")
+                self.mark(name, f"{what} ({name!r})"): self.changed(each, f"{what} ({name!r})")
                 for name, each in value.items()
             }
         if isinstance(value, list):
             return [self.changed(each, what) for each in value]
-        number = _NUMBER + len(self.other)
-        self.other[str(number)] = f"{what} ({value!r})"
+        number = _NUMBER + len(self.needed)
+        self.needed[str(number)] = f"{what} ({value!r})"
         return number
 
 
@@ -57,7 +56,7 @@ def _with_function(description: Any, changed: Mapping[str, Any]) -> Any:
     return {**description, "function": changed} if isinstance(inner, Mapping) else changed
 
 
-def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], text: str) -> str | None:
+def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], text: str) -> None:
     """Refuses calls of tools, and tools, that the text does not show: by a rendering with others in their place.
 
     Args:
@@ -65,8 +64,8 @@ def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], tex
         messages: The turns.
         text: Their text.
 
-    Returns:
-        What else of a call's arguments is left out, names and numbers; None if nothing is.
+    Raises:
+        TemplateFault: A name, an argument or a tool is left out; the message names it.
     """
     probe = _Probe()
     turns = []
@@ -96,7 +95,7 @@ def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], tex
         else:
             tools.append(tool)
     if not probe.needed:
-        return None
+        return
     try:
         found = rendering.text(turns, tools=tools or None)
     except TemplateFault:
@@ -105,10 +104,9 @@ def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], tex
         try:
             without = rendering.text(silent)
         except TemplateFault:
-            return None  # it misses the calls
-        found = "" if without == text else "".join([*probe.needed, *probe.other])
+            return  # it misses the calls
+        found = "" if without == text else "".join(probe.needed)
     found = unescaped(found)
     for sign, what in probe.needed.items():
         if sign not in found:
             raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE, --chat-template FILE)")
-    return next((what for sign, what in probe.other.items() if sign not in found), None)

@@ -237,12 +237,6 @@ def _encode_texts(tokenizer: Any, records: Sequence[Record]) -> Iterator[tuple[i
 def _notes_of_template(renderer: Renderer | None) -> Iterator[str]:
     if renderer is None:
         return
-    if renderer.omitted:
-        place, detail = next(iter(renderer.omitted.items()))
-        yield (
-            f"in {len(renderer.omitted)} records a part of a call's arguments is not learned; the first: {place}: "
-            f"{detail}; {REMEDY}"
-        )
     if unasked := renderer.ends.unasked:
         yield (
             f"the chat template writes {unasked[0]!r} behind the last turn of {len(unasked)} records though no next one is "

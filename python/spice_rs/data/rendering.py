@@ -53,7 +53,6 @@ class Renderer:
     Attributes:
         kind: "chat", "plain" or "joined".
         template: The chat template; None for the others.
-        omitted: What it left out of calls, by the records' places.
         ends: What it writes behind last turns.
     """
 
@@ -61,7 +60,6 @@ class Renderer:
         self.tokenizer = tokenizer
         self.special = SpecialTokens(tokenizer)
         self.template: ChatTemplate | None = None
-        self.omitted: dict[str, str] = {}
         self.ends = Ends()
         if given == JOINED:
             self.kind = "joined"
@@ -132,8 +130,6 @@ class Renderer:
             except TemplateFault:
                 raise fault from None
         self._check_markers(record, shown.text, shown.places)
-        if shown.omitted is not None:
-            self.omitted[record.place] = shown.omitted
         return shown.text, find_spans(rendering, record.messages, shown, self.special, self.ends)
 
     def _check_markers(self, record: Record, text: str, places: Sequence[Place]) -> None:

@@ -15,7 +15,7 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -81,7 +81,6 @@ class Shown:
         marked: The same with letters around the pieces; None where letters would change the text.
         places: Of all pieces that were found, by start.
         generation: What the template marks as the assistant's, [start, end); None where it does not.
-        omitted: What is left out of a call's arguments that is no words: a name, a number.
     """
 
     text: str
@@ -89,7 +88,6 @@ class Shown:
     marked: list[dict[str, Any]] | None
     places: list[Place]
     generation: list[tuple[int, int]] | None = None
-    omitted: str | None = None
 
 
 class _Marker:
@@ -209,7 +207,7 @@ def show(rendering: Rendering, messages: Sequence[Message]) -> Shown:
         shown = Shown(text, turns, None, list(_searched(text, marker.pieces)))
     _check_order(shown.places)
     if calls or rendering.tools:
-        return replace(shown, omitted=check_calls_and_tools(rendering, messages, text))
+        check_calls_and_tools(rendering, messages, text)
     return shown
 
 
