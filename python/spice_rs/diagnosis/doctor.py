@@ -18,11 +18,11 @@ from spice_rs.diagnosis.masks import mask_checks
 from spice_rs.diagnosis.plain import plain_rows
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.batching import Sample, longest_first, one_by_one
 from spice_rs.extraction.own_data import UnlikeSamplesError
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
-from spice_rs.extraction.proxy import limits
+from spice_rs.extraction.proxy import limits, threshold_of
 from spice_rs.report.tables import aligned
 
 _DIM = 4096
@@ -115,7 +115,7 @@ def _row_checks(
     projection = SparseProjection(_DIM, seed=0)
     run = ready.run(projection=projection)
     # Where each sample has a batch of its own, there is nothing that could depend on others.
-    apart = len(run.take(longest_first(ready.reading.samples)[-2:], 0)) < 2
+    apart = one_by_one(ready.reading.samples, run.tokens)
 
     def rows_together(sizes: int) -> torch.Tensor | None:
         if apart:
@@ -152,7 +152,16 @@ def _row_checks(
         return _compared(name, found, expected, names, tolerance)
 
     smallest = float(alone.norm(dim=1).min())
+    threshold = threshold_of(ready.network)
+    outliers = (
+        []
+        if threshold is None
+        else [
+            Check("llm_int8_threshold", None if apart else False, f"{threshold[1]:g} ({threshold[0]})", "0")
+        ]
+    )
     return [
+        *outliers,
         same("rows again", again, alone),
         same(f"rows padded to {padded_to} tokens", padded, alone, "no padding"),
         same("rows in pairs", pairs, alone),

@@ -98,6 +98,11 @@ def take_batch(samples: Sequence[Sample], start: int, tokens: int, most: int) ->
     return samples[start : start + max(1, min(tokens // samples[start].length, most))]
 
 
+def one_by_one(samples: Sequence[Sample], tokens: int) -> bool:
+    """Whether no two of the samples share a batch of so many padded tokens, however they are cut."""
+    return len(take_batch(longest_first(samples)[-2:], 0, tokens, 2)) < 2
+
+
 def collate(examples: Sequence[Example], device: torch.device, length: int = 0) -> Batch:
     """Pads to the longest example or `length`. The pad id is 0; by mask and labels no value depends on it."""
     shape = (len(examples), max(length, *(example.length for example in examples)))

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
+from spice_rs.extraction.batching import Sample, Task, longest_first, one_by_one, take_batch
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import leave_out
 from spice_rs.extraction.own_data import OwnSample, UnlikeSamplesError
 from spice_rs.extraction.preflight import Preflight, tolerance_of, worth_pairing, worth_trying
+from spice_rs.extraction.proxy import check_thresholds
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
 from spice_rs.store.store import GradientWriter
@@ -112,6 +113,8 @@ class GradientRun:
         Raises:
             InvalidInputError: There is such a parameter, or such a tensor, or a gradient is wrong.
         """
+        if not one_by_one(samples, self.tokens):
+            check_thresholds(self.task.network)
         own = isinstance(samples[0], OwnSample)
         few = worth_trying(samples)
         try:
