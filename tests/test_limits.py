@@ -70,7 +70,8 @@ def test_relative_positions_have_no_limit(tmp_path):
 
 
 def test_a_table_of_positions_that_begins_behind_its_padding_is_shorter(tmp_path):
-    config = hf.RobertaConfig(**SMALL, intermediate_size=16, max_position_embeddings=20, pad_token_id=1, is_decoder=True)  # fmt: skip
+    sizes = {**SMALL, "intermediate_size": 16, "max_position_embeddings": 20}
+    config = hf.RobertaConfig(**sizes, pad_token_id=1, is_decoder=True)
     model = hf.RobertaForCausalLM(config)
     assert limits(model) == (VOCABULARY, 18)
     sample = {"input_ids": [2] * 19, "labels": [2] * 19}
