@@ -265,6 +265,30 @@ def test_reentrant_checkpointing_is_exact_or_an_error_by_name(tmp_path):
         own_rows(model, items, tmp_path / "c", target_modules=["middle", "last"])
 
 
+def test_a_part_of_the_model_that_is_never_learned_is_named_as_a_whole(data, tmp_path):
+    class Indexed(torch.nn.Module):
+        """With an indexer that chooses, as sparse attention has it."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.up = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, 8)
+            self.indexer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+            self.head = torch.nn.Linear(8, VOCABULARY)
+
+        def forward(self, input_ids, attention_mask=None):
+            x = self.words(input_ids)
+            with torch.no_grad():
+                chosen = self.indexer(x) > 0
+            return self.head(self.up(x) * chosen)
+
+    with pytest.raises(InvalidInputError, match=r"'indexer.0' runs without gradients .*'!indexer'"):
+        run(Indexed(), data, tmp_path / "s")
+    names = names_in(run(Indexed(), data, tmp_path / "t", target_modules="!indexer"))
+    assert "up.weight" in names
+    assert not any("indexer" in name for name in names)
+
+
 def test_an_input_that_changes_in_place_after_the_layer_is_an_error(tmp_path):
     class Spoiling(torch.nn.Module):
         def __init__(self):

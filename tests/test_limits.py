@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from reference import VOCABULARY, make_data, run
+from reference import VOCABULARY, check_against_autograd, make_data, run
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.proxy import limits
 
@@ -61,8 +61,10 @@ def test_relative_positions_have_no_limit(tmp_path):
     options = {"target_modules": ["layer_1", "layer_2"]}
     with pytest.raises(InvalidInputError, match=r"layer_1' sees a tensor .*tokens_per_batch=1"):
         run(model, make_data(4), tmp_path / "r", **options)  # (tokens, samples, features)
-    store = run(model, make_data(4), tmp_path / "s", tokens_per_batch=1, **options)
-    assert len(store) == 4
+    data = make_data(4)
+    store = run(model, data, tmp_path / "s", tokens_per_batch=1, embeddings=True, **options)
+    assert any("word_embedding" in entry["name"] for entry in store.info()["layout"])
+    check_against_autograd(model, data, store)
     falcon = hf.FalconForCausalLM(hf.FalconConfig(**SMALL, alibi=True, max_position_embeddings=3))
     assert len(run(falcon, make_data(4), tmp_path / "t")) == 4
     bloom = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2))

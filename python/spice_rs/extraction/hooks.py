@@ -90,15 +90,25 @@ class GradientCapture:
         self._seen.clear()
         try:
             yield rows
-            if self._blind - self._seen:
-                name = min(self._blind - self._seen)
+            blind = self._blind - self._seen
+            if blind:
+                name = min(blind)
                 raise InvalidInputError(
                     f"layer {name!r} runs without gradients (inside no_grad, or re-entrant checkpointing whose input needs "
                     "none), so its own cannot be taken; use_reentrant=False, or "
-                    f"{leave_out(name)}"
+                    f"{leave_out(self._widest(name, blind))}"
                 )
         finally:
             self._catch = None
+
+    def _widest(self, name: str, blind: set[str]) -> str:
+        """The module around a layer without any layer that is not blind, too, or the layer itself."""
+        while parent := name.rpartition(".")[0]:
+            inside = {layer.name for layer in self.layers if layer.name.startswith(f"{parent}.")}
+            if not inside <= blind:
+                break
+            name = parent
+        return name
 
     @contextmanager
     def watched(self, length: int, device: torch.device) -> Iterator[Callable[[torch.Tensor], list[str]]]:

@@ -175,13 +175,16 @@ class EmbeddingLayer(Layer):
         """The token ids (B, T); -1 where the table's row gets no gradient."""
         padding = self.module.padding_idx
         ids = values if padding is None else values.masked_fill(values == padding, -1)
+        if shape.samples == 1 and ids.numel() == shape.length:
+            ids = ids.reshape(1, shape.length)  # also where samples are in the second place
         if ids.dim() == 1 and ids.numel() == shape.samples * shape.length:
             ids = ids.view(shape.samples, shape.length)
         if ids.dim() < 2 or ids.shape[0] not in (1, shape.samples):
             raise InvalidInputError(
                 f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
                 f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
-                f"(1, {shape.length}), or {leave_out(self.name)}"
+                f"(1, {shape.length}), compute one sample at a time, tokens_per_batch=1 (--tokens-per-batch 1), or "
+                f"{leave_out(self.name)}"
             )
         return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)
 

@@ -266,6 +266,6 @@ def _check_rest(batch: Mapping[str, Any], model: torch.nn.Module) -> None:
         if name in taken and isinstance(batch[name], torch.Tensor):
             raise InvalidInputError(
                 f"batch[{name!r}]: found a tensor that {type(base).__name__} takes, expected text alone: gradients are "
-                "taken of input_ids, attention_mask and labels. Leave it out, or select beforehand with spice_rs.extract and "
+                "taken of input_ids, attention_mask and labels. Leave it out, or select beforehand: spice_rs.extract with "
                 "a loss_fn of your own."
             )
