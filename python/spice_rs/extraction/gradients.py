@@ -100,6 +100,20 @@ class GradientRun:
             yield batch, *result
             start += len(batch)
 
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Tries the samples out now, and not before the first batch: where nothing was written yet.
+
+        Args:
+            samples: All of the run.
+
+        Raises:
+            InvalidInputError: See `try_out`.
+        """
+        if samples:
+            with self.capture.attached():
+                self.try_out(longest_first(samples))
+            self.tried = True
+
     def try_out(self, samples: Sequence[Sample]) -> None:
         """Runs the model on a few short samples, before there are rows that would be wrong without a word.
 
@@ -161,7 +175,7 @@ class GradientRun:
             batches.append(self.take(samples, start))
             start += len(batches[-1])
         try:
-            preflight.check_batches(self.task, worth_pairing(batches, few))
+            preflight.check_batches(self.task, worth_pairing(batches))
         except UnlikeSamplesError:
             return  # which the run will say
 

@@ -277,26 +277,27 @@ def worth_trying(samples: Sequence[Sample]) -> list[Sample]:
     return list((some or rising[len(rising) // 2 :])[:_TRIES])
 
 
-def worth_pairing(batches: Sequence[Sequence[Sample]], few: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    """Each of a few samples with another one to share a batch with; none where each has its own batch.
+def worth_pairing(batches: Sequence[Sequence[Sample]]) -> list[tuple[Sample, Sample]]:
+    """A few samples, each with one that is longer to share a batch with, no larger than those of the run.
 
     Args:
         batches: The run's, by falling length.
-        few: Samples worth trying.
+
+    Returns:
+        None where each sample has a batch of its own; samples of one length where none is ever padded.
     """
     shared = [batch for batch in batches if len(batch) > 1]
-    unlike = any(batch[0].length > batch[-1].length for batch in shared)
-    if not unlike:
+    if not any(batch[0].length > batch[-1].length for batch in shared):
         return [(batch[1], batch[0]) for batch in shared[::-1][:_TRIES]]
-    rising = [each for batch in batches[::-1] for each in reversed(batch)]
+    falling = [sample for batch in shared for sample in batch]
+    rising = falling[::-1]
     pairs = []
-    for sample in few:
+    for sample in worth_trying(falling):
         longer = [each for each in rising if each.length > sample.length]
         if not longer:  # then there are shorter ones
-            sample, longer = next(each for each in reversed(rising) if each.length < sample.length), [sample]
-        pairs.append(
-            (sample, next((each for each in longer if each.length >= 1.5 * sample.length), longer[-1]))
-        )
+            sample, longer = next(each for each in falling if each.length < sample.length), [sample]
+        far = next((each for each in longer if each.length >= 1.5 * sample.length), longer[-1])
+        pairs.append((sample, far))
     return pairs
 
 
