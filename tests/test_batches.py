@@ -208,3 +208,13 @@ def test_a_trainer_that_packs_is_refused_when_it_is_given(flag, tmp_path):
     trainer.data_collator = DataCollatorWithFlattening()
     with pytest.raises(InvalidInputError, match="found DataCollatorWithFlattening"):
         check_trainer(trainer)
+
+
+def test_a_data_set_that_was_packed_before_is_refused():
+    for column in ("seq_lengths", "packed_seq_lengths", "cu_seqlens"):
+        trainer = SimpleNamespace(
+            args=SimpleNamespace(), train_dataset=SimpleNamespace(column_names=["input_ids", column])
+        )
+        with pytest.raises(InvalidInputError, match=rf"trainer.train_dataset: found a column '{column}'"):
+            check_trainer(trainer)
+    check_trainer(SimpleNamespace(args=SimpleNamespace(), train_dataset=[{"input_ids": [1]}]))

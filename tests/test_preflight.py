@@ -53,6 +53,14 @@ def test_a_layer_that_does_something_else_is_an_error_by_name(tmp_path):
     assert len(store) == 6
 
 
+def test_one_of_many_that_others_have_changed_is_a_kind_of_its_own(tmp_path):
+    model = make_model()
+    layer = model.model.layers[1].mlp.up_proj  # the one of the first block is right
+    layer.forward = lambda x: 2 * torch.nn.functional.linear(x, layer.weight)
+    with pytest.raises(InvalidInputError, match=r"layer 'model.layers.1.mlp.up_proj' \(Linear\)"):
+        run(model, make_data(6), tmp_path / "s")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_is_found_in_any_precision(dtype, tmp_path):
     with pytest.raises(InvalidInputError, match=r"mlp.up_proj.*within (1e-05|1e-01)"):
@@ -304,3 +312,28 @@ def plain_rows(model, data, names):
         gradients = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
         rows.append(torch.cat([each.flatten() for each in gradients]).numpy())
     return np.stack(rows)
+
+
+def test_cpm_ant_does_not_heed_its_mask(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "CpmAntForCausalLM"):
+        pytest.skip("this transformers has no CPM-Ant")
+    torch.manual_seed(0)
+    config = transformers.CpmAntConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_attention_heads=2, dim_head=8, dim_ff=24, num_hidden_layers=1,
+        prompt_types=4, prompt_length=3, segment_types=8,
+    )  # fmt: skip
+    model, data = transformers.CpmAntForCausalLM(config), make_data(6)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    options = {"min_coverage": 0.5}
+    with pytest.raises(InvalidInputError, match="does not heed attention_mask.*tokens_per_batch=1"):
+        run(model, data, tmp_path / "s", **options)
+    assert len(run(model, data, tmp_path / "s", tokens_per_batch=1, **options)) == 6
+    with pytest.raises(InvalidInputError, match="does not heed attention_mask"):
+        batch = {
+            name: torch.ones(4, 9, dtype=torch.int64) for name in ("input_ids", "labels", "attention_mask")
+        }
+        batch["attention_mask"][0, 4:] = 0
+        batch["labels"][0, 4:] = -100
+        spice_rs.OnlineSelector(model, dim=64, **options).choose(batch)

@@ -3,7 +3,8 @@
 Hooks form gradients from what layers commonly do. A layer that does something else, a model that does not heed its
 attention mask, a loss that takes a mean over the batch: all of them would give rows that are wrong without a word. So one
 sample is computed as the run will compute it, and held against plain autograd, for one module of each kind (its class, its
-place in the model without numbers, how it is called); and one sample alone is held against itself in a batch, padded.
+place in the model without numbers, how it is called, what others have hooked to it); and one sample alone is held against
+itself in a batch, padded.
 
 What rounding may do to one sample (a token goes to another expert) is no fault: where there is more than one sample to try,
 only what is off for two of them is.
@@ -139,8 +140,12 @@ class Preflight:
         first: dict[Any, Layer | Replaced] = {}
         for layer in self.capture.layers:
             if layer.name in self.calls and layer.parameters:
+                module = layer.module
+                # What others have put around one module alone makes it another kind.
+                around = len(module._forward_pre_hooks), len(module._forward_hooks), "forward" in vars(module)
+                numbers = tuple(tensor.dtype for tensor in layer.tensors.values())
                 place = re.sub(r"\d+", "", layer.name)
-                kind = (type(layer.module), type(layer), place, self.calls[layer.name])
+                kind = (type(module), type(layer), place, self.calls[layer.name], around, numbers)
                 first.setdefault(kind, layer)
         return list(first.values())
 

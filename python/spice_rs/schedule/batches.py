@@ -20,7 +20,7 @@ from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.errors import InvalidInputError
 
 _BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seq_lens", "cu_seqlens", "cu_seqlens_q", "cu_seqlens_k")
-_LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "sequence_lens")
+_LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "sequence_lens", "packed_seq_lengths")
 _NUMBERS = ("seq_idx", "sequence_ids", "segment_ids", "document_ids", "doc_ids")
 _MASKS = (
     "completion_mask",
@@ -57,6 +57,12 @@ def check_trainer(trainer: Any) -> None:
         for flag in _FLAGS:
             if getattr(holder, flag, None) is True:
                 raise InvalidInputError(f"{place}.{flag}: found True, expected {APART}.")
+    columns = getattr(getattr(trainer, "train_dataset", None), "column_names", None) or ()
+    for name in (*_BOUNDS, *_LENGTHS, *_NUMBERS):
+        if name in columns:
+            raise InvalidInputError(
+                f"trainer.train_dataset: found a column {name!r}, as packed data have it, expected {APART}."
+            )
     if any(base.__name__ == "DataCollatorWithFlattening" for base in type(collator).__mro__):
         raise InvalidInputError(f"trainer.data_collator: found {type(collator).__name__}, expected {APART}.")
 
