@@ -91,6 +91,8 @@ class Norm(torch.nn.Module):
         y = normal * scale if self.bias is None else normal * scale + self.bias
         if gate is not None and "after" in self.how:
             y = y * gate.sigmoid()
+        if residual is not None and "writing" in self.how:
+            residual.add_(1)
         y = y if residual is None else y + residual
         return (y, gate) if gate is not None and "tuple" in self.how else y
 
@@ -139,6 +141,12 @@ def test_what_does_more_than_scale_is_an_error_by_name(how, tmp_path):
         run(model, data, tmp_path / "s", norms=True)
     store = run(model, data, tmp_path / "t", target_modules="!norm")
     check_against_autograd(model, data, store)
+
+
+def test_what_changes_its_arguments_is_an_error_by_name(tmp_path):
+    model = Model("before writing", lambda norm, x, gate: norm(x, gate, residual=x * 1))
+    with pytest.raises(InvalidInputError, match=r"layer 'norm'.*gradient cannot be taken.*'!norm'"):
+        run(model, make_data(4), tmp_path / "s", norms=True)
 
 
 def test_groups_of_features_are_normalised_apart():

@@ -268,6 +268,12 @@ def test_tolerances_go_by_the_coarsest_numbers():
     model.lm_head.to(torch.bfloat16)
     assert tolerance_of(model, CPU, None) == 0.1
     assert tolerance_of(make_model().double(), CPU, None) == 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tolerance_of(make_model(), CPU, None) == 0.1
+        assert tolerance_of(make_model(), CPU, False) == 1e-3
+    mixture = torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(2, 2)])})
+    assert tolerance_of(mixture, CPU, None) == 1e-3
+    assert tolerance_of(mixture, CPU, True) == 0.3  # tokens may go to another expert
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

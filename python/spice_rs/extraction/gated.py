@@ -69,11 +69,15 @@ def gated_call(
     own = {name: each for name, each in module._parameters.items() if each is not None}
 
     def run(**parameters: torch.Tensor) -> torch.Tensor:
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        versions = [each._version for each in tensors]
         # Without the hooks of the module, which saw this call already.
         with torch.no_grad(), _wearing(module, parameters):
             output = module.forward(*args, **kwargs)
         if not isinstance(output, torch.Tensor) or output.shape[-1:] != layer.module.weight.shape:
             raise _Unlike
+        if versions != [each._version for each in tensors]:
+            raise _Unlike  # it changes what it is given, and so must not run twice
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     zeros = {name: torch.zeros_like(each) for name, each in own.items() if name in ("weight", "bias")}
@@ -87,8 +91,8 @@ def gated_call(
     except _Unlike:
         raise InvalidInputError(
             f"layer {layer.name!r} ({type(module).__name__}) is called with more than its input, expected that its "
-            f"weight scales each feature on its own; found that it does not, so its gradient cannot be taken; "
-            f"{leave_out(layer.name)}"
+            f"weight scales each feature of the output and nothing else; found that it does more, so its gradient cannot "
+            f"be taken; {leave_out(layer.name)}"
         ) from None
     by_name = {name: shape.by_sample(layer.name, each) for name, each in factors.items()}
     return GatedNorm(

@@ -163,8 +163,8 @@ class Preflight:
             _, found = plain_gradients(
                 lambda: self.losses(task.plain(), [sample]).sum(), list(tensors.values())
             )
-        except RuntimeError:
-            return None  # no gradient that autograd can take here: nothing to hold against
+        except Exception:  # noqa: BLE001 - some kernels give no gradient by weights: there is nothing to hold against
+            return None
         gradients = dict(zip(tensors, found, strict=True))
         errors: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
@@ -210,7 +210,7 @@ class Preflight:
             rows, _ = self.compute(task, samples)
         finally:
             self.capture.projection = before
-        if len(samples) == 1:
+        if len(samples) == 1 and some.dim <= _MOST:
             self._latest[:] = [(this, rows)]
         return rows, some
 
@@ -310,11 +310,16 @@ def tolerance_of(network: torch.nn.Module, device: torch.device, autocast: bool 
     """What two ways to the same gradient may be apart by, relative to its length: by the coarsest numbers in the model."""
     kinds = {each.dtype for each in network.parameters() if each.is_floating_point()}
     coarse = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
-    rounded = any(is_quantised(module) for module in network.modules())
-    if rounded or coarse > 1e-6 or autocast or (autocast is None and device.type == "cuda"):
-        return 0.1
-    if torch.get_float32_matmul_precision() != "highest" or torch.is_autocast_enabled(device.type):
-        return 0.1
+    wanted = device.type == "cuda" if autocast is None else autocast
+    if (
+        wanted
+        or coarse > 1e-6
+        or torch.get_float32_matmul_precision() != "highest"
+        or (autocast is None and torch.is_autocast_enabled(device.type))
+        or any(is_quantised(module) for module in network.modules())
+    ):
+        # Half precision sends some tokens to other experts.
+        return 0.3 if any("expert" in name for name, _ in network.named_modules()) else 0.1
     if coarse < 1e-12:
         return 1e-5
     return 1e-2 if device.type == "cuda" else 1e-3  # convolutions of a GPU round to ten bits
