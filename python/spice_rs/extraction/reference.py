@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -24,7 +25,11 @@ def plain_gradients(
             value = loss()
             if not value.requires_grad:
                 return value.detach(), [None] * len(tensors)
-            gradients = torch.autograd.grad(value, list(tensors), allow_unused=True)
+            kind = value.device.type
+            # As in the run, products of gradients are made as the forward left them, whatever the caller has on.
+            off = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+            with off:
+                gradients = torch.autograd.grad(value, list(tensors), allow_unused=True)
         return value.detach(), list(gradients)
     finally:
         for tensor, flag in zip(tensors, before, strict=True):
