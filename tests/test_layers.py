@@ -43,6 +43,7 @@ from reference import (
 )
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.experts import ExpertsLayer
+from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.layers import leave_out, norm_of
 from spice_rs.extraction.projection import KINDS, Parameter, make_projection
 from spice_rs.extraction.proxy import checkpointed
@@ -211,7 +212,7 @@ def test_looked_up_rows_are_projected_as_the_whole_table(kind):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("asked", ["argument", "model"])
-def test_gradient_checkpointing_changes_no_row(asked, family, data, tmp_path):
+def test_gradient_checkpointing_changes_no_row(asked, family, data, tmp_path, monkeypatch):
     model = shaken(make_model(family))
     plain = run(model, data, tmp_path / "plain", norms=True)
     if asked == "model":
@@ -220,9 +221,10 @@ def test_gradient_checkpointing_changes_no_row(asked, family, data, tmp_path):
     runs = []
     handle = model.get_submodule("model.layers.1.mlp" if family == "llama" else "transformer.h.1.mlp")
     handle.register_forward_pre_hook(lambda *_: runs.append(1))
+    monkeypatch.setattr(GradientRun, "try_out", lambda *_: None)
     options = {"gradient_checkpointing": asked == "argument", "norms": True, "tokens_per_batch": 10_000}
     store = run(model, data, tmp_path / "s", **options)
-    assert len(runs) == 3  # a sample tried out; forth, and again on the way back
+    assert len(runs) == 2  # forth, and again on the way back
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(*(torch.from_numpy(rows_of(each)) for each in (store, plain)))
     check_against_autograd(model, data, store, TIGHT)
@@ -261,6 +263,30 @@ def test_reentrant_checkpointing_is_exact_or_an_error_by_name(tmp_path):
     # Nothing before it is tracked, so nothing tells the checkpoint that a gradient is wanted.
     with pytest.raises(InvalidInputError, match="'middle' runs without gradients"):
         own_rows(model, items, tmp_path / "c", target_modules=["middle", "last"])
+
+
+def test_a_part_of_the_model_that_is_never_learned_is_named_as_a_whole(data, tmp_path):
+    class Indexed(torch.nn.Module):
+        """With an indexer that chooses, as sparse attention has it."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.up = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, 8)
+            self.indexer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+            self.head = torch.nn.Linear(8, VOCABULARY)
+
+        def forward(self, input_ids, attention_mask=None):
+            x = self.words(input_ids)
+            with torch.no_grad():
+                chosen = self.indexer(x) > 0
+            return self.head(self.up(x) * chosen)
+
+    with pytest.raises(InvalidInputError, match=r"'indexer.0' runs without gradients .*'!indexer'"):
+        run(Indexed(), data, tmp_path / "s")
+    names = names_in(run(Indexed(), data, tmp_path / "t", target_modules="!indexer"))
+    assert "up.weight" in names
+    assert not any("indexer" in name for name in names)
 
 
 def test_an_input_that_changes_in_place_after_the_layer_is_an_error(tmp_path):

@@ -43,8 +43,8 @@ def folder(tmp_path_factory):
     return place
 
 
-def load(folder, kind):
-    config = hf.BitsAndBytesConfig(**CONFIGS[kind])
+def load(folder, kind, **options):
+    config = hf.BitsAndBytesConfig(**{**CONFIGS[kind], **options})
     model = hf.AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
     )
@@ -139,3 +139,22 @@ def test_a_schedule_puts_a_fresh_lora_on_a_plain_base_in_4_bits(folder, tmp_path
         warnings.simplefilter("ignore")
         done = spice_rs.run_schedule(model, make_data(6), tmp_path / "run", **options)
     assert done.settings["lora"]["rank"] == 16
+
+
+def test_a_threshold_for_outliers_is_refused_with_the_way_out(folder, tmp_path):
+    model, data = make_lora(load(folder, "int8", llm_int8_threshold=6.0)), make_data(4)
+    says = r"layer '.*q_proj.*': found llm_int8_threshold=6, expected 0.*llm_int8_threshold=0.0\).*tokens_per_batch=1"
+    with pytest.raises(InvalidInputError, match=says):
+        run(model, data, tmp_path / "s")
+    with pytest.raises(InvalidInputError, match=says):
+        spice_rs.OnlineSelector(model, dim=64).choose(
+            {name: torch.ones(3, 4, dtype=torch.int64) for name in ("input_ids", "labels")}
+        )
+    found = {check.name: check for check in spice_rs.doctor(model, data, samples=2).checks}
+    assert found["llm_int8_threshold"].passed is False
+    store = run(model, data, tmp_path / "t", tokens_per_batch=1)
+    with differentiable(model):
+        check_against_autograd(model, data, store, 1e-3)
+    found = {each.name: each for each in spice_rs.doctor(model, data, samples=2, tokens_per_batch=1).checks}
+    assert found["llm_int8_threshold"].passed is None
+    assert found["rows in pairs"].found == "one sample at a time"

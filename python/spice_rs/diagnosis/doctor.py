@@ -18,10 +18,11 @@ from spice_rs.diagnosis.masks import mask_checks
 from spice_rs.diagnosis.plain import plain_rows
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.batching import Sample, longest_first, one_by_one
 from spice_rs.extraction.own_data import UnlikeSamplesError
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
+from spice_rs.extraction.proxy import limits, threshold_of
 from spice_rs.report.tables import aligned
 
 _DIM = 4096
@@ -113,8 +114,12 @@ def _row_checks(
 ) -> list[Check]:
     projection = SparseProjection(_DIM, seed=0)
     run = ready.run(projection=projection)
+    # Where each sample has a batch of its own, there is nothing that could depend on others.
+    apart = one_by_one(ready.reading.samples, run.tokens)
 
     def rows_together(sizes: int) -> torch.Tensor | None:
+        if apart:
+            return None
         try:
             return rows(sizes)[0]
         except UnlikeSamplesError:  # the user's own, which go one by one
@@ -129,9 +134,9 @@ def _row_checks(
         again, _ = rows(1)
         pairs, together = rows_together(2), rows_together(len(few))
         longest = max(sample.length for sample in few)
-        positions = getattr(getattr(ready.network, "config", None), "max_position_embeddings", None)
+        _, positions = limits(ready.network)
         padded_to = longest + _PADDING if positions is None else min(longest + _PADDING, positions)
-        padded = rows(1, padded_to)[0] if isinstance(few[0], Example) else None
+        padded = rows(1, padded_to)[0] if isinstance(few[0], Example) and not apart else None
     filled = [name for name, parameter in ready.network.named_parameters() if parameter.grad is not None]
     plain, plain_losses = plain_rows(ready, few, settings, projection)
     names = [sample.index for sample in few]
@@ -140,14 +145,23 @@ def _row_checks(
         name: str,
         found: torch.Tensor | None,
         expected: torch.Tensor,
-        without: str = "no batch of unlike samples",
+        without: str = "one sample at a time" if apart else "no batch of unlike samples",
     ) -> Check:
         if found is None:
             return Check(name, None, without, "")
         return _compared(name, found, expected, names, tolerance)
 
     smallest = float(alone.norm(dim=1).min())
+    threshold = threshold_of(ready.network)
+    outliers = (
+        []
+        if threshold is None
+        else [
+            Check("llm_int8_threshold", None if apart else False, f"{threshold[1]:g} ({threshold[0]})", "0")
+        ]
+    )
     return [
+        *outliers,
         same("rows again", again, alone),
         same(f"rows padded to {padded_to} tokens", padded, alone, "no padding"),
         same("rows in pairs", pairs, alone),

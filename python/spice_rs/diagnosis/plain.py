@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from spice_rs.extraction.loss import logits_of, takes_cache
 from spice_rs.extraction.own_data import OwnTask
 from spice_rs.extraction.preparation import Extraction, Settings
 from spice_rs.extraction.projection import Projection
+from spice_rs.extraction.reference import part_of, plain_gradients, whole_name
 from spice_rs.extraction.views import combined
 
 _AT_ONCE = 1 << 20  # coordinates projected at a time
@@ -42,37 +44,24 @@ def _view_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At one checkpoint."""
     named = dict(ready.network.named_parameters())
-    wanted = list(dict.fromkeys(_whole(parameter.name, named) for parameter in ready.tracked.parameters))
+    wanted = list(dict.fromkeys(whole_name(parameter.name, named) for parameter in ready.tracked.parameters))
     rows = torch.zeros(len(samples), projection.dim, dtype=torch.float32, device=ready.reading.device)
     losses = []
-    for name in wanted:
-        named[name].requires_grad_(True)
-    try:
-        for row, sample in zip(rows, samples, strict=True):
-            with torch.enable_grad():
-                loss = _loss(ready, sample, settings)
-                gradients = torch.autograd.grad(loss, [named[name] for name in wanted], allow_unused=True)
-            losses.append(loss.detach())
-            found = dict(zip(wanted, gradients, strict=True))
-            for parameter in ready.tracked.parameters:
-                gradient = found[_whole(parameter.name, named)]
-                if gradient is None:
-                    continue
-                if parameter.name not in named:
-                    gradient = gradient[int(parameter.name.rpartition("[")[2][:-1])]
-                values = gradient.reshape(1, -1).float()
-                for start in range(0, values.shape[1], _AT_ONCE):
-                    part = values[:, start : start + _AT_ONCE].clone()
-                    projection.add_flat(row[None], parameter, start, part)
-    finally:
-        for name in wanted:
-            named[name].requires_grad_(False)
+    for row, sample in zip(rows, samples, strict=True):
+        loss, gradients = plain_gradients(
+            partial(_loss, ready, sample, settings), [named[name] for name in wanted]
+        )
+        losses.append(loss)
+        found = dict(zip(wanted, gradients, strict=True))
+        for parameter in ready.tracked.parameters:
+            gradient = part_of(parameter.name, found)
+            if gradient is None:
+                continue
+            values = gradient.reshape(1, -1).float()
+            for start in range(0, values.shape[1], _AT_ONCE):
+                part = values[:, start : start + _AT_ONCE].clone()
+                projection.add_flat(row[None], parameter, start, part)
     return rows, torch.stack(losses)
-
-
-def _whole(name: str, named: dict[str, Any]) -> str:
-    """The parameter that an expert's part belongs to."""
-    return name if name in named else name.rpartition("[")[0]
 
 
 def _loss(ready: Extraction, sample: Any, settings: Settings) -> torch.Tensor:

@@ -39,8 +39,18 @@ class Sample(Protocol):
 class Task(Protocol):
     """What the gradients are of."""
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model."""
+
     def losses(self, samples: Sequence[Any], length: int, device: torch.device) -> torch.Tensor:
         """One loss per sample, (B,), of samples padded to `length`."""
+
+    def plain(self) -> Task:
+        """The same without what makes it fast."""
+
+    def of_model(self) -> Task | None:
+        """The same with a loss that is known to heed padding, where the own one may not."""
 
 
 class TextTask:
@@ -49,10 +59,23 @@ class TextTask:
     def __init__(self, loss: SummedLoss) -> None:
         self.loss = loss
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model."""
+        return self.loss.model
+
     def losses(self, samples: Sequence[Example], length: int, device: torch.device) -> torch.Tensor:
         """Losses (B,) float32."""
         batch = collate(samples, device, length)
         return self.loss(batch.input_ids, batch.attention_mask, batch.labels, batch.learned)
+
+    def plain(self) -> TextTask:
+        """The same, of logits at all positions."""
+        return TextTask(SummedLoss(self.loss.model, None, self.loss.loss_fn))
+
+    def of_model(self) -> TextTask | None:
+        """The cross-entropy, in place of a loss_fn."""
+        return None if self.loss.loss_fn is None else TextTask(SummedLoss(self.loss.model, None, None))
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,11 @@ def longest_first(samples: Sequence[Sample]) -> list[Sample]:
 def take_batch(samples: Sequence[Sample], start: int, tokens: int, most: int) -> Sequence[Sample]:
     """The samples from `start` on that fit: B·T ≤ tokens and B ≤ most, but at least one."""
     return samples[start : start + max(1, min(tokens // samples[start].length, most))]
+
+
+def one_by_one(samples: Sequence[Sample], tokens: int) -> bool:
+    """Whether no two of the samples share a batch of so many padded tokens, however they are cut."""
+    return len(take_batch(longest_first(samples)[-2:], 0, tokens, 2)) < 2
 
 
 def collate(examples: Sequence[Example], device: torch.device, length: int = 0) -> Batch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +136,8 @@ def extract(
         its store holds what was there when it was done.
 
     Raises:
-        InvalidInputError: An argument, a record or the model cannot be used.
+        InvalidInputError: An argument, a record or the model cannot be used; gradients are not those of plain autograd,
+            or depend on the batch: a few short samples are tried out before the first row.
         StoreMismatchError: `out` was made with other settings, weights or data.
     """
     settings = Settings(
@@ -172,18 +174,21 @@ def extract(
     )
     rank = Rank.current()
     template_date = recorded_date(Path(out) / "store.json", "provenance")
-    with (
-        preparing(model, data, settings, template_date=template_date) as ready,
-        GradientStore.create(
-            out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
-        ) as writer,
-    ):
+    with ExitStack() as stack:
+        ready = stack.enter_context(preparing(model, data, settings, template_date=template_date))
+        run, share = ready.run(), rank.slice(ready.reading.samples)
+        if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
+            run.prepare(share)  # what is refused leaves no store behind
+        writer = stack.enter_context(
+            GradientStore.create(
+                out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
+            )
+        )
         if rank.first:
             _report(ready.reading, max_length, out)
-        share = rank.slice(ready.reading.samples)
         present = writer.contains(np.array([sample.index for sample in share], dtype=np.int64))
         missing = [sample for sample, there in zip(share, present, strict=True) if not there]
-        ready.run().fill(writer, missing, progress if rank.first else False)
+        run.fill(writer, missing, progress if rank.first else False)
     return GradientStore(out)
 
 

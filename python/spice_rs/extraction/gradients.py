@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
+from spice_rs.extraction.batching import Sample, Task, longest_first, one_by_one, take_batch
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import leave_out
-from spice_rs.extraction.own_data import OwnSample
+from spice_rs.extraction.own_data import OwnSample, UnlikeSamplesError
+from spice_rs.extraction.preflight import Preflight, tolerance_of, worth_pairing, worth_trying
+from spice_rs.extraction.proxy import check_thresholds
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
 from spice_rs.store.store import GradientWriter
@@ -98,22 +100,41 @@ class GradientRun:
             yield batch, *result
             start += len(batch)
 
-    def try_out(self, samples: Sequence[Sample]) -> None:
-        """Runs the model on one sample, before there are rows that would be wrong without a word.
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Tries the samples out now, and not before the first batch: where nothing was written yet.
 
-        Of text the shortest, to find parameters that are used outside of their layers. Of the user's own data the first:
-        alone, a tensor that has its samples elsewhere than in front cannot be taken for one that has.
+        Args:
+            samples: All of the run.
 
         Raises:
-            InvalidInputError: There is such a parameter, or such a tensor.
+            InvalidInputError: See `try_out`.
         """
+        if samples:
+            with self.capture.attached():
+                self.try_out(longest_first(samples))
+            self.tried = True
+
+    def try_out(self, samples: Sequence[Sample]) -> None:
+        """Runs the model on a few short samples, before there are rows that would be wrong without a word.
+
+        Of text one that is short, to find parameters that are used outside of their layers. Of the user's own data the
+        first: alone, a tensor that has its samples elsewhere than in front cannot be taken for one that has. Then gradients
+        are held against autograd's, and a row alone against the same row in a batch; see `preflight.py`.
+
+        Args:
+            samples: All of the run, by falling length.
+
+        Raises:
+            InvalidInputError: There is such a parameter, or such a tensor, or a gradient is wrong.
+        """
+        if not one_by_one(samples, self.tokens):
+            check_thresholds(self.task.network)
         own = isinstance(samples[0], OwnSample)
-        sample = samples[0] if own else samples[-1]
+        few = worth_trying(samples)
         try:
-            with self.capture.watched(sample.length, self.device) as strays, torch.enable_grad():
-                with multiplied(self.device, self.autocast):
-                    losses = self.task.losses([sample], sample.length, self.device)
-                found = strays(losses) if isinstance(losses, torch.Tensor) else []
+            with self.model_tried():
+                if self._look_for_strays(few[0]):
+                    self._check(samples, few)
         except InvalidInputError:
             raise
         except Exception as error:
@@ -121,12 +142,46 @@ class GradientRun:
             if own or (isinstance(error, RuntimeError) and out_of_memory(error)):
                 return
             raise
+
+    def model_tried(self) -> AbstractContextManager[Any]:
+        """Inside, the model is as it is to be tried."""
+        return nullcontext()
+
+    def _look_for_strays(self, sample: Sample) -> bool:
+        """Whether the loss of a single sample is one; refuses uses of parameters that the hooks would miss."""
+        with self.capture.watched(sample.length, self.device) as strays, torch.enable_grad():
+            losses = self._losses(self.task, [sample])
+            found = strays(losses) if isinstance(losses, torch.Tensor) else []
         if found:
             more = f" (the first of {len(found)} such parameters)" if len(found) > 1 else ""
             raise InvalidInputError(
                 f"{found[0]}: found a use outside of its layer's forward, expected none{more}: that part of its gradient"
                 f" cannot be taken. To go on without it, {leave_out(found[0].rpartition('.')[0])}."
             )
+        return isinstance(losses, torch.Tensor) and losses.shape == (1,)
+
+    def _check(self, samples: Sequence[Sample], few: Sequence[Sample]) -> None:
+        preflight = Preflight(
+            self.capture,
+            dict(self.capture.calls),
+            lambda task, some: self._computed(task, some, max(each.length for each in some)),
+            self._losses,
+            tolerance_of(self.task.network, self.device, self.autocast),
+        )
+        preflight.check_gradients(self.task, few)
+        batches: list[Sequence[Sample]] = []
+        start = 0
+        while start < len(samples):
+            batches.append(self.take(samples, start))
+            start += len(batches[-1])
+        try:
+            preflight.check_batches(self.task, worth_pairing(batches))
+        except UnlikeSamplesError:
+            return  # which the run will say
+
+    def _losses(self, task: Task, samples: Sequence[Sample]) -> torch.Tensor:
+        with multiplied(self.device, self.autocast):
+            return task.losses(samples, max(each.length for each in samples), self.device)
 
     def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:
         """The batch that begins at `start`."""
@@ -156,10 +211,14 @@ class GradientRun:
             samples: The batch.
             length: Pad to this length, if the longest sample is shorter.
         """
-        length = max(length, *(sample.length for sample in samples))
+        return self._computed(self.task, samples, max(length, *(sample.length for sample in samples)))
+
+    def _computed(
+        self, task: Task, samples: Sequence[Sample], length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.capture.batch(len(samples), length, self.device) as rows, torch.enable_grad():
             with multiplied(self.device, self.autocast):
-                losses = self.task.losses(samples, length, self.device)
+                losses = task.losses(samples, length, self.device)
             if not isinstance(losses, torch.Tensor) or losses.shape != (len(samples),):
                 found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
                 raise InvalidInputError(

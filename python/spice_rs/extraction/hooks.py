@@ -18,6 +18,7 @@ a use is found before the run, and is an error: `watched`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,12 +28,19 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.catch import Catch, Replaced
-from spice_rs.extraction.layers import BatchShape, Layer, leave_out
+from spice_rs.extraction.gated import gated_call
+from spice_rs.extraction.layers import BatchShape, Layer, NormLayer, leave_out
 from spice_rs.extraction.projection import Projection
 
 
 class GradientCapture:
-    """Adds the projected per-sample gradients of `layers` to the current batch's rows."""
+    """Adds the projected per-sample gradients of `layers` to the current batch's rows.
+
+    Attributes:
+        layers: Those that are tracked.
+        projection: What gradients go through; may be changed between batches.
+        calls: Name of each layer that ran while watched → the number and the names of what it was last called with.
+    """
 
     def __init__(self, layers: Sequence[Layer | Replaced], projection: Projection) -> None:
         self.layers = layers
@@ -42,6 +50,8 @@ class GradientCapture:
         self._seen: set[str] = set()  # ran where it was on
         # While watched: id of a parameter → forwards that run and may use it.
         self._inside: dict[int, int] = {}
+        self.calls: dict[str, Any] = {}
+        self._gated: set[str] = set()  # norms that were tried with all that they are called with
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -52,7 +62,8 @@ class GradientCapture:
             for layer in self.layers:
                 if isinstance(layer, Layer):
                     hook = partial(self._forward, layer)
-                    handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+                    # Before the hooks of others, which may make something else of the layer's output.
+                    handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
                 else:
                     replaced.append((layer.module, vars(layer.module).get("forward")))
                     layer.module.forward = partial(self._replaced, layer, layer.module.forward)
@@ -79,15 +90,25 @@ class GradientCapture:
         self._seen.clear()
         try:
             yield rows
-            if self._blind - self._seen:
-                name = min(self._blind - self._seen)
+            blind = self._blind - self._seen
+            if blind:
+                name = min(blind)
                 raise InvalidInputError(
                     f"layer {name!r} runs without gradients (inside no_grad, or re-entrant checkpointing whose input needs "
                     "none), so its own cannot be taken; use_reentrant=False, or "
-                    f"{leave_out(name)}"
+                    f"{leave_out(self._widest(name, blind))}"
                 )
         finally:
             self._catch = None
+
+    def _widest(self, name: str, blind: set[str]) -> str:
+        """The module around a layer without any layer that is not blind, too, or the layer itself."""
+        while parent := name.rpartition(".")[0]:
+            inside = {layer.name for layer in self.layers if layer.name.startswith(f"{parent}.")}
+            if not inside <= blind:
+                break
+            name = parent
+        return name
 
     @contextmanager
     def watched(self, length: int, device: torch.device) -> Iterator[Callable[[torch.Tensor], list[str]]]:
@@ -108,6 +129,7 @@ class GradientCapture:
         before = [(tensor, tensor.requires_grad) for tensor in tensors.values()]
         handles: list[Any] = []
         self._inside = dict.fromkeys(names, 0)
+        self.calls.clear()
         rows = torch.zeros(1, self.projection.dim, dtype=torch.float32, device=device)
         # So that all runs as it will in the run.
         self._catch = Catch(BatchShape(1, length), self.projection, rows)
@@ -117,7 +139,7 @@ class GradientCapture:
                 if isinstance(layer, Layer):
                     enter, leave = partial(self._enter, layer), partial(self._leave, layer)
                     handles.append(layer.module.register_forward_pre_hook(enter))
-                    handles.append(layer.module.register_forward_hook(leave, always_call=True))
+                    handles.append(layer.module.register_forward_hook(leave, always_call=True, prepend=True))
             for tensor in tensors.values():
                 tensor.requires_grad_(True)
             yield lambda loss: sorted({names[each] for each in _leaves(loss) if each in names})
@@ -141,13 +163,27 @@ class GradientCapture:
     def _forward(
         self, layer: Layer, module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor
     ) -> torch.Tensor:
-        del module
         catch = self._active(layer.name)
-        values = args[0] if args else next(iter(kwargs.values()))
-        return output if catch is None else catch.output(layer, values, output)
+        if catch is None:
+            return output
+        self._note(layer.name, args, kwargs)
+        values, more = _input(module, args, kwargs)
+        for what, found in (("input", values), ("output", output)):
+            if not isinstance(found, torch.Tensor):
+                raise InvalidInputError(
+                    f"layer {layer.name!r}: found {type(found).__name__} as its {what}, expected a tensor, so its gradient"
+                    f" cannot be taken; {leave_out(layer.name)}"
+                )
+        if more and isinstance(layer, NormLayer):
+            trying = layer.name not in self._gated
+            layer = gated_call(layer, catch.shape, args, kwargs, trying=trying)
+            self._gated.add(layer.name)
+        return catch.output(layer, values, output)
 
     def _replaced(self, layer: Replaced, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         catch = self._active(layer.name)
+        if catch is not None:
+            self._note(layer.name, args, kwargs)
         self._enter(layer)
         try:
             return (
@@ -156,6 +192,11 @@ class GradientCapture:
         finally:
             self._leave(layer)
 
+    def _note(self, name: str, args: Any, kwargs: Any) -> None:
+        """While watched: how a layer is called."""
+        if self._inside:
+            self.calls[name] = len(args), tuple(sorted(kwargs))
+
     def _active(self, name: str) -> Catch | None:
         """Where gradients go, if they are taken: inside `batch`, and where autograd is on."""
         if self._catch is None:
@@ -163,6 +204,15 @@ class GradientCapture:
         enabled = bool(torch.is_grad_enabled())
         (self._seen if enabled else self._blind).add(name)
         return self._catch if enabled else None
+
+
+def _input(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, bool]:
+    """What a module is called with: its input, and whether there is more."""
+    if args:
+        return args[0], any(each is not None for each in (*args[1:], *kwargs.values()))
+    name = next(iter(inspect.signature(module.forward).parameters), "")
+    name = name if name in kwargs else next(iter(kwargs), "")
+    return kwargs.get(name), any(each is not None for key, each in kwargs.items() if key != name)
 
 
 def _leaves(loss: torch.Tensor) -> set[int]:

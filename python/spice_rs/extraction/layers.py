@@ -17,6 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,10 +52,12 @@ class BatchShape:
             return values.reshape(self.samples, -1, values.shape[2])  # (B·T, heads, features)
         if values.dim() == 3 and values.shape[:2] == (1, self.samples * self.length):
             return values.view(self.samples, self.length, -1)
+        if self.samples == 1 and values.dim() == 2:
+            return values.unsqueeze(0)  # some of its tokens, as a routed expert has them
         raise InvalidInputError(
             f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
             f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
-            f"expert?); {leave_out(name)}"
+            f"expert?); compute one sample at a time, tokens_per_batch=1 (--tokens-per-batch 1), or {leave_out(name)}"
         )
 
 
@@ -172,13 +175,16 @@ class EmbeddingLayer(Layer):
         """The token ids (B, T); -1 where the table's row gets no gradient."""
         padding = self.module.padding_idx
         ids = values if padding is None else values.masked_fill(values == padding, -1)
+        if shape.samples == 1 and ids.numel() == shape.length:
+            ids = ids.reshape(1, shape.length)  # also where samples are in the second place
         if ids.dim() == 1 and ids.numel() == shape.samples * shape.length:
             ids = ids.view(shape.samples, shape.length)
         if ids.dim() < 2 or ids.shape[0] not in (1, shape.samples):
             raise InvalidInputError(
                 f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
                 f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
-                f"(1, {shape.length}), or {leave_out(self.name)}"
+                f"(1, {shape.length}), compute one sample at a time, tokens_per_batch=1 (--tokens-per-batch 1), or "
+                f"{leave_out(self.name)}"
             )
         return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)
 
@@ -259,10 +265,10 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     size = weight.shape[0]
     eps = _epsilon(module)
 
-    def rms(values: torch.Tensor) -> torch.Tensor:
-        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    def rms(values: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32)).unflatten(-1, (groups, -1))
         least = torch.finfo(values.dtype).eps if eps is None else eps
-        return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + least)
+        return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + least)).flatten(-2)
 
     def centred(values: torch.Tensor) -> torch.Tensor:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -286,7 +292,9 @@ def norm_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
             return None
         if not isinstance(found, torch.Tensor) or found.shape != probe.shape or found.is_meta:
             return None
-        for normalise in (rms, centred):
+        known: list[Callable[[torch.Tensor], torch.Tensor]] = [rms, centred]
+        known += [partial(rms, groups=count) for count in _groups(module, size)]
+        for normalise in known:
             for scale in (tried["weight"], 1 + tried["weight"]):
                 expected = normalise(probe) * scale + tried.get("bias", 0)
                 if torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=1e-4):
@@ -300,6 +308,13 @@ def _epsilon(module: Any) -> float | None:
     given += [getattr(module, name, None) for name in ("eps", "variance_epsilon")]
     numbers = (each for each in given if isinstance(each, int | float) and not isinstance(each, bool))
     return next((float(each) for each in numbers), None)
+
+
+def _groups(module: Any, size: int) -> list[int]:
+    """Into how many groups of features a norm may take its input apart: from what it has of such a name."""
+    numbers = {each for name, each in vars(module).items() if "group" in name and isinstance(each, int)}
+    counts = {count for each in numbers if 0 < each < size for count in (each, size // each)}
+    return sorted(count for count in counts if count > 1 and size % count == 0)
 
 
 def _embedding_scale(module: torch.nn.Embedding) -> float | None:

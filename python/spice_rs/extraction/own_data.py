@@ -77,7 +77,7 @@ class OwnTask:
     """
 
     def __init__(self, model: torch.nn.Module, data: Any, loss_fn: OwnLossFunction) -> None:
-        self.model = model
+        self.network = model
         self.data = data
         self.loss_fn = loss_fn
 
@@ -94,7 +94,14 @@ class OwnTask:
                 f"data[{samples[0].index}]{others}: found samples that make no batch ({reason}), expected tensors of one"
                 " shape. Pad them, or set tokens_per_batch=1."
             ) from error
-        return self.loss_fn(self.model, _moved(batch, device))
+        return self.loss_fn(self.network, _moved(batch, device))
+
+    def plain(self) -> OwnTask:
+        """This one."""
+        return self
+
+    def of_model(self) -> None:
+        """None: samples are not padded."""
 
 
 def own_fingerprint(data: Any) -> str:

@@ -28,6 +28,9 @@ from spice_rs.extraction.tracking import (
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What configurations call the most positions."""
+
 _PASSED_BY = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 """Types of models whose fast kernels take the weight of `out_proj` by themselves: a LoRA there would take no part."""
 
@@ -354,10 +357,51 @@ def warn_unless_checkpointed(model: torch.nn.Module, asked: bool, *, stacklevel:
 
 
 def limits(model: torch.nn.Module) -> tuple[int | None, int | None]:
-    """The size of the vocabulary and the most positions the model was made for, as far as it says."""
+    """The size of the vocabulary and the most positions the model was made for, as far as it says.
+
+    A configuration without a limit says so in many ways: None, 0, -1 (XLNet), or nothing.
+    """
     getter = getattr(model, "get_input_embeddings", None)
     rows = getattr(getter(), "num_embeddings", None) if getter is not None else None
-    return rows, getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):  # of a model of images and text, that of the text
+        config = config.get_text_config(decoder=True)
+    if getattr(config, "alibi", False) is True:
+        return rows, None  # distances count, and any will do
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    numbers = (each for each in found if isinstance(each, int) and not isinstance(each, bool) and each > 0)
+    positions = next(numbers, None)
+    for name, table in model.named_modules():
+        # Tables in the manner of RoBERTa begin to count behind the row for padding.
+        if isinstance(table, torch.nn.Embedding) and "position" in name.rpartition(".")[2]:
+            if table.padding_idx is not None and table.num_embeddings == positions:
+                return rows, positions - table.padding_idx - 1
+    return rows, positions
+
+
+def check_thresholds(model: torch.nn.Module) -> None:
+    """Refuses layers in 8 bits that take outliers apart: those of one sample decide how the others are computed.
+
+    Raises:
+        InvalidInputError: There is one.
+    """
+    found = threshold_of(model)
+    if found is not None:
+        raise InvalidInputError(
+            f"layer {found[0]!r}: found llm_int8_threshold={found[1]:g}, expected 0: with it, outliers of one sample decide"
+            " how the others of its batch are computed. Load the model with BitsAndBytesConfig(load_in_8bit=True,"
+            " llm_int8_threshold=0.0), or compute one sample at a time: tokens_per_batch=1 (--tokens-per-batch 1)."
+        )
+
+
+def threshold_of(model: torch.nn.Module) -> tuple[str, float] | None:
+    """The first layer of bitsandbytes in 8 bits that takes outliers apart, and from which size on; None without one."""
+    for name, module in model.named_modules():
+        if any(base.__name__ == "Linear8bitLt" for base in type(module).__mro__):
+            threshold = getattr(getattr(module, "state", None), "threshold", 0.0)
+            if threshold and threshold > 0:
+                return name, float(threshold)
+    return None
 
 
 def _short_name(model: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,6 +163,10 @@ class ViewedRun(GradientRun):
     ) -> None:
         super().__init__(task, capture, device, tokens, autocast)
         self.views = [(view, view.seen(capture.projection)) for view in views]
+
+    def model_tried(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights of the first checkpoint."""
+        return self.views[0][0].installed()
 
     def compute(self, samples: Sequence[Sample], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B, dim) and losses (B,) float32 of one batch: the mean of the checkpoints' losses, by weight."""

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Settings
 from spice_rs.schedule.arguments import check_counts
+from spice_rs.schedule.batches import APART, check_trainer, samples_of
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
 from spice_rs.store.sources import Normalize
 
@@ -89,12 +89,18 @@ class OnlineSelector:
 
         Args:
             batch: `input_ids` and `labels` (B, T), labels not shifted, -100 where not learned; `attention_mask` (B, T)
-                if there is padding, on either side. Samples without a learned token are never picked.
+                if there is padding, on either side. Samples without a learned token are never picked. A row is one sample:
+                packed ones are refused, as is what would be left out (weights of tokens, images).
 
         Raises:
             InvalidInputError: The batch is something else, or has nothing to learn.
         """
-        samples = _samples(batch)
+        samples = samples_of(batch, self._model)
+        if not self.history and len(batch["input_ids"]) == 1:
+            raise InvalidInputError(
+                f"batch: found one row, expected a window to pick from: {APART}; and give it more rows "
+                "(per_device_train_batch_size)."
+            )
         if self._gradients is None:
             device = next(self._model.parameters()).device
             tokens = self._settings.tokens_per_batch or TOKENS_PER_BATCH.get(device.type, 2048)
@@ -126,13 +132,17 @@ class OnlineSelector:
         mask = batch.get("attention_mask")
         width = columns
         if mask is not None:
-            used = torch.nonzero(mask[places.to(mask.device)].any(dim=0))
+            used = torch.nonzero(mask[places.to(mask.device)].bool().any(dim=0))
             width = (
                 int(used.max()) + 1 if used.numel() else columns
             )  # padding on the left decides positions: it stays
         thinned = {}
         for name, value in batch.items():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == rows:
+            if name == "position_ids" and value is not None:
+                if value.ndim > 1 and value.shape[-2] == rows:
+                    value = value[..., places.to(value.device), :]
+                value = value[..., :width]
+            elif isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == rows:
                 value = value[places.to(value.device)]
                 if value.ndim > 1 and value.shape[1] == columns:
                     value = value[:, :width]
@@ -147,7 +157,7 @@ def select_online(trainer: Any, **options: Any) -> OnlineSelector:
 
     Set `per_device_train_batch_size` to the size of a window (the paper: 128), and `gradient_accumulation_steps` to the
     windows between two steps (10). Then call this, then `trainer.train()`. Metrics of the selection go where the
-    Trainer's own go, every `logging_steps`. One process; rows of packed samples are picked as wholes.
+    Trainer's own go, every `logging_steps`. One process, one sample a row: without packing.
 
     Args:
         trainer: A `transformers.Trainer` or one derived from it, with a causal language model and batches of
@@ -171,6 +181,7 @@ def select_online(trainer: Any, **options: Any) -> OnlineSelector:
             f"trainer: found {max(trainer.args.world_size, trainer.args.n_gpu)} devices, expected one process with one."
             " Start it on one, or select beforehand with spice_rs.run_schedule."
         )
+    check_trainer(trainer)
     selector = OnlineSelector(trainer.accelerator.unwrap_model(trainer.model), **options)
     step = -1
 
@@ -188,41 +199,3 @@ def select_online(trainer: Any, **options: Any) -> OnlineSelector:
 
     trainer.get_batch_samples = get_batch_samples
     return selector
-
-
-def _samples(batch: Mapping[str, Any]) -> list[Example]:
-    """The samples of a padded batch that have something to learn, by their places."""
-    for name in ("input_ids", "labels"):
-        value = batch.get(name)
-        if not isinstance(value, torch.Tensor) or value.ndim != 2:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise InvalidInputError(
-                f"batch[{name!r}]: found {found}, expected a tensor (samples, tokens). Use a collator that pads."
-            )
-    ids, labels = (batch[name].detach().cpu().numpy() for name in ("input_ids", "labels"))
-    if ids.shape != labels.shape:
-        raise InvalidInputError(
-            f"batch['labels']: found shape {labels.shape}, expected {ids.shape} as of input_ids. Do not shift them."
-        )
-    mask = batch.get("attention_mask")
-    if mask is None:
-        kept = np.ones(ids.shape, bool)
-    elif mask.shape == ids.shape:
-        kept = mask.detach().cpu().numpy().astype(bool)
-    else:
-        raise InvalidInputError(
-            f"batch['attention_mask']: found shape {tuple(mask.shape)}, expected {ids.shape}: one sample a row. Turn off"
-            " packing without padding."
-        )
-    samples = []
-    for place in range(len(ids)):
-        tokens = ids[place][kept[place]].astype(np.int32)
-        targets = labels[place][kept[place]].astype(np.int32)
-        learned = int(np.count_nonzero(targets[1:] != IGNORED))
-        if learned:
-            samples.append(Example(place, tokens, targets, learned))
-    if not samples:
-        raise InvalidInputError(
-            f"batch: found {len(ids)} samples without a learned token, expected at least one. Check the labels."
-        )
-    return samples

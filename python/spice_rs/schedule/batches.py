@@ -1,0 +1,277 @@
+"""Batches of somebody else's training loop → samples: one a row, or refused by name.
+
+A row is a sample only if nothing in the batch says otherwise. Packing and training without padding put many samples into
+one row and tell them apart by something beside the tokens: positions that begin again, sequence lengths, numbered attention
+masks. Gradients of such rows would be those of one long text. Other columns may change the loss (masks, weights) or what
+the model sees (images); what would be left out is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spice_rs.data.dataset import IGNORED, Example
+from spice_rs.errors import InvalidInputError
+
+_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seq_lens", "cu_seqlens", "cu_seqlens_q", "cu_seqlens_k")
+_LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "sequence_lens", "packed_seq_lengths")
+_NUMBERS = ("seq_idx", "sequence_ids", "segment_ids", "document_ids", "doc_ids")
+_MASKS = (
+    "completion_mask",
+    "assistant_masks",
+    "assistant_mask",
+    "loss_mask",
+    "loss_weights",
+    "loss_scale",
+    "loss_weight",
+)
+_KNOWN = {
+    "input_ids", "attention_mask", "labels", "position_ids", "shift_labels", "token_type_ids", "num_items_in_batch",
+    "cache_position", "logits_to_keep", *_BOUNDS, *_LENGTHS, *_NUMBERS, *_MASKS,
+}  # fmt: skip
+
+APART = (
+    "one sample a row. Turn packing off (TRL: packing=False and padding_free=False; LLaMA-Factory: packing and"
+    " neat_packing; Axolotl: sample_packing) and use a collator that pads"
+)
+"""What is expected of a batch, and how to get it."""
+
+_FLAGS = ("packing", "padding_free", "neat_packing", "sample_packing")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuses a trainer whose settings say that it puts many samples into one row.
+
+    Raises:
+        InvalidInputError: It does.
+    """
+    collator = getattr(trainer, "data_collator", None)
+    places = (("trainer.args", trainer.args), ("trainer", trainer), ("trainer.data_collator", collator))
+    for place, holder in places:
+        for flag in _FLAGS:
+            if getattr(holder, flag, None) is True:
+                raise InvalidInputError(f"{place}.{flag}: found True, expected {APART}.")
+    columns = getattr(getattr(trainer, "train_dataset", None), "column_names", None) or ()
+    for name in (*_BOUNDS, *_LENGTHS, *_NUMBERS):
+        if name in columns:
+            raise InvalidInputError(
+                f"trainer.train_dataset: found a column {name!r}, as packed data have it, expected {APART}."
+            )
+    if any(base.__name__ == "DataCollatorWithFlattening" for base in type(collator).__mro__):
+        raise InvalidInputError(f"trainer.data_collator: found {type(collator).__name__}, expected {APART}.")
+
+
+def samples_of(batch: Mapping[str, Any], model: torch.nn.Module) -> list[Example]:
+    """The samples of a padded batch that have something to learn, by their places.
+
+    Args:
+        batch: `input_ids` and `labels` (B, T), `attention_mask` (B, T) if there is padding.
+        model: Whose forward says which other columns it would use.
+
+    Raises:
+        InvalidInputError: The batch is something else, has many samples in one row, or something that would be left out.
+    """
+    ids, labels = (_table(batch, name) for name in ("input_ids", "labels"))
+    if ids.shape != labels.shape:
+        raise InvalidInputError(
+            f"batch['labels']: found shape {labels.shape}, expected {ids.shape} as of input_ids. Do not shift them."
+        )
+    kept = _kept(batch.get("attention_mask"), ids.shape)
+    _check_padding(kept, labels)
+    _check_positions(batch.get("position_ids"), kept, labels)
+    _check_rows(batch, kept)
+    _check_loss(batch, labels)
+    _check_rest(batch, model)
+    samples = []
+    for place in range(len(ids)):
+        tokens = ids[place][kept[place]].astype(np.int32)
+        targets = labels[place][kept[place]].astype(np.int32)
+        learned = int(np.count_nonzero(targets[1:] != IGNORED))
+        if learned:
+            samples.append(Example(place, tokens, targets, learned))
+    if not samples:
+        raise InvalidInputError(
+            f"batch: found {len(ids)} samples without a learned token, expected at least one. Check the labels."
+        )
+    return samples
+
+
+def _table(batch: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    value = batch.get(name)
+    if not isinstance(value, torch.Tensor) or value.ndim != 2:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise InvalidInputError(
+            f"batch[{name!r}]: found {found}, expected a tensor (samples, tokens). Use a collator that pads."
+        )
+    table: npt.NDArray[Any] = value.detach().cpu().numpy()
+    return table
+
+
+def _kept(mask: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Which tokens are no padding."""
+    if mask is None:
+        return np.ones(shape, bool)
+    if not isinstance(mask, torch.Tensor) or tuple(mask.shape) != shape:
+        found = f"shape {tuple(mask.shape)}" if hasattr(mask, "shape") else type(mask).__name__
+        raise InvalidInputError(f"batch['attention_mask']: found {found}, expected {shape}: {APART}.")
+    values = mask.detach().cpu().float().numpy()
+    for place, row in enumerate(values):
+        numbers = np.unique(row[row != 0])
+        if len(numbers) > 1 and np.all(numbers == np.round(numbers)) and numbers[0] > 0:
+            some = ", ".join(f"{number:g}" for number in numbers[:3])
+            raise InvalidInputError(
+                f"batch['attention_mask']: found the numbers {some} in row {place}, one for each of many samples, expected "
+                f"{APART}."
+            )
+        if len(numbers) and not (numbers[0] > 0 and numbers[0] == np.round(numbers[0])):
+            raise InvalidInputError(
+                f"batch['attention_mask']: found {numbers[0]:g} in row {place}, expected 1 where there is a token and 0 "
+                "where there is padding. Give it as the collator of a language model does."
+            )
+    kept: npt.NDArray[np.bool_] = values != 0
+    return kept
+
+
+def _check_padding(kept: npt.NDArray[np.bool_], labels: npt.NDArray[Any]) -> None:
+    """Refuses masks with holes, and labels of padding, which would count in the loss of the training."""
+    for place, row in enumerate(kept):
+        places = np.flatnonzero(row)
+        if len(places) and places[-1] - places[0] + 1 != len(places):
+            hole = int(places[0] + np.flatnonzero(~row[places[0] :])[0])
+            raise InvalidInputError(
+                f"batch['attention_mask']: found 0 between tokens in row {place} (at {hole}), expected padding at one end. "
+                "Drop such tokens before the batch is made."
+            )
+    stray = np.argwhere((labels[:, 1:] != IGNORED) & ~kept[:, 1:])
+    if len(stray):
+        row, column = (int(each) for each in stray[0])
+        raise InvalidInputError(
+            f"batch['labels']: found {int(labels[row, column + 1])} in row {row} at {column + 1}, where attention_mask is "
+            f"0, expected {IGNORED} for padding. Use a collator that pads labels with {IGNORED}."
+        )
+
+
+def _check_positions(position_ids: Any, kept: npt.NDArray[np.bool_], labels: npt.NDArray[Any]) -> None:
+    """Refuses positions that begin again within a row, or that do not count the row's tokens."""
+    if position_ids is None:
+        return
+    rows, columns = kept.shape
+    shape = (1, *tuple(getattr(position_ids, "shape", ())))
+    if shape[-1] != columns or shape[-2] not in (1, rows):
+        found = f"shape {shape[1:]}" if len(shape) > 1 else type(position_ids).__name__
+        raise InvalidInputError(
+            f"batch['position_ids']: found {found}, expected {kept.shape}. Leave them out."
+        )
+    # Some models have several for each token, in front: (3, B, T).
+    tables = position_ids.detach().cpu().numpy().reshape(-1, shape[-2], columns)
+    for table in np.broadcast_to(tables, (len(tables), rows, columns)):
+        for place, here in enumerate(kept):
+            _check_count(table[place][here], labels[place][here] != IGNORED, place, here)
+
+
+def _check_count(
+    numbers: npt.NDArray[Any], learned: npt.NDArray[np.bool_], place: int, here: npt.NDArray[np.bool_]
+) -> None:
+    """Refuses positions of the tokens of one row that do not go up by 1."""
+    # Without a mask, padding is what has position 0 and nothing to learn.
+    used = np.flatnonzero(learned | (numbers != 0))
+    numbers = numbers[: used[-1] + 1] if len(used) else numbers[:1]
+    steps = np.flatnonzero(np.diff(numbers) != 1)
+    if len(steps):
+        before, after = numbers[steps[0]], numbers[steps[0] + 1]
+        raise InvalidInputError(
+            f"batch['position_ids']: found {after} after {before} in row {place}, expected {APART}."
+        )
+    if len(numbers) and numbers[0] not in (0, 1, 2, np.flatnonzero(here)[0]):  # 2: as RoBERTa counts
+        raise InvalidInputError(
+            f"batch['position_ids']: found {numbers[0]} for the first token of row {place}, expected 0: gradients are taken"
+            " without position_ids. Leave them out."
+        )
+
+
+def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
+    """Refuses what else says that there is more than one sample in a row."""
+    rows = len(kept)
+    for name in _BOUNDS:
+        if batch.get(name) is not None:
+            bounds = {int(each) for each in torch.as_tensor(batch[name]).flatten().tolist() if each >= 0}
+            if len(bounds) - 1 != 1 or rows != 1:
+                raise InvalidInputError(
+                    f"batch[{name!r}]: found bounds of {len(bounds) - 1} samples in {rows} rows, expected {APART}."
+                )
+    for name in _LENGTHS:
+        value = batch.get(name)
+        if value is None:
+            continue
+        lists = value.tolist() if isinstance(value, torch.Tensor) else list(value)
+        counts = [
+            len([part for part in each if part]) if isinstance(each, list | tuple) else 1 for each in lists
+        ]
+        if len(counts) != rows or max(counts, default=1) > 1:
+            raise InvalidInputError(
+                f"batch[{name!r}]: found lengths of {sum(counts)} samples in {rows} rows, expected {APART}."
+            )
+    for name in _NUMBERS:
+        value = batch.get(name)
+        if isinstance(value, torch.Tensor) and tuple(value.shape) == kept.shape:
+            for place, (row, here) in enumerate(zip(value.detach().cpu().numpy(), kept, strict=True)):
+                if len(np.unique(row[here])) > 1:
+                    raise InvalidInputError(
+                        f"batch[{name!r}]: found {len(np.unique(row[here]))} samples in row {place}, expected {APART}."
+                    )
+
+
+def _check_loss(batch: Mapping[str, Any], labels: npt.NDArray[Any]) -> None:
+    """Refuses masks and weights that would make another loss than the labels do."""
+    learned = labels != IGNORED
+    learned[:, 0] = False
+    for name in _MASKS:
+        if batch.get(name) is None:
+            continue
+        value = torch.as_tensor(batch[name]).detach().cpu().float().numpy()
+        if value.shape not in (labels.shape, labels.shape[:1]):
+            raise InvalidInputError(f"batch[{name!r}]: found shape {value.shape}, expected {labels.shape}.")
+        values = np.broadcast_to(value if value.ndim > 1 else value[:, None], labels.shape)[learned]
+        if np.any(values != 1):
+            raise InvalidInputError(
+                f"batch[{name!r}]: found {values[values != 1][0]:g} for a token that is learned by its label, expected 1: "
+                f"gradients go by the labels alone. Set labels to {IGNORED} where it is 0, or leave it out."
+            )
+    shifted = batch.get("shift_labels")
+    if isinstance(shifted, torch.Tensor):
+        expected = np.concatenate([labels[:, 1:], np.full((len(labels), 1), IGNORED)], axis=1)
+        if tuple(shifted.shape) != labels.shape or not np.array_equal(
+            shifted.detach().cpu().numpy(), expected
+        ):
+            raise InvalidInputError(
+                "batch['shift_labels']: found something else than the labels, one place on, expected these: gradients go by"
+                " the labels alone. Leave shift_labels out."
+            )
+    types = batch.get("token_type_ids")
+    if isinstance(types, torch.Tensor) and bool(types.any()):
+        raise InvalidInputError(
+            "batch['token_type_ids']: found types other than 0, expected 0 alone: gradients are taken without them."
+            " Leave them out."
+        )
+
+
+def _check_rest(batch: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Refuses columns that the model's forward takes and the gradients would not see."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        taken = inspect.signature(base.forward).parameters.keys() - _KNOWN
+    except (TypeError, ValueError):
+        return
+    for name in batch:
+        if name in taken and isinstance(batch[name], torch.Tensor):
+            raise InvalidInputError(
+                f"batch[{name!r}]: found a tensor that {type(base).__name__} takes, expected text alone: gradients are "
+                "taken of input_ids, attention_mask and labels. Leave it out, or select beforehand: spice_rs.extract with "
+                "a loss_fn of your own."
+            )
