@@ -126,6 +126,12 @@ def check_record_mark(name: str, value: Any) -> None:
             f"field {name!r} is {found(value)}: it does not say whether 1 stands for what is learned. Call it 'learned' or"
             f" 'masked', or leave it out with {ignoring(name)}",
         )
+    elif _is_fraction(value):
+        raise BadRecord(
+            "fractional weight",
+            f"field {name!r} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. If it"
+            f" is what the sample counts, pass {ignoring(name)} here, and weights={name!r} (--weights {name}) to select",
+        )
     elif _flag(value, f"field {name!r}", name) == (kind == "masked"):
         raise BadRecord(
             "nothing to learn",
@@ -148,7 +154,7 @@ def _flag(value: Any, where: str, column: str) -> bool:
     if isinstance(value, str) and value.strip().lower() in _WORDS:
         return _WORDS[value.strip().lower()]
     if isinstance(value, bool | np.bool_ | int | float | np.integer | np.floating):
-        if value in (0, 1):
+        if not _is_fraction(value):
             return bool(value)
         raise BadRecord(
             "fractional weight",
@@ -160,6 +166,11 @@ def _flag(value: Any, where: str, column: str) -> bool:
         f"{where} is {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
         f" {ignoring(column)}",
     )
+
+
+def _is_fraction(value: Any) -> bool:
+    """Whether it is a number that says neither that something is learned nor that it is not."""
+    return isinstance(value, int | float | np.integer | np.floating) and value not in (0, 1)
 
 
 def _check_alike(name: str, value: Any, where: str, column: str) -> None:
