@@ -42,6 +42,7 @@ def rows_checksum(header: dict, data: bytes) -> str:
         seed = int.from_bytes(cells("index", row), "little")
         seed = xxhash.xxh3_64_intdigest(cells("gradients", row), seed=seed)
         values = b"".join(cells(name, row) for name in ("scale", "norm", "loss", "num_tokens"))
+        values += cells("record", row) if "record" in header else b""
         total += xxhash.xxh3_64_intdigest(values, seed=seed)
     return f"xxh3-64:{total % 2**64:016x}"
 

@@ -26,7 +26,7 @@ from readings import (
     turns,
 )
 from spice_rs.data.layouts import FIELDS, is_media, is_metadata
-from spice_rs.data.records import chosen_records, load_records
+from spice_rs.data.records import load_records, parse_record
 from spice_rs.errors import InvalidInputError
 
 # ------------------------------------------------------------------------------------------ text that is read
@@ -345,7 +345,7 @@ def test_ignored_columns_are_as_if_they_were_not_there():
     marked = {"messages": [USER, {**BLUE, "weight": 0.5, "draft": "x", "thinking": "y", "shot": b"z"}]}
     ignored = ["messages.weight", "messages.draft", "messages.thinking", "messages.shot"]
     assert fingerprint(marked, ignore_columns=ignored) == fingerprint({"messages": CHAT})
-    assert next(chosen_records([{**PAIR, "hint": "x"}], {0}, ignore_columns="hint")).index == 0
+    assert parse_record(3, "here", {**PAIR, "hint": "x"}, ignore_columns="hint").index == 3
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,9 @@ def test_bad_rows_are_refused_with_their_place(tmp_path: Path) -> None:
             ({"num_tokens": [1, 2, 2**31]}, "num_tokens"),
             ({"loss": [1.0, np.nan, 3.0]}, "loss of row 1"),
             ({"loss": [1, 2, 3]}, "loss"),
+            ({"record": [1, 2]}, "record"),
+            ({"record": [1.0, 2.0, 3.0]}, "record: found float64"),
+            ({"record": np.uint64([1, 2, 2**63])}, "record"),
         ]:
             with pytest.raises(InvalidInputError, match=message):
                 w.append(rows, [0, 1, 2], **optional)
@@ -432,6 +435,33 @@ def test_optional_columns_are_there_for_all_rows_or_absent(tmp_path: Path) -> No
     assert store.info()["columns"] == ["index", "scale", "norm", "num_tokens"]
 
 
+def test_hashes_of_records_come_back_and_lie_behind_the_index(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    hashes = [-(1 << 63), (1 << 63) - 1, 0]
+    with GradientStore.create(tmp_path, dim=DIM, dtype="int8") as w:
+        w.append(some_rows(3), [5, 1, 2], num_tokens=[1, 2, 3], record=hashes)
+        with pytest.raises(InvalidInputError, match="record: found none, expected values"):
+            w.append(some_rows(1), [7], num_tokens=[1])
+    store = GradientStore(tmp_path)
+    store.verify()
+    assert store.record.dtype == np.int64
+    assert store.record.tolist() == hashes
+    assert store.info()["columns"] == ["index", "scale", "norm", "num_tokens", "record"]
+    with safetensors.safe_open(shards(tmp_path)[0], framework="np") as shard:
+        assert shard.get_tensor("record").tolist() == hashes
+    with (
+        GradientStore.create(tmp_path, dim=DIM, dtype="int8") as w,
+        pytest.raises(InvalidInputError, match="record"),
+    ):
+        w.append(some_rows(1), [7], num_tokens=[1])
+    # A store that began without them stays one without.
+    with GradientStore.create(tmp_path / "old", dim=DIM) as w:
+        w.append(some_rows(1), [0])
+    with GradientStore.create(tmp_path / "old", dim=DIM) as w:
+        w.append(some_rows(1), [1], record=[3])
+    assert GradientStore(tmp_path / "old").record is None
+
+
 def test_what_is_no_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "nothing", tmp_path / "file", tmp_path):
@@ -526,12 +556,18 @@ def test_the_fingerprint_is_that_of_the_rows_however_they_are_stored(tmp_path: P
     assert store.fingerprint == write("c", np.delete(every, 3)) != expected
     # Each thing that is known of a row counts.
     others = {store.fingerprint}
-    for change in ({"num_tokens": [4], "loss": [0.5]}, {"num_tokens": [3], "loss": [0.25]}, {"loss": [0.5]}):
+    for change in (
+        {"num_tokens": [4], "loss": [0.5]},
+        {"num_tokens": [3], "loss": [0.25]},
+        {"loss": [0.5]},
+        {"loss": [0.5], "record": [1]},
+        {"loss": [0.5], "record": [2]},
+    ):
         name = str(len(others))
         with GradientStore.create(tmp_path / name, dim=DIM, dtype=dtype) as w:
             w.append(rows[:1], [3], **change)
         others.add(GradientStore(tmp_path / name).fingerprint)
-    assert len(others) == 4
+    assert len(others) == 6
 
 
 def test_shards_without_a_checksum_of_rows_are_read_as_before(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a small store."""
     path = tmp_path_factory.mktemp("sound")
     with GradientStore.create(path, dim=DIM, provenance={"model": "m"}, writer="w", rows_per_shard=4) as w:
-        w.append(some_rows(8), np.arange(8), num_tokens=np.ones(8, int), loss=np.ones(8))
+        w.append(
+            some_rows(8), np.arange(8), num_tokens=np.ones(8, int), loss=np.ones(8), record=np.arange(-4, 4)
+        )
     open_and_verify(path)
     return {file.name: file.read_bytes() for file in path.iterdir()}
 

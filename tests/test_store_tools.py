@@ -27,12 +27,24 @@ def some_rows(n: int, seed: int = 0) -> np.ndarray:
     return (rng.standard_normal((n, DIM)) * 10.0 ** rng.integers(-6, 6, (n, 1))).astype(np.float32)
 
 
-def fill(path: Path, index: list[int] | range, rows: np.ndarray | None = None, **options: object) -> Path:
+def fill(
+    path: Path,
+    index: list[int] | range,
+    rows: np.ndarray | None = None,
+    hashed: bool = False,
+    **options: object,
+) -> Path:
     """A store of these rows, with values that follow from the index."""
     index = np.asarray(index, dtype=np.int64)
     rows = some_rows(1000)[index] if rows is None else rows
     with GradientStore.create(path, dim=DIM, **options) as w:
-        w.append(rows, index, num_tokens=index % 7 + 1, loss=index / 10)
+        w.append(
+            rows,
+            index,
+            num_tokens=index % 7 + 1,
+            loss=index / 10,
+            record=index * 7919 - 1 if hashed else None,
+        )
     return path
 
 
@@ -41,7 +53,7 @@ def content(store: GradientStore | Path) -> dict[int, tuple]:
     store = GradientStore(store) if isinstance(store, Path) else store
     store.verify()
     columns = [store.read(np.arange(len(store))), store._core.scale, store.norm]
-    columns += [column for column in (store.num_tokens, store.loss) if column is not None]
+    columns += [column for column in (store.num_tokens, store.loss, store.record) if column is not None]
     values = zip(store.index.tolist(), *(c.tolist() for c in columns), strict=True)
     return {row: tuple(rest) for row, *rest in values}
 
@@ -52,7 +64,7 @@ def shards(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compaction_keeps_every_bit_of_every_row(tmp_path: Path, dtype: str) -> None:
-    path = fill(tmp_path / "s", range(50), dtype=dtype, rows_per_shard=3)
+    path = fill(tmp_path / "s", range(50), hashed=dtype != "int8", dtype=dtype, rows_per_shard=3)
     before = content(path)
     store = GradientStore(path)
     opened_before = GradientStore(path)

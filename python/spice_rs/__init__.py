@@ -23,6 +23,7 @@ from spice_rs.errors import (
     SpiceWarning,
     StoreError,
     StoreMismatchError,
+    UnfinishedStoreError,
 )
 from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
@@ -59,6 +60,7 @@ __all__ = [
     "SpiceWarning",
     "StoreError",
     "StoreMismatchError",
+    "UnfinishedStoreError",
     "__version__",
     "agreement",
     "analyze",

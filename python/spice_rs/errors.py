@@ -23,5 +23,9 @@ class StoreMismatchError(StoreError):
     """A gradient store or a saved selection is sound but was made with other settings or from other rows."""
 
 
+class UnfinishedStoreError(StoreError):
+    """A gradient store has some of its rows alone: its extraction has not ended."""
+
+
 class SpiceWarning(UserWarning):
     """A setting does nothing, or a result needs a second look."""

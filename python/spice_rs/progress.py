@@ -44,11 +44,14 @@ class Silent:
 class PlainLine:
     """A counter on one line of stderr, for installations without tqdm."""
 
-    def __init__(self, total: int, what: str, unit: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, what: str, unit: str, stream: TextIO | None = None, *, initial: int = 0
+    ) -> None:
         self._total, self._what, self._unit = total, what, unit
         self._stream = stream or sys.stderr
         self._started = self._drawn = time.monotonic()
-        self._done: float = 0
+        self._done: float = initial
+        self._initial = initial
         self._note = ""
         self._visible = False
 
@@ -71,14 +74,14 @@ class PlainLine:
             self._visible = False
 
     def _draw(self, now: float) -> None:
-        rate = self._done / max(now - self._started, 1e-9)
+        rate = (self._done - self._initial) / max(now - self._started, 1e-9)
         text = f"\r{self._what}: {self._done:.0f}/{self._total} {self._unit}, {rate:.1f}/s {self._note}"
         print(text.ljust(78), end="", file=self._stream, flush=True)
         self._drawn, self._visible = now, True
 
 
-def bar(progress: Progress, *, total: int, what: str, unit: str) -> Bar:
-    """Return a bar over `total` units of work; see `Progress` for when it shows."""
+def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 0) -> Bar:
+    """Return a bar over `total` units of work, `initial` of them done before; see `Progress` for when it shows."""
     always = progress is True
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
@@ -87,9 +90,11 @@ def bar(progress: Progress, *, total: int, what: str, unit: str) -> Bar:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        return PlainLine(total, what, unit)
+        return PlainLine(total, what, unit, initial=initial)
     delay = 0 if always else DELAY
-    drawn: Any = tqdm(total=total, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always)
+    drawn: Any = tqdm(
+        total=total, initial=initial, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always
+    )
     return drawn  # type: ignore[no-any-return]
 
 

@@ -116,6 +116,7 @@ def agreement(
     random_sets: int = 5,
     seed: int = 0,
     threads: int | None = None,
+    partial: bool = False,
     progress: bool | None = None,
 ) -> Agreement:
     """Compare what two proxies' gradients choose from the same data.
@@ -135,12 +136,14 @@ def agreement(
         random_sets: number of random sets of rows to compare with.
         seed: seed of these sets.
         threads: threads to use; all cores by default.
+        partial: take the rows of a store whose extraction has not ended, which is refused otherwise.
         progress: show a bar, or do not; by default where a person can see it.
 
     Returns:
         Shared picks at each k, rank correlation of single gains, U of each one's picks with the other's rows.
 
     Raises:
+        UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         InvalidInputError: an argument is out of range, or the sources have too few rows in common.
         StoreError: a source is no gradient store, or a damaged one.
 
@@ -161,6 +164,9 @@ def agreement(
             f"random_sets: found {random_sets!r}, expected a whole number of at least 1. Choose one."
         )
     sources = open_source(a), open_source(b)
+    for source in sources:
+        source.check_finished(partial)
+        source.warn_unfinished()
     common, excluded = _common(*sources)
     if k is None:
         k = max(1, round(0.1 * len(common)))
@@ -190,6 +196,7 @@ def agreement(
                         fisher=fisher,
                         exclude=out if len(out) else None,
                         progress=False,
+                        partial=partial,
                         **own,
                     )
                 )

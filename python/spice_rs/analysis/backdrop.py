@@ -203,7 +203,13 @@ def sweep(
                 drawn.update()
                 try:
                     again = select(
-                        source, **options, **{**each, setting: value}, progress=False, dim=dim, dtype=dtype
+                        source,
+                        **options,
+                        **{**each, setting: value},
+                        progress=False,
+                        partial=True,
+                        dim=dim,
+                        dtype=dtype,
                     )
                 except InvalidInputError:  # an α that is out of range for rows this long
                     if asked:

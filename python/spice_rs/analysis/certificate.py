@@ -70,6 +70,7 @@ def certify(
     *,
     steps: int = 4,
     data: Any = None,
+    index_column: str | None = None,
     weights: Any = None,
     initial: Any = None,
     threads: int | None = None,
@@ -93,6 +94,8 @@ def certify(
             tighter. Each is one more pass over the source; none is taken where there are far fewer picks than columns,
             where they cannot lead below the best bound, or where its matrices do not fit into memory.
         data: what the source was extracted from, to look the name of a column up in.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         weights: the weights of the selection, if it has any.
         initial: the initial rows of the selection, if it has any.
         threads: threads to use; all cores by default.
@@ -129,6 +132,7 @@ def certify(
         )
     chosen = _prefixes(prefixes, k)
     opened = open_source(source, dim=dim, dtype=dtype)
+    opened.warn_unfinished()
     remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
     identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
     check_same("source", settings["source"], identity, StoreMismatchError, remedy)
@@ -140,7 +144,7 @@ def certify(
             index=opened.index,
             scale=scale,
             unit=unit,
-            weights=_weights(opened, data, weights, settings),
+            weights=_weights(opened, data, index_column, weights, settings),
             alpha=settings["alpha"],
             initial=_initial(opened, initial, settings),
             picks=opened.positions(selection.indices).astype(np.int64),
@@ -184,9 +188,11 @@ def _prefixes(asked: int | Sequence[int], k: int) -> Rows:
     return np.unique(np.concatenate([spaced, [0, k]])).astype(np.int64)
 
 
-def _weights(source: Source, data: Any, given: Any, settings: dict[str, Any]) -> Floats | None:
+def _weights(
+    source: Source, data: Any, index_column: str | None, given: Any, settings: dict[str, Any]
+) -> Floats | None:
     """Return the weights by position, after a look whether they are those of the selection."""
-    columns = Columns(source, data, {"weights": given})
+    columns = Columns(source, data, {"weights": given}, index_column)
     values = None if given is None else columns.numbers("weights", given, positive=True)
     _check_given("weights", None if values is None else digest(values), settings)
     return None if values is None else columns.by_position(values)

@@ -149,6 +149,7 @@ def compare(
     normalize: Normalize = "auto",
     scales: str | Sequence[str] | None = None,
     data: Any = None,
+    index_column: str | None = None,
     groups: Any = None,
     lengths: Any = None,
     random_sets: int = 3,
@@ -157,6 +158,7 @@ def compare(
     certificate: bool = True,
     threads: int | None = None,
     progress: Progress = None,
+    partial: bool = False,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Comparison:
@@ -187,6 +189,8 @@ def compare(
         normalize: scale of the rows, as for `select`.
         scales: other scales to measure U under: all that the source knows by default, among "none", "sum", "mean", "unit".
         data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         groups: label of each row, for example where it comes from: the name of a column of `data`, or (N,) labels by
             dataset row. Their shares are shown.
         lengths: length of each row's answer: the name of a column of `data`, or (N,) numbers by dataset row. By default
@@ -198,6 +202,7 @@ def compare(
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (method, picks it has made).
+        partial: take the rows of a store whose extraction has not ended, which is refused otherwise.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 
@@ -205,6 +210,7 @@ def compare(
         A row of numbers per method, the overlaps, and the selections.
 
     Raises:
+        UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         InvalidInputError: an argument is out of range, a name is not known, or none of the methods can run
             here.
         StoreMismatchError: a selection among `methods` was made from another source.
@@ -222,6 +228,7 @@ def compare(
     numbers = check_numbers(k=k, random_sets=random_sets, pool_size=pool_size, seed=seed, threads=threads)
     penalty = check_reals(conflict_penalty=conflict_penalty)["conflict_penalty"]
     opened = open_source(source, dim=dim, dtype=dtype)
+    opened.check_finished(partial)
     if k is None or k > opened.rows:
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
@@ -241,9 +248,9 @@ def compare(
     )
     lines = ways(setting, methods)
     others = other_scales(opened, resolved, scales)
-    facts = Facts(opened, data, groups, lengths)
+    facts = Facts(opened, data, groups, lengths, index_column)
     watch = _Watch(progress, setting.k, len(lines))
-    notes: list[str] = []
+    notes = [f"{store.path}: {store.unfinished}." for store in opened.unfinished]
     selections: dict[str, Selection] = {}
     seconds: dict[str, float] = {}
     with watch:

@@ -67,6 +67,7 @@ def curvature(
     alpha: Alpha = 1.0,
     normalize: Normalize = "auto",
     data: Any = None,
+    index_column: str | None = None,
     weights: Any = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -88,6 +89,8 @@ def curvature(
         alpha: weight α of the Fisher information, or "auto", as for `select`.
         normalize: as for `select`.
         data: what the source was extracted from, to look the name of a column up in.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         weights: as for `select`: weight of each row in the Fisher information.
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
@@ -109,8 +112,9 @@ def curvature(
     """
     numbers = check_numbers(threads=threads)
     opened = open_source(source, dim=dim, dtype=dtype)
+    opened.warn_unfinished()
     normalized, scale, unit = opened.row_scale(normalize)
-    columns = Columns(opened, data, {"weights": weights})
+    columns = Columns(opened, data, {"weights": weights}, index_column)
     hashed = by_position = None
     if weights is not None:
         values = columns.numbers("weights", weights, positive=True)

@@ -109,6 +109,7 @@ def explain(
     rows: Any,
     *,
     data: Any = None,
+    index_column: str | None = None,
     groups: Any = None,
     costs: Any = None,
     initial: Any = None,
@@ -131,6 +132,8 @@ def explain(
         source: what they were picked from, as for `spice_rs.select`.
         rows: (r,) dataset rows, or one of them.
         data: what the source was extracted from, to look column names up in.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         groups: as `select` had it. What is given of this and the next is checked to be the same as then; what is not
             given cannot be the reason. `initial` and `weights` have to be given, and so has `prior`.
         costs: as `select` had it.
@@ -155,8 +158,9 @@ def explain(
     if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
         rows = [rows]
     wanted = row_list("rows", rows)
-    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    replay.source.warn_unfinished()
     if "prior" in replay.missing:
         raise InvalidInputError(
             "prior: found None, expected what the selection was made with. Give it again."

@@ -32,13 +32,15 @@ class Facts:
         InvalidInputError: the data lacks a column or a row, or a value cannot be used.
     """
 
-    def __init__(self, source: Source, data: Any, groups: Any, lengths: Any) -> None:
+    def __init__(
+        self, source: Source, data: Any, groups: Any, lengths: Any, index_column: str | None = None
+    ) -> None:
         self._labels: list[Label] = []
         self._codes = self._lengths = None
         self.unit = lengths if isinstance(lengths, str) else "length"
         given = {"groups": groups, "lengths": lengths}
-        if data is not None or any(value is not None for value in given.values()):
-            columns = Columns(source, data, given)
+        if data is not None or index_column is not None or any(value is not None for value in given.values()):
+            columns = Columns(source, data, given, index_column)
             if groups is not None:
                 self._labels, codes = columns.labels("groups", groups)
                 self._codes = columns.by_position(codes)

@@ -46,6 +46,7 @@ class Setting:
             "normalize": self.normalize,
             "threads": self.threads,
             "progress": lambda picks, *_: watch(picks),
+            "partial": True,  # or `compare` would have refused the source
         }
         return select(self.source, **{**shared, **options})
 

@@ -35,6 +35,7 @@ def analyze(
     source: Any,
     *,
     data: Any = None,
+    index_column: str | None = None,
     groups: Any = None,
     costs: Any = None,
     initial: Any = None,
@@ -58,6 +59,8 @@ def analyze(
         selection: the picks.
         source: what they were picked from, as for `spice_rs.select`.
         data: what the source was extracted from, to look column names up in.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         groups: as `select` had it. What is given of this and the next is checked to be the same as then. Without
             `groups`, `costs`, `exclude` or `prior` that `select` had, it is unknown who else could have been picked:
             `margin` then is nan. `initial` and `weights` have to be given.
@@ -87,8 +90,9 @@ def analyze(
     numbers = check_numbers(steps=steps, sample=sample, seed=seed)
     if not len(selection):
         raise InvalidInputError("selection: found no picks, expected at least one. Select rows first.")
-    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    replay.source.warn_unfinished()
     count, runs = len(selection), replay.runs()
     found = {name: np.full(count, np.nan) for name in ("norm", "cosine", "nearest_cosine", "bound", "margin")}
     rivals = {name: np.full(count, -1, np.int64) for name in ("nearest", "runner_up")}

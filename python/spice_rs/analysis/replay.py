@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
 from spice_rs.data.columns import Columns, digest, row_list
+from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
@@ -36,6 +37,10 @@ class Given:
     exclude: Any = None
     weights: Any = None
     prior: Any = None
+    index_column: str | None = None
+
+    def __post_init__(self) -> None:
+        check_index_column(self.index_column, self.data)
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,8 @@ class Replay:
     def _columns(self, given: Given, fields: tuple[str, ...]) -> Columns:
         values = {name: getattr(given, name) for name in fields if self.settings[name] is not None}
         named = any(isinstance(value, str) for value in values.values())
-        return Columns(self.source, given.data if named else None, values)
+        data, index_column = (given.data, given.index_column) if named else (None, None)
+        return Columns(self.source, data, values, index_column)
 
     def _same(self, name: str, found: str, expected: str) -> None:
         if found != expected:

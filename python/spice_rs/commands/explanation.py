@@ -56,6 +56,8 @@ def given_again(options: dict[str, Any], data: str | None) -> None:
             options[name] = read_rows(options[name])
     if any(options[name] is not None for name in COLUMNS):
         options["data"] = data
+    elif data is not None:
+        options["index_column"] = None  # nothing is looked up
 
 
 def _explain(

@@ -51,7 +51,14 @@ def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
         "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
     )
     words = {"name": ("NAME", "For --llama-factory."), "columns": ("NAME=COLUMN,…", "For --llama-factory.")}
-    add_options(parser, spice_rs.Selection.to_llama_factory, skip=("self", "folder", "data"), words=words)
+    skip = ("self", "folder", "data", "index_column")
+    add_options(parser, spice_rs.Selection.to_llama_factory, skip=skip, words=words)
+    parser.add_argument(
+        "--index-column",
+        metavar="COLUMN",
+        help="column of --data with the dataset row of each record, where the n-th record is not row n: data in another"
+        " order, or fewer of them; a dot leads into an object (spice.index)",
+    )
 
 
 def check_targets(
@@ -120,16 +127,19 @@ def write_targets(
     *,
     name: str = "spice",
     columns: Mapping[str, str] | None = None,
+    index_column: str | None = None,
 ) -> None:
     """Write the picks where the command line says, and say so on stderr."""
     from spice_rs.report.exports import write_file
 
     if out is not None:
-        write_file(selection, out, data)
+        write_file(selection, out, data, index_column=index_column)
     if out not in (None, "-"):
         print(f"{out}: {len(selection)} picks", file=sys.stderr)
     if llama_factory is not None:
-        stage = selection.to_llama_factory(llama_factory, data, name=name, columns=columns)
+        stage = selection.to_llama_factory(
+            llama_factory, data, name=name, columns=columns, index_column=index_column
+        )
         print(
             f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json, for stage {stage}",
             file=sys.stderr,
@@ -143,6 +153,7 @@ def _export_picks(
     llama_factory: str | None,
     name: str,
     columns: Mapping[str, str] | None,
+    index_column: str | None,
     force: bool,
 ) -> None:
     loaded = spice_rs.Selection.load(selection)
@@ -150,4 +161,4 @@ def _export_picks(
         out = "-"
     given: dict[str, Any] = {"name": name, "columns": columns}
     check_targets(out, data, llama_factory, reads={"SELECTION": selection}, force=force, **given)
-    write_targets(loaded, out, data, llama_factory, **given)
+    write_targets(loaded, out, data, llama_factory, index_column=index_column, **given)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.exits import EXIT_CHECK_FAILED
+from spice_rs.commands.exits import EXIT_CHECK_FAILED, EXIT_INTERRUPTED
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.store.store import STORE_FILE
 
 
 def add(commands: Any, called: Sequence[str]) -> None:
@@ -30,22 +33,40 @@ def add(commands: Any, called: Sequence[str]) -> None:
         add_options(doctor, spice_rs.extract, skip=skip)
 
 
-def _extract(model: str, data: str, out: str, **options: Any) -> None:
+def _extract(model: str, data: str, out: str, **options: Any) -> int | None:
     from spice_rs.extraction.ranks import Rank
 
-    store = spice_rs.extract(model, data, out, **options)
     rank = Rank.current()
+    try:
+        store = spice_rs.extract(model, data, out, **options)
+    except KeyboardInterrupt:
+        kept = _kept(out)
+        if kept is None:
+            raise
+        if rank.first:
+            print(f"spice-rs: stopped: {kept}; the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
     tracked = store.provenance["tracked"]
     if rank.count > 1:
         print(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
         if not rank.first:
-            return
+            return None
     else:
         print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
     print(
         f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
         f"{tracked['coverage']:.1%} of those meant"
     )
+    return None
+
+
+def _kept(out: str) -> str | None:
+    """How many rows an extraction that was stopped has left; None if it had not begun."""
+    if not (Path(out) / STORE_FILE).exists():
+        return None
+    store = spice_rs.GradientStore(out)
+    of = "" if store.expected_rows is None else f" of {store.expected_rows}"
+    return f"{len(store)}{of} rows are kept in {out}"
 
 
 def _plan(model: str, data: str, **options: Any) -> None:

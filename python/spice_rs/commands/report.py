@@ -37,8 +37,9 @@ def _report(selection: str, source: str, out: str, data: str | None, force: bool
     reads = {"SELECTION": selection, "SOURCE": source, "--data": data}
     check_outputs({"--out": out}, reads, force=force)
     chosen = read(selection, source, options)
+    index_column = options["index_column"]
     given_again(options, data)
-    options["data"] = data
+    options.update(data=data, index_column=index_column)
     found = spice_rs.write_report(chosen, source, out, **options)
     print(found.summary())
     print(f"{out}: written", file=sys.stderr)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def add(commands: Any) -> None:
         "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
     )
     add_outputs(select)
-    add_options(select, spice_rs.select, skip=("source", "data"), words=WORDS)
+    add_options(select, spice_rs.select, skip=("source", "data", "index_column"), words=WORDS)
 
     extend = add_command(commands, "extend", _extend, "select again from a pool that has grown")
     extend.add_argument("earlier", metavar="SELECTION", help="what `select --save` wrote of the smaller pool")
@@ -60,6 +61,7 @@ def _select(
     llama_factory: str | None,
     name: str,
     columns: Mapping[str, str] | None,
+    index_column: str | None,
     force: bool,
     **options: Any,
 ) -> None:
@@ -71,13 +73,14 @@ def _select(
     reads = {"SOURCE": source, "--checkpoint": options["checkpoint"]}
     check_targets(out, data, llama_factory, save=save, reads=reads, force=force, **given)
     if any(options[field] is not None for field in COLUMNS):
-        options["data"] = data
+        options.update(data=data, index_column=index_column)
     for field in ROW_FILES:
         if options[field] is not None:
             options[field] = read_rows(options[field])
     options["group_shares"] = _shares(options["group_shares"])
-    selection = spice_rs.select(source, **options)
-    _write(selection, out, data, save, llama_factory, **given)
+    opened = _opened(source, data, index_column, options)
+    selection = spice_rs.select(opened, **options)
+    _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
@@ -99,6 +102,7 @@ def _extend(
     llama_factory: str | None,
     name: str,
     columns: Mapping[str, str] | None,
+    index_column: str | None,
     force: bool,
     **options: Any,
 ) -> None:
@@ -109,8 +113,9 @@ def _extend(
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
-    selection = spice_rs.extend(spice_rs.Selection.load(earlier), source, **options)
-    _write(selection, out, data, save, llama_factory, **given)
+    opened = _opened(source, data, index_column, options)
+    selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
+    _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     print(repr(selection), file=sys.stderr)
 
 
@@ -145,6 +150,20 @@ def _free_name(out: str) -> str:
     """Return the name of a file that is not there, beside the one that a selection was to be written to."""
     names = (f"{out}.selection{number or ''}.safetensors" for number in itertools.count())
     return next(name for name in names if not os.path.lexists(name))
+
+
+def _opened(source: str, data: str | None, index_column: str | None, options: Mapping[str, Any]) -> Any:
+    """Open the source, and look now whether the data are its own: else that is found out after a long selection."""
+    from spice_rs.data.matching import check_index_column, raw_records, spread
+    from spice_rs.store.sources import open_source
+
+    check_index_column(index_column, data)
+    opened = open_source(source, dim=options["dim"], dtype=options["dtype"])
+    opened.check_finished(options["partial"])
+    belonging = opened.belonging
+    if data is not None and index_column is None and belonging is not None:
+        deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)
+    return opened
 
 
 def _shares(text: str | None) -> Any:

@@ -68,10 +68,13 @@ def _store_options(parser: argparse.ArgumentParser, progress: bool = True) -> No
 
 
 def _info(store: str, as_json: bool) -> None:
-    info = spice_rs.GradientStore(store).info()
+    opened = spice_rs.GradientStore(store)
+    info = opened.info()
     if as_json:
         print(json.dumps(info, indent=2))
         return
+    if opened.unfinished is not None:
+        print(f"{'unfinished':20} {opened.unfinished}")
     for key, value in info.items():
         text = value if isinstance(value, str) else json.dumps(value)
         print(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
@@ -98,7 +101,9 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
 def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress: bool | None) -> None:
     with _watch(progress, "merge") as watch:
         merged = spice_rs.GradientStore.merge(stores, out, watch, differing)
-    _report(as_json, f"{out}: {len(merged)} rows", {"path": out, "rows": len(merged)})
+    _report(
+        as_json, f"{out}: {merged.unfinished or f'{len(merged)} rows'}", {"path": out, "rows": len(merged)}
+    )
 
 
 def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: bool | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.data.records import raw_records
+from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
 from spice_rs.errors import InvalidInputError
 from spice_rs.store.sources import Source, as_rows
 
@@ -28,17 +28,21 @@ class Columns:
     Args:
         source: the rows.
         data: where column names are looked up: a path, a Dataset or a list of records; None if there is none.
-        given: argument → what the caller gave for it; a text is the name of a column. At least two arguments.
+        given: argument → what the caller gave for it; a text is the name of a column.
+        index_column: column of the data with the dataset rows, as for `raw_records`; None if the n-th record is row n.
 
     Raises:
-        InvalidInputError: the data lacks a column or a row.
+        InvalidInputError: the data lacks a column or a row, or are not those that the rows were extracted from.
     """
 
-    def __init__(self, source: Source, data: Any, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: Source, data: Any, given: Mapping[str, Any], index_column: str | None = None
+    ) -> None:
         self._source = source
         self._order = source.dataset_order()
         self.rows = self._order if source.index is None else source.index[self._order]
         names = {field: name for field, name in given.items() if isinstance(name, str)}
+        check_index_column(index_column, data)
         if names and data is None:
             field, name = next(iter(names.items()))
             raise InvalidInputError(
@@ -51,7 +55,7 @@ class Columns:
                 f"data: found it without the name of a column, expected one in {', '.join(first)} or {last}. Name one, or"
                 " leave the data out."
             )
-        self._columns = _read(data, names, self.rows, source) if names else {}
+        self._columns = _read(data, names, self.rows, source, index_column) if names else {}
 
     def by_position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return values in the order of the source's blocks, given in the order of the dataset rows."""
@@ -177,29 +181,37 @@ def digest(*parts: npt.NDArray[Any] | list[Label]) -> str:
 
 
 def _read(
-    data: Any, names: Mapping[str, str], rows: npt.NDArray[np.int64], source: Source
+    data: Any,
+    names: Mapping[str, str],
+    rows: npt.NDArray[np.int64],
+    source: Source,
+    index_column: str | None,
 ) -> dict[str, list[Any]]:
     """Return the named columns of the data, for `rows` (ascending) alone."""
+    if index_column is not None:
+        return _read_by_index(data, names, rows, source, index_column)
+    belonging = source.belonging
     place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
     columns: dict[str, list[Any]] = {name: [] for name in names.values()}
-    if hasattr(data, "select_columns") and set(columns) <= set(data.column_names):
-        data = data.select_columns(list(columns))  # and decode no other
+    if (
+        hasattr(data, "select_columns")
+        and hasattr(data, "__len__")
+        and set(columns) <= set(data.column_names)
+    ):
+        # Others are decoded of the records that are compared alone.
+        check_records(data, spread(rows), belonging)
+        data, belonging = data.select_columns(list(columns)), None
     contiguous, whole = int(rows[-1]) + 1 == len(rows), source.index is None
     # Without an index every record has a row: one more is looked for, and refused.
     wanted = range(len(rows) + whole) if contiguous else set(rows.tolist())
     read = -1
-    for row, record in raw_records(data, wanted):
+    for row, record in raw_records(data, wanted, belonging, checked=spread(rows)):
         if read + 1 == len(rows):
             raise InvalidInputError(
                 f"{place}: found more than {len(rows)} records, expected {len(rows)}, one per row: the last row of"
                 f" {source.description} is {len(rows) - 1}. Give the data that the gradients were extracted from."
             )
-        for field, name in names.items():
-            if name not in record:
-                raise InvalidInputError(
-                    f"{field}: found no {name!r} in record {row} of {place} (only {_short(list(record))}), expected it in"
-                    " every record. Name a column that all rows have."
-                )
+        _check_there(names, record, row, place)
         for name, values in columns.items():
             values.append(record[name])
         read += 1
@@ -209,6 +221,35 @@ def _read(
             " the gradients were extracted from."
         )
     return columns
+
+
+def _read_by_index(
+    data: Any,
+    names: Mapping[str, str],
+    rows: npt.NDArray[np.int64],
+    source: Source,
+    index_column: str,
+) -> dict[str, list[Any]]:
+    """Return the named columns of the data, for `rows` alone, in their order; records come in any order."""
+    place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
+    found: dict[int, list[Any]] = {}
+    wanted = set(rows.tolist())
+    for row, record in raw_records(
+        data, wanted, source.belonging, index_column=index_column, checked=spread(rows)
+    ):
+        _check_there(names, record, row, place)
+        found[row] = [record[name] for name in names.values()]
+    values = zip(*(found[row] for row in rows.tolist()), strict=True)
+    return dict(zip(names.values(), map(list, values), strict=True))
+
+
+def _check_there(names: Mapping[str, str], record: Mapping[str, Any], row: int, place: str) -> None:
+    for field, name in names.items():
+        if name not in record:
+            raise InvalidInputError(
+                f"{field}: found no {name!r} in record {row} of {place} (only {_short(list(record))}), expected it in"
+                " every record. Name a column that all rows have."
+            )
 
 
 def _short(value: Any) -> str:

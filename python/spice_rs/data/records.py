@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.marks import check_record_mark, unwanted
 from spice_rs.data.pairs import read_plain, read_prompt, read_response, with_system
 from spice_rs.data.reading import BadRecord, found, open_data
+from spice_rs.data.samples import short_hash
 from spice_rs.data.tokens import READ as TOKENS_READ
 from spice_rs.data.tokens import read_tokens
 from spice_rs.data.tools import read_tools
@@ -56,11 +57,9 @@ __all__ = [
     "Message",
     "Record",
     "Records",
-    "chosen_records",
     "dataset_fingerprint",
     "load_records",
     "parse_record",
-    "raw_records",
     "record_hash",
 ]
 
@@ -160,59 +159,6 @@ def load_records(
     return Records(tuple(items), rows, tuple(bad), source)
 
 
-def chosen_records(
-    data: Any,
-    rows: Container[int],
-    columns: Mapping[str, str] | None = None,
-    *,
-    ignore_columns: str | Sequence[str] | None = None,
-    preference: str | None = None,
-) -> Iterator[Record]:
-    """Yields the wanted records, checked, in the order of the data.
-
-    Args:
-        data: As for `load_records`.
-        rows: Row numbers as `load_records` counts them.
-        columns: As for `load_records`.
-        ignore_columns: As for `load_records`.
-        preference: As for `load_records`.
-
-    Raises:
-        InvalidInputError: The data cannot be read, or a wanted record is bad.
-    """
-    rules = Rules.of(columns, ignore_columns, preference)
-    _, parsed = open_data(data)
-    for index, (place, parse) in enumerate(parsed):
-        if index in rows:
-            try:
-                yield _record(index, place, parse(), rules)
-            except BadRecord as error:
-                raise InvalidInputError(f"{place}: {error}") from None
-
-
-def raw_records(data: Any, rows: Container[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row, record as it stands in the data) of the wanted rows, unchecked.
-
-    Args:
-        data: As for `load_records`.
-        rows: Row numbers as `load_records` counts them.
-
-    Raises:
-        InvalidInputError: The data cannot be read, or a wanted record is no object.
-    """
-    _, parsed = open_data(data)
-    for index, (place, parse) in enumerate(parsed):
-        if index not in rows:
-            continue
-        try:
-            fields = parse()
-        except BadRecord as error:
-            raise InvalidInputError(f"{place}: {error}") from None
-        if not isinstance(fields, Mapping):
-            raise InvalidInputError(f"{place}: found {found(fields)}, expected an object with named fields")
-        yield index, dict(fields)
-
-
 def parse_record(
     index: int,
     place: str,
@@ -244,10 +190,17 @@ def dataset_fingerprint(records: Records) -> str:
 def record_hash(record: Record) -> int:
     """Hash of what is learned from one record, an int64, wherever it stands in whatever data.
 
-    It counts what `dataset_fingerprint` counts, without the index.
+    It counts what `dataset_fingerprint` counts, without the index, and without what columnar formats change inside of
+    tools and calls: the order of fields, and fields that are null where a record does not have them.
     """
-    digest = hashlib.blake2b(_as_json(_learned(record)), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    content = json.dumps(_without_nulls(_learned(record)), ensure_ascii=True, sort_keys=True)
+    return short_hash(content.encode())
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _learned(record: Record) -> Any:

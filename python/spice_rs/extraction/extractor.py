@@ -18,18 +18,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spice_rs.data.left_out import reasons, write_left_out
+from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import SpiceWarning
+from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
+from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
-from spice_rs.store.store import GradientStore
+from spice_rs.store.store import STORE_FILE, GradientStore
+from spice_rs.store.unfinished import Unfinished, mark, unmark
 
 __all__ = ["TOKENS_PER_BATCH", "extract"]
 
@@ -173,23 +178,64 @@ def extract(
         checkpoint_weights=checkpoint_weights,
     )
     rank = Rank.current()
-    template_date = recorded_date(Path(out) / "store.json", "provenance")
+    template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:
         ready = stack.enter_context(preparing(model, data, settings, template_date=template_date))
-        run, share = ready.run(), rank.slice(ready.reading.samples)
+        reading, run = ready.reading, ready.run()
+        share = rank.slice(reading.samples)
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
             run.prepare(share)  # what is refused leaves no store behind
+        earlier = GradientStore(out) if (Path(out) / STORE_FILE).exists() else None
+        provenance = {**ready.provenance, "dataset": _dataset(reading, settings, earlier)}
         writer = stack.enter_context(
             GradientStore.create(
-                out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=ready.provenance
+                out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=provenance
             )
         )
         if rank.first:
-            _report(ready.reading, max_length, out)
-        present = writer.contains(np.array([sample.index for sample in share], dtype=np.int64))
-        missing = [sample for sample, there in zip(share, present, strict=True) if not there]
-        run.fill(writer, missing, progress if rank.first else False)
-    return GradientStore(out)
+            _report(reading, max_length, out)
+        _mark(out, reading)
+        present = writer.contains(_rows(share))
+        there = [sample for sample, is_there in zip(share, present, strict=True) if is_there]
+        missing = [sample for sample, is_there in zip(share, present, strict=True) if not is_there]
+        # A store of an earlier version goes on as it began.
+        without = earlier is not None and len(earlier) > 0 and earlier.record is None
+        hashed = None if without else reading.hashed
+        run.fill(writer, missing, progress if rank.first else False, hashed=hashed, there=there)
+    store = GradientStore(out)
+    if store.expected_rows is None:  # whichever process is the last sees that
+        unmark(out)
+    return store
+
+
+def _rows(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    return np.array([sample.index for sample in samples], dtype=np.int64)
+
+
+def _mark(out: str | os.PathLike[str], reading: Reading) -> None:
+    """Marks the store as unfinished, if rows of any process are missing."""
+    store = GradientStore(out)
+    expected = len(np.union1d(store.index, _rows(reading.samples)))
+    if len(store) < expected and (store.expected_rows or 0) < expected:  # one of a larger limit stays
+        text = not isinstance(reading.samples[0], OwnSample)
+        mark(out, Unfinished(expected, longest_first=text))
+
+
+def _dataset(reading: Reading, settings: Settings, earlier: GradientStore | None) -> dict[str, Any]:
+    """What the store records of the data: also how they were read, for data that are given later."""
+    dataset: dict[str, Any] = reading.provenance["dataset"]
+    there = None if earlier is None else earlier.provenance.get("dataset")
+    if isinstance(there, Mapping) and there.get("fingerprint") == dataset["fingerprint"]:
+        return dict(there)  # the same records, whatever their columns were called
+    layout = {name: _plain(value) for name in LAYOUT if (value := getattr(settings, name)) is not None}
+    return dataset | layout
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, str) else list(value)
 
 
 def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
@@ -58,10 +58,26 @@ class GradientRun:
         self.tokens = tokens
         self.tried = False
 
-    def fill(self, writer: GradientWriter, samples: Sequence[Sample], progress: bool | None) -> None:
-        """Appends the rows of the samples. An interrupt leaves the rows written so far committed."""
-        total = sum(sample.length for sample in samples)
-        shown = bar(progress, total=total, what="extract", unit="tokens")
+    def fill(
+        self,
+        writer: GradientWriter,
+        samples: Sequence[Sample],
+        progress: bool | None,
+        *,
+        hashed: Callable[[int], int] | None = None,
+        there: Sequence[Sample] = (),
+    ) -> None:
+        """Appends the rows of the samples. An interrupt leaves the rows written so far committed.
+
+        Args:
+            writer: Of the store.
+            samples: What is to be computed.
+            progress: Whether to show a bar.
+            hashed: What tells the hash of a dataset row's record; None to write none.
+            there: Samples whose rows the store has already: the bar goes on from these.
+        """
+        before, total = (sum(sample.length for sample in part) for part in (there, samples))
+        shown = bar(progress, total=before + total, what="extract", unit="tokens", initial=before)
         done, started = 0, time.perf_counter()
         ahead = 1 if self.device.type == "cuda" else 0  # batches queued before the oldest is written
         computed: deque[tuple[Sequence[Sample], HostCopy]] = deque()
@@ -70,14 +86,15 @@ class GradientRun:
                 for batch, rows, losses in self.batches(longest_first(samples)):
                     computed.append((batch, HostCopy(rows, losses)))
                     while len(computed) > ahead:
-                        write_rows(writer, *computed.popleft())
+                        write_rows(writer, *computed.popleft(), hashed)
                     done += len(batch)
                     shown.update(sum(sample.length for sample in batch))
                     rate = done / (time.perf_counter() - started)
-                    shown.set_postfix_str(f"{done}/{len(samples)} rows, {rate:.3g} rows/s", refresh=False)
+                    of = f"{len(there) + done}/{len(there) + len(samples)} rows"
+                    shown.set_postfix_str(f"{of}, {rate:.3g} rows/s", refresh=False)
             finally:
                 while computed:  # also what was complete when the run was stopped
-                    write_rows(writer, *computed.popleft())
+                    write_rows(writer, *computed.popleft(), hashed)
 
     def batches(
         self, samples: Sequence[Sample]
@@ -269,7 +286,12 @@ def out_of_memory(error: RuntimeError) -> bool:
     return any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
-def write_rows(writer: GradientWriter, batch: Sequence[Sample], copy: HostCopy) -> None:
+def write_rows(
+    writer: GradientWriter,
+    batch: Sequence[Sample],
+    copy: HostCopy,
+    hashed: Callable[[int], int] | None = None,
+) -> None:
     """Appends the rows of a batch, given with its losses, when they have arrived."""
     rows, losses = copy.wait()
     writer.append(
@@ -277,4 +299,5 @@ def write_rows(writer: GradientWriter, batch: Sequence[Sample], copy: HostCopy) 
         index=np.array([sample.index for sample in batch], dtype=np.int64),
         num_tokens=np.array([sample.num_tokens for sample in batch], dtype=np.int32),
         loss=losses.to(torch.float32).numpy(),
+        record=None if hashed is None else np.array([hashed(sample.index) for sample in batch], np.int64),
     )

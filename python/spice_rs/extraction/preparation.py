@@ -28,6 +28,9 @@ from spice_rs.data.dataset import (
     tokenizer_fingerprint,
 )
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
+from spice_rs.data.reading import BadRecord
+from spice_rs.data.records import record_hash
+from spice_rs.data.samples import sample_hash
 from spice_rs.data.templates import read_template
 from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -125,6 +128,7 @@ class Reading:
         records: By index; empty for the user's own data.
         tokenizer: Of text, else None.
         provenance: What a store records of the data.
+        hashed: Dataset row → hash of its record, by which a store recognises it.
         notes: What of the data needs a second look, in sentences.
     """
 
@@ -134,6 +138,7 @@ class Reading:
     samples: Sequence[Sample]
     rows: int
     provenance: dict[str, Any]
+    hashed: Callable[[int], int]
     left_out: Sequence[LeftOut] = ()
     truncated: int = 0
     source: str = "data"
@@ -286,9 +291,22 @@ def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
     network, name = load_model(
         model, gguf_file=settings.gguf_file, device=place, trust_remote_code=settings.trust_remote_code
     )
-    provenance = {"dataset": {"fingerprint": own_fingerprint(data), "rows": len(data)}}
+    dataset: dict[str, Any] = {"fingerprint": own_fingerprint(data), "rows": len(data), "own": True}
+    first = data[0]
+    names = sorted(map(str, first)) if isinstance(first, Mapping) else None
+    if names is not None:
+        dataset["fields"] = names
     samples = [OwnSample(index) for index in range(len(data))[: settings.limit]]
-    return Reading(network, name, place, samples, len(data), provenance)
+    provenance = {"dataset": dataset}
+    hashed = functools.partial(_sample_hash, data, names)
+    return Reading(network, name, place, samples, len(data), provenance, hashed)
+
+
+def _sample_hash(data: Any, names: Sequence[str] | None, row: int) -> int:
+    try:
+        return sample_hash(data[row], names)
+    except BadRecord as error:
+        raise InvalidInputError(f"data[{row}]: {error}; make all samples alike") from None
 
 
 def read_text(
@@ -357,6 +375,7 @@ def read_text(
         "max_length": settings.max_length,
         "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
     }
+    by_row = {record.index: record for record in records}
     date = template_date or examples.template_date
     if date is not None:
         provenance["template_date"] = date.isoformat()
@@ -367,10 +386,11 @@ def read_text(
         list(examples),
         records.rows,
         provenance,
+        lambda row: record_hash(by_row[row]),
         left_out=(*records.bad, *padded, *examples.skipped),
         truncated=examples.truncated,
         source=records.source,
-        records={record.index: record for record in records},
+        records=by_row,
         tokenizer=tokenizer,
         notes=examples.notes,
     )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import check_place, replacing
+from spice_rs.data.matching import places_of
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.encoding import check_json, encoded, spelled
 from spice_rs.selection.foresight import Check, OneKind, check_records
@@ -47,14 +48,16 @@ def frame(selection: Selection) -> dict[str, npt.NDArray[Any]]:
     return {name: column.copy() for name, column in columns.items()}
 
 
-def write_file(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
+def write_file(
+    selection: Selection, out: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+) -> None:
     """Write the picks in the format that the name of the file says; to stdout, as JSON Lines, if `out` is "-".
 
     Raises:
         InvalidInputError: see `pick_lines` and `file_format`, or the format cannot hold a value.
         OSError: the file cannot be written.
     """
-    _WRITERS[file_format(out)](selection, out, data)
+    _WRITERS[file_format(out)](selection, out, data, index_column=index_column)
 
 
 def file_format(out: str | os.PathLike[str]) -> str:
@@ -93,7 +96,14 @@ def _check_cells(record: Mapping[str, Any], place: str) -> None:
             cell(value, name, place)
 
 
-def write_as(selection: Selection, path: str | os.PathLike[str], data: Any, kind: str) -> None:
+def write_as(
+    selection: Selection,
+    path: str | os.PathLike[str],
+    data: Any,
+    kind: str,
+    *,
+    index_column: str | None = None,
+) -> None:
     """Write the picks in the format `kind`, one of `SUFFIXES`, under a name that says no other.
 
     Raises:
@@ -108,16 +118,22 @@ def write_as(selection: Selection, path: str | os.PathLike[str], data: Any, kind
                 f" or call to_{suffix[1:]}."
             )
     check_place(path)
-    _WRITERS[kind](selection, os.path.abspath(path), data)  # "-" is a name here, not stdout
+    _WRITERS[kind](
+        selection, os.path.abspath(path), data, index_column=index_column
+    )  # "-" is a name here, not stdout
 
 
-def write_json(selection: Selection, path: str | os.PathLike[str], data: Any = None) -> None:
+def write_json(
+    selection: Selection, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+) -> None:
     """Write one JSON list, an element on each line; see `Selection.to_json`."""
-    lines = [encoded(line, place_of(line)) for line in pick_lines(selection, data)]
+    lines = [encoded(line, place_of(line)) for line in pick_lines(selection, data, index_column=index_column)]
     write_text(["[\n", ",\n".join(lines), "\n]\n"], path)
 
 
-def write_csv(selection: Selection, path: str | os.PathLike[str], data: Any = None) -> None:
+def write_csv(
+    selection: Selection, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+) -> None:
     """Write a table with a line of names; see `Selection.to_csv`."""
     if data is None:
         columns = frame(selection)
@@ -127,7 +143,7 @@ def write_csv(selection: Selection, path: str | os.PathLike[str], data: Any = No
             places.append(place_of(rows[-1]))
         names = list(columns)
     else:
-        lines = list(pick_lines(selection, data))
+        lines = list(pick_lines(selection, data, index_column=index_column))
         places, rows = [place_of(line) for line in lines], [_flat(line) for line in lines]
         names = list(dict.fromkeys(name for row in rows for name in row))
     text = StringIO(newline="")
@@ -185,7 +201,9 @@ def _as_utf8(text: str, path: str | os.PathLike[str]) -> Iterator[str]:
     yield text
 
 
-def write_parquet(selection: Selection, path: str | os.PathLike[str], data: Any = None) -> None:
+def write_parquet(
+    selection: Selection, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+) -> None:
     """Write the picks to a Parquet file, whole or not at all; see `Selection.to_parquet`."""
     check_pyarrow(path)
     import pyarrow
@@ -194,7 +212,7 @@ def write_parquet(selection: Selection, path: str | os.PathLike[str], data: Any 
     if data is None:
         columns: dict[str, Any] = dict(frame(selection))
     else:
-        lines = list(pick_lines(selection, data))
+        lines = list(pick_lines(selection, data, index_column=index_column))
         names = dict.fromkeys(name for line in lines for name in line)
         columns = {name: [line.get(name) for line in lines] for name in names}
     failures = (pyarrow.ArrowException, OverflowError, TypeError, ValueError)
@@ -237,17 +255,12 @@ SUFFIXES = tuple(_WRITERS)
 """What a file of picks can be: JSON Lines, a JSON list, CSV, Parquet."""
 
 
-def picked_dataset(selection: Selection, dataset: Any) -> Any:
+def picked_dataset(selection: Selection, dataset: Any, *, index_column: str | None = None) -> Any:
     """Return the picked rows of a `datasets.Dataset`; see `Selection.dataset`."""
     if isinstance(dataset, Mapping) or not (hasattr(dataset, "select") and hasattr(dataset, "__len__")):
         remedy = "pass one of its splits" if isinstance(dataset, Mapping) else "load the data with `datasets`"
         raise InvalidInputError(
             f"dataset: found {type(dataset).__name__}, expected a datasets.Dataset with rows by number; {remedy}."
         )
-    last = int(selection.indices.max(initial=-1))
-    if last >= len(dataset):
-        raise InvalidInputError(
-            f"dataset: found {len(dataset)} rows, expected more than {last}, the largest row picked. Give the data that"
-            " the gradients were extracted from."
-        )
-    return dataset.select(selection.indices.tolist())
+    rows = selection.indices.tolist()
+    return dataset.select(places_of(dataset, rows, selection.belonging, index_column=index_column))

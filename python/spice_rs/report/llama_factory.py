@@ -30,13 +30,17 @@ def write_llama_factory(
     *,
     name: str = "spice",
     columns: Mapping[str, str] | None = None,
+    index_column: str | None = None,
 ) -> Layout:
     """Write `NAME.jsonl` and the entry NAME in `dataset_info.json`; see `Selection.to_llama_factory`."""
     check_folder(folder, name)
     rows = selection.indices.tolist()
     if not rows:
         raise InvalidInputError("selection: found no picks, expected some. Select more rows.")
-    records = records_of(rows, data)
+    belonging = selection.belonging
+    records = records_of(rows, data, belonging, index_column=index_column)
+    if columns is None and belonging is not None:  # as they were extracted
+        columns = belonging.layout.get("columns")
     places = [place_in(data, row) for row in rows]
     layout = layout_of(records, places, columns)
     check_dates(records, layout)

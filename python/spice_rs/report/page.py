@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES
 from spice_rs.atomic import check_place, replacing
-from spice_rs.data.records import raw_records
-from spice_rs.errors import InvalidInputError
+from spice_rs.data.matching import raw_records, spread
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress
 from spice_rs.report import plots
+from spice_rs.report.summary import unfinished_facts
 from spice_rs.report.tables import composition_rows
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
@@ -52,6 +54,7 @@ def write_report(
     out: str | os.PathLike[str],
     *,
     data: Any = None,
+    index_column: str | None = None,
     groups: Any = None,
     costs: Any = None,
     initial: Any = None,
@@ -72,6 +75,8 @@ def write_report(
         source: what they were picked from, as for `spice_rs.select`.
         out: the HTML file; replaced if it is there.
         data: what the source was extracted from: records are shown beside their picks, and columns can be named.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         groups: as `select` had it, as for `spice_rs.analyze`.
         costs: as `select` had it.
         initial: as `select` had it.
@@ -94,9 +99,11 @@ def write_report(
     """
     check_place(out)
     plots.check_installed()
-    given = Given(data, groups, costs, initial, exclude, weights, prior)
+    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
-    labels, records = _records(replay, data, column or (groups if isinstance(groups, str) else None))
+    labels, records = _records(
+        replay, data, column or (groups if isinstance(groups, str) else None), index_column
+    )
     again = {
         name: getattr(given, name) for name in ("groups", "costs", "initial", "exclude", "weights", "prior")
     }
@@ -107,6 +114,7 @@ def write_report(
         source,
         **again,
         data=data if named else None,
+        index_column=index_column if named else None,
         steps=steps,
         progress=progress,
         dim=dim,
@@ -174,8 +182,10 @@ def write_report(
 def _overview(found: Analysis, chance: Chance | None) -> str:
     of = found.selection
     half = "beyond the last pick" if found.half_life is None else f"{found.half_life} picks"
+    source = of.settings["source"]
     rows: list[tuple[object, ...]] = [
-        ("picks", f"{len(of)} of {of.settings['source']['rows']} rows; stopped: {of.stop_reason}"),
+        ("picks", f"{len(of)} of {source['rows']} rows; stopped: {of.stop_reason}"),
+        *unfinished_facts(source),
         ("U = log det(I + αF)", f"{of.log_det:.6g} nats"),
     ]
     if chance is not None:
@@ -213,9 +223,16 @@ def _certificate(
     if certify is None or selection.settings["pool_size"] is not None:  # windows have budgets of their own
         return None
     data = given.data if isinstance(given.weights, str) else None
-    again = {"data": data, "weights": given.weights, "initial": given.initial}
+    again = {
+        "data": data,
+        "index_column": None if data is None else given.index_column,
+        "weights": given.weights,
+        "initial": given.initial,
+    }
     try:
-        ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpiceWarning)  # of what was said already
+            ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
     except InvalidInputError as error:  # its matrices do not fit: the rest of the page does
         return f"<h2>Certificate</h2><p class=note>{html.escape(str(error))}</p>"
     return (
@@ -319,7 +336,7 @@ def _places(replay: Replay) -> Any:
 
 
 def _records(
-    replay: Replay, data: Any, column: str | None
+    replay: Replay, data: Any, column: str | None, index_column: str | None
 ) -> tuple[tuple[str, list[object]] | None, dict[int, Any]]:
     """Return (name and values of a column for the rows in the order of the dataset, records of the picks shown)."""
     if data is None and column is not None:
@@ -332,7 +349,10 @@ def _records(
     rows = replay.order if replay.source.index is None else replay.source.index[replay.order]
     wanted = set(rows.tolist())
     name, values, records = column or "source", {}, {}
-    for row, record in raw_records(data, wanted):
+    checked = shown.union(spread(rows))
+    for row, record in raw_records(
+        data, wanted, replay.source.belonging, index_column=index_column, checked=checked
+    ):
         if row in shown:
             records[row] = record
         if name in record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spice_rs.report.tables import group_table, html_table
@@ -45,6 +46,14 @@ def _groups(selection: Selection) -> str:
     return group_table(selection) if shown else ""
 
 
+def unfinished_facts(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is to be said of a selection's source whose extraction had not ended: nothing of others."""
+    return [
+        ("unfinished", f"the extraction had not ended: {there} of {rows} rows were there")
+        for there, rows in source.get("unfinished") or []
+    ]
+
+
 def _facts(selection: Selection) -> list[tuple[str, str]]:
     settings, m = selection.settings, len(selection)
     source = settings["source"]
@@ -53,6 +62,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
             "picks",
             f"{m} of {source['rows']} rows of {source['name']}, {source['dim']} columns of {source['dtype']}",
         ),
+        *unfinished_facts(source),
         ("method", _method(selection)),
         (
             "settings",

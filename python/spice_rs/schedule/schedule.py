@@ -22,6 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from spice_rs.data.left_out import reasons
+from spice_rs.data.matching import LAYOUT, Belonging
+from spice_rs.data.records import record_hash
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
@@ -235,11 +237,19 @@ def run_schedule(
                 shown.update(state.window)
                 advice = _go_on(state, plan, gradients, training, criterion, metrics, shown)
             save_trained(trained, folder / "adapter")
-            write_lines(joined(state.picks, data), folder / "picks.jsonl")
+            write_lines(joined(state.picks, data, _belonging(reading, settings)), folder / "picks.jsonl")
     _warn_of_windows(advice)
     return Schedule.of(
         state.picks, losses=state.losses, model=trained.network, settings=run, folder=str(folder)
     )
+
+
+def _belonging(reading: Reading, settings: Settings) -> Belonging:
+    """What the run has read, against what is there when its picks are joined with the data."""
+    layout = {name: value for name in LAYOUT if (value := getattr(settings, name)) is not None}
+    rows = np.array(list(reading.records), np.int64)
+    hashes = np.array([record_hash(record) for record in reading.records.values()], np.int64)
+    return Belonging("this run", reading.rows, layout=layout, rows=rows, hashes=hashes)
 
 
 class _Plan:

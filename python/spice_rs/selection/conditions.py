@@ -157,7 +157,15 @@ class Conditions:
         series = dict(result)
         skipped = [series.pop(name) for name in DUPLICATES]
         near = None if self.max_similarity is None else NearDuplicates(*skipped)
-        return {**series, "costs": costs, "groups": groups, "near_duplicates": near}
+        records = self.source.records
+        hashes = None if records is None else records[positions]
+        return {
+            **series,
+            "costs": costs,
+            "groups": groups,
+            "near_duplicates": near,
+            "record_hashes": hashes,
+        }
 
     def check_included(self) -> None:
         """Refuse rows to include that the limits forbid.

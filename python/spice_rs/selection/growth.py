@@ -32,6 +32,7 @@ def extend(
     time_limit: float | None = None,
     search: Literal["lazy", "lazy_gain", "eager"] = "lazy",
     hot_rows: int | None = None,
+    partial: bool = False,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Selection:
@@ -52,11 +53,13 @@ def extend(
         time_limit: as for `select`.
         search: as for `select`.
         hot_rows: as for `select`.
+        partial: take the rows of a store whose extraction has not ended, which is refused otherwise.
         dim: as for `select`.
         dtype: as for `select`.
 
     Raises:
         InvalidInputError: the selection is of another kind, or an argument is out of range.
+        UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         StoreMismatchError: the rows that the selection was made from are not there, or not as they were.
 
     Example:
@@ -71,6 +74,7 @@ def extend(
     settings = copy.deepcopy(selection.settings)
     _check_kind(settings)
     opened = open_source(source, dim=dim, dtype=dtype)
+    opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, numbers["threads"])
     if numbers["k"] is not None:
         settings["k"] = numbers["k"]
@@ -117,7 +121,10 @@ def extend(
     same = selection.indices[:count] == result["indices"][:count]
     settings["kept"] = int(np.argmin(same)) if not same.all() else count
     settings["source"] = opened.identity(content)
-    extended = Selection(**result, signal=float(np.median(signal)), settings=settings)
+    settings["partial"] = bool(opened.unfinished)
+    records = opened.records
+    hashes = None if records is None else records[opened.positions(result["indices"])]
+    extended = Selection(**result, signal=float(np.median(signal)), settings=settings, record_hashes=hashes)
     linear_gain = float(signal[opened.positions(extended.indices)].sum())
     for message in inert_settings(extended, linear_gain=linear_gain):
         warnings.warn(message, SpiceWarning, stacklevel=2)

@@ -13,7 +13,7 @@ from io import StringIO
 from typing import Any
 
 from spice_rs.atomic import replacing
-from spice_rs.data.records import raw_records
+from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
@@ -28,12 +28,15 @@ READ_BACK = ("index", "gain", "score")
 """Numbers of a pick that are read from tables."""
 
 
-def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any]]:
+def pick_lines(
+    selection: Selection, data: Any = None, *, index_column: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield one object per pick, in pick order.
 
     Args:
         selection: the picks.
         data: what the store was extracted from; None for the numbers alone.
+        index_column: as for `spice_rs.select`.
 
     Yields:
         The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group" and "cost"
@@ -41,7 +44,7 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
         round, what it has under "spice" is kept there under "earlier".
 
     Raises:
-        InvalidInputError: the data lacks a picked row, or a record has a key "spice" that is not ours.
+        InvalidInputError: the data lack a picked row or are others, or a record has a key "spice" that is not ours.
     """
     more = {"group": selection.groups, "cost": selection.costs}
     given = {name: values.tolist() for name, values in more.items() if values is not None}
@@ -58,35 +61,49 @@ def pick_lines(selection: Selection, data: Any = None) -> Iterator[dict[str, Any
             for rank, row in enumerate(selection.indices.tolist())
         ],
         data,
+        selection.belonging,
+        index_column=index_column,
     )
 
 
-def joined(picks: Sequence[dict[str, Any]], data: Any = None) -> Iterator[dict[str, Any]]:
+def joined(
+    picks: Sequence[dict[str, Any]],
+    data: Any,
+    belonging: Belonging | None,
+    *,
+    index_column: str | None = None,
+) -> Iterator[dict[str, Any]]:
     """Yield the record of each pick with the pick's numbers under `KEY`; without `data` the numbers alone.
 
     Args:
         picks: objects with the dataset row under "index".
         data: what the picks were made from, or None.
+        belonging: what is known of these data; None if nothing is.
+        index_column: as for `spice_rs.select`.
 
     Raises:
         InvalidInputError: see `pick_lines`.
     """
+    check_index_column(index_column, data)
     if data is None:
         yield from picks
         return
-    records = records_of([pick["index"] for pick in picks], data)
+    rows = [pick["index"] for pick in picks]
+    records = records_of(rows, data, belonging, index_column=index_column)
     for pick, record in zip(picks, records, strict=True):
         before = earlier(record, name_of(data), pick["index"])
         yield {**record, KEY: pick if before is None else {**pick, EARLIER: before}}
 
 
-def records_of(rows: Sequence[int], data: Any) -> list[dict[str, Any]]:
+def records_of(
+    rows: Sequence[int], data: Any, belonging: Belonging | None, *, index_column: str | None = None
+) -> list[dict[str, Any]]:
     """Return the records of dataset rows, as they stand in the data, in the order of `rows`.
 
     Raises:
-        InvalidInputError: the data cannot be read, or lack a row.
+        InvalidInputError: the data cannot be read, lack a row, or are not those that the rows were extracted from.
     """
-    records = dict(raw_records(data, set(rows)))
+    records = dict(raw_records(data, set(rows), belonging, index_column=index_column))
     missing = set(rows) - records.keys()
     if missing:
         raise InvalidInputError(
@@ -116,14 +133,16 @@ def place_of(line: Mapping[str, Any]) -> str:
     return f"record {line.get(KEY, line).get('index')}"
 
 
-def write_picks(selection: Selection, out: str | os.PathLike[str], data: Any = None) -> None:
+def write_picks(
+    selection: Selection, out: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+) -> None:
     """Write `pick_lines` as JSON Lines to a file, whole or not at all; to stdout if `out` is "-".
 
     Raises:
         InvalidInputError: see `pick_lines` and `write_lines`.
         OSError: the file cannot be written.
     """
-    write_lines(pick_lines(selection, data), out)
+    write_lines(pick_lines(selection, data, index_column=index_column), out)
 
 
 def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:

@@ -64,6 +64,7 @@ def read_selection(
             conflict_penalty=conflict_penalty,
             normalize=normalize,
             progress=False,
+            partial=True,  # somebody has picked from it already
             dim=dim,
             dtype=dtype,
         )

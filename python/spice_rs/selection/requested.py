@@ -24,6 +24,7 @@ class Requested:
     """The conditions as the caller gave them; see `spice_rs.select`."""
 
     data: Any
+    index_column: str | None
     groups: Any
     group_shares: Any
     costs: Any
@@ -90,6 +91,7 @@ class Requested:
             source,
             self.data,
             {name: getattr(self, name) for name in ("groups", "costs", "weights", "prior")},
+            self.index_column,
         )
         initial, include, exclude = self._rows(source, threads)
         candidates = np.ones(source.rows, bool)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import check_place
+from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
 from spice_rs.store.sources import open_source
@@ -74,6 +75,8 @@ class Selection:
         near_duplicates: the rows that were skipped; None without `max_similarity`.
         compared: the two runs of a budget, {"kept": "costed" or "uncosted", "costed": {"log_det", "picks", "cost"},
             "uncosted": {…}}; None without a budget.
+        record_hashes: (m,) int64 hash of what each pick was extracted from, by which data are recognised that are to be
+            joined with the picks; None where the source keeps none.
     """
 
     indices: npt.NDArray[np.int64]
@@ -92,6 +95,7 @@ class Selection:
     groups: npt.NDArray[Any] | None = None
     near_duplicates: NearDuplicates | None = None
     compared: dict[str, Any] | None = None
+    record_hashes: npt.NDArray[np.int64] | None = None
 
     @cached_property
     def epsilon(self) -> Floats:
@@ -150,6 +154,7 @@ class Selection:
             settings=settings,
             groups=None if self.groups is None else self.groups[:k].copy(),
             near_duplicates=duplicates,
+            record_hashes=None if self.record_hashes is None else self.record_hashes[:k].copy(),
         )
 
     def _check_nested(self) -> None:
@@ -175,6 +180,15 @@ class Selection:
                 f"head: found picks with a minimum for group {label!r}, expected a run without minima: which rows they"
                 " force depends on k. Select again with the smaller k."
             )
+
+    @property
+    def belonging(self) -> Belonging | None:
+        """What is known of the data that the picks were extracted from; None if nothing is."""
+        source = self.settings["source"]
+        about = source.get("data", {})  # files of earlier versions have none: something was not kept
+        if about is None:
+            return None
+        return Belonging.of(source["name"], about, self.indices, self.record_hashes)
 
     @property
     def quotas(self) -> list[Any]:
@@ -211,7 +225,9 @@ class Selection:
 
         return exports.frame(self)
 
-    def to_jsonl(self, path: str | os.PathLike[str], data: Any = None) -> None:
+    def to_jsonl(
+        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+    ) -> None:
         """Write one JSON object per pick, in pick order; the file appears when it is whole.
 
         Args:
@@ -219,44 +235,54 @@ class Selection:
             data: what the source was extracted from: each line is then the record, unchanged, plus a key "spice" with
                 index, rank, gain, conflict and score. Without it these alone. In a record that is a pick of an earlier
                 selection, what was there under "spice" is kept in it as "earlier".
+            index_column: as for `spice_rs.select`.
 
         Raises:
-            InvalidInputError: the data lacks a picked row, a record has a key "spice" that no selection wrote or a value
-                that JSON cannot hold (NaN, Decimal, bytes, …), the name says another format, or no file can lie there.
+            InvalidInputError: the data lack a picked row or are others, a record has a key "spice" that no selection
+                wrote or a value that JSON cannot hold (NaN, Decimal, bytes, …), the name says another format, or no file
+                can lie there.
         """
-        self._write(path, data, ".jsonl")
+        self._write(path, data, ".jsonl", index_column)
 
-    def to_json(self, path: str | os.PathLike[str], data: Any = None) -> None:
+    def to_json(
+        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+    ) -> None:
         """Write what `to_jsonl` writes as one JSON list.
 
         Args:
             path: the file; replaced if it is there. Packed if its name ends in .gz.
             data: as for `to_jsonl`.
+            index_column: as for `spice_rs.select`.
 
         Raises:
             InvalidInputError: as for `to_jsonl`.
         """
-        self._write(path, data, ".json")
+        self._write(path, data, ".json", index_column)
 
-    def to_csv(self, path: str | os.PathLike[str], data: Any = None) -> None:
+    def to_csv(
+        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+    ) -> None:
         """Write a table in CSV, a line per pick, in pick order, after a line of names.
 
         Args:
             path: the file; replaced if it is there. Packed if its name ends in .gz.
             data: what the source was extracted from: the columns are then those of the records, plus "spice.index",
                 "spice.rank" and so on. Without it they are those of `to_frame`.
+            index_column: as for `spice_rs.select`.
 
         Raises:
             InvalidInputError: as for `to_jsonl`, or a value is neither text nor a number: CSV has no lists.
         """
-        self._write(path, data, ".csv")
+        self._write(path, data, ".csv", index_column)
 
-    def _write(self, path: str | os.PathLike[str], data: Any, kind: str) -> None:
+    def _write(self, path: str | os.PathLike[str], data: Any, kind: str, index_column: str | None) -> None:
         from spice_rs.report import exports
 
-        exports.write_as(self, path, data, kind)
+        exports.write_as(self, path, data, kind, index_column=index_column)
 
-    def to_parquet(self, path: str | os.PathLike[str], data: Any = None) -> None:
+    def to_parquet(
+        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
+    ) -> None:
         """Write one row per pick, in pick order, with the settings as JSON in the file's metadata. Needs pyarrow.
 
         Where the objects of a column differ in their fields, Parquet fills the missing ones with null.
@@ -265,25 +291,27 @@ class Selection:
             path: the file; replaced if it is there. It appears when it is whole.
             data: what the source was extracted from: the columns are then those of the records, plus a struct "spice".
                 Without it they are those of `to_frame`.
+            index_column: as for `spice_rs.select`.
 
         Raises:
             InvalidInputError: pyarrow is not installed, the data lacks a picked row, or a field has values of several
                 kinds.
         """
-        self._write(path, data, ".parquet")
+        self._write(path, data, ".parquet", index_column)
 
-    def dataset(self, dataset: Any) -> Any:
+    def dataset(self, dataset: Any, *, index_column: str | None = None) -> Any:
         """Return the picked rows of a `datasets.Dataset`, in pick order, as a Dataset.
 
         Args:
             dataset: what the source was extracted from.
+            index_column: as for `spice_rs.select`.
 
         Raises:
             InvalidInputError: it is something else, or lacks a picked row.
         """
         from spice_rs.report import exports
 
-        return exports.picked_dataset(self, dataset)
+        return exports.picked_dataset(self, dataset, index_column=index_column)
 
     def to_llama_factory(
         self,
@@ -292,6 +320,7 @@ class Selection:
         *,
         name: str = "spice",
         columns: Mapping[str, str] | None = None,
+        index_column: str | None = None,
     ) -> str:
         """Write the picks for LLaMA-Factory: NAME.jsonl, and an entry in dataset_info.json beside those that are there.
 
@@ -304,22 +333,26 @@ class Selection:
             folder: LLaMA-Factory's dataset_dir; made if it is not there.
             data: what the source was extracted from.
             name: what the data set is called.
-            columns: field → column of the data, as for `extract`: no other columns are then in the entry.
+            columns: field → column of the data, as for `extract`: no other columns are then in the entry. By default those
+                that the records were extracted by, where they were named.
+            index_column: as for `spice_rs.select`.
 
         Returns:
             The stage of training that reads such records: "sft", "pt" (plain text), "kto" (a response and whether it is
             wanted) or "dpo" (a chosen and a rejected response).
 
         Raises:
-            InvalidInputError: the data lacks a picked row; LLaMA-Factory cannot read the picks, not all they say, or not
-                all with one entry; the name is taken by another data set; or dataset_info.json is no JSON.
+            InvalidInputError: the data lack a picked row or are others; LLaMA-Factory cannot read the picks, not all they
+                say, or not all with one entry; the name is taken by another data set; or dataset_info.json is no JSON.
 
         Warns:
             SpiceWarning: LLaMA-Factory will skip some of the picks, whose turns do not alternate.
         """
         from spice_rs.report import llama_factory
 
-        return llama_factory.write_llama_factory(self, folder, data, name=name, columns=columns).stage
+        return llama_factory.write_llama_factory(
+            self, folder, data, name=name, columns=columns, index_column=index_column
+        ).stage
 
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
@@ -329,6 +362,8 @@ class Selection:
         if self.groups is not None:
             codes = {quota[0]: code for code, quota in enumerate(self.quotas)}
             series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)
+        if self.record_hashes is not None:
+            series["record_hashes"] = self.record_hashes
         if (near := self.near_duplicates) is not None:
             series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
         return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)

@@ -7,12 +7,13 @@ The format, version 1. All numbers are little-endian.
     data      one tensor after the other: of shape (m,), m being the number of picks, and four of shape (s,), s
               being the number of near-duplicates
 
-The tensors are those of `TENSORS`, in that order and without gaps. Six are there only for some settings; two of them
+The tensors are those of `TENSORS`, in that order and without gaps. Seven are there only for some settings; three of them
 and `log_dets` only in a run that has ended:
 
     costs           if settings["budget"] is not null: the cost of each pick
     groups          if settings["groups"] is not null: the group of each pick, as its place in
                     settings["groups"]["quotas"], a list of [label, minimum, maximum]
+    record_hashes   if settings["source"]["hashed"] is true: the hash of the record of each pick
     duplicate_rows, duplicate_of, duplicate_cosines, duplicate_ranks
                     (s,), if settings["max_similarity"] is not null, in a run that has not ended too: the rows that
                     were skipped, what each is too similar to, their cosine, and how many picks there were by then
@@ -24,6 +25,9 @@ The header's `__metadata__` has, in this order, the keys
     format_version  "1"
     run             JSON: {"settings", "stop_reason", "log_det", "signal", "compared"}; all but the settings are null
                     in a run that has not ended, and "compared" is null without a budget
+
+In the settings, `source` has "hashed", and "data" with what is known of the data that were extracted from
+(`Belonging.about`), so that records can be checked without the source. Files of before have neither.
 
 So m, s and the text of `run` determine every byte of the header, and a reader demands just that header. No length
 that a file states is believed before it agrees with the size of the file.
@@ -65,12 +69,14 @@ DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_
 OPTIONAL = {
     "costs": ("F64", "budget"),
     "groups": ("I64", "groups"),
+    "record_hashes": ("I64", "hashed"),
     "duplicate_rows": ("I64", "max_similarity"),
     "duplicate_of": ("I64", "max_similarity"),
     "duplicate_cosines": ("F64", "max_similarity"),
     "duplicate_ranks": ("I64", "max_similarity"),
 }
-"""What a run has for some settings alone: element type, and the setting. Only of duplicates it need not have ended."""
+"""What a run has for some settings alone: element type, and the setting ("hashed" is one of its source). Only of
+duplicates it need not have ended."""
 
 TENSORS = {
     **{name: kind for name, kind in SERIES.items() if name != "overruled"},
@@ -208,7 +214,9 @@ def check_same(
 
 def _names(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
-    absent = {name for name, (_, setting) in OPTIONAL.items() if settings[setting] is None}
+    # Files of the first versions do not say whether their source has hashes: those have none.
+    present = {**settings, "hashed": settings["source"].get("hashed") or None}
+    absent = {name for name, (_, setting) in OPTIONAL.items() if present[setting] is None}
     late = {LAST, *OPTIONAL}.difference(DUPLICATES)
     return [name for name in TENSORS if name not in absent and (ended or name not in late)]
 
@@ -292,7 +300,7 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
                 "conflict_penalty": float(),
                 "method": str(),
                 "pool_size": int() | None,
-                "source": {"name": str(), "rows": int(), "dim": int(), "fingerprint": str()},
+                "source": {"name": str(), "rows": int(), "dim": int(), "fingerprint": str()} as source,
                 "budget": float() | None,
                 "groups": {"quotas": list()} | None,
                 "initial": {"rows": int()} | None,
@@ -304,8 +312,25 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
             "signal": float() | None as signal,
             "compared": dict() | None as compared,
         }:
-            return SavedRun(series, settings, stop_reason, log_det, signal, compared)
+            if _is_about(source.get("data")) and source.get("hashed", False) in (True, False):
+                return SavedRun(series, settings, stop_reason, log_det, signal, compared)
     _corrupt(name, "run", text[:200], "settings, stop_reason, log_det, signal and compared of a selection")
+
+
+def _is_about(data: Any) -> bool:
+    """Whether this is what `Belonging.about` returns."""
+    match data:
+        case None:
+            return True
+        case {
+            "total": int(),
+            "fingerprint": str() | None,
+            "layout": dict(),
+            "own": bool(),
+            "fields": list() | None,
+        }:
+            return len(data) == 5
+    return False
 
 
 def _check(name: str, run: SavedRun, *, ended: bool) -> None:

@@ -32,6 +32,7 @@ def select(
     alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     data: Any = None,
+    index_column: str | None = None,
     groups: Any = None,
     group_shares: Any = None,
     costs: Any = None,
@@ -57,6 +58,7 @@ def select(
     checkpoint: str | os.PathLike[str] | None = None,
     search: Literal["lazy", "lazy_gain", "eager"] = "lazy",
     hot_rows: int | None = None,
+    partial: bool = False,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Selection:
@@ -96,6 +98,8 @@ def select(
             do not depend on the unit of the gradients then, and λ and ω mean the same for any model.
         conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
         data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
+        index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
+            another order, or fewer of them; a dot leads into an object (spice.index).
         groups: label of each row: the name of a column of `data`, or (N,) texts, whole numbers or bools by dataset row.
             Their shares among the picks are `group_shares`.
         group_shares: what each group must and may have. "pool", the default with `groups`: as large a share of the
@@ -157,6 +161,7 @@ def select(
             every row at every pick, keeps n × d float64 in memory and is there to check the others against.
         hot_rows: rows that the lazy search of the full Fisher information follows pick by pick, by default as many
             as the processor's caches hold. It changes time and memory, and no pick of an exact method.
+        partial: take the rows of a store whose extraction has not ended, which is refused otherwise.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 
@@ -166,6 +171,7 @@ def select(
     Raises:
         InvalidInputError: an argument is out of range, no selection can meet the conditions, or a row holds a NaN or an
             infinity.
+        UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         StoreMismatchError: the checkpoint is of other settings or of another source, or a selection given as rows is.
         StoreError: the source is no gradient store or a damaged one, or the checkpoint no checkpoint or a damaged one.
         KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
@@ -208,6 +214,7 @@ def select(
     )
     requested = Requested(
         data=data,
+        index_column=index_column,
         groups=groups,
         group_shares=group_shares,
         costs=costs,
@@ -233,6 +240,7 @@ def select(
         )
     requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
     opened = open_source(source, dim=dim, dtype=dtype)
+    opened.check_finished(partial)
     normalized, scale, unit = opened.row_scale(named["normalize"])
     conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
     order = None
@@ -255,6 +263,7 @@ def select(
         "select_per_window": numbers["select_per_window"],
         "seed": numbers["seed"],
         **conditions.settings(),
+        "partial": bool(opened.unfinished),
         "source": opened.identity(),
     }
     keeper = None

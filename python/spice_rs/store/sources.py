@@ -12,125 +12,21 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs import _core
+from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
 from spice_rs.store.tensors import MEMBER_SEPARATOR, tensor_cells
 
-Normalize = Literal["auto", "none", "sum", "mean", "unit"]
-"""The scale of the rows that compete; see `spice_rs.select`."""
+__all__ = ["Normalize", "Source", "as_rows", "join_sources", "open_source"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows and what is known about them.
-
-    Attributes:
-        blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), or an open store.
-        rows: number of rows n.
-        dim: number of columns d.
-        dtype: name of the element type.
-        description: what the user named, for messages and for `Selection.settings`.
-        index: (n,) int64 dataset rows in the order of the blocks, or None for 0 … n − 1.
-        scale: (n,) float64 factor of each row, or None for 1.
-        num_tokens: (n,) int32 learned tokens of each row, or None.
-        reduction: "sum" or "mean" over tokens if the rows are gradients of such a loss, else None.
-        fingerprint: hash of the content where one is recorded, else None.
-    """
-
-    blocks: list[Any]
-    rows: int
-    dim: int
-    dtype: str
-    description: str
-    index: npt.NDArray[np.int64] | None = None
-    scale: npt.NDArray[np.float64] | None = None
-    num_tokens: npt.NDArray[np.int32] | None = None
-    reduction: str | None = None
-    fingerprint: str | None = None
-    keep_alive: Any = field(default=None, repr=False)
-
-    def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:
-        """Return (the resolved normalisation, the factor of each row or None, whether to make unit rows).
-
-        Raises:
-            InvalidInputError: the source does not record what the normalisation needs.
-        """
-        if normalize not in get_args(Normalize):
-            raise InvalidInputError(
-                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
-            )
-        if normalize == "auto":
-            normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
-        if normalize == "none" or normalize == self.reduction:
-            return normalize, self.scale, False
-        if normalize == "unit":
-            return normalize, self.scale, True
-        if self.reduction is None or self.num_tokens is None:
-            raise InvalidInputError(
-                f"normalize: found {normalize!r} for {self.description}, expected a store that records its loss"
-                " reduction and token counts. Use normalize='none' or 'unit'."
-            )
-        tokens = self.num_tokens.astype(np.float64)
-        if (tokens <= 0).any():
-            row = int(np.flatnonzero(tokens <= 0)[0])
-            raise InvalidInputError(
-                f"num_tokens of row {self.dataset_row(row)}: found {self.num_tokens[row]}, expected at least 1."
-                " Extract this row again, or use normalize='none'."
-            )
-        factor = 1.0 / tokens if normalize == "mean" else tokens
-        return normalize, factor if self.scale is None else self.scale * factor, False
-
-    def identify(self, threads: int | None = None) -> str:
-        """Return a hash of the rows as stored and of their dataset rows; reads all of them where none is recorded."""
-        return self.fingerprint or _core.fingerprint(
-            self.blocks, dim=self.dim, index=self.index, threads=threads
-        )
-
-    def identity(self, content: str | None = None) -> dict[str, Any]:
-        """Return what a selection remembers of its source; `content` is the hash of the rows that the core returns."""
-        return {
-            "name": self.description,
-            "rows": self.rows,
-            "dim": self.dim,
-            "dtype": self.dtype,
-            "fingerprint": self.fingerprint or content,
-            "content": content,
-        }
-
-    def dataset_row(self, position: int) -> int:
-        """Return the dataset row at a position of the source."""
-        return position if self.index is None else int(self.index[position])
-
-    def positions(self, rows: npt.NDArray[np.int64], field: str = "rows") -> npt.NDArray[np.int64]:
-        """Return the positions of dataset `rows`, which the user gave as `field`.
-
-        Raises:
-            InvalidInputError: a row is not in the source.
-        """
-        order = self.dataset_order()
-        index = np.arange(self.rows) if self.index is None else self.index
-        found = np.minimum(np.searchsorted(index, rows, sorter=order), self.rows - 1)
-        positions = order[found]
-        missing = np.flatnonzero(index[positions] != rows)
-        if missing.size:
-            raise InvalidInputError(
-                f"{field}: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
-            )
-        return positions
-
-    def dataset_order(self) -> npt.NDArray[np.int64]:
-        """Return the positions sorted by dataset row: an order that no sharding changes."""
-        return np.arange(self.rows) if self.index is None else np.argsort(self.index, kind="stable")
 
 
 def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None) -> Source:
@@ -181,7 +77,7 @@ def join_sources(parts: Sequence[Source]) -> Source:
         StoreMismatchError: two stores come from different models or projections.
     """
     # A pool of pools is one of all that they are made of, and judged as such.
-    parts = [each for part in parts for each in (part.keep_alive if _is_joined(part) else [part])]
+    parts = [each for part in parts for each in (part.keep_alive if part.is_joined else [part])]
     if not parts:
         raise InvalidInputError("source: found an empty list, expected at least one source. Name one.")
     if len(parts) == 1:
@@ -224,12 +120,28 @@ def join_sources(parts: Sequence[Source]) -> Source:
         num_tokens=np.concatenate(tokens) if len(tokens) == len(parts) else None,
         reduction=first.reduction,
         fingerprint=fingerprint,
+        data=_joined_data([part.data for part in parts], index),
         keep_alive=list(parts),
     )
 
 
-def _is_joined(source: Source) -> bool:
-    return isinstance(source.keep_alive, list)
+def _joined_data(
+    parts: Sequence[dict[str, Any] | None], index: npt.NDArray[np.int64] | None
+) -> dict[str, Any] | None:
+    """Return what is known of the data that stores with one numbering were extracted from, as `Belonging.about` has it.
+
+    Data that have grown meanwhile are those of the store that had the most. Of stores that read them in other ways nothing
+    is known.
+    """
+    known = [part for part in parts if part is not None]
+    if index is None or len(known) < len(parts):
+        return None
+    latest = max(known, key=lambda part: part["total"])
+    if any(
+        {**part, "total": 0, "fingerprint": 0} != {**latest, "total": 0, "fingerprint": 0} for part in known
+    ):
+        return None
+    return None if index.max(initial=-1) >= latest["total"] else latest
 
 
 def _check_same_origin(a: Any, b: Any) -> None:
@@ -271,6 +183,7 @@ def _from_store(store: GradientStore) -> Source:
         num_tokens=store.num_tokens,
         reduction=store.reduction,
         fingerprint=store.fingerprint,
+        data=Belonging.about(store.provenance),
         keep_alive=store,
     )
 

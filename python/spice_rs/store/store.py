@@ -11,7 +11,6 @@ import html
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,7 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError
-from spice_rs.store.values import floats, integers, json_object, non_negative, room
+from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
+from spice_rs.store.values import integers, json_object, non_negative, room
+from spice_rs.store.writer import GradientWriter
 
 __all__ = ["GradientStore", "GradientWriter"]
 
@@ -28,6 +29,9 @@ _Path = str | os.PathLike[str]
 
 Progress = Callable[[int, int], object]
 """Called with (done, all) every few MiB; an exception from it ends the work."""
+
+STORE_FILE = "store.json"
+"""What a folder has that is a store."""
 
 _EXPORT_CELLS = 1 << 20
 """Cells that are exported at a time."""
@@ -41,7 +45,7 @@ class GradientStore:
 
     Args:
         path: The folder of the store.
-        memory_limit: Bytes that the open store may take: its columns (some 24 bytes for each row), the rows that ``read``
+        memory_limit: Bytes that the open store may take: its columns (some 32 bytes for each row), the rows that ``read``
             returns, and pages of the files that ``read``, ``verify`` and ``export`` map; None for no limit. A selection
             reads through the system's page cache, whatever the limit.
 
@@ -61,6 +65,8 @@ class GradientStore:
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
         self._info: dict[str, Any] = info
+        found = read_mark(self.path)
+        self._unfinished = found if found is not None and len(self) < found.rows else None
 
     @staticmethod
     def create(
@@ -123,6 +129,16 @@ class GradientStore:
         return len(self._core)
 
     @property
+    def unfinished(self) -> str | None:
+        """How far the extraction is, in words, where it has begun and not ended, as far as the store says."""
+        return None if self._unfinished is None else self._unfinished.text(len(self))
+
+    @property
+    def expected_rows(self) -> int | None:
+        """Number of rows that the store will have when its extraction has ended; None where nothing says it has not."""
+        return None if self._unfinished is None else self._unfinished.rows
+
+    @property
     def path(self) -> str:
         """The folder of the store."""
         return cast(str, self._info["path"])
@@ -174,6 +190,11 @@ class GradientStore:
     def num_tokens(self) -> NDArray[np.int32] | None:
         """The learned tokens of each sample: (n,) int32; None unless all shards record it."""
         return self._core.num_tokens
+
+    @property
+    def record(self) -> NDArray[np.int64] | None:
+        """A hash of what each row was extracted from: (n,) int64; None unless all shards record it."""
+        return self._core.record
 
     def read(self, positions: ArrayLike, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Reads rows, on all cores if they are many.
@@ -230,11 +251,13 @@ class GradientStore:
     def info(self) -> dict[str, Any]:
         """What there is to know without reading gradients, as plain JSON types.
 
-        Has path, rows, dim, dtype, reduction, columns, shards, bytes, schema_id, fingerprint,
+        Has path, rows, expected_rows, dim, dtype, reduction, columns, shards, bytes, schema_id, fingerprint,
         format_version, written_by, superseded, leftovers (unfinished files of writers that run or were
         killed) and the keys of ``provenance``; where a key is in both, this is the store's own.
         """
-        return {**self.provenance, **self._info}
+        known = {**self.provenance, **self._info}
+        first = {"path": known.pop("path"), "rows": known.pop("rows")}
+        return {**first, "expected_rows": self.expected_rows, **known}
 
     def verify(self, progress: Progress | None = None) -> dict[str, Any]:
         """Reads everything: all checksums, NaN and Inf, the scale and the norm of each row.
@@ -280,8 +303,9 @@ class GradientStore:
             raise InvalidInputError(
                 f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
             )
+        marks = [read_mark(source) for source in sources]
         _core.merge([os.fspath(source) for source in sources], path, differing, progress)
-        return GradientStore(path)
+        return _marked(path, of_all(marks))
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
         """Makes a new store of the same rows in another dtype; it appears when it is whole.
@@ -300,7 +324,7 @@ class GradientStore:
             CorruptStoreError: If a shard is damaged.
         """
         _core.convert(self._core, path, dtype, progress)
-        return GradientStore(path)
+        return _marked(path, self._unfinished)
 
     def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
         """Replaces small shards by as few as can be; this object then shows the store as it is now.
@@ -398,9 +422,10 @@ class GradientStore:
                 np.save(file, self.index[order])
 
     def __repr__(self) -> str:
+        of = "" if self.expected_rows is None else f" of {self.expected_rows}"
         return (
-            f"GradientStore({self.path!r}, rows={len(self)}, dim={self.dim}, dtype={self.dtype!r}, "
-            f"shards={self._info['shards']})"
+            f"GradientStore({self.path!r}, rows={len(self)}{of}, dim={self.dim}, dtype={self.dtype!r}, "
+            f"shards={self._info['shards']}{', unfinished' * bool(of)})"
         )
 
     def _repr_html_(self) -> str:
@@ -408,82 +433,17 @@ class GradientStore:
             f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(self._info[key]))}</td></tr>"
             for key in ("path", "rows", "dim", "dtype", "reduction", "shards", "bytes", "fingerprint")
         )
-        return f"<table>{cells}</table>"
+        note = "" if self.unfinished is None else f"<p>{html.escape(self.unfinished)}</p>"
+        return f"<table>{cells}</table>{note}"
 
 
-class GradientWriter:
-    """Appends rows to a store; made by :meth:`GradientStore.create`, to be used in a ``with`` statement.
-
-    Leaving the ``with`` statement commits what was appended, also when an exception passes through. Rows are written in the
-    background: if that fails, the next call raises StoreError, whatever it is, and does nothing else. The rows stay in
-    memory, and the call after that tries again.
-    """
-
-    def __init__(self, core: _core.StoreWriter, path: _Path, dim: int) -> None:
-        self._core = core
-        self._path = os.fspath(path)
-        self._dim = dim
-
-    def append(
-        self,
-        rows: ArrayLike,
-        index: ArrayLike,
-        num_tokens: ArrayLike | None = None,
-        loss: ArrayLike | None = None,
-    ) -> None:
-        """Appends rows: all of them, or none if one is invalid.
-
-        Args:
-            rows: (m, dim) floats: an array or a CPU tensor.
-            index: (m,) integers, the row of the dataset, each once in a store.
-            num_tokens: (m,) integers, the learned tokens of each sample; for all rows of a store or for none.
-            loss: (m,) floats, the loss of each sample; for all rows of a store or for none.
-
-        Raises:
-            InvalidInputError: For a wrong shape or type, NaN or Inf (the message has the dataset row and the
-                column), a norm above 1.7e38, and for a row that the store has.
-            StoreError: If a shard of earlier rows could not be written; what ``contains`` tells of is kept.
-        """
-        self._core.append(
-            floats("rows", rows, (None, self._dim)),
-            integers("index", index, np.int64),
-            None if num_tokens is None else integers("num_tokens", num_tokens, np.int32),
-            None if loss is None else floats("loss", loss, (None,)),
-        )
-
-    def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
-        """Which rows the store had when the writer was created or has got from it since: (m,) bool.
-
-        Args:
-            index: (m,) integers, rows of the dataset.
-        """
-        return self._core.contains(integers("index", index, np.int64))
-
-    def commit(self) -> None:
-        """Makes what was appended a shard; it is on disk when this returns.
-
-        Raises:
-            StoreError: If a shard cannot be written; the rows stay in memory.
-        """
-        self._core.commit()
-
-    def close(self) -> None:
-        """Commits and closes; closing again does nothing."""
-        self._core.close()
-
-    def __enter__(self) -> GradientWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"GradientWriter({self._path!r}, dim={self._dim})"
+def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
+    """Open a new store, after it was marked as unfinished where it is."""
+    store = GradientStore(path)
+    if unfinished is None or len(store) >= unfinished.rows:
+        return store
+    mark(path, unfinished)
+    return GradientStore(path)
 
 
 def _result(text: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool};
 use spice_core::monitor::Monitor;
 use spice_core::selection::Survey;
-use spice_core::store::{Reader, Reduction, Schema, Writer, WriterOptions};
+use spice_core::store::{
+    Differing, Known, Reader, Reduction, Schema, Writer, WriterOptions, compact, convert, merge,
+};
 
 fn schema(dim: usize, dtype: Dtype) -> Schema {
     Schema { dim, dtype, reduction: Some(Reduction::Sum), provenance: serde_json::Map::new() }
@@ -25,12 +27,16 @@ fn options(rows_per_shard: usize, writer: &str) -> WriterOptions {
     }
 }
 
+/// Numbers of tokens as all that is known of rows.
+fn tokens(num_tokens: &[i32]) -> Known<'_> {
+    Known { num_tokens: Some(num_tokens), ..Known::default() }
+}
+
 /// Writes `rows`, numbered from 0, to a new store at `path`.
 fn fill(path: &Path, rows: &[f32], dim: usize, dtype: Dtype, rows_per_shard: usize) -> Reader {
     let mut writer = Writer::create(path, schema(dim, dtype), options(rows_per_shard, "w")).unwrap();
     let index: Vec<i64> = (0..(rows.len() / dim) as i64).collect();
-    let tokens = vec![1; index.len()];
-    writer.append(rows, &index, Some(&tokens), None).unwrap();
+    writer.append(rows, &index, tokens(&vec![1; index.len()])).unwrap();
     writer.close().unwrap();
     Reader::open(path).unwrap()
 }
@@ -75,7 +81,7 @@ fn a_reader_sees_the_store_as_it_was_opened() {
     let before = fill(folder.path(), &[1.0, 2.0], 1, Dtype::F16, 9);
     let mut writer = Writer::create(folder.path(), schema(1, Dtype::F16), options(9, "v")).unwrap();
     assert!(writer.contains(1) && !writer.contains(2));
-    writer.append(&[3.0], &[2], Some(&[1]), None).unwrap();
+    writer.append(&[3.0], &[2], tokens(&[1])).unwrap();
     drop(writer);
     assert_eq!(before.len(), 2);
     let after = Reader::open(folder.path()).unwrap();
@@ -106,10 +112,63 @@ fn wrong_lengths_and_positions_are_refused() {
     assert!(matches!(store.read(&[0], &mut [0.0; 3]), Err(Error::InvalidInput { .. })));
     assert!(matches!(store.read(&[2], &mut [0.0; 2]), Err(Error::InvalidInput { .. })));
     let mut writer = Writer::create(folder.path(), schema(2, Dtype::F32), options(2, "v")).unwrap();
-    assert!(matches!(writer.append(&[1.0; 3], &[5], Some(&[1]), None), Err(Error::InvalidInput { .. })));
-    assert!(matches!(writer.append(&[1.0; 2], &[5], Some(&[]), None), Err(Error::InvalidInput { .. })));
+    assert!(matches!(writer.append(&[1.0; 3], &[5], tokens(&[1])), Err(Error::InvalidInput { .. })));
+    assert!(matches!(writer.append(&[1.0; 2], &[5], tokens(&[])), Err(Error::InvalidInput { .. })));
     let wide = Writer::create(folder.path(), schema(3, Dtype::F32), WriterOptions::default());
     assert!(matches!(wide, Err(Error::StoreMismatch { field, .. }) if field == "dim"));
+}
+
+#[test]
+fn hashes_of_records_are_kept_and_count_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, record: Option<&[i64]>| {
+        let mut writer = Writer::create(&path(name), schema(1, Dtype::I8), options(1, "w")).unwrap();
+        writer.append(&[1.0, 2.0], &[3, 4], Known { record, ..Known::default() }).unwrap();
+        writer.close().unwrap();
+        Reader::open(&path(name)).unwrap()
+    };
+    let (with, other, without) =
+        (write("a", Some(&[i64::MIN, 7])), write("b", Some(&[i64::MIN, 8])), write("c", None));
+    assert_eq!(with.record(), Some(&[i64::MIN, 7][..]));
+    assert_eq!(without.record(), None);
+    // A store of the first versions keeps its fingerprint.
+    assert_eq!(without.fingerprint(), "eb8bae8dad48732e98db8052bf072b76");
+    assert_ne!(with.fingerprint(), other.fingerprint());
+    assert_ne!(with.fingerprint(), without.fingerprint());
+
+    let go = &mut |_: usize, _: usize| ControlFlow::Continue(());
+    compact(&path("a"), 1 << 20, go).unwrap();
+    let compacted = Reader::open(&path("a")).unwrap();
+    assert_eq!((compacted.info().shards, compacted.record()), (1, with.record()));
+    assert_eq!(compacted.fingerprint(), with.fingerprint());
+    compacted.verify(go).unwrap();
+    convert(&compacted, &path("converted"), Dtype::F32, go).unwrap();
+    assert_eq!(Reader::open(&path("converted")).unwrap().record(), with.record());
+
+    // Of what only one store knows, a merge keeps nothing; of records that differ, none.
+    let merged = |names: [&str; 2], to: &str| {
+        let sources = names.map(path);
+        merge(&sources, &path(to), Differing::Refuse, &mut |_, _| ControlFlow::Continue(()))
+    };
+    assert!(merged(["a", "b"], "differing").unwrap_err().to_string().contains("index 4"));
+    assert_eq!(merged(["a", "c"], "both").unwrap().rows, 2);
+    assert_eq!(Reader::open(&path("both")).unwrap().record(), None);
+
+    // Whoever appends to it goes on with them, or without them.
+    let append = |name: &str, index: i64, record: Option<&[i64]>| {
+        let mut writer = Writer::create(&path(name), schema(1, Dtype::I8), options(1, "v")).unwrap();
+        writer.append(&[3.0], &[index], Known { record, ..Known::default() })?;
+        writer.close()
+    };
+    assert!(append("b", 5, None).unwrap_err().to_string().contains("record"));
+    append("b", 5, Some(&[0])).unwrap();
+    append("c", 5, Some(&[0])).unwrap();
+    let part = Reader::open(&path("c")).unwrap();
+    assert_eq!((part.len(), part.record()), (3, None));
+    // Its shards have different columns, so two of them are two.
+    assert_eq!(compact(&path("c"), 1 << 20, go).unwrap().shards, 2);
+    Reader::open(&path("c")).unwrap().verify(go).unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
 use pyo3::prelude::*;
 use spice_core::matrix::Dtype;
-use spice_core::store::{Observer, Reader, Reduction, Schema, Writer, WriterOptions};
+use spice_core::store::{Known, Observer, Reader, Reduction, Schema, Writer, WriterOptions};
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
@@ -117,6 +117,11 @@ impl Store {
     #[getter]
     fn num_tokens<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i32>>> {
         self.reader.num_tokens().map(|values| PyArray1::from_slice(py, values))
+    }
+
+    #[getter]
+    fn record<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<i64>>> {
+        self.reader.record().map(|values| PyArray1::from_slice(py, values))
     }
 
     /// All that `info()` says, as JSON.
@@ -303,11 +308,15 @@ impl StoreWriter {
         index: PyReadonlyArray1<'_, i64>,
         num_tokens: Option<PyReadonlyArray1<'_, i32>>,
         loss: Option<PyReadonlyArray1<'_, f32>>,
+        record: Option<PyReadonlyArray1<'_, i64>>,
     ) -> PyResult<()> {
         let (rows, index) = (rows.as_slice()?, index.as_slice()?);
-        let num_tokens = num_tokens.as_ref().map(|values| values.as_slice()).transpose()?;
-        let loss = loss.as_ref().map(|values| values.as_slice()).transpose()?;
-        self.with(py, |writer, observer| writer.append_observed(rows, index, num_tokens, loss, observer))
+        let known = Known {
+            num_tokens: num_tokens.as_ref().map(|values| values.as_slice()).transpose()?,
+            loss: loss.as_ref().map(|values| values.as_slice()).transpose()?,
+            record: record.as_ref().map(|values| values.as_slice()).transpose()?,
+        };
+        self.with(py, |writer, observer| writer.append_observed(rows, index, known, observer))
     }
 
     fn contains<'py>(

@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::buffer::Buffer;
 use super::cells::{self, Measure};
 use super::folder;
+use super::known::KnownRow;
 use super::schema::Schema;
 use super::writer::WriterOptions;
 use super::{Observer, observe};
@@ -30,8 +31,7 @@ pub(super) struct Batch {
     pub(super) rows: Vec<f32>,
     pub(super) measures: Vec<Measure>,
     pub(super) index: Vec<i64>,
-    pub(super) num_tokens: Option<Vec<i32>>,
-    pub(super) loss: Option<Vec<f32>>,
+    pub(super) known: Vec<KnownRow>,
 }
 
 impl Batch {
@@ -290,8 +290,7 @@ impl Worker {
                     cells::scale_for(self.schema.dtype, measure.largest),
                     measure.norm as f32,
                     batch.index[row],
-                    batch.num_tokens.as_ref().map(|values| values[row]),
-                    batch.loss.as_ref().map(|values| values[row]),
+                    batch.known[row],
                 );
                 *next += 1;
                 full = is_full(&self.buffer, &self.options);

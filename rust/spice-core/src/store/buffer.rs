@@ -9,6 +9,7 @@ use super::cells::Cells;
 use super::checksum;
 use super::folder::{self, Temporary};
 use super::header::{self, Replaced};
+use super::known::{Kinds, KnownRow};
 use super::reader::Reader;
 use super::schema::Schema;
 use crate::error::{Error, Result};
@@ -20,6 +21,7 @@ pub(super) struct Buffer {
     norm: Vec<f32>,
     loss: Vec<f32>,
     num_tokens: Vec<i32>,
+    record: Vec<i64>,
     cells: Cells,
     /// Of the rows so far, see [`checksum::of_row`].
     rows_checksum: u64,
@@ -36,34 +38,22 @@ impl Buffer {
             norm: Vec::new(),
             loss: Vec::new(),
             num_tokens: Vec::new(),
+            record: Vec::new(),
             cells,
             rows_checksum: 0,
             since: None,
         }
     }
 
-    /// Adds a row; the optional values are there for all rows or for none.
-    pub(super) fn push(
-        &mut self,
-        row: &[f32],
-        scale: f32,
-        norm: f32,
-        index: i64,
-        num_tokens: Option<i32>,
-        loss: Option<f32>,
-    ) {
+    /// Adds a row; what is known of it is there for all rows or for none.
+    pub(super) fn push(&mut self, row: &[f32], scale: f32, norm: f32, index: i64, known: KnownRow) {
         let start = self.cells.as_bytes().len();
         self.cells.push(row, scale);
-        self.push_values(start, scale, norm, index, num_tokens, loss);
+        self.push_values(start, scale, norm, index, known);
     }
 
-    /// Adds the row at `position` of a store of the same dtype as it is; the optional values that `reader` has.
-    pub(super) fn push_stored(
-        &mut self,
-        reader: &Reader,
-        position: usize,
-        [num_tokens, loss]: [bool; 2],
-    ) {
+    /// Adds the row at `position` of a store of the same dtype as it is, with those of `kinds` that `reader` has.
+    pub(super) fn push_stored(&mut self, reader: &Reader, position: usize, kinds: Kinds) {
         let start = self.cells.as_bytes().len();
         self.cells.push_stored(reader.stored(position));
         self.push_values(
@@ -71,31 +61,25 @@ impl Buffer {
             reader.scale()[position],
             reader.norm()[position],
             reader.index()[position],
-            reader.num_tokens().filter(|_| num_tokens).map(|values| values[position]),
-            reader.loss().filter(|_| loss).map(|values| values[position]),
+            reader.known().row(position).only(kinds),
         );
     }
 
     /// Adds what belongs to the cells from `start` on.
-    fn push_values(
-        &mut self,
-        start: usize,
-        scale: f32,
-        norm: f32,
-        index: i64,
-        num_tokens: Option<i32>,
-        loss: Option<f32>,
-    ) {
+    fn push_values(&mut self, start: usize, scale: f32, norm: f32, index: i64, known: KnownRow) {
+        let KnownRow { num_tokens, loss, record } = known;
         self.index.push(index);
         self.scale.push(scale);
         self.norm.push(norm);
         self.num_tokens.extend(num_tokens);
         self.loss.extend(loss);
+        self.record.extend(record);
         let optional = [loss.map(f32::to_le_bytes), num_tokens.map(i32::to_le_bytes)];
         let [loss, tokens] = optional.map(|value| value.unwrap_or(checksum::ABSENT));
         let values = [scale.to_le_bytes(), norm.to_le_bytes(), loss, tokens];
+        let record = record.map(i64::to_le_bytes);
         let cells = checksum::of_cells(index.to_le_bytes(), &self.cells.as_bytes()[start..]);
-        let row = checksum::of_row(values, cells);
+        let row = checksum::of_row(values, record, cells);
         self.rows_checksum = self.rows_checksum.wrapping_add(row);
         self.since.get_or_insert_with(Instant::now);
     }
@@ -117,7 +101,7 @@ impl Buffer {
 
     /// Size of a shard with these rows, without its header.
     pub(super) fn bytes(&self) -> usize {
-        self.index.len() * 24 + self.cells.as_bytes().len()
+        self.index.len() * 24 + self.record.len() * 8 + self.cells.as_bytes().len()
     }
 
     /// Forgets the rows and keeps the memory.
@@ -127,6 +111,7 @@ impl Buffer {
         self.norm.clear();
         self.loss.clear();
         self.num_tokens.clear();
+        self.record.clear();
         self.cells.clear();
         self.rows_checksum = 0;
         self.since = None;
@@ -140,8 +125,9 @@ impl Buffer {
         supersedes: &[Replaced],
         fsync: bool,
     ) -> Result<Temporary> {
-        let columns: [&[u8]; 5] = [
+        let columns: [&[u8]; 6] = [
             bytemuck::cast_slice(&self.index),
+            bytemuck::cast_slice(&self.record),
             bytemuck::cast_slice(&self.scale),
             bytemuck::cast_slice(&self.norm),
             bytemuck::cast_slice(&self.loss),
@@ -155,8 +141,11 @@ impl Buffer {
             rows: self.index.len(),
             dim: schema.dim,
             dtype: schema.dtype,
-            loss: !self.loss.is_empty(),
-            num_tokens: !self.num_tokens.is_empty(),
+            kinds: Kinds {
+                num_tokens: !self.num_tokens.is_empty(),
+                loss: !self.loss.is_empty(),
+                record: !self.record.is_empty(),
+            },
             schema_id: &schema.id(),
             columns_checksum,
             data_checksum: hasher.digest(),
@@ -172,8 +161,8 @@ impl Buffer {
                 "Project the gradients to fewer columns.",
             )
         })?;
-        let [index, scale, norm, loss, num_tokens] = columns;
-        let parts = [&header, index, scale, norm, loss, num_tokens, self.cells.as_bytes()];
+        let [index, record, scale, norm, loss, num_tokens] = columns;
+        let parts = [&header, index, record, scale, norm, loss, num_tokens, self.cells.as_bytes()];
         Temporary::write(folder, &parts, fsync)
     }
 }

@@ -33,10 +33,19 @@ pub(super) fn of_cells(index: [u8; 8], cells: &[u8]) -> u64 {
     xxh3_64_with_seed(cells, u64::from_le_bytes(index))
 }
 
-/// What a row adds to the `rows_checksum` of its shard, given [`of_cells`]; a column that is not there has four bytes of
-/// 255.
-pub(super) fn of_row(scale_norm_loss_tokens: [[u8; 4]; 4], cells: u64) -> u64 {
-    xxh3_64_with_seed(scale_norm_loss_tokens.as_flattened(), cells)
+/// What a row adds to the `rows_checksum` of its shard, given [`of_cells`]; of `loss` and `num_tokens`, one that is not
+/// there has four bytes of 255, and `record` has none.
+pub(super) fn of_row(scale_norm_loss_tokens: [[u8; 4]; 4], record: Option<[u8; 8]>, cells: u64) -> u64 {
+    let values = scale_norm_loss_tokens.as_flattened();
+    match record {
+        None => xxh3_64_with_seed(values, cells),
+        Some(record) => {
+            let mut more = [0; 24];
+            more[..16].copy_from_slice(values);
+            more[16..].copy_from_slice(&record);
+            xxh3_64_with_seed(&more, cells)
+        }
+    }
 }
 
 /// What [`of_row`] takes for a column that is not there: no loss and no number of tokens.

@@ -4,13 +4,14 @@
 //! name is the moment in which they stop to count: no reader sees a row twice or not at all, and a process killed
 //! between two steps leaves either the old shards or the new one. The old files are removed afterwards.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use super::buffer::Buffer;
 use super::cells::Cells;
 use super::folder;
 use super::header::Replaced;
+use super::known::Kinds;
 use super::lock::Lock;
 use super::reader::{self, Reader};
 use super::schema::Schema;
@@ -140,7 +141,7 @@ impl Work {
             part.verify_shard(shard, &mut |rows| told(start + rows))?;
             for position in start..start + shard.header.rows {
                 if keep(part.index()[position]) {
-                    buffer.push_stored(&part, position, [true; 2]);
+                    buffer.push_stored(&part, position, Kinds::ALL);
                 }
             }
         }
@@ -159,10 +160,10 @@ impl Work {
 /// Runs of shards to put one in the place of, each with the same columns.
 fn groups(shards: &[Shard], bytes_per_shard: usize) -> Vec<Vec<&Shard>> {
     let mut groups: Vec<Vec<&Shard>> = Vec::new();
-    let columns = |shard: &Shard| (shard.header.loss.is_some(), shard.header.num_tokens.is_some());
-    for kind in [(false, false), (false, true), (true, false), (true, true)] {
+    let kinds: BTreeSet<Kinds> = shards.iter().map(|shard| shard.header.kinds()).collect();
+    for kinds in kinds {
         let (mut group, mut bytes) = (Vec::new(), 0);
-        for shard in shards.iter().filter(|shard| columns(shard) == kind) {
+        for shard in shards.iter().filter(|shard| shard.header.kinds() == kinds) {
             let size = shard.header.gradients.end - shard.header.index.start;
             if size >= bytes_per_shard {
                 continue;

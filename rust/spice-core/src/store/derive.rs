@@ -11,6 +11,7 @@ use super::buffer::Buffer;
 use super::cells::Cells;
 use super::compact::no_cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
+use super::known::Kinds;
 use super::reader::Reader;
 use super::writer::{Writer, WriterOptions};
 use super::{Observer, observe};
@@ -79,11 +80,8 @@ pub fn merge(
     }
     let chosen = choose(&sources, differing)?;
     let total: usize = sources.iter().map(Reader::len).sum();
-    let mut with_rows = sources.iter().filter(|source| !source.is_empty());
-    let optional = [
-        with_rows.clone().all(|source| source.num_tokens().is_some()),
-        with_rows.all(|source| source.loss().is_some()),
-    ];
+    let with_rows = sources.iter().filter(|source| !source.is_empty());
+    let kinds = with_rows.map(|source| source.known().kinds()).reduce(Kinds::and).unwrap_or_default();
     build(path, |folder| {
         Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?], true)?.publish(SCHEMA_FILE)?;
         let mut buffer = Buffer::new(Cells::new(schema.dtype).ok_or_else(|| no_cells(&schema))?);
@@ -95,7 +93,7 @@ pub fn merge(
                 let told = &mut |rows| observe(observer, before + start + rows, total);
                 source.verify_shard(shard, told)?;
                 for position in (start..end).filter(|&position| chosen[position]) {
-                    buffer.push_stored(source, position, optional);
+                    buffer.push_stored(source, position, kinds);
                     rows += 1;
                     if buffer.bytes() >= WriterOptions::default().bytes_per_shard {
                         buffer.write(folder, &schema, &[], true)?.publish_shard(&name, &mut sequence)?;
@@ -145,11 +143,15 @@ fn same(a: &Reader, i: usize, b: &Reader, j: usize) -> bool {
     let values = |store: &Reader, row: usize| {
         (store.scale()[row].to_bits(), store.norm()[row].to_bits(), store.index()[row])
     };
-    let agree = |a: Option<u32>, b: Option<u32>| a.zip(b).is_none_or(|(a, b)| a == b);
+    fn agree<T: PartialEq>(a: Option<T>, b: Option<T>) -> bool {
+        a.zip(b).is_none_or(|(a, b)| a == b)
+    }
+    let (known, other) = (a.known().row(i), b.known().row(j));
     values(a, i) == values(b, j)
         && a.stored(i) == b.stored(j)
-        && agree(a.loss().map(|loss| loss[i].to_bits()), b.loss().map(|loss| loss[j].to_bits()))
-        && agree(a.num_tokens().map(|n| n[i] as u32), b.num_tokens().map(|n| n[j] as u32))
+        && agree(known.loss.map(f32::to_bits), other.loss.map(f32::to_bits))
+        && agree(known.num_tokens, other.num_tokens)
+        && agree(known.record, other.record)
 }
 
 /// The error for two rows with one index that are not the same.
@@ -196,9 +198,7 @@ pub fn convert(source: &Reader, path: &Path, dtype: Dtype, observer: &mut Observ
                 let positions: Vec<usize> = part.clone().collect();
                 rows.resize(positions.len() * dim, 0.0);
                 source.read(&positions, &mut rows)?;
-                let tokens = source.num_tokens().map(|values| &values[part.clone()]);
-                let loss = source.loss().map(|values| &values[part.clone()]);
-                writer.append(&rows, &source.index()[part], tokens, loss)?;
+                writer.append(&rows, &source.index()[part.clone()], source.known().part(part))?;
             }
         }
         writer.close()

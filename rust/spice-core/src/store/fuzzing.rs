@@ -12,7 +12,7 @@ use std::path::Path;
 use super::folder::SCHEMA_FILE;
 use super::header::{self, Content, Header};
 use super::schema::{self, Schema};
-use super::{Reader, Writer, WriterOptions, checksum, compact, repair};
+use super::{Known, Reader, Writer, WriterOptions, checksum, compact, repair};
 use crate::error::{Error, Result};
 use crate::matrix::Pool;
 
@@ -93,14 +93,13 @@ pub fn folder(bytes: &[u8], path: &Path) {
 fn append(path: &Path, store: &Reader) -> Result<()> {
     let index = (0..).find(|index| !store.index().contains(index)).unwrap();
     let mut writer = Writer::create(path, store.schema().clone(), WriterOptions::default())?;
-    let (tokens, loss) = (store.num_tokens().map(|_| [1]), store.loss().map(|_| [0.5]));
+    let known = Known {
+        num_tokens: store.num_tokens().map(|_| &[1][..]),
+        loss: store.loss().map(|_| &[0.5][..]),
+        record: store.record().map(|_| &[-1][..]),
+    };
     let row = vec![1.0; store.dim()];
-    writer.append(
-        &row,
-        &[index],
-        tokens.as_ref().map(|tokens| &tokens[..]),
-        loss.as_ref().map(|loss| &loss[..]),
-    )?;
+    writer.append(&row, &[index], known)?;
     writer.close()?;
     assert!(Reader::open(path)?.index().contains(&index));
     Ok(())
@@ -137,9 +136,16 @@ fn rows_of(store: &Reader) -> BTreeSet<i64> {
 /// What a parsed header promises to the code that slices the file by it.
 fn check_header(bytes: &[u8], header: &Header) {
     let mut end = header.index.start;
-    let columns = [Some(&header.index), Some(&header.scale), Some(&header.norm), header.loss.as_ref()];
-    let columns = columns.into_iter().chain([header.num_tokens.as_ref(), Some(&header.gradients)]);
-    for range in columns.flatten() {
+    let columns = [
+        Some(&header.index),
+        header.record.as_ref(),
+        Some(&header.scale),
+        Some(&header.norm),
+        header.loss.as_ref(),
+        header.num_tokens.as_ref(),
+        Some(&header.gradients),
+    ];
+    for range in columns.into_iter().flatten() {
         assert_eq!(range.start, end);
         end = range.end;
     }
@@ -151,8 +157,7 @@ fn check_header(bytes: &[u8], header: &Header) {
         rows: header.rows,
         dim: header.dim,
         dtype: header.dtype,
-        loss: header.loss.is_some(),
-        num_tokens: header.num_tokens.is_some(),
+        kinds: header.kinds(),
         schema_id: &header.schema_id,
         columns_checksum: header.columns_checksum,
         data_checksum: header.data_checksum,
@@ -312,9 +317,12 @@ mod tests {
                 let rows = [1.0, -2.0, 3e-9, 0.0, 0.0, 0.0, 1e9, 7.0, -1.5];
                 let count = if start == 0 { 2 } else { 3 };
                 let index: Vec<i64> = (start..start + count as i64).collect();
-                let tokens = (number % 2 == 0).then_some(&[1, 2, 3][..count]);
-                let loss = (number < 2).then_some(&[0.5, 0.25, 9.0][..count]);
-                writer.append(&rows[..3 * count], &index, tokens, loss).unwrap();
+                let known = Known {
+                    num_tokens: (number % 2 == 0).then_some(&[1, 2, 3][..count]),
+                    loss: (number < 2).then_some(&[0.5, 0.25, 9.0][..count]),
+                    record: (number % 3 == 0).then_some(&[7, i64::MIN, -1][..count]),
+                };
+                writer.append(&rows[..3 * count], &index, known).unwrap();
                 writer.close().unwrap();
             }
             let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());

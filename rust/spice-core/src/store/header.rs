@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::known::Kinds;
 use super::schema::{FORMAT_VERSION, Schema};
 use super::{checksum, corrupt, folder, other_version};
 use crate::error::Result;
@@ -44,6 +45,7 @@ pub(super) struct Header {
     pub(super) supersedes: Vec<Replaced>,
     /// Where things are in the file.
     pub(super) index: Range<usize>,
+    pub(super) record: Option<Range<usize>>,
     pub(super) scale: Range<usize>,
     pub(super) norm: Range<usize>,
     pub(super) loss: Option<Range<usize>>,
@@ -52,6 +54,15 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// Which columns there are that may be missing.
+    pub(super) fn kinds(&self) -> Kinds {
+        Kinds {
+            num_tokens: self.num_tokens.is_some(),
+            loss: self.loss.is_some(),
+            record: self.record.is_some(),
+        }
+    }
+
     /// The data section before the gradients.
     pub(super) fn columns(&self) -> Range<usize> {
         self.index.start..self.gradients.start
@@ -63,8 +74,7 @@ pub(super) struct Content<'a> {
     pub(super) rows: usize,
     pub(super) dim: usize,
     pub(super) dtype: Dtype,
-    pub(super) loss: bool,
-    pub(super) num_tokens: bool,
+    pub(super) kinds: Kinds,
     pub(super) schema_id: &'a str,
     pub(super) columns_checksum: u64,
     pub(super) data_checksum: u64,
@@ -107,6 +117,7 @@ struct Raw {
     #[serde(rename = "__metadata__")]
     metadata: Metadata,
     index: Tensor,
+    record: Option<Tensor>,
     scale: Tensor,
     norm: Tensor,
     loss: Option<Tensor>,
@@ -127,8 +138,8 @@ struct PeekMetadata {
 }
 
 /// Names of the tensors in the order of the data section; a [`Layout`] has one place for each.
-const NAMES: [&str; 6] = ["index", "scale", "norm", "loss", "num_tokens", "gradients"];
-type Layout = [Option<Tensor>; 6];
+const NAMES: [&str; 7] = ["index", "record", "scale", "norm", "loss", "num_tokens", "gradients"];
+type Layout = [Option<Tensor>; 7];
 
 /// The name of a stored dtype in safetensors.
 const fn tensor_dtype(dtype: Dtype) -> &'static str {
@@ -142,7 +153,7 @@ const fn tensor_dtype(dtype: Dtype) -> &'static str {
 }
 
 /// The one layout that a shard with this content has; `None` if it is larger than a `u64` can count.
-fn layout(rows: u64, dim: u64, dtype: Dtype, loss: bool, num_tokens: bool) -> Option<Layout> {
+fn layout(rows: u64, dim: u64, dtype: Dtype, kinds: Kinds) -> Option<Layout> {
     let mut end = 0u64;
     let mut next = |dtype: &str, size: u64, shape: &[u64]| {
         let start = end;
@@ -152,10 +163,11 @@ fn layout(rows: u64, dim: u64, dtype: Dtype, loss: bool, num_tokens: bool) -> Op
     };
     Some([
         Some(next("I64", 8, &[rows])?),
+        if kinds.record { Some(next("I64", 8, &[rows])?) } else { None },
         Some(next("F32", 4, &[rows])?),
         Some(next("F32", 4, &[rows])?),
-        if loss { Some(next("F32", 4, &[rows])?) } else { None },
-        if num_tokens { Some(next("I32", 4, &[rows])?) } else { None },
+        if kinds.loss { Some(next("F32", 4, &[rows])?) } else { None },
+        if kinds.num_tokens { Some(next("I32", 4, &[rows])?) } else { None },
         Some(next(tensor_dtype(dtype), dtype.size() as u64, &[rows, dim])?),
     ])
 }
@@ -177,7 +189,7 @@ pub(super) fn encode(content: &Content<'_>) -> Option<Vec<u8>> {
         supersedes: serde_json::to_string(&supersedes).ok()?,
     };
     let (rows, dim) = (content.rows as u64, content.dim as u64);
-    let tensors = layout(rows, dim, content.dtype, content.loss, content.num_tokens)?;
+    let tensors = layout(rows, dim, content.dtype, content.kinds)?;
     let mut bytes = vec![0; LENGTH];
     bytes.extend_from_slice(b"{\"__metadata__\":");
     serde_json::to_writer(&mut bytes, &metadata).ok()?;
@@ -236,10 +248,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     if let Some(version) = version.ok().filter(|version| *version != FORMAT_VERSION.to_string()) {
         return Err(other_version(path, version));
     }
-    let Raw { metadata, index, scale, norm, loss, num_tokens, gradients } = serde_json::from_slice(json)
-        .map_err(|error| {
-            corrupt(path, "header", error, "the tensors and metadata of a gradient store")
-        })?;
+    let raw: Raw = serde_json::from_slice(json).map_err(|error| {
+        corrupt(path, "header", error, "the tensors and metadata of a gradient store")
+    })?;
+    let Raw { metadata, index, record, scale, norm, loss, num_tokens, gradients } = raw;
     if data % ALIGNMENT != 0 {
         return Err(corrupt(path, "data section", format!("start at {data}"), "a multiple of 64"));
     }
@@ -277,9 +289,11 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         let found = format!("shape {:?}", gradients.shape);
         return Err(corrupt(path, "gradients", found, format!("shape [{rows}, columns]")));
     }
-    let expected = layout(rows, dim, dtype, loss.is_some(), num_tokens.is_some())
+    let kinds =
+        Kinds { num_tokens: num_tokens.is_some(), loss: loss.is_some(), record: record.is_some() };
+    let expected = layout(rows, dim, dtype, kinds)
         .ok_or_else(|| corrupt(path, "gradients", format!("{rows} × {dim} cells"), "fewer"))?;
-    let found = [Some(index), Some(scale), Some(norm), loss, num_tokens, Some(gradients)];
+    let found = [Some(index), record, Some(scale), Some(norm), loss, num_tokens, Some(gradients)];
     for ((name, found), expected) in NAMES.iter().zip(&found).zip(&expected) {
         if found != expected {
             return Err(corrupt(path, name, show(found), show(expected)));
@@ -293,7 +307,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     }
 
     // All offsets are within the file now, so they fit.
-    let [index, scale, norm, loss, num_tokens, gradients] = found.map(|tensor| {
+    let [index, record, scale, norm, loss, num_tokens, gradients] = found.map(|tensor| {
         tensor.map(|tensor| {
             let [start, end] = tensor.data_offsets;
             data + start as usize..data + end as usize
@@ -311,6 +325,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         header_checksum,
         supersedes,
         index: index.unwrap_or_default(),
+        record,
         scale: scale.unwrap_or_default(),
         norm: norm.unwrap_or_default(),
         loss,

@@ -11,15 +11,19 @@ fn replaced() -> Replaced {
 
 /// A shard of `rows × dim` cells of `dtype`, data all zero bytes.
 fn shard(rows: usize, dim: usize, dtype: Dtype, loss: bool, num_tokens: bool) -> Vec<u8> {
+    shard_of(rows, dim, dtype, Kinds { num_tokens, loss, record: false })
+}
+
+fn shard_of(rows: usize, dim: usize, dtype: Dtype, kinds: Kinds) -> Vec<u8> {
     let supersedes = vec![replaced()];
-    let width = 16 + 4 * usize::from(loss) + 4 * usize::from(num_tokens);
+    let Kinds { num_tokens, loss, record } = kinds;
+    let width = 16 + 4 * usize::from(loss) + 4 * usize::from(num_tokens) + 8 * usize::from(record);
     let data = vec![0; rows * (width + dim * dtype.size())];
     let content = Content {
         rows,
         dim,
         dtype,
-        loss,
-        num_tokens,
+        kinds,
         schema_id: "0123",
         columns_checksum: 1,
         data_checksum: 2,
@@ -101,6 +105,38 @@ fn the_header_is_these_bytes() {
     );
     assert_eq!(json_of(&bytes).trim_end(), golden);
     assert_eq!((bytes.len() - 60) % ALIGNMENT, 0);
+}
+
+#[test]
+fn hashes_of_records_follow_the_index() {
+    let kinds = Kinds { num_tokens: true, ..Kinds::default() };
+    assert_eq!(shard_of(3, 1, Dtype::I8, kinds), shard(3, 1, Dtype::I8, false, true));
+    let bytes = shard_of(3, 1, Dtype::I8, Kinds { record: true, ..kinds });
+    let golden = concat!(
+        r#""index":{"dtype":"I64","shape":[3],"data_offsets":[0,24]},"#,
+        r#""record":{"dtype":"I64","shape":[3],"data_offsets":[24,48]},"#,
+        r#""scale":{"dtype":"F32","shape":[3],"data_offsets":[48,60]},"#,
+    );
+    assert!(json_of(&bytes).contains(golden), "{}", json_of(&bytes));
+    assert!(json_of(&bytes).contains(r#""format_version":"1""#));
+    // Every tensor lies at a multiple of its cells' size, whatever the rows.
+    let header = parse_here(&bytes).unwrap();
+    assert_eq!((header.record.unwrap().start % 8, header.scale.start % 4), (0, 0));
+    for (from, to) in [
+        (
+            r#""dtype":"I64","shape":[3],"data_offsets":[24,48]"#,
+            r#""dtype":"I64","shape":[3],"data_offsets":[0,24]"#,
+        ),
+        (r#""record":{"dtype":"I64""#, r#""record":{"dtype":"F64""#),
+    ] {
+        let json = json_of(&bytes);
+        assert!(json.contains(from), "{from}");
+        let data = bytes.len() - LENGTH - json.len();
+        assert!(matches!(
+            parse_here(&forged(&json.replacen(from, to, 1), data)),
+            Err(Error::CorruptStore { .. })
+        ));
+    }
 }
 
 #[test]
@@ -222,11 +258,14 @@ proptest! {
         dtype in prop::sample::select(Schema::DTYPES.to_vec()),
         loss: bool,
         num_tokens: bool,
+        record: bool,
     ) {
-        let bytes = shard(rows, dim, dtype, loss, num_tokens);
+        let kinds = Kinds { num_tokens, loss, record };
+        let bytes = shard_of(rows, dim, dtype, kinds);
         let header = parse_here(&bytes).unwrap();
         prop_assert_eq!((header.rows, header.dim, header.dtype), (rows, dim, dtype));
-        prop_assert_eq!((header.loss.is_some(), header.num_tokens.is_some()), (loss, num_tokens));
+        prop_assert_eq!(header.kinds(), kinds);
+        prop_assert_eq!(header.record.map_or(0, |range| range.len()), 8 * rows * usize::from(record));
         prop_assert_eq!(header.gradients.len(), rows * dim * dtype.size());
         prop_assert_eq!(header.gradients.end, bytes.len());
         prop_assert_eq!(header.gradients.start % dtype.size(), 0);

@@ -11,6 +11,7 @@
 //!   .tmp-*                                    unfinished or forgotten; ignored
 //!   .lock                                     locked by whoever replaces shards; its length counts how often
 //!   damaged-*                                 set aside by a repair; ignored
+//!   unfinished.json                           what an extraction says of itself while it goes on; ignored here
 //! ```
 //!
 //! **`store.json`** is a JSON object of at most 16 MiB, 2²⁰ values and 127 levels with exactly the members `format_version` (1),
@@ -28,6 +29,7 @@
 //!
 //! ```text
 //! index       I64 (rows,)               row of the dataset, at least 0
+//! record      I64 (rows,)    optional   hash of what is learned from the sample
 //! scale       F32 (rows,)               row = scale × stored; finite, above 0
 //! norm        F32 (rows,)               2-norm of the row before it was rounded to dtype
 //! loss        F32 (rows,)    optional   loss of the sample, finite
@@ -42,7 +44,8 @@
 //! (16 hex digits of chance, so that a shard with the same rows and name as an earlier one has another checksum), and
 //! `supersedes` (a JSON object: name of a shard → its `header_checksum`). `rows_checksum` is the sum over the rows, modulo 2⁶⁴,
 //! of the XXH3-64 of 16 bytes: `scale`, `norm`, `loss` and `num_tokens` of the row, four bytes of 255 in place of a column that
-//! is not there; its seed is the XXH3-64 of the row's stored cells, whose seed is `index`. So it does not depend on how
+//! is not there, and of the 8 of its `record` after them where there is one; its seed is the XXH3-64 of the row's stored cells,
+//! whose seed is `index`. So it does not depend on how
 //! rows are spread over shards, and [`Reader::fingerprint`] of a store stays the same when that changes. Unknown tensors, members or metadata are refused: another set comes with another
 //! version. The place and the rule of the two self-checksums hold for every version.
 //!
@@ -100,6 +103,7 @@ mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod header;
+mod known;
 mod lock;
 mod mmap;
 mod opening;
@@ -114,6 +118,7 @@ use std::path::Path;
 
 pub use compact::{Compacted, compact, delete};
 pub use derive::{Differing, Merged, convert, merge};
+pub use known::Known;
 pub use reader::{Info, Reader};
 pub use repair::{Damaged, Repaired, repair};
 pub use schema::{FORMAT_VERSION, Reduction, Schema};

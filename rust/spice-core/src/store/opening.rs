@@ -88,7 +88,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::super::folder;
-    use super::super::{Reader, Writer, WriterOptions, compact, delete, repair};
+    use super::super::{Known, Reader, Writer, WriterOptions, compact, delete, repair};
     use super::*;
     use crate::matrix::Dtype;
 
@@ -104,7 +104,7 @@ mod tests {
             ..Default::default()
         };
         let mut writer = Writer::create(folder, schema(), options).unwrap();
-        rows.iter().for_each(|&row| writer.append(&[row as f32], &[row], None, None).unwrap());
+        rows.iter().for_each(|&row| writer.append(&[row as f32], &[row], Known::default()).unwrap());
         writer.close().unwrap();
     }
 

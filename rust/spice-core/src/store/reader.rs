@@ -13,6 +13,7 @@ use super::budget::Budget;
 use super::cells;
 use super::folder::{self, SCHEMA_FILE};
 use super::header::Header;
+use super::known::{Kinds, Known};
 use super::opening;
 use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
 use super::shard::{Shard, superseded};
@@ -39,6 +40,7 @@ pub struct Reader {
     norm: OnceLock<Vec<f32>>,
     loss: Option<OnceLock<Vec<f32>>>,
     num_tokens: Option<OnceLock<Vec<i32>>>,
+    record: Option<OnceLock<Vec<i64>>>,
     superseded: Vec<String>,
     leftovers: Vec<String>,
     budget: Option<Budget>,
@@ -165,14 +167,15 @@ impl Reader {
         }
         // Without rows there is no column to speak of.
         let with_rows = shards.iter().map(|shard| &shard.header).filter(|header| header.rows > 0);
-        let all = |have: fn(&Header) -> bool| !index.is_empty() && with_rows.clone().all(have);
+        let kinds = with_rows.map(Header::kinds).reduce(Kinds::and).unwrap_or_default();
         Ok(Self {
             path: path.to_path_buf(),
             schema_id: file.schema.id(),
             schema: file.schema,
             written_by: file.written_by,
-            loss: all(|header| header.loss.is_some()).then(OnceLock::new),
-            num_tokens: all(|header| header.num_tokens.is_some()).then(OnceLock::new),
+            loss: kinds.loss.then(OnceLock::new),
+            num_tokens: kinds.num_tokens.then(OnceLock::new),
+            record: kinds.record.then(OnceLock::new),
             scale: OnceLock::new(),
             norm: OnceLock::new(),
             shards,
@@ -266,6 +269,17 @@ impl Reader {
     pub fn num_tokens(&self) -> Option<&[i32]> {
         let gather = || self.gather(|header| header.num_tokens.as_ref(), i32::from_le_bytes);
         self.num_tokens.as_ref().map(|tokens| &**tokens.get_or_init(gather))
+    }
+
+    /// The hash of what each row was learned from, if all shards with rows record it.
+    pub fn record(&self) -> Option<&[i64]> {
+        let gather = || self.gather(|header| header.record.as_ref(), i64::from_le_bytes);
+        self.record.as_ref().map(|record| &**record.get_or_init(gather))
+    }
+
+    /// All that is known of the rows besides their gradients, by position.
+    pub fn known(&self) -> Known<'_> {
+        Known { num_tokens: self.num_tokens(), loss: self.loss(), record: self.record() }
     }
 
     /// A column of all shards, one after the other.
@@ -402,7 +416,11 @@ impl Reader {
 
     /// What there is to know about the store without reading it.
     pub fn info(&self) -> Info {
-        let optional = [("loss", self.loss.is_some()), ("num_tokens", self.num_tokens.is_some())];
+        let optional = [
+            ("loss", self.loss.is_some()),
+            ("num_tokens", self.num_tokens.is_some()),
+            ("record", self.record.is_some()),
+        ];
         let mut columns = vec!["index", "scale", "norm"];
         columns.extend(optional.into_iter().filter_map(|(name, there)| there.then_some(name)));
         Info {

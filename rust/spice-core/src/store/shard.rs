@@ -110,7 +110,9 @@ impl Shard {
         let value = |column: &Range<usize>| self.values(column)[row];
         let optional = [&header.loss, &header.num_tokens]
             .map(|column| column.as_ref().map_or(checksum::ABSENT, value));
-        checksum::of_row([value(&header.scale), value(&header.norm), optional[0], optional[1]], cells)
+        let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
+        let record = header.record.as_ref().map(|column| self.values(column)[row]);
+        checksum::of_row(values, record, cells)
     }
 
     /// The stored cells of row `row` of this shard.

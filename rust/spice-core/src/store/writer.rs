@@ -11,6 +11,7 @@ use super::buffer::Buffer;
 use super::cells::{self, Cells, MAX_NORM, Measure};
 use super::compact::no_cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
+use super::known::{Kinds, Known, KnownRow};
 use super::reader::{self, Reader};
 use super::schema::Schema;
 use crate::error::{Error, Result};
@@ -67,8 +68,9 @@ pub struct Writer {
     schema: Schema,
     /// All rows of the store that this writer knows of.
     seen: HashSet<i64>,
-    /// Whether rows come with (`num_tokens`, `loss`); known from earlier shards or after the first rows.
-    optional: [Option<bool>; 2],
+    /// Whether rows come with each of what may be known of them, in the order of [`named`]; told by earlier shards or by the
+    /// first rows.
+    optional: [Option<bool>; 3],
     background: Background,
 }
 
@@ -113,10 +115,10 @@ impl Writer {
 
         let sequences = store.shard_names().filter_map(|shard| folder::shard_sequence(shard, &name));
         let optional = if store.is_empty() {
-            [None; 2]
+            [None; 3]
         } else {
             // A column that only some shards have is lost already; nothing to insist on.
-            [store.num_tokens().map(|_| true), store.loss().map(|_| true)]
+            named(store.known().kinds()).map(|(_, there)| there.then_some(true))
         };
         let sequence = sequences.max().map_or(0, |last| last.saturating_add(1));
         let (folder, buffer) = (path.to_path_buf(), Buffer::new(cells));
@@ -145,14 +147,8 @@ impl Writer {
     ///
     /// # Errors
     /// As there.
-    pub fn append(
-        &mut self,
-        rows: &[f32],
-        index: &[i64],
-        num_tokens: Option<&[i32]>,
-        loss: Option<&[f32]>,
-    ) -> Result<()> {
-        self.append_observed(rows, index, num_tokens, loss, &mut |_, _| ControlFlow::Continue(()))
+    pub fn append(&mut self, rows: &[f32], index: &[i64], known: Known<'_>) -> Result<()> {
+        self.append_observed(rows, index, known, &mut |_, _| ControlFlow::Continue(()))
     }
 
     /// Appends `index.len()` rows, `rows` being C-contiguous; all of them, or none if one is invalid.
@@ -169,25 +165,21 @@ impl Writer {
         &mut self,
         rows: &[f32],
         index: &[i64],
-        num_tokens: Option<&[i32]>,
-        loss: Option<&[f32]>,
+        known: Known<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<()> {
         let dim = self.schema.dim;
         check_length("rows", rows.len(), index.len().checked_mul(dim))?;
-        check_length("num_tokens", num_tokens.map_or(index.len(), <[i32]>::len), Some(index.len()))?;
-        check_length("loss", loss.map_or(index.len(), <[f32]>::len), Some(index.len()))?;
+        for (field, length) in known.lengths() {
+            check_length(field, length.unwrap_or(index.len()), Some(index.len()))?;
+        }
         if index.is_empty() {
             return Ok(());
         }
-        let given = [num_tokens.is_some(), loss.is_some()];
+        let given = named(known.kinds());
         self.check_optional(given)?;
         for (position, &index) in index.iter().enumerate() {
-            check_values(
-                index,
-                num_tokens.map(|values| values[position]),
-                loss.map(|values| values[position]),
-            )?;
+            check_values(index, known.row(position))?;
         }
         let measures: Vec<Measure> = rows
             .chunks_exact(dim)
@@ -195,7 +187,7 @@ impl Writer {
             .map(|(row, &index)| check_row(row, index))
             .collect::<Result<_>>()?;
         self.reserve(index)?;
-        self.optional = given.map(Some);
+        self.optional = given.map(|(_, there)| Some(there));
 
         let rows_per_batch = (BATCH / dim / size_of::<f32>()).max(1);
         for start in (0..index.len()).step_by(rows_per_batch) {
@@ -204,8 +196,7 @@ impl Writer {
                 rows: rows[part.start * dim..part.end * dim].to_vec(),
                 measures: measures[part.clone()].to_vec(),
                 index: index[part.clone()].to_vec(),
-                num_tokens: num_tokens.map(|values| values[part.clone()].to_vec()),
-                loss: loss.map(|values| values[part].to_vec()),
+                known: part.map(|position| known.row(position)).collect(),
             };
             if let Err(error) = self.background.hand(batch, observer) {
                 index[start..].iter().for_each(|index| _ = self.seen.remove(index));
@@ -242,8 +233,8 @@ impl Writer {
     }
 
     /// Refuses rows whose optional values are missing or new.
-    fn check_optional(&self, given: [bool; 2]) -> Result<()> {
-        for ((field, expected), given) in ["num_tokens", "loss"].iter().zip(self.optional).zip(given) {
+    fn check_optional(&self, given: [(&str, bool); 3]) -> Result<()> {
+        for ((field, given), expected) in given.into_iter().zip(self.optional) {
             if expected.is_some_and(|expected| expected != given) {
                 let word = |given: bool| if given { "values" } else { "none" };
                 return Err(Error::invalid(
@@ -272,6 +263,11 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// What may be known of rows, by name, and whether it is.
+fn named(kinds: Kinds) -> [(&'static str, bool); 3] {
+    [("num_tokens", kinds.num_tokens), ("loss", kinds.loss), ("record", kinds.record)]
 }
 
 /// Creates the folder of a store and its parents.
@@ -308,7 +304,7 @@ fn check_length(field: &str, found: usize, expected: Option<usize>) -> Result<()
     ))
 }
 
-fn check_values(index: i64, num_tokens: Option<i32>, loss: Option<f32>) -> Result<()> {
+fn check_values(index: i64, known: KnownRow) -> Result<()> {
     let invalid = |field: &str, found: &dyn std::fmt::Display, expected: &str| {
         let field = format!("{field} of row {index}");
         Err(Error::invalid(
@@ -321,7 +317,7 @@ fn check_values(index: i64, num_tokens: Option<i32>, loss: Option<f32>) -> Resul
     if index < 0 {
         return invalid("index", &index, "0 or more");
     }
-    match (num_tokens, loss) {
+    match (known.num_tokens, known.loss) {
         (Some(tokens), _) if tokens < 0 => invalid("num_tokens", &tokens, "0 or more"),
         (_, Some(loss)) if !loss.is_finite() => invalid("loss", &loss, "a finite number"),
         _ => Ok(()),
