@@ -273,6 +273,7 @@ _SAYS_NOTHING = frozenset(
     source sources src origin dataset datasets subset config split path paths filename filepath dump provenance
     name names author authors annotator annotators worker workers
     category categories topic topics task tasks type types kind kinds tag tags domain domains subject subjects field
+    group groups cluster clusters class
     fields skill skills difficulty level grade intent flags genre
     url urls uri link links website
     license licence licenses licences copyright
@@ -327,6 +328,8 @@ def is_metadata(name: str) -> bool:
     own = parts(name)
     if is_media(name):
         return False
+    if name.startswith("spice."):  # our own numbers in a table
+        return True
     if len(own) < 2:
         return not _SAYS_NOTHING.isdisjoint(own)
     return own[-1] in _SUFFIXES or (own[-1] in ("name", "names") and is_metadata("_".join(own[:-1])))

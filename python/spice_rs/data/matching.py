@@ -309,6 +309,8 @@ def _at(fields: Any, name: str) -> Any:
 
 def _row(value: Any, index_column: str, place: str, belonging: Belonging | None) -> int:
     total = None if belonging is None else belonging.total
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value)  # as tables of text have it
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 0:
         raise InvalidInputError(
             f"{place}: found {found(value)} under index_column={index_column!r}, expected the dataset row of the record, a"

@@ -1,4 +1,4 @@
-"""Where records come from: files, folders, hub ids and objects of `datasets`, and lists.
+"""Where records come from: files, folders, hub ids and objects of `datasets`, data frames, and lists.
 
 A source is opened as pairs (place, parse), one for each record: the place is for messages to people, and `parse`
 raises `BadRecord` where the record cannot be decoded, so that one bad line does not end the reading. `datasets` and
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import codecs
 import copy
+import csv
 import gzip
+import io
 import json
 import shlex
 import zlib
@@ -18,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 1 << 27  # letters; Python's own limit is shorter than many answers
 
 Parsed = Iterator[tuple[str, Callable[[], Any]]]
 """(place, parse) of each record."""
@@ -53,6 +58,8 @@ def open_data(data: Any) -> tuple[str, Parsed]:
     """
     if isinstance(data, (str, Path)):
         return str(data), _from_path(data)
+    if (rows := _rows_of_frame(data)) is not None:
+        return "data", _from_items(rows, "data")
     if isinstance(data, Mapping):
         raise InvalidInputError(
             f"data is {found(data)}, expected a list of records; for a DatasetDict pass one split"
@@ -60,8 +67,21 @@ def open_data(data: Any) -> tuple[str, Parsed]:
     if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__iter__")):
         return "data", _from_items(data, "data")
     raise InvalidInputError(
-        f"data is {found(data)}, expected a path, a hub id, a Dataset or a list of records"
+        f"data is {found(data)}, expected a path, a hub id, a Dataset, a data frame or a list of records"
     )
+
+
+def _rows_of_frame(data: Any) -> Iterable[Any] | None:
+    """The rows of a data frame of pandas or polars, or of a table of Arrow, in its order; None for anything else."""
+    package = type(data).__module__.partition(".")[0]
+    if package == "pandas" and hasattr(data, "itertuples"):
+        names = list(data.columns)
+        return (dict(zip(names, row, strict=True)) for row in data.itertuples(index=False, name=None))
+    if package == "polars" and hasattr(data, "iter_rows"):
+        return data.iter_rows(named=True)  # type: ignore[no-any-return]
+    if package == "pyarrow" and hasattr(data, "to_batches"):
+        return (row for batch in data.to_batches() for row in batch.to_pylist())
+    return None
 
 
 def _from_items(items: Iterable[Any], name: str) -> Parsed:
@@ -106,12 +126,46 @@ def _from_path(data: str | Path) -> Parsed:
             return _from_json(path)
         if kind == ".parquet":
             return _from_parquet(path)
+        if kind in _DELIMITERS:
+            return _from_table(path, _DELIMITERS[kind])
         raise InvalidInputError(
-            f"{path}: found suffix {kind!r}, expected .jsonl, .json or .parquet; rename or convert it"
+            f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
-    if kind in (".jsonl", ".ndjson", ".json", ".parquet"):
+    if kind in (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS):
         raise InvalidInputError(f"{path}: no such file; check the path")
     return _from_datasets(data)
+
+
+def _from_table(path: Path, delimiter: str) -> Parsed:
+    """Rows of text by the names in the first line. A quoted cell may go over several lines."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+            csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            names = next(rows, [])
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise InvalidInputError(
+                    f"{path}: found the column {min(twice)!r} twice, expected names that differ; rename one"
+                )
+            number = 0
+            for cells in rows:
+                if cells:
+                    yield f"{path}, row {number}", lambda cells=cells: _row(names, cells)  # type: ignore[misc]
+                    number += 1
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{path}: cannot be read to its end ({error}); write it again, in UTF-8, or as .jsonl"
+        ) from error
+
+
+def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    if len(cells) != len(names):
+        raise BadRecord(
+            "ragged row",
+            f"found {len(cells)} cells, expected {len(names)}, one for each name in the first line",
+        )
+    return dict(zip(names, cells, strict=True))
 
 
 def _from_jsonl(path: Path) -> Parsed:

@@ -124,7 +124,7 @@ def load_records(
     """Reads and checks every record of `data`.
 
     Args:
-        data: Path to a .jsonl, .json or .parquet file (.gz of the first two as well), a folder or hub id for
+        data: Path to a .jsonl, .json, .csv, .tsv or .parquet file (.gz of all but the last as well), a folder or hub id for
             `datasets`, a `datasets.Dataset`, or a sequence of dicts.
         skip_bad: Leave bad records out and count them, instead of stopping at the first.
         columns: Field → column of the data, for data that do not use the names of `FIELDS`.

@@ -81,9 +81,9 @@ def extract(
     Args:
         model: Folder, hub id, or a torch module: a causal language model (a PeftModel included), or any module with
             data and a loss of your own. A module comes back as it was: training flags, requires_grad, device.
-        data: A .jsonl, .json or .parquet file, a hub id or folder for `datasets`, a Dataset, or a list of records;
-            see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a sample: a tensor,
-            or a tuple or dict of tensors and numbers.
+        data: A .jsonl, .json, .csv, .tsv or .parquet file, a hub id or folder for `datasets`, a Dataset, a data frame, or a
+            list of records; see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a
+            sample: a tensor, or a tuple or dict of tensors and numbers.
         out: The store's folder. Rows already there are kept, missing ones computed.
         tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
             module and the data are text.
