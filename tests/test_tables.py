@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -95,5 +96,16 @@ def test_tables_belong_to_rows_as_files_do(proxy, tmp_path):
         again.read(again.positions(np.arange(6))), store.read(store.positions(chosen.indices))
     )
     chosen.to_csv(tmp_path / "same.csv", tmp_path / "picks.csv", index_column="spice.index")
-    with pytest.raises(InvalidInputError, match="is not the one that row 0"):
+    with open(tmp_path / "same.csv", newline="", encoding="utf-8") as file:
+        second = list(csv.DictReader(file))
+    assert (
+        [row["spice.rank"] for row in second]
+        == [row["spice.earlier.rank"] for row in second]
+        == list("012345")
+    )
+    chosen.to_jsonl(tmp_path / "same.jsonl", tmp_path / "same.csv", index_column="spice.index")
+    third = [json.loads(line) for line in open(tmp_path / "same.jsonl", encoding="utf-8")]
+    assert all(row["spice"]["earlier"]["earlier.rank"] == str(row["spice"]["rank"]) for row in third)
+    assert not any(name.startswith("spice.") for row in third for name in row)
+    with pytest.raises(InvalidInputError, match="is not the one that row"):
         chosen.to_csv(tmp_path / "other.csv", frame[::-1])

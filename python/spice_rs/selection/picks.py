@@ -92,7 +92,8 @@ def joined(
     records = records_of(rows, data, belonging, index_column=index_column)
     for pick, record in zip(picks, records, strict=True):
         before = earlier(record, name_of(data), pick["index"])
-        yield {**record, KEY: pick if before is None else {**pick, EARLIER: before}}
+        own = {name: value for name, value in record.items() if not _is_number_of_pick(name, record)}
+        yield {**own, KEY: pick if before is None else {**pick, EARLIER: before}}
 
 
 def records_of(
@@ -120,12 +121,22 @@ def earlier(record: Mapping[str, Any], place: str, row: int) -> Mapping[str, Any
         InvalidInputError: somebody else's value is where ours go.
     """
     value = record.get(KEY)
+    flat = {name.partition(".")[2]: each for name, each in record.items() if _is_number_of_pick(name, record)}
+    if value is None and flat:
+        return {name: each for name, each in flat.items() if each not in (None, "")}
     if value is None or (isinstance(value, Mapping) and type(value.get("index")) is int):
         return value
     raise InvalidInputError(
         f"{place}: found a key {KEY!r} in record {row} that no selection wrote, expected none: the numbers of a pick go"
         " there. Rename it, or leave out the data."
     )
+
+
+def _is_number_of_pick(name: Any, record: Mapping[str, Any]) -> bool:
+    """Whether a column is one of those that picks have in a table in CSV: "spice.index", "spice.earlier.rank"."""
+    row = record.get(f"{KEY}.index")
+    ours = type(row) is int or (isinstance(row, str) and row.isdecimal())
+    return ours and isinstance(name, str) and name.startswith(f"{KEY}.")
 
 
 def place_of(line: Mapping[str, Any]) -> str:
