@@ -250,3 +250,4 @@ def test_an_unwanted_reply_is_never_learned(record, preference):
 @pytest.mark.parametrize("name", ["label", "kto_tag", "desirable"])
 def test_an_unwanted_reply_may_be_marked_in_words(name):
     assert "not wanted (KTO)" in refusal({**PAIR, name: " False"})
+    assert "not wanted (KTO)" in refusal({**PAIR, name: -1})

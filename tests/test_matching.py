@@ -21,6 +21,7 @@ from spice_rs.data.matching import Belonging, raw_records, spread
 from spice_rs.data.records import load_records, parse_record, record_hash
 from spice_rs.data.samples import sample_hash
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.store.store import GradientStore
 from stores import shards, split
 from tiny import make_records
 
@@ -661,3 +662,34 @@ def test_stores_of_grown_data_are_of_the_grown_data(proxy, tmp_path):
     for data in (RECORDS[:12], swapped(RECORDS)):
         with pytest.raises(InvalidInputError, match="index_column"):
             spice_rs.select(both, 3, data=data, groups="topic")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"columns": "prompt"},
+        {"columns": {"prompt": 7}},
+        {"ignore_columns": 7},
+        {"ignore_columns": [None]},
+        {"preference": "rejected"},
+        {"rows": -1},
+        {"rows": True},
+        {"fields": ["a", 1]},
+        {"own": 1},
+        {"fingerprint": 3},
+    ],
+)
+def test_what_extract_does_not_write_says_nothing_of_data(change, tmp_path):
+    dataset = {"rows": 4, "fingerprint": "f", **change}
+    assert Belonging.about({"dataset": dataset}) is None
+    with GradientStore.create(tmp_path / "s", dim=2, provenance={"dataset": dataset}) as writer:
+        writer.append(np.eye(4, 2, dtype=np.float32) + 1, np.arange(4), record=[1, 2, 3, 4])
+    sel = spice_rs.select(tmp_path / "s", 2, conflict_penalty=0)
+    sel.to_jsonl(tmp_path / "picks.jsonl", [{"prompt": "a", "response": "b"}] * 4)
+    about = {"total": 4, "fingerprint": "f", "layout": {}, "own": False, "fields": None}
+    assert Belonging.is_about(about)
+    for name, value in change.items():
+        place = {"rows": "total"}.get(name, name)
+        wrong = {**about, place: value} if place in about else {**about, "layout": {name: value}}
+        assert not Belonging.is_about(wrong)
+    assert not Belonging.is_about({**about, "layout": {"foo": 1}})

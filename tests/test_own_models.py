@@ -206,3 +206,31 @@ def test_samples_that_make_no_batch_are_named(tmp_path):
     data = [torch.randn(7), torch.randn(6)]
     with pytest.raises(InvalidInputError, match=r"data\[0\] and 1 others: found samples that make no batch"):
         run(torch.nn.Linear(7, 2), data, tmp_path / "s", loss_fn=per_sample)
+
+
+def test_samples_are_recognised_whatever_their_keys_are_and_looked_at_once(tmp_path):
+    class Counted(list):
+        looks = 0
+
+        def __getitem__(self, place):
+            self.looks += 1
+            return super().__getitem__(place)
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    keyed = Counted({0: x, 1: y} for x, y in make_table())
+    store = run(make_mlp(), keyed, tmp_path / "keyed", loss_fn=loss)
+    # For the fingerprint, the row, and the try-out of a few.
+    assert keyed.looks < 3 * SAMPLES
+    assert "fields" not in store.provenance["dataset"]
+    ragged = [
+        {"x": x, "y": y, **({"note": 1.0} if row % 2 else {})} for row, (x, y) in enumerate(make_table())
+    ]
+
+    def of_fields(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+    other = run(make_mlp(), ragged, tmp_path / "ragged", loss_fn=of_fields, tokens_per_batch=1)
+    assert len(other) == SAMPLES
+    assert len(set(other.record.tolist())) == SAMPLES

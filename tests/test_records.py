@@ -474,3 +474,14 @@ def test_whatever_stands_in_a_field_is_read_or_refused():
             load_records([record], **options)
             read += 1
     assert 100 < read < 3900
+
+
+@pytest.mark.parametrize("name", ["notes", "response", "tools", "messages", "weight"])
+def test_values_nested_too_deeply_are_a_bad_record(name):
+    deep: object = "a"
+    for _ in range(100_000):
+        deep = [deep]
+    record = {"prompt": "a", "response": "b", name: deep}
+    with pytest.raises(InvalidInputError):
+        load_records([record])
+    assert len(load_records([{"prompt": "a", "response": "b"}, record], skip_bad=True).bad) == 1

@@ -266,6 +266,8 @@ def test_every_cut_and_every_flipped_bit_is_found(which, request, tmp_path):
         (b'\\"rows\\": 60', b'\\"rows\\": 20', "indices: found 25 rows of 20"),
         (b'\\"rows\\": 60', b'\\"rows\\": []', "run: found"),
         (b'\\"k\\": 25', b'\\"q\\": 25', "run: found"),
+        (b'\\"unfinished\\": null', b'\\"unfinished\\": 1234', "run: found"),
+        (b'\\"data\\": null', b'\\"data\\": 1234', "run: found"),
         (b'"run":"{', b'"run":"[', "run: found"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 import pools
 import spice_rs
-from spice_rs import InvalidInputError, StoreError, StoreMismatchError
+from spice_rs import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.store.sources import open_source
 
 ROWS = pools.law("opposed", 60, 8, 3)
@@ -122,14 +122,14 @@ def test_sums_become_means_at_selection(tmp_path):
     assert settings["source"]["rows"] == 60
 
 
-def test_a_row_of_a_store_that_is_not_finite_is_named_by_its_dataset_row(tmp_path):
+def test_a_row_of_a_store_that_is_not_finite_any_more_is_named_by_its_dataset_row(tmp_path):
     with spice_rs.GradientStore.create(tmp_path / "s", dim=8, dtype="float32") as writer:
         writer.append(ROWS, index=1000 + np.arange(60))
     shard = next((tmp_path / "s").glob("shard-*"))
     data = bytearray(shard.read_bytes())
     data[-4:] = np.float32(np.nan).tobytes()  # the last cell of the last row
     shard.write_bytes(data)
-    with pytest.raises(InvalidInputError, match="row 1059, column 7: found NaN.*spice-rs verify"):
+    with pytest.raises(CorruptStoreError, match=rf"{shard.name}: rows_checksum, row 59 .*\(index 1059\)"):
         picks(tmp_path / "s")
 
 

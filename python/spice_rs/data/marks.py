@@ -116,7 +116,7 @@ def check_record_mark(name: str, value: Any) -> None:
     kind = kind_of_mark(name)
     if kind == "wanted":
         number = _WORDS.get(value.strip().lower()) if isinstance(value, str) else value
-        if isinstance(number, bool | np.bool_ | int | float | np.integer | np.floating) and number == 0:
+        if isinstance(number, bool | np.bool_ | int | float | np.integer | np.floating) and number <= 0:
             raise unwanted(name, value)
     elif kind == "alike":
         _check_alike(name, value, f"field {name!r}", name)

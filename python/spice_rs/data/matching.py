@@ -68,21 +68,44 @@ class Belonging:
 
     @staticmethod
     def about(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what a store's provenance says of its data, for `of`; None if it says nothing.
+        """Return what a store's provenance says of its data, for `of`; None if it says nothing that `extract` writes.
 
         A selection keeps it, as plain JSON: {"total", "fingerprint", "layout", "own", "fields"}.
         """
         dataset = provenance.get("dataset")
-        if not isinstance(dataset, Mapping) or type(dataset.get("rows")) is not int:
+        if not isinstance(dataset, Mapping):
             return None
-        fingerprint, fields = dataset.get("fingerprint"), dataset.get("fields")
-        return {
-            "total": dataset["rows"],
-            "fingerprint": fingerprint if isinstance(fingerprint, str) else None,
+        about = {
+            "total": dataset.get("rows"),
+            "fingerprint": dataset.get("fingerprint"),
             "layout": {name: dataset[name] for name in LAYOUT if name in dataset},
-            "own": dataset.get("own") is True,
-            "fields": fields if isinstance(fields, list) else None,
+            "own": dataset.get("own", False),
+            "fields": dataset.get("fields"),
         }
+        return about if Belonging.is_about(about) else None
+
+    @staticmethod
+    def is_about(value: Any) -> bool:
+        """Whether this is what `about` returns: files say what they like."""
+        match value:
+            case {
+                "total": int() as total,
+                "fingerprint": str() | None,
+                "layout": dict() as layout,
+                "own": bool(),
+                "fields": list() | None as fields,
+            } if len(value) == 5 and not isinstance(total, bool) and total >= 0:
+                columns = layout.get("columns", {})
+                ignored = layout.get("ignore_columns", [])
+                texts = [ignored] if isinstance(ignored, str) else ignored
+                return (
+                    layout.keys() <= {*LAYOUT}
+                    and layout.get("preference") in (None, "chosen")
+                    and isinstance(columns, dict)
+                    and isinstance(texts, list)
+                    and all(isinstance(each, str) for each in (*columns.values(), *texts, *(fields or ())))
+                )
+        return False
 
     @staticmethod
     def of(

@@ -225,6 +225,15 @@ def _as_json(content: Any) -> bytes:
 
 
 def _record(index: int, place: str, given: Any, rules: Rules) -> Record:
+    try:
+        return _read(index, place, given, rules)
+    except RecursionError:
+        raise BadRecord(
+            "wrong type", "found values nested too deeply to be read, expected fewer levels"
+        ) from None
+
+
+def _read(index: int, place: str, given: Any, rules: Rules) -> Record:
     if not isinstance(given, Mapping):
         raise BadRecord("no object", f"found {found(given)}, expected an object with named fields")
     pair = None if rules.columns or rules.ignored else read_plain(given)

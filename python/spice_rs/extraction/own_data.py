@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from spice_rs.data.layouts import TELLING_FIELDS
+from spice_rs.data.reading import BadRecord
+from spice_rs.data.samples import sample_hash
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.loss import OwnLossFunction
 from spice_rs.extraction.transfer import to_device
@@ -104,16 +107,41 @@ class OwnTask:
         """None: samples are not padded."""
 
 
-def own_fingerprint(data: Any) -> str:
-    """Hash of all samples: their structure, types and values.
+@dataclass(frozen=True)
+class Recognised:
+    """By what a store recognises samples of the user's own.
+
+    Attributes:
+        fingerprint: Of all of them: their structure, types and values.
+        hashes: (n,) int64, `sample_hash` of each.
+        fields: Those that all samples have, if they are mappings with the same texts as keys; else None.
+    """
+
+    fingerprint: str
+    hashes: NDArray[np.int64]
+    fields: list[str] | None
+
+
+def recognised(data: Any) -> Recognised:
+    """Looks at every sample once: a data set may load them from disk, or draw them.
 
     Raises:
         InvalidInputError: A sample holds something that is no tensor, array, number or text.
     """
     digest = hashlib.sha256(f"samples:{len(data)}\n".encode())
+    hashes = np.empty(len(data), np.int64)
+    kinds: set[tuple[Any, ...] | None] = set()
     for index in range(len(data)):
-        _digest(digest, data[index], f"data[{index}]")
-    return digest.hexdigest()
+        sample, place = data[index], f"data[{index}]"
+        _digest(digest, sample, place)
+        try:
+            hashes[index] = sample_hash(sample)
+        except BadRecord as error:
+            raise InvalidInputError(f"{place}: {error}; convert it in the data set") from None
+        kinds.add(tuple(sorted(sample, key=str)) if isinstance(sample, Mapping) else None)
+    names = kinds.pop() if len(kinds) == 1 else None
+    fields = list(names) if names and all(isinstance(name, str) for name in names) else None
+    return Recognised(digest.hexdigest(), hashes, fields)
 
 
 def _digest(digest: Any, value: Any, place: str) -> None:

@@ -28,9 +28,7 @@ from spice_rs.data.dataset import (
     tokenizer_fingerprint,
 )
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
-from spice_rs.data.reading import BadRecord
 from spice_rs.data.records import record_hash
-from spice_rs.data.samples import sample_hash
 from spice_rs.data.templates import read_template
 from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -40,7 +38,7 @@ from spice_rs.extraction.gradients import GradientRun, changed_products
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.loss import SummedLoss
-from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, own_fingerprint
+from spice_rs.extraction.own_data import OwnSample, OwnTask, is_own, recognised
 from spice_rs.extraction.projection import NoProjection, Projection, make_projection
 from spice_rs.extraction.proxy import (
     fresh_lora,
@@ -291,22 +289,20 @@ def _read_own(model: Any, data: Any, settings: Settings) -> Reading:
     network, name = load_model(
         model, gguf_file=settings.gguf_file, device=place, trust_remote_code=settings.trust_remote_code
     )
-    dataset: dict[str, Any] = {"fingerprint": own_fingerprint(data), "rows": len(data), "own": True}
-    first = data[0]
-    names = sorted(map(str, first)) if isinstance(first, Mapping) else None
-    if names is not None:
-        dataset["fields"] = names
+    known = recognised(data)
+    dataset: dict[str, Any] = {"fingerprint": known.fingerprint, "rows": len(data), "own": True}
+    if known.fields is not None:
+        dataset["fields"] = known.fields
     samples = [OwnSample(index) for index in range(len(data))[: settings.limit]]
-    provenance = {"dataset": dataset}
-    hashed = functools.partial(_sample_hash, data, names)
-    return Reading(network, name, place, samples, len(data), provenance, hashed)
-
-
-def _sample_hash(data: Any, names: Sequence[str] | None, row: int) -> int:
-    try:
-        return sample_hash(data[row], names)
-    except BadRecord as error:
-        raise InvalidInputError(f"data[{row}]: {error}; make all samples alike") from None
+    return Reading(
+        network,
+        name,
+        place,
+        samples,
+        len(data),
+        {"dataset": dataset},
+        lambda row: int(known.hashes[row]),
+    )
 
 
 def read_text(

@@ -46,6 +46,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import replacing
+from spice_rs.data.matching import Belonging
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 
 SERIES = {
@@ -312,25 +313,22 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
             "signal": float() | None as signal,
             "compared": dict() | None as compared,
         }:
-            if _is_about(source.get("data")) and source.get("hashed", False) in (True, False):
+            if _says_of_data(source):
                 return SavedRun(series, settings, stop_reason, log_det, signal, compared)
     _corrupt(name, "run", text[:200], "settings, stop_reason, log_det, signal and compared of a selection")
 
 
-def _is_about(data: Any) -> bool:
-    """Whether this is what `Belonging.about` returns."""
-    match data:
-        case None:
-            return True
-        case {
-            "total": int(),
-            "fingerprint": str() | None,
-            "layout": dict(),
-            "own": bool(),
-            "fields": list() | None,
-        }:
-            return len(data) == 5
-    return False
+def _says_of_data(source: Mapping[str, Any]) -> bool:
+    """Whether a source says of its data, and of extractions that had not ended, what a selection keeps of them."""
+    data, hashed, unfinished = source.get("data"), source.get("hashed", False), source.get("unfinished")
+    pairs = unfinished is None or (
+        isinstance(unfinished, list)
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(count) is int for count in pair)
+            for pair in unfinished
+        )
+    )
+    return (data is None or Belonging.is_about(data)) and isinstance(hashed, bool) and pairs
 
 
 def _check(name: str, run: SavedRun, *, ended: bool) -> None:
