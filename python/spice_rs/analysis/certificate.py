@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.analysis.curvature import percent
-from spice_rs.data.columns import Columns, digest, row_list
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.store.sources import Source, as_rows, open_source

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from spice_rs.analysis.measures import Facts, other_scales, overlap, upper_bound
 from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
-from spice_rs.data.columns import Label
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import check_numbers, check_reals
+from spice_rs.selection.columns import Label
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det

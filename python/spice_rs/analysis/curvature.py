@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
-from spice_rs.data.columns import Columns, digest
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.columns import Columns, digest
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.store.sources import Normalize, open_source
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
-from spice_rs.data.columns import row_list
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.columns import row_list
 from spice_rs.selection.result import Selection
 
 Bools = npt.NDArray[np.bool_]

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.methods import Setting, Way
-from spice_rs.data.columns import Columns, Label
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Progress
+from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize, Source
 

@@ -209,6 +209,6 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
 
 
 def _rows(label: str, given: Any) -> npt.NDArray[np.int64]:
-    from spice_rs.data.columns import row_list
+    from spice_rs.selection.columns import row_list
 
     return row_list(f"methods[{label!r}]", given)

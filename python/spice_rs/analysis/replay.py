@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
-from spice_rs.data.columns import Columns, digest, row_list
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.store.rows import RowReader

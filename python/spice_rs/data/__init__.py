@@ -1,1 +1,1 @@
-"""Records of an instruction data set → tokenised, masked examples; one value per record for conditions."""
+"""Records of an instruction data set → tokenised, masked examples; whether data are those that rows came from."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.data.columns import digest
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.columns import digest
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import DUPLICATES

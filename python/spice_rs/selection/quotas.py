@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.data.columns import Label
 from spice_rs.errors import InvalidInputError
+from spice_rs.selection.columns import Label
 
 MAX_TEXT = 16 << 20
 """Bytes that labels and quotas may take as JSON; a saved selection holds them in its header."""
