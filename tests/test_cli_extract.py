@@ -6,13 +6,17 @@ import gzip
 import json
 import re
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import pools
 import spice_rs
 from command import run
+from spice_rs.progress import libraries_silent
 from tiny import make_records
 
 DIM = 64
@@ -76,6 +80,40 @@ def test_extract_then_select_leads_from_data_to_picks(proxy, tmp_path, capsys):
     picks = [line.pop("spice")["index"] for line in lines]
     assert picks == spice_rs.select(out, 4).indices.tolist()
     assert lines == [RECORDS[row] for row in picks]
+
+
+@pytest.mark.parametrize("command", ["extract", "plan", "doctor", "run"])
+@pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
+def test_no_progress_holds_for_the_bars_of_libraries_too(command, proxy, tmp_path, capsys):
+    data = tmp_path / "pool.jsonl"
+    data.write_bytes(text_of(LINES))
+    arguments = [command, "--model", proxy, "--data", data]
+    if command == "run":
+        arguments += ["--pool-size", 6, "--select-per-window", 2, "--interval", 1, "--dim", DIM]
+    for flags, shown in ((["--no-progress"], False), ([], True)):
+        place = ["--out", tmp_path / f"out-{shown}"] if command != "doctor" else []
+        assert run(*arguments, *place, *flags) == 0
+        assert ("Loading weights" in capsys.readouterr().err) == shown
+        assert transformers.utils.logging.is_progress_bar_enabled()
+        assert not huggingface_hub.utils.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_bars_of_libraries_are_as_they_were_afterwards(before):
+    hub, bars = huggingface_hub.utils, transformers.utils.logging
+    try:
+        (hub.enable_progress_bars if before else hub.disable_progress_bars)()
+        for progress in (False, None, True):
+            with pytest.raises(KeyboardInterrupt), libraries_silent(progress):
+                assert bars.is_progress_bar_enabled() == (progress is not False)
+                assert hub.are_progress_bars_disabled() == (progress is False or not before)
+                assert datasets.are_progress_bars_disabled() == (progress is False)
+                raise KeyboardInterrupt
+            assert bars.is_progress_bar_enabled()
+            assert hub.are_progress_bars_disabled() == (not before)
+            assert not datasets.are_progress_bars_disabled()
+    finally:
+        hub.enable_progress_bars()
 
 
 def test_extracting_again_adds_nothing(proxy, tmp_path, capsys):

@@ -15,6 +15,7 @@ from spice_rs.data.dataset import IGNORED, Example, Examples
 from spice_rs.diagnosis import doctor as diagnosis
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction import preparation
+from spice_rs.extraction.preflight import tolerance_of
 from tiny import WORDS, make_records, make_tokenizer, save_proxy
 
 CHAT = (
@@ -96,6 +97,15 @@ def test_float64_is_judged_more_strictly(tokenizer):
     found = doctor(make("llama").double(), make_records(6), tokenizer)
     assert found.passed, str(found)
     assert results(found)["rows by plain autograd"].expected == "≤ 1e-05"
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_rows_are_judged_as_where_extract_tries_them_out(family, tokenizer):
+    model = make(family).to(torch.bfloat16)
+    expected = tolerance_of(model, torch.device("cpu"), None)
+    assert expected == {"llama": 0.1, "mixtral": 0.3}[family]
+    found = results(doctor(model, make_records(6), tokenizer))
+    assert found["rows by plain autograd"].expected == f"≤ {expected:.0e}"
 
 
 def test_samples_that_mix_are_found(tokenizer):

@@ -62,7 +62,7 @@ def test_a_batch_is_thinned_to_the_picks_of_the_definition(side):
     items, model = make_data(14, seed=4), quiet_lora(trained=True)
     batch = {
         **padded(items, side),
-        "weight": torch.arange(14.0),
+        "difficulty": torch.arange(14.0),
         "name": [str(i) for i in range(14)],
         "epoch": 3,
     }
@@ -75,7 +75,7 @@ def test_a_batch_is_thinned_to_the_picks_of_the_definition(side):
     assert model.training
     assert all(each.grad is None for each in model.parameters())
     picks = naive_picks(model, items, 4, 0.5)
-    assert thin["weight"].tolist() == picks
+    assert thin["difficulty"].tolist() == picks
     assert thin["name"] == [str(place) for place in picks]
     assert thin["epoch"] == 3
     for row, place in enumerate(picks):
@@ -215,3 +215,30 @@ def test_what_is_no_trainer_and_what_is_no_argument_is_refused():
         spice_rs.OnlineSelector(quiet_lora(), select_per_window=0)
     with pytest.raises(TypeError, match="lora_rank is no argument here"):
         spice_rs.OnlineSelector(quiet_lora(), lora_rank=3)
+
+
+def test_a_trainer_with_another_loss_is_refused_unless_that_is_given(tmp_path):
+    def make(loss=None, **more):
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **more)
+        return Trainer(
+            model=quiet_lora(),
+            args=arguments,
+            train_dataset=make_data(4),
+            data_collator=padded,
+            compute_loss_func=loss,
+        )
+
+    def focal(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.sum()
+
+    spice_rs.select_online(make(), dim=64)
+    for trainer, says in (
+        (
+            make(label_smoothing_factor=0.1),
+            r"trainer\.args\.label_smoothing_factor: found 0\.1, expected 0.*loss_fn=…",
+        ),
+        (make(focal), r"trainer\.compute_loss_func: found focal, expected None.*loss_fn=…"),
+    ):
+        with pytest.raises(InvalidInputError, match=says):
+            spice_rs.select_online(trainer, dim=64)
+        spice_rs.select_online(trainer, dim=64, loss_fn=lambda logits, labels: logits.sum((1, 2)))

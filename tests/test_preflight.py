@@ -12,6 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 import spice_rs
 from reference import VOCABULARY, assert_rows_equal, make_data, make_lora, make_model, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.extraction import preflight
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.preflight import _twice, tolerance_of, worth_pairing, worth_trying
@@ -218,6 +219,91 @@ def test_gradients_are_tried_at_the_first_checkpoint(tmp_path, monkeypatch):
     places = [str(tmp_path / f"{name}.safetensors") for name in ("first", "second")]
     run(model, make_data(5), tmp_path / "s", checkpoints=places, norms=True)
     assert seen == [1.25]
+
+
+UNTRIED = "could not be held against plain autograd"
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+def untried(call):
+    """What is said of rows that were not tried out."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(each.message) for each in caught if UNTRIED in str(each.message)]
+
+
+@pytest.mark.parametrize("error", [*NO_MEMORY, NotImplementedError("no gradient by packed weights")])
+@pytest.mark.parametrize("where", ["the strays", "the rows", "autograd", "the batch"])
+def test_what_cannot_be_tried_out_is_said_once(where, error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    if isinstance(error, NotImplementedError) and where != "autograd":
+        pytest.skip("is an error of the run")
+    owner, name = {
+        "the strays": (GradientRun, "_look_for_strays"),
+        "the rows": (preflight.Preflight, "_rows"),
+        "autograd": (preflight, "plain_gradients"),
+        "the batch": (preflight.Preflight, "_mixing"),
+    }[where]
+    assert untried(lambda: run(make_model(), make_data(6), tmp_path / "well")) == []
+    monkeypatch.setattr(owner, name, fail)
+    (said,) = untried(lambda: run(make_model(), make_data(6), tmp_path / "s"))
+    assert f"autograd: {type(error).__name__}: {error}; run `spice-rs doctor`" in said
+    found, expected = (spice_rs.GradientStore(tmp_path / name) for name in ("s", "well"))
+    assert_rows_equal(rows_of(found), rows_of(expected))
+
+
+def test_batches_are_tried_where_autograd_gives_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError("packed")
+
+    monkeypatch.setattr(preflight, "plain_gradients", fail)
+    with pytest.raises(InvalidInputError, match="the model mixes samples"):
+        run(Text(Mean(0)), make_data(6), tmp_path / "s")
+
+
+def test_a_loss_that_takes_no_single_sample_is_not_tried_without_a_word(tmp_path):
+    data = [{"x": torch.full((4,), float(i))} for i in range(6)]
+
+    def loss(model, batch):
+        if len(batch["x"]) == 1:
+            raise ValueError("one alone")
+        return model(batch["x"])[:, 0]
+
+    def squeezed(model, batch):
+        return model(batch["x"]).squeeze()
+
+    for fn, says in ((loss, "ValueError: one alone"), (squeezed, r"shape () for one sample alone")):
+        (said,) = untried(
+            lambda fn=fn: spice_rs.extract(
+                torch.nn.Linear(4, 1), data, tmp_path / fn.__name__, loss_fn=fn, dim=8, progress=False
+            )
+        )
+        assert says in said
+
+
+@pytest.mark.parametrize("most", [1, 1500])
+def test_few_coordinates_are_compared_at_a_time(most, tmp_path, monkeypatch):
+    seen = []
+    original = preflight.Preflight._rows
+
+    def noted(self, task, layers, samples):
+        rows, some = original(self, task, layers, samples)
+        seen.append((len(layers), rows.shape[1]))
+        return rows, some
+
+    monkeypatch.setattr(preflight.Preflight, "_rows", noted)
+    monkeypatch.setattr(preflight, "_MOST", most)
+    run(make_model(), make_data(6), tmp_path / "s")
+    assert len(seen) > 3
+    assert all(size <= most or layers == 1 for layers, size in seen)
+    with pytest.raises(InvalidInputError, match=r"layer 'model.layers.0.mlp.up_proj'.*off by 5.0e-01"):
+        run(doubled(make_model()), make_data(6), tmp_path / "t")
 
 
 def test_what_is_off_for_one_sample_alone_is_no_fault():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
@@ -96,6 +98,48 @@ def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 
         total=total, initial=initial, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always
     )
     return drawn  # type: ignore[no-any-return]
+
+
+@contextmanager
+def libraries_silent(progress: Progress) -> Iterator[None]:
+    """Inside, the bars of transformers, datasets and huggingface_hub are not shown either, where `progress` is False."""
+    steps = _silence() if progress is False else []
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the environment decides, the hub says that it stays so
+            for step in steps:
+                step()
+
+
+def _silence() -> list[Callable[[], object]]:
+    """Turns the bars of libraries off; what turns those on again that were on, in this order."""
+    hub, models = _there("huggingface_hub.utils"), _there("transformers.utils.logging")
+    data = sys.modules.get("datasets")
+    steps: list[Callable[[], object]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if models is not None and models.is_progress_bar_enabled():
+            steps.append(models.enable_progress_bar)  # which turns on the hub's too: those come next
+        if hub is not None:
+            shown = not hub.are_progress_bars_disabled()
+            steps.append(hub.enable_progress_bars if shown else hub.disable_progress_bars)
+            hub.disable_progress_bars()
+        if models is not None:
+            models.disable_progress_bar()
+        if data is not None and not data.are_progress_bars_disabled():
+            steps.append(data.enable_progress_bars)
+            data.disable_progress_bars()
+    return steps
+
+
+def _there(module: str) -> Any:
+    """A module of a library that may not be installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 class Watcher:

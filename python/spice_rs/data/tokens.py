@@ -21,8 +21,19 @@ IGNORED = -100
 NUMBERED = ("seq_idx", "sequence_ids", "segment_ids", "document_ids", "doc_ids", "sample_ids")
 """One number for all tokens of a sample."""
 
-LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "position_lengths")
-BOUNDS = ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q", "cu_seq_lens_k")
+LENGTHS = (
+    "seq_lengths",
+    "seq_lens",
+    "sequence_lengths",
+    "sequence_lens",
+    "position_lengths",
+    "packed_seq_lengths",
+)
+"""One number for each sample of a row."""
+
+BOUNDS = ("cu_seqlens", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens_k", "cu_seq_lens_q", "cu_seq_lens_k")
+"""Where the samples of a row begin, and where the last one ends."""
+
 HARMLESS = (
     "token_type_ids",
     "special_tokens_mask",

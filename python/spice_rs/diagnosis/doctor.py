@@ -20,9 +20,11 @@ from spice_rs.diagnosis.verdict import Check
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first, one_by_one
 from spice_rs.extraction.own_data import UnlikeSamplesError
+from spice_rs.extraction.preflight import tolerance_of
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
+from spice_rs.progress import libraries_silent
 from spice_rs.report.tables import aligned
 
 _DIM = 4096
@@ -51,7 +53,13 @@ class Diagnosis:
 
 
 def doctor(
-    model: Any, data: Any, *, samples: int = 8, tolerance: float | None = None, **extraction: Any
+    model: Any,
+    data: Any,
+    *,
+    samples: int = 8,
+    tolerance: float | None = None,
+    progress: bool | None = None,
+    **extraction: Any,
 ) -> Diagnosis:
     """Checks what `extract` would compute on a few samples of the data.
 
@@ -59,8 +67,9 @@ def doctor(
         model: As for `extract`.
         data: As for `extract`.
         samples: Number of samples, of all lengths.
-        tolerance: Largest relative error of a row. Default: 1e-3 for models in float32, 1e-5 in float64, 0.1 in half
-            precision or under autocast.
+        tolerance: Largest relative error of a row. Default, as in what `extract` tries out: 1e-3 for models in float32,
+            1e-2 on a GPU, 1e-5 in float64, 0.1 in half precision or under autocast, 0.3 there with experts.
+        progress: False: show none of the bars of transformers; `doctor` has none of its own.
         extraction: Further arguments of `extract`. Records that cannot be used are counted, not an error.
 
     Returns:
@@ -77,7 +86,7 @@ def doctor(
         raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
     settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0})
     least = extraction.get("min_coverage", Settings.of({}).min_coverage)
-    with preparing(model, data, settings, quiet=True) as ready:
+    with libraries_silent(progress), preparing(model, data, settings, quiet=True) as ready:
         ordered = longest_first(ready.reading.samples)
         few = [ordered[round(i * (len(ordered) - 1) / (samples - 1))] for i in range(samples)]
         few = list({sample.index: sample for sample in few}.values())
@@ -87,16 +96,10 @@ def doctor(
                 "coverage", ready.tracked.coverage >= least, f"{ready.tracked.coverage:.2%}", f"≥ {least:.2%}"
             )
         )
-        least_error = _tolerance(ready) if tolerance is None else tolerance
-        checks.extend(_row_checks(ready, few, settings, least_error))
+        if tolerance is None:
+            tolerance = tolerance_of(ready.network, ready.reading.device, ready.autocast)
+        checks.extend(_row_checks(ready, few, settings, tolerance))
     return Diagnosis(tuple(checks))
-
-
-def _tolerance(ready: Extraction) -> float:
-    dtype = next(ready.network.parameters()).dtype
-    if ready.autocast or (ready.autocast is None and ready.reading.device.type == "cuda"):
-        return 0.1
-    return {torch.float32: 1e-3, torch.float64: 1e-5}.get(dtype, 0.1)
 
 
 def _data_checks(ready: Extraction) -> list[Check]:

@@ -33,6 +33,7 @@ from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings,
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
+from spice_rs.progress import libraries_silent
 from spice_rs.store.store import STORE_FILE, GradientStore
 from spice_rs.store.unfinished import Unfinished, mark, unmark
 
@@ -114,7 +115,7 @@ def extract(
         loss_fn: (logits (B, T, V), labels (B, T) unshifted, -100 where not learned) → (B,), one loss per sample; for
             your own data (model, batch) → (B,), the batch made by torch's default_collate. Known to the store by its
             name.
-        progress: Show a progress bar; None: if stderr is a terminal.
+        progress: Show a progress bar; None: if stderr is a terminal. False: nor those of transformers.
         skip_bad: Leave out records that cannot be used, instead of stopping; they are counted by reason and listed
             in `OUT.left-out.jsonl`, one line with row and reason each.
         columns: Field → column, for data with other names of columns: {"prompt": "frage", "response": "antwort"};
@@ -180,6 +181,7 @@ def extract(
     rank = Rank.current()
     template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:
+        stack.enter_context(libraries_silent(progress))
         ready = stack.enter_context(preparing(model, data, settings, template_date=template_date))
         reading, run = ready.reading, ready.run()
         share = rank.slice(reading.samples)

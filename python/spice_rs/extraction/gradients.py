@@ -6,8 +6,8 @@ copy has run beside them. The writer puts shards on disk in the background.
 
 from __future__ import annotations
 
-import gc
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample, Task, longest_first, one_by_one, take_batch
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import leave_out
+from spice_rs.extraction.memory import free_memory, out_of_memory
 from spice_rs.extraction.own_data import OwnSample, UnlikeSamplesError
-from spice_rs.extraction.preflight import Preflight, tolerance_of, worth_pairing, worth_trying
+from spice_rs.extraction.preflight import Preflight, reason_of, tolerance_of, worth_pairing, worth_trying
 from spice_rs.extraction.proxy import check_thresholds
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
 from spice_rs.store.store import GradientWriter
 
 _SAMPLES_PER_BATCH = 256  # what is formed per sample besides activations is at most 4 MB
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 _ROW_CELLS = 1 << 28  # cells of one batch's rows: 1 GB in float32, met with projection="none" alone
 
 
@@ -141,31 +141,48 @@ class GradientRun:
         Args:
             samples: All of the run, by falling length.
 
+        Where that cannot be done, a warning says why.
+
         Raises:
             InvalidInputError: There is such a parameter, or such a tensor, or a gradient is wrong.
         """
         if not one_by_one(samples, self.tokens):
             check_thresholds(self.task.network)
         own = isinstance(samples[0], OwnSample)
-        few = worth_trying(samples)
         try:
             with self.model_tried():
-                if self._look_for_strays(few[0]):
-                    self._check(samples, few)
+                untried = self._tried(samples, worth_trying(samples))
         except InvalidInputError:
             raise
         except Exception as error:
             # What is wrong with the model or the loss will be said in the run; some of them take no single sample.
-            if own or (isinstance(error, RuntimeError) and out_of_memory(error)):
-                return
-            raise
+            if not own and not out_of_memory(error):
+                raise
+            untried = reason_of(error)
+        if untried is not None:
+            free_memory()
+            warnings.warn(
+                f"the gradients could not be held against plain autograd: {untried}; run `spice-rs doctor` on a few "
+                "samples",
+                SpiceWarning,
+                stacklevel=2,
+            )
 
     def model_tried(self) -> AbstractContextManager[Any]:
         """Inside, the model is as it is to be tried."""
         return nullcontext()
 
-    def _look_for_strays(self, sample: Sample) -> bool:
-        """Whether the loss of a single sample is one; refuses uses of parameters that the hooks would miss."""
+    def _tried(self, samples: Sequence[Sample], few: Sequence[Sample]) -> str | None:
+        """Tries; why something could not be tried, or None."""
+        losses = self._look_for_strays(few[0])
+        if isinstance(losses, torch.Tensor) and losses.shape == (1,):
+            return self._check(samples, few)
+        if isinstance(losses, torch.Tensor) and not losses.ndim:
+            return "loss_fn gave shape () for one sample alone, expected (1,)"
+        return None  # which the run will refuse
+
+    def _look_for_strays(self, sample: Sample) -> Any:
+        """The loss of a single sample, as it comes; refuses uses of parameters that the hooks would miss."""
         with self.capture.watched(sample.length, self.device) as strays, torch.enable_grad():
             losses = self._losses(self.task, [sample])
             found = strays(losses) if isinstance(losses, torch.Tensor) else []
@@ -175,9 +192,10 @@ class GradientRun:
                 f"{found[0]}: found a use outside of its layer's forward, expected none{more}: that part of its gradient"
                 f" cannot be taken. To go on without it, {leave_out(found[0].rpartition('.')[0])}."
             )
-        return isinstance(losses, torch.Tensor) and losses.shape == (1,)
+        return losses.detach() if isinstance(losses, torch.Tensor) else losses
 
-    def _check(self, samples: Sequence[Sample], few: Sequence[Sample]) -> None:
+    def _check(self, samples: Sequence[Sample], few: Sequence[Sample]) -> str | None:
+        """Holds rows against others; why that could not be done with all of them, or None."""
         preflight = Preflight(
             self.capture,
             dict(self.capture.calls),
@@ -194,7 +212,8 @@ class GradientRun:
         try:
             preflight.check_batches(self.task, worth_pairing(batches))
         except UnlikeSamplesError:
-            return  # which the run will say
+            pass  # which the run will say
+        return preflight.untried[0] if preflight.untried else None
 
     def _losses(self, task: Task, samples: Sequence[Sample]) -> torch.Tensor:
         with multiplied(self.device, self.autocast):
@@ -211,9 +230,7 @@ class GradientRun:
         Raises:
             InvalidInputError: It was a single sample.
         """
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         if len(batch) == 1:
             raise InvalidInputError(
                 f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
@@ -279,11 +296,6 @@ def changed_products(device: torch.device, autocast: bool | None) -> bool | None
     if wanted is None:
         wanted = device.type == "cuda" or torch.is_autocast_enabled(device.type)
     return None if bool(wanted) == (device.type == "cuda") else bool(wanted)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory ran out; on a CPU it does so in words alone."""
-    return any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def write_rows(

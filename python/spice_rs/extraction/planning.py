@@ -27,6 +27,7 @@ from spice_rs.extraction.gradients import GradientRun, write_rows
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.transfer import HostCopy
+from spice_rs.progress import libraries_silent
 from spice_rs.report.tables import aligned
 from spice_rs.store.store import GradientStore, GradientWriter
 
@@ -107,6 +108,7 @@ def plan(
     *,
     measure: int = 8,
     processes: int = 1,
+    progress: bool | None = None,
     **extraction: Any,
 ) -> Plan:
     """Predicts what `extract` with the same arguments will take. Nothing is kept.
@@ -117,6 +119,7 @@ def plan(
         out: The store's folder; rows that are there already do not count.
         measure: Number of batches that are computed for it.
         processes: Processes that will share the work, each with a device of its own like this one.
+        progress: False: show none of the bars of transformers; `plan` has none of its own.
         extraction: Further arguments of `extract`.
 
     Returns:
@@ -136,7 +139,7 @@ def plan(
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = set(GradientStore(out).index.tolist())
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
-    with preparing(model, data, settings, template_date=told) as ready:
+    with libraries_silent(progress), preparing(model, data, settings, template_date=told) as ready:
         preparation = clock() - begun
         if out is not None and there is not None:
             _check_store(ready, settings, out)

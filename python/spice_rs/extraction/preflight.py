@@ -26,6 +26,7 @@ from spice_rs.extraction.batching import Sample, Task
 from spice_rs.extraction.catch import Replaced
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import Layer, is_quantised, leave_out
+from spice_rs.extraction.memory import free_memory, out_of_memory
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.projection import NoProjection, Parameter
 from spice_rs.extraction.reference import part_of, plain_gradients, whole_name
@@ -35,7 +36,9 @@ _TOKENS, _LEARNED = 16, 4  # of a sample that is worth trying
 _FLOOR = 1e-3  # gradients that are this small among all are judged as if they were not
 _Thing = TypeVar("_Thing")
 _Fault = TypeVar("_Fault")
-_MOST = 1 << 26  # coordinates that a sample and its batch are compared by: 256 MB each
+_MOST = (
+    1 << 26
+)  # coordinates that are compared at a time, but for a layer that has more: 256 MB for each sample
 
 Compute = Callable[[Task, Sequence[Sample]], tuple[torch.Tensor, torch.Tensor]]
 Losses = Callable[[Task, Sequence[Sample]], torch.Tensor]
@@ -51,6 +54,7 @@ class Preflight:
         compute: Samples → rows and losses of them as one batch, with the projection that the capture has.
         losses: Samples → their losses, without the hooks.
         tolerance: Largest relative error.
+        untried: Why gradients could not be held against autograd's, where they could not.
     """
 
     capture: GradientCapture
@@ -58,6 +62,7 @@ class Preflight:
     compute: Compute
     losses: Losses
     tolerance: float
+    untried: list[str] = field(default_factory=list)
     _latest: list[tuple[Any, torch.Tensor]] = field(default_factory=list)
 
     def check_gradients(self, task: Task, samples: Sequence[Sample]) -> None:
@@ -153,6 +158,41 @@ class Preflight:
         self, task: Task, layers: Sequence[Layer | Replaced], sample: Sample
     ) -> tuple[Layer | Replaced, float] | None:
         """The layer whose gradient is off by most, and by how much, if it is too much."""
+        errors: dict[str, torch.Tensor] = {}
+        lengths: dict[str, torch.Tensor] = {}
+        for group in _groups(layers):
+            try:
+                some = self._errors(task, group, sample)
+            except _NoPlainGradientError as error:
+                self.untried.append(str(error))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.untried.append(reason_of(error))
+            else:
+                errors.update({name: off for name, (off, _) in some.items()})
+                lengths.update({name: length for name, (_, length) in some.items()})
+                continue
+            free_memory()
+        if not errors:
+            return None
+        total = float(_length(list(lengths.values())))
+        if not total < float("inf"):
+            return None  # rows that are not finite are not this check's matter
+        least = max(_FLOOR * total, torch.finfo(torch.float32).tiny)
+        off = {name: float(error) / max(float(lengths[name]), least) for name, error in errors.items()}
+        worst = max(off, key=lambda name: off[name] if off[name] == off[name] else float("inf"))
+        layer = next(each for each in layers if each.name == worst)
+        return None if off[worst] <= self.tolerance else (layer, off[worst])
+
+    def _errors(
+        self, task: Task, layers: Sequence[Layer | Replaced], sample: Sample
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """How far the gradient of each layer is off, and how long autograd's is.
+
+        Raises:
+            _NoPlainGradientError: There is nothing to hold against.
+        """
         tensors = {name: tensor for layer in layers for name, tensor in layer.tensors.items()}
         parameters = {
             layer.name: [each for each in layer.parameters if whole_name(each.name, tensors) in tensors]
@@ -163,25 +203,17 @@ class Preflight:
             _, found = plain_gradients(
                 lambda: self.losses(task.plain(), [sample]).sum(), list(tensors.values())
             )
-        except Exception:  # noqa: BLE001 - some kernels give no gradient by weights: there is nothing to hold against
-            return None
+        except Exception as error:  # noqa: BLE001 - some kernels give no gradient by weights
+            raise _NoPlainGradientError(reason_of(error)) from None
         gradients = dict(zip(tensors, found, strict=True))
-        errors: dict[str, torch.Tensor] = {}
-        lengths: dict[str, torch.Tensor] = {}
+        errors = {}
         for name, own in parameters.items():
             parts = [(some.of(rows, each)[0], part_of(each.name, gradients)) for each in own]
-            lengths[name] = _length([plain for _, plain in parts if plain is not None])
-            errors[name] = _length(
+            off = _length(
                 [ours if plain is None else ours - plain.reshape(-1).to(ours.dtype) for ours, plain in parts]
             )
-        total = float(_length(list(lengths.values())))
-        if not total < float("inf"):
-            return None  # rows that are not finite are not this check's matter
-        least = max(_FLOOR * total, torch.finfo(torch.float32).tiny)
-        off = {name: float(error) / max(float(lengths[name]), least) for name, error in errors.items()}
-        worst = max(off, key=lambda name: off[name] if off[name] == off[name] else float("inf"))
-        layer = next(each for each in layers if each.name == worst)
-        return None if off[worst] <= self.tolerance else (layer, off[worst])
+            errors[name] = off, _length([plain for _, plain in parts if plain is not None])
+        return errors
 
     def _mixing(self, task: Task, layers: Sequence[Layer | Replaced], sample: Sample, other: Sample) -> float:
         """By how much the row of a sample is off in a batch with another one."""
@@ -215,6 +247,10 @@ class Preflight:
         return rows, some
 
 
+class _NoPlainGradientError(Exception):
+    """Autograd gives no gradient to hold one against."""
+
+
 class _Some(NoProjection):
     """Every coordinate of some parameters; the others leave nothing."""
 
@@ -241,6 +277,25 @@ class _Some(NoProjection):
         """Adds in place."""
         if parameter.name in self._offsets:
             super().add_flat(rows, parameter, start, values)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line."""
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _groups(layers: Sequence[Layer | Replaced]) -> list[list[Layer | Replaced]]:
+    """The layers, as many together as may be compared at once, in their order."""
+    groups: list[list[Layer | Replaced]] = []
+    total = 0
+    for layer in layers:
+        total += _size(layer)
+        if not groups or total > _MOST:
+            groups.append([])
+            total = _size(layer)
+        groups[-1].append(layer)
+    return groups
 
 
 def _least(layers: Sequence[Layer | Replaced]) -> list[Layer | Replaced]:

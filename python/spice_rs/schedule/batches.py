@@ -17,23 +17,13 @@ import numpy.typing as npt
 import torch
 
 from spice_rs.data.dataset import IGNORED, Example
+from spice_rs.data.layouts import kind_of_mark, parts
+from spice_rs.data.tokens import BOUNDS, HARMLESS, LENGTHS, NUMBERED
 from spice_rs.errors import InvalidInputError
 
-_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seq_lens", "cu_seqlens", "cu_seqlens_q", "cu_seqlens_k")
-_LENGTHS = ("seq_lengths", "seq_lens", "sequence_lengths", "sequence_lens", "packed_seq_lengths")
-_NUMBERS = ("seq_idx", "sequence_ids", "segment_ids", "document_ids", "doc_ids")
-_MASKS = (
-    "completion_mask",
-    "assistant_masks",
-    "assistant_mask",
-    "loss_mask",
-    "loss_weights",
-    "loss_scale",
-    "loss_weight",
-)
 _KNOWN = {
     "input_ids", "attention_mask", "labels", "position_ids", "shift_labels", "token_type_ids", "num_items_in_batch",
-    "cache_position", "logits_to_keep", *_BOUNDS, *_LENGTHS, *_NUMBERS, *_MASKS,
+    "cache_position", "logits_to_keep", *BOUNDS, *LENGTHS, *NUMBERED,
 }  # fmt: skip
 
 APART = (
@@ -41,6 +31,8 @@ APART = (
     " neat_packing; Axolotl: sample_packing) and use a collator that pads"
 )
 """What is expected of a batch, and how to get it."""
+
+_REMOVE = "Remove the column."
 
 _FLAGS = ("packing", "padding_free", "neat_packing", "sample_packing")
 
@@ -58,13 +50,34 @@ def check_trainer(trainer: Any) -> None:
             if getattr(holder, flag, None) is True:
                 raise InvalidInputError(f"{place}.{flag}: found True, expected {APART}.")
     columns = getattr(getattr(trainer, "train_dataset", None), "column_names", None) or ()
-    for name in (*_BOUNDS, *_LENGTHS, *_NUMBERS):
+    for name in (*BOUNDS, *LENGTHS, *NUMBERED):
         if name in columns:
             raise InvalidInputError(
                 f"trainer.train_dataset: found a column {name!r}, as packed data have it, expected {APART}."
             )
     if any(base.__name__ == "DataCollatorWithFlattening" for base in type(collator).__mro__):
         raise InvalidInputError(f"trainer.data_collator: found {type(collator).__name__}, expected {APART}.")
+
+
+def check_loss(trainer: Any) -> None:
+    """Refuses a trainer whose settings say that its loss is another than the model's cross-entropy.
+
+    Raises:
+        InvalidInputError: It is.
+    """
+    smoothing = getattr(trainer.args, "label_smoothing_factor", None) or 0
+    own = getattr(trainer, "compute_loss_func", None)
+    called = None if own is None else getattr(own, "__name__", type(own).__name__)
+    for name, found, none in (
+        ("args.label_smoothing_factor", smoothing, 0),
+        ("compute_loss_func", called, None),
+    ):
+        if found:
+            raise InvalidInputError(
+                f"trainer.{name}: found {found}, expected {none}: picks go by gradients of the model's cross-entropy, and "
+                "the training would learn by another loss. Leave it out, or give select_online that loss, not reduced: "
+                "loss_fn=…"
+            )
 
 
 def samples_of(batch: Mapping[str, Any], model: torch.nn.Module) -> list[Example]:
@@ -198,18 +211,18 @@ def _check_count(
 def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
     """Refuses what else says that there is more than one sample in a row."""
     rows = len(kept)
-    for name in _BOUNDS:
+    for name in BOUNDS:
         if batch.get(name) is not None:
             bounds = {int(each) for each in torch.as_tensor(batch[name]).flatten().tolist() if each >= 0}
             if len(bounds) - 1 != 1 or rows != 1:
                 raise InvalidInputError(
                     f"batch[{name!r}]: found bounds of {len(bounds) - 1} samples in {rows} rows, expected {APART}."
                 )
-    for name in _LENGTHS:
+    for name in LENGTHS:
         value = batch.get(name)
         if value is None:
             continue
-        lists = value.tolist() if isinstance(value, torch.Tensor) else list(value)
+        lists = [each.tolist() if hasattr(each, "tolist") else each for each in value]
         counts = [
             len([part for part in each if part]) if isinstance(each, list | tuple) else 1 for each in lists
         ]
@@ -217,10 +230,10 @@ def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
             raise InvalidInputError(
                 f"batch[{name!r}]: found lengths of {sum(counts)} samples in {rows} rows, expected {APART}."
             )
-    for name in _NUMBERS:
-        value = batch.get(name)
-        if isinstance(value, torch.Tensor) and tuple(value.shape) == kept.shape:
-            for place, (row, here) in enumerate(zip(value.detach().cpu().numpy(), kept, strict=True)):
+    for name in NUMBERED:
+        numbers = _numbers(batch.get(name))
+        if numbers is not None and numbers.shape == kept.shape:
+            for place, (row, here) in enumerate(zip(numbers, kept, strict=True)):
                 if len(np.unique(row[here])) > 1:
                     raise InvalidInputError(
                         f"batch[{name!r}]: found {len(np.unique(row[here]))} samples in row {place}, expected {APART}."
@@ -231,18 +244,10 @@ def _check_loss(batch: Mapping[str, Any], labels: npt.NDArray[Any]) -> None:
     """Refuses masks and weights that would make another loss than the labels do."""
     learned = labels != IGNORED
     learned[:, 0] = False
-    for name in _MASKS:
-        if batch.get(name) is None:
-            continue
-        value = torch.as_tensor(batch[name]).detach().cpu().float().numpy()
-        if value.shape not in (labels.shape, labels.shape[:1]):
-            raise InvalidInputError(f"batch[{name!r}]: found shape {value.shape}, expected {labels.shape}.")
-        values = np.broadcast_to(value if value.ndim > 1 else value[:, None], labels.shape)[learned]
-        if np.any(values != 1):
-            raise InvalidInputError(
-                f"batch[{name!r}]: found {values[values != 1][0]:g} for a token that is learned by its label, expected 1: "
-                f"gradients go by the labels alone. Set labels to {IGNORED} where it is 0, or leave it out."
-            )
+    for name, value in batch.items():
+        kind = None if name in (*_KNOWN, *HARMLESS) else kind_of_mark(name)
+        if kind is not None and value is not None:
+            _check_mark(name, kind, value, learned)
     shifted = batch.get("shift_labels")
     if isinstance(shifted, torch.Tensor):
         expected = np.concatenate([labels[:, 1:], np.full((len(labels), 1), IGNORED)], axis=1)
@@ -261,6 +266,63 @@ def _check_loss(batch: Mapping[str, Any], labels: npt.NDArray[Any]) -> None:
         )
 
 
+def _check_mark(name: str, kind: str, value: Any, learned: npt.NDArray[np.bool_]) -> None:
+    """Refuses a mark or weight of tokens or of samples that says something else than the labels.
+
+    Args:
+        name: Of the column.
+        kind: What it marks, as `kind_of_mark` has it.
+        value: (B, T), or one for each sample, or one for all.
+        learned: (B, T), which tokens are learned by their labels.
+    """
+    numbers = _numbers(value)
+    along = numbers is not None and numbers.shape == learned.shape
+    if kind == "alike" and not along:
+        # A name that only sounds like a mark is one where it holds marks.
+        if numbers is None or numbers.dtype != bool or numbers.shape != learned.shape[:1]:
+            return
+    if kind == "wanted" and numbers is None:
+        return  # labels of classes, in words
+    rows = len(learned)
+    if numbers is None or numbers.shape not in (learned.shape, (rows,), (rows, 1), (1,), ()):
+        found = type(value).__name__ if numbers is None else f"shape {numbers.shape}"
+        raise InvalidInputError(
+            f"batch[{name!r}]: found {found}, expected numbers {learned.shape}: gradients go by the labels alone. {_REMOVE}"
+        )
+    if not along:
+        numbers = np.broadcast_to(numbers.reshape(-1, 1), (rows, 1))
+        learned = np.any(learned, axis=1, keepdims=True)
+    values = numbers[learned]
+    first = 0.0 if len(values) and values[0] == 0 else 1.0
+    if kind == "alike" and not along:
+        kind = "masked" if any(part.startswith("mask") for part in parts(name)) else "learned"
+    expected = {"masked": 0.0, "either": first, "alike": first}.get(kind, 1.0)
+    wrong = (values == 0) if kind == "wanted" else (values != expected) | ~np.isin(values, (0, 1))
+    if not wrong.any():
+        return
+    number = values[wrong][0]
+    if along:
+        raise InvalidInputError(
+            f"batch[{name!r}]: found {number:g} for a token that is learned by its label, expected {expected:g}: gradients "
+            f"go by the labels alone. Set labels to {IGNORED} where nothing is to be learned, and {_REMOVE.lower()}"
+        )
+    place = int(np.argwhere(learned)[np.flatnonzero(wrong)[0]][0])
+    raise InvalidInputError(
+        f"batch[{name!r}]: found {number:g} for the sample in row {place}, expected {expected:g}: weights and marks of "
+        f"samples cannot be followed here. {_REMOVE} Or select beforehand, with weights={name!r} given to spice_rs.select."
+    )
+
+
+def _numbers(value: Any) -> npt.NDArray[Any] | None:
+    """A tensor, array or list as an array of numbers; None where it is none."""
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    numbers: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return numbers if numbers.dtype.kind in "biuf" else None
+
+
 def _check_rest(batch: Mapping[str, Any], model: torch.nn.Module) -> None:
     """Refuses columns that the model's forward takes and the gradients would not see."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -269,7 +331,8 @@ def _check_rest(batch: Mapping[str, Any], model: torch.nn.Module) -> None:
     except (TypeError, ValueError):
         return
     for name in batch:
-        if name in taken and isinstance(batch[name], torch.Tensor):
+        marks = kind_of_mark(name) not in (None, "alike")
+        if name in taken and not marks and isinstance(batch[name], torch.Tensor):
             raise InvalidInputError(
                 f"batch[{name!r}]: found a tensor that {type(base).__name__} takes, expected text alone: gradients are "
                 "taken of input_ids, attention_mask and labels. Leave it out, or select beforehand: spice_rs.extract with "

@@ -17,7 +17,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Settings
 from spice_rs.schedule.arguments import check_counts
-from spice_rs.schedule.batches import APART, check_trainer, samples_of
+from spice_rs.schedule.batches import APART, check_loss, check_trainer, samples_of
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
 from spice_rs.store.sources import Normalize
 
@@ -90,7 +90,7 @@ class OnlineSelector:
         Args:
             batch: `input_ids` and `labels` (B, T), labels not shifted, -100 where not learned; `attention_mask` (B, T)
                 if there is padding, on either side. Samples without a learned token are never picked. A row is one sample:
-                packed ones are refused, as is what would be left out (weights of tokens, images).
+                packed ones are refused, as is what would be left out (weights, images).
 
         Raises:
             InvalidInputError: The batch is something else, or has nothing to learn.
@@ -157,7 +157,8 @@ def select_online(trainer: Any, **options: Any) -> OnlineSelector:
 
     Set `per_device_train_batch_size` to the size of a window (the paper: 128), and `gradient_accumulation_steps` to the
     windows between two steps (10). Then call this, then `trainer.train()`. Metrics of the selection go where the
-    Trainer's own go, every `logging_steps`. One process, one sample a row: without packing.
+    Trainer's own go, every `logging_steps`. One process, one sample a row: without packing. A Trainer that smooths labels
+    or has a `compute_loss_func` learns by another loss than the model's: give it as `loss_fn` too.
 
     Args:
         trainer: A `transformers.Trainer` or one derived from it, with a causal language model and batches of
@@ -182,6 +183,8 @@ def select_online(trainer: Any, **options: Any) -> OnlineSelector:
             " Start it on one, or select beforehand with spice_rs.run_schedule."
         )
     check_trainer(trainer)
+    if options.get("loss_fn") is None:
+        check_loss(trainer)
     selector = OnlineSelector(trainer.accelerator.unwrap_model(trainer.model), **options)
     step = -1
 

@@ -42,7 +42,7 @@ from spice_rs.extraction.proxy import (
     warn_unless_checkpointed,
 )
 from spice_rs.extraction.ranks import Rank
-from spice_rs.progress import Bar, bar
+from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
 from spice_rs.schedule.arguments import check_counts, check_rates, run_folder
 from spice_rs.schedule.metrics import Metrics
@@ -116,7 +116,7 @@ def run_schedule(
         weight_decay: Of AdamW.
         max_grad_norm: Longer gradients are scaled down to this norm; None for never.
         threads: Threads that select; all cores by default.
-        progress: Show a progress bar; None: if stderr is a terminal.
+        progress: Show a progress bar; None: if stderr is a terminal. False: nor those of transformers.
         tensorboard: Write the metrics to `OUT/tensorboard` too; None: if the package is installed.
         extraction: Further arguments of `extract`, for example max_length, dim, lora_rank, target_modules.
 
@@ -159,7 +159,8 @@ def run_schedule(
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
     told = recorded_date(Path(out) / "state" / "state.json", "run")
-    reading = read_text(model, data, settings, template_date=told)
+    with libraries_silent(progress):
+        reading = read_text(model, data, settings, template_date=told)
     order = np.random.default_rng(seed).permutation(len(reading.samples))
     samples = [reading.samples[place] for place in order]
     windows = [samples[start : start + pool_size] for start in range(0, len(samples), pool_size)]

@@ -17,7 +17,8 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
-from spice_rs.extraction.gradients import multiplied, out_of_memory
+from spice_rs.extraction.gradients import multiplied
+from spice_rs.extraction.memory import out_of_memory
 from spice_rs.extraction.proxy import blocks, checkpointed
 
 _SAMPLES_PER_BATCH = 256
