@@ -217,7 +217,7 @@ FILES = {
     "gzip overwritten inside": ("pool.jsonl.gz", PACKED[:10] + b"\xff" * 20 + PACKED[30:]),
     "no gzip": ("pool.jsonl.gz", text_of(LINES)),
     "no Parquet": ("pool.parquet", text_of(LINES)),
-    "an unknown suffix": ("pool.csv", b"instruction,response\na,b\n"),
+    "an unknown suffix": ("pool.xlsx", b"instruction,response\na,b\n"),
 }
 
 

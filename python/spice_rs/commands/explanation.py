@@ -8,6 +8,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.selection import COLUMNS, WORDS
+from spice_rs.errors import InvalidInputError
 
 ROW_FILES = ("initial", "exclude")
 """Arguments of `explain` that are a file of rows here."""
@@ -65,5 +66,10 @@ def _explain(
 ) -> None:
     chosen = read(selection, source, options)
     given_again(options, data)
+    if data is not None and options.get("data") is None:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in COLUMNS)
+        raise InvalidInputError(
+            f"--data: found it without the name of a column, expected one in {names}. Name one, or leave the data out."
+        )
     for found in spice_rs.explain(chosen, source, rows, **options):
         print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)

@@ -16,11 +16,8 @@ from spice_rs.data import layouts
 from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import ROLES, is_plain_turns
-from spice_rs.data.values import holds_more_than_json, is_blank, is_null, words
+from spice_rs.data.values import holds_more_than_json, is_blank, is_long, is_null, words
 from spice_rs.errors import InvalidInputError
-
-LONGEST = 300
-"""Letters of a text under a name of metadata; addresses may be longer."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +219,7 @@ class Fields:
         if tokens and name not in FIELDS and not layouts.is_media(name) and _has_numbers(value):
             return True
         if layouts.is_metadata(name):
-            return (
-                isinstance(value, str) and len(value) > LONGEST and "://" not in value and not value.isspace()
-            )
+            return is_long(value)
         if is_blank(value):
             return False
         if layouts.is_media(name) or holds_more_than_json(value):

@@ -253,7 +253,9 @@ LAYOUTS = (
         ("prompt", *SEVERAL_FIELDS, *SCORE_FIELDS),
         'refused; with preference="chosen" the reply with the highest score',
     ),
-    Layout("Plain text", ("text",), ("text",), "text, all of it learned", refuses=("image",)),
+    Layout(
+        "Plain text", ("text",), ("text",), "text, all of it learned", refuses=("image",), ignores=("title",)
+    ),
     Layout(
         "OASST's trees", ("text", "role"), (), "refused: a row is one message of a tree", refuses=("role",)
     ),
@@ -269,12 +271,12 @@ def fitting(names: frozenset[str]) -> frozenset[str]:
 
 _SAYS_NOTHING = frozenset(
     """
-    id ids idx index indices uid uuid guid key keys number row
+    id ids idx index indices uid uuid guid key number row
     source sources src origin dataset datasets subset config split path paths filename filepath dump provenance
-    name names author authors annotator annotators worker workers
+    name author authors annotator annotators worker workers
     category categories topic topics task tasks type types kind kinds tag tags domain domains subject subjects field
     group groups cluster clusters class
-    fields skill skills difficulty level grade intent flags genre
+    skill skills difficulty level grade intent flags genre
     url urls uri link links website
     license licence licenses licences copyright
     date dates datetime time timestamp timestamps year created updated modified
@@ -282,7 +284,7 @@ _SAYS_NOTHING = frozenset(
     lang langs language languages locale country
     model models generator engine teacher version status
     hash hashes sha sha1 sha256 md5 checksum fingerprint
-    meta metadata spice
+    meta metadata spice subcategory subcategories resource langdetect ext ability bucket added channel header hexsha
     """.split()
 )
 """Names of columns that describe a record, in small letters."""
@@ -290,7 +292,8 @@ _SAYS_NOTHING = frozenset(
 _SUFFIXES = frozenset(
     """
     id ids idx index uid uuid url urls uri score scores rating ratings date time timestamp at hash sha256 md5 source
-    category type lang language license licence model models split path topic tag tags
+    category type lang language license licence licenses model models split path topic tag tags
+    generator generators hexsha datetime config configs label labels
     """.split()
 )
 

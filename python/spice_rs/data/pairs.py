@@ -6,11 +6,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from spice_rs.data.fields import LONGEST, Fields
+from spice_rs.data.fields import Fields
 from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_metadata, kind_of_mark
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
-from spice_rs.data.values import plain, text
+from spice_rs.data.values import LONGEST, is_blank, plain, text
 
 
 def read_plain(given: Mapping[str, Any]) -> tuple[Message, Message] | None:
@@ -166,5 +166,24 @@ def _missing(fields: Fields, names: tuple[str, ...], what: str) -> BadRecord:
     known = ", ".join(map(repr, names))
     return BadRecord(
         "missing field",
-        f"found {fields.there()}, expected {what} in one of {known} (or 'messages', 'text', 'input_ids', or columns=)",
+        f"found {fields.there()}, expected {what} in one of {known} (or 'messages', 'text', 'input_ids', or columns=)"
+        f"{_advice(fields)}",
     )
+
+
+def _advice(fields: Fields) -> str:
+    """What to type, where it can be guessed: a column of turns, or two columns of text."""
+    rest = {
+        name: value
+        for name, value in (fields.others or fields.values).items()
+        if not is_metadata(name) and not is_blank(value)
+    }
+    turns = [name for name, value in rest.items() if is_turns(value)]
+    texts = [name for name, value in rest.items() if isinstance(value, str)]
+    if turns:
+        return f". If {turns[0]!r} holds the turns: --columns messages={turns[0]} (columns={{'messages': {turns[0]!r}}})"
+    if len(texts) == 2:
+        prompt, response = texts
+        given = f"columns={{'prompt': {prompt!r}, 'response': {response!r}}}"
+        return f". For example --columns prompt={prompt},response={response} ({given})"
+    return ""

@@ -116,7 +116,11 @@ def _leave_encoded(feature: Any) -> bool:
 
 
 def _from_path(data: str | Path) -> Parsed:
-    path = Path(data)
+    path = Path(data).expanduser()
+    try:
+        path.is_file()
+    except OSError as error:  # a text that is no path
+        raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     if path.is_file():

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from spice_rs.data.reading import BadRecord, found
-from spice_rs.data.values import plain
+from spice_rs.data.reading import BadRecord, found, ignoring
+from spice_rs.data.values import plain, words
 
 
 def read_calls(value: Any, where: str) -> list[Any]:
@@ -41,11 +41,10 @@ def read_tools(value: Any, field: str, *, needed: bool) -> list[Any] | None:
     Args:
         value: What the record has.
         field: Where, for messages. OpenAI's `functions` are wrapped as `tools` are.
-        needed: Whether the record calls tools, or `columns` names the field. Where not, what cannot be understood is
-            left out: many data sets have such a column for other uses.
+        needed: Whether the record calls tools, or `columns` names the field. Where not, numbers say nothing.
 
     Raises:
-        BadRecord: They are needed, and something else.
+        BadRecord: They are something else.
     """
     try:
         value = _parsed(value, f"field {field!r}")
@@ -54,10 +53,12 @@ def read_tools(value: Any, field: str, *, needed: bool) -> list[Any] | None:
             isinstance(tools, list) and all(isinstance(each, Mapping) for each in tools)
         ):
             raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a list of objects")
-    except BadRecord:
-        if needed:
-            raise
-        return None
+    except BadRecord as error:
+        if not needed and not any(words(value)):
+            return None
+        raise BadRecord(
+            error.reason, f"{error}. Correct it, or pass {ignoring(field)} if it says nothing to learn from"
+        ) from None
     if tools and field == "functions":
         tools = [each if "function" in each else {"type": "function", "function": each} for each in tools]
     return tools or None

@@ -16,7 +16,7 @@ from spice_rs.data.layouts import is_media, is_metadata, kind_of_mark
 from spice_rs.data.marks import Mark, learned_turns, marks_by_turn, marks_of_turn
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.tools import as_calls, read_calls
-from spice_rs.data.values import is_null, plain, text, words
+from spice_rs.data.values import is_long, is_null, plain, text, words
 
 MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """What a turn may have besides its role and content, and chat templates know."""
@@ -28,6 +28,10 @@ ROLES = {
     "assistant": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
     "system": "system",
     "tool": "tool",
@@ -39,6 +43,7 @@ ROLES = {
 }
 """Roles as data call them."""
 
+_OF_TEMPLATES = ("developer", "ipython", "document", "documents", "context", "environment", "critic")
 _CALLING = ("function_call", "tool_call")  # roles of turns whose words are the JSON of calls
 _READ = frozenset(("role", "from", "content", "value", "function_call", *MORE))
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -171,10 +176,13 @@ def _read_turn(
                 f"{where} has no {key!r}, found {', '.join(map(repr, turn)) or 'no fields'}",
             )
     name = text(turn[role_key], f"{where}.{role_key}")
-    role = ROLES.get(name.lower(), name)
-    if role_key == "from" and name.lower() not in ROLES:
-        raise BadRecord("unknown role", f"{where}.from is {name!r}, expected one of {', '.join(ROLES)}")
-    calling = name.lower() in _CALLING
+    spoken = name.strip().lower()
+    # Templates know some more; a reply under a name that nobody knows would be context.
+    if spoken not in ROLES and (role_key == "from" or spoken not in _OF_TEMPLATES):
+        known = ", ".join([*ROLES, *(_OF_TEMPLATES if role_key == "role" else ())])
+        raise BadRecord("unknown role", f"{where}.{role_key} is {name!r}, expected one of {known}")
+    role = ROLES.get(spoken, name.strip())
+    calling = spoken in _CALLING
     if calling:
         more["tool_calls"] = as_calls(turn[content_key], f"{where}.{content_key}")
     content = (
@@ -201,7 +209,7 @@ def _check_rest(turn: Mapping[str, Any], read: tuple[str, str], field: str, numb
                 f"{field}[{number}].{key} holds {found(value)}, expected text alone: what is no text is not learned"
                 f" from. Leave such records out, or the key with {ignoring(name)}",
             )
-        if is_metadata(key) or all(each in said for each in words(value)):
+        if (is_metadata(key) and not is_long(value)) or all(each in said for each in words(value)):
             continue
         raise BadRecord(
             "unread text",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ import numpy as np
 
 from spice_rs.data.reading import BadRecord, found
 
+LONGEST = 300
+"""Letters of a text under a name of metadata."""
+
+_ADDRESS = re.compile(r"\w+://\S+")
 _NULL_TYPES = ("NAType", "NaTType")  # pandas' own
 
 
@@ -108,6 +113,11 @@ def words(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OUS"):
         for each in value:
             yield from words(each)
+
+
+def is_long(value: Any) -> bool:
+    """Whether a text in the value, at any depth, is longer than what describes a record; addresses may be."""
+    return any(len(each) > LONGEST and not _ADDRESS.fullmatch(each.strip()) for each in words(value))
 
 
 def holds_more_than_json(value: Any) -> bool:

@@ -128,9 +128,13 @@ class Columns:
                     f"{field}: found an array of shape {given.shape}, expected one value per dataset row. Give one column."
                 )
         index, needed = self._source.index, int(self.rows[-1]) + 1
-        if len(given) < needed or (index is None and len(given) > needed):
+        belonging = self._source.belonging
+        total = needed if index is None else None if belonging is None else belonging.total
+        if len(given) < needed or (total is not None and len(given) not in (needed, total)):
             expected = (
-                f"{needed}, one per row" if index is None else f"at least {needed}, one per dataset row"
+                f"at least {needed}, one per dataset row"
+                if total is None
+                else f"{total}, one per {'row' if index is None else 'record of the data'}"
             )
             raise InvalidInputError(
                 f"{field}: found {len(given)} values, expected {expected}: the last row of {self._source.description} is"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
 from spice_rs.store.writer import GradientWriter
@@ -407,6 +408,8 @@ class GradientStore:
             raise InvalidInputError(
                 f"index: found {os.fspath(index)}, the file of the rows, expected another. Name one of its own."
             )
+        if self.unfinished is not None:
+            warnings.warn(f"{self.path}: {self.unfinished}; the file has no more", SpiceWarning, stacklevel=2)
         order = np.argsort(self.index, kind="stable")
         rows_per_chunk = max(1, min(_EXPORT_CELLS // self.dim, self._core.rows_at_a_time))
         with replacing(path) as file:
