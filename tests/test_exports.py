@@ -533,6 +533,22 @@ def test_files_that_are_no_picks_are_named(tmp_path, name):
         read_rows(tmp_path / name)
 
 
+def test_tables_with_long_cells_are_read_back(tmp_path, monkeypatch):
+    import csv
+
+    path = tmp_path / "picks.csv"
+    path.write_text(f"output,spice.index\n{'b' * 300_000},7\n")
+    before = csv.field_size_limit(1000)
+    try:
+        assert read_rows(path) == [7]
+        monkeypatch.setattr("spice_rs.data.reading._LONGEST_CELL", 1000)
+        csv.field_size_limit(1000)
+        with pytest.raises(InvalidInputError, match=r"picks\.csv: found no readable CSV \(field larger"):
+            read_rows(path)
+    finally:
+        csv.field_size_limit(before)
+
+
 # --- a second round -----------------------------------------------------------------------------------------------
 
 
@@ -640,6 +656,42 @@ def test_what_is_read_is_never_overwritten(place, sel, capsys, unselected):
     ):
         assert run(*select, *more) == 2
         assert says in capsys.readouterr().err
+    listed, shares, kept = place / "few.jsonl", place / "shares.json", place / "few.safetensors"
+    listed.write_text("3\n4\n")
+    shares.write_text('{"7": [0.1, null]}')
+    sel.save(kept)
+    read = [each.read_bytes() for each in (listed, shares, kept)]
+    (place / "few-link.jsonl").symlink_to(listed)
+    (place / "kept.jsonl").symlink_to(kept)
+    for option in ("--initial", "--include", "--exclude"):
+        for out in (["--out", listed], ["--save", place / "few-link.jsonl"], ["--checkpoint", listed]):
+            assert run(*select, option, listed, *out) == 2
+            assert f"{out[0]}: found {out[1]}, which {option} names too" in capsys.readouterr().err
+    for command, says in (
+        (
+            [*select, "--groups", "score", "--group-shares", shares, "--out", shares],
+            "which --group-shares names",
+        ),
+        (["extend", kept, rows, "--save", kept], "which SELECTION names"),
+        (["extend", kept, rows, "--save", rows], "which SOURCE names"),
+        (["extend", kept, rows, "--old-rows", listed, "--out", listed], "which --old-rows names"),
+        (["export-picks", kept, "--out", place / "kept.jsonl"], "which SELECTION names"),
+        (["report", kept, rows, "--exclude", listed, "--out", listed], "which --exclude names"),
+        (["report", kept, rows, "--initial", listed, "--out", listed], "which --initial names"),
+        (["curvature", rows, "--out", rows], "which SOURCE names"),
+        (["curvature", rows, "--data", pool, "--weights", "score", "--out", pool], "which --data names"),
+    ):
+        assert run(*command, *([] if "--force" in command else ["--force"])) == 2
+        assert says in capsys.readouterr().err
+    assert read == [each.read_bytes() for each in (listed, shares, kept)]
+    with spice_rs.GradientStore.create(place / "store", dim=6, dtype="float32") as writer:
+        writer.append(ROWS, index=np.arange(N))
+    part = next(each for each in sorted((place / "store").rglob("*")) if each.is_file())
+    held = part.read_bytes()
+    assert run("select", place / "store", "-k", 3, "--save", part, "--force") == 2
+    assert "a file of the folder that SOURCE names" in capsys.readouterr().err
+    assert run("export", place / "store", place / "store.npy") == 0
+    assert part.read_bytes() == held
     (place / "lf").mkdir()
     write_lines(place / "lf" / "spice.jsonl", RECORDS)
     select[select.index(pool)] = place / "lf" / "spice.jsonl"
@@ -652,6 +704,58 @@ def test_what_is_read_is_never_overwritten(place, sel, capsys, unselected):
 def test_devices_are_written_to_and_stay(place):
     assert run("select", place / "rows.npy", "-k", 3, "--out", "/dev/null") == 0
     assert not os.path.isfile("/dev/null")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_what_a_device_does_not_take_is_kept_in_the_working_folder(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    assert run("select", place / "rows.npy", "-k", 3, "--out", "/dev/full") == 2
+    assert "kept in picks.selection.safetensors" in capsys.readouterr().err
+    assert len(spice_rs.Selection.load(place / "picks.selection.safetensors")) == 3
+    assert not os.path.lexists("/dev/full.selection.safetensors")
+
+
+def test_a_link_stays_and_its_target_is_replaced(place, capsys):
+    """With its permissions; a link to nothing makes what it names."""
+    (place / "far").mkdir()
+    target, link = place / "far" / "picks.jsonl", place / "picks.jsonl"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to("far/picks.jsonl")
+    command = ["select", place / "rows.npy", "-k", 3, "--out", link]
+    assert run(*command) == 2  # it is there
+    assert run(*command, "--force") == 0
+    assert link.is_symlink()
+    assert len(read_lines(target)) == 3
+    assert target.stat().st_mode & 0o777 == 0o640
+    target.unlink()
+    assert run(*command, "--force") == 0
+    assert link.is_symlink()
+    assert len(read_lines(target)) == 3
+    link.unlink()
+    link.symlink_to("none/picks.jsonl")
+    capsys.readouterr()
+    assert run(*command, "--force") == 2
+    assert "found no folder" in capsys.readouterr().err
+    assert sorted(each.name for each in (place / "far").iterdir()) == ["picks.jsonl"]
+
+
+def test_a_joined_record_that_may_be_picked_is_missed_before_the_selection(place, sel, capsys, monkeypatch):
+    records = [{**record, "row": row} for row, record in enumerate(RECORDS) if row != 37]
+    write_lines(place / "some.jsonl", records)
+    sel.save(place / "sel.safetensors")
+    joined = ["--data", place / "some.jsonl", "--index-column", "row", "--out", place / "p.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "select", None)
+        for command in (
+            ["select", place / "rows.npy", "-k", 3],
+            ["extend", place / "sel.safetensors", place / "rows.npy"],
+        ):
+            assert run(*command, *joined) == 2
+            assert "found no record with row 37" in capsys.readouterr().err
+    (place / "never.jsonl").write_text("37\n")
+    assert run("select", place / "rows.npy", "-k", 3, *joined, "--exclude", place / "never.jsonl") == 0
+    assert len(read_lines(place / "p.jsonl")) == 3
 
 
 def test_a_selection_that_cannot_be_written_is_kept(place, capsys, monkeypatch):

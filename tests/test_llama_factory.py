@@ -467,7 +467,16 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"prompt": "a", "output": "x", "chosen": "b", "rejected": "c"}, "'chosen' and 'output', of which"),
         ({"messages": [ASK, REPLY], "rejected_response": "c"}, "'rejected_response' alone"),
         ({"prompt": "a", "completion": "b", "label": 0}, "found 0 as 'label'"),
-        ({"messages": [ASK, REPLY], "loss_mask": [0, 1]}, "found 'loss_mask', marks of turns"),
+        ({"messages": [ASK, REPLY], "loss_mask": [0, 0]}, "found 'loss_mask' for messages[1]"),
+        ({"messages": [ASK, REPLY, ASK, REPLY], "TurnMask": [0, 0, 0, 1]}, "'TurnMask' for messages[1]"),
+        ({"messages": [ASK, REPLY, ASK, REPLY], "loss-mask": [1, 0]}, "'loss-mask' for messages[3]"),
+        ({"messages": [ASK, REPLY], "masks": [0, 1, 0]}, "found 'masks', a mark that LLaMA-Factory does not"),
+        ({"messages": [ASK, REPLY], "Train": False}, "found 'Train', a mark that LLaMA-Factory does not"),
+        ({"prompt": "a", "completion": "b", "isMasked": 1}, "found 'isMasked', a mark that"),
+        ({"prompt": "a", "completion": "b", "Label": False}, "found 'Label', a mark that"),
+        ({"prompt": "a", "completion": "b", "label": "false"}, "found 'label', a mark that"),
+        ({"messages": [ASK, REPLY], "label": True, "is_chosen": False}, "found 'is_chosen', a mark that"),
+        ({"text": "a", "learned": "no"}, "found 'learned', a mark that"),
         ({"prompt": "a", "chosen": [ASK, REPLY], "rejected": [ASK, REPLY]}, "found a list as 'chosen'"),
         ({"messages": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "found a list as chosen"),
         ({"messages": [ASK], "chosen": ASK, "rejected": REPLY}, "'chosen' that is not the assistant's"),
@@ -485,6 +494,15 @@ REPLY = {"role": "assistant", "content": "b"}
         ({"messages": [ASK, {**REPLY, "reasoning_content": "hm"}]}, "thoughts"),
         ({"messages": [ASK, {**REPLY, "weight": 0}]}, "found 'weight' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "train": False}]}, "found 'train' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "Train": "false"}]}, "found 'Train' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "Is-Masked": True}]}, "found 'Is-Masked' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "lossMask": 0}]}, "found 'lossMask' in messages[1]"),
+        ({"messages": [ASK, {**REPLY, "train_this": False}]}, "found 'train_this' in messages[1]"),
+        ({"messages": [{**ASK, "weight": 1}, REPLY]}, "found 'weight' in messages[0]"),
+        (
+            {"messages": [ASK], "chosen": {**REPLY, "Weight": 0}, "rejected": REPLY},
+            "found 'Weight' in chosen[0]",
+        ),
         ({"messages": [ASK, {**REPLY, "loss_scale": 0.5}]}, "found 'loss_scale' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "masked": True}]}, "found 'masked' in messages[1]"),
         ({"messages": [ASK, {**REPLY, "mask": 0}]}, "found 'mask' in messages[1]"),
@@ -530,6 +548,68 @@ def test_what_llama_factory_does_not_read_is_refused(sel, tmp_path, record, says
     assert str(caught.value).startswith(f"data[{int(sel.indices[0])}]: found")
     assert row != int(sel.indices[0])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "reply"),
+    [
+        ({}, {"weight": "1"}),
+        ({}, {"masked": "false", "Loss-Weight": 1.0}),
+        ({}, {"mask": 0}),
+        ({"loss_mask": [0, 1]}, {}),
+        ({"TurnMask": [1], "weight": 0.5}, {"train_detail": None}),
+    ],
+)
+def test_marks_by_which_all_is_learned_do_no_harm(sel, tmp_path, more, reply):
+    asked = {**ASK, **({"mask": 1} if "mask" in reply else {})}
+    record = {"messages": [asked, {**REPLY, **reply}], **more}
+    assert sel.to_llama_factory(tmp_path, [record] * N) == "sft"
+    assert by_the_entry(tmp_path, "spice") == [read([("user", "a")], [("assistant", "b")])] * 8
+
+
+def test_marks_count_where_columns_do_not_name_them(sel, tmp_path):
+    data = [{"turns": [ASK, REPLY], "learned": [0, 0]}] * N
+    with pytest.raises(InvalidInputError, match="'learned' for messages"):
+        sel.to_llama_factory(tmp_path, data, columns={"messages": "turns"})
+
+
+def test_arrays_of_pandas_are_lists(sel, tmp_path):
+    """A data frame read from Parquet has arrays of objects for lists."""
+
+    def array(*items):
+        found = np.empty(len(items), object)
+        found[:] = items
+        return found
+
+    chat = {
+        "messages": array(ASK, {**REPLY, "name": None, "weight": np.int64(1)}),
+        "tools": array(*TOOLS),
+    }
+    sel.to_llama_factory(tmp_path, [chat] * N, name="chats")
+    expected = read([("user", "a")], [("assistant", "b")], tools=TOOLS)
+    assert by_the_entry(tmp_path, "chats") == [expected] * 8
+    pair = {
+        "prompt": "<image>q",
+        "response": "r",
+        "history": array(array("a", "b")),
+        "images": array("a.png"),
+    }
+    sel.to_llama_factory(tmp_path, [{**pair, "system": float("nan")}] * (N - 1) + [pair], name="pairs")
+    assert "NaN" not in (tmp_path / "pairs.jsonl").read_text()
+    before = [("user", "a"), ("assistant", "b"), ("user", "<image>q")]
+    assert by_the_entry(tmp_path, "pairs")[0] == read(before, [("assistant", "r")], images=["a.png"])
+    for wrong, says in (
+        ({**chat, "messages": array()}, "a list as 'messages'"),
+        ({**chat, "loss_mask": np.array([0, 0])}, "found 'loss_mask' for messages"),
+        ({**chat, "tools": np.array([1])}, "'tools' that are no list"),
+        ({**pair, "history": np.array(["a", "b"])}, "a history that is no list"),
+        (
+            {"messages": array(*chat["messages"]), "chosen": array(REPLY), "rejected": REPLY},
+            "a list as chosen",
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match=says):
+            sel.to_llama_factory(tmp_path, [wrong] * N)
 
 
 def test_answers_that_are_dates_throughout_are_refused(sel, tmp_path):

@@ -435,6 +435,42 @@ def test_columns_of_other_names_are_read_as_they_were(proxy, pool, tmp_path):
     assert (len(again), again.provenance) == (20, store.provenance)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "turns"])
+def test_columns_that_say_nothing_are_left_out_for_llama_factory(proxy, tmp_path, kind, capsys):
+    def record(row, each):
+        if kind == "pairs":
+            return {**each, "context": f"page {row}", "label": bool(row % 2)}
+        turns = [{"role": "user", "content": each["instruction"]}]
+        return {
+            "chat": [
+                *turns,
+                {"role": "assistant", "content": each["response"], "weight": 0, "thinking": "hm"},
+            ],
+            "learned": [0, 0],
+        }
+
+    data = write(tmp_path / "d.jsonl", [record(row, each) for row, each in enumerate(make_records(8))])
+    ignored = ["context", "label"] if kind == "pairs" else ["messages.weight", "messages.thinking", "learned"]
+    columns = None if kind == "pairs" else {"messages": "chat"}
+    store = tmp_path / "store"
+    spice_rs.extract(proxy, data, store, dim=64, columns=columns, ignore_columns=ignored, progress=False)
+    command = ("select", store, "-k", 3, "--data", data, "--out", tmp_path / "p.jsonl")
+    assert run(*command, "--save", tmp_path / "s.safetensors", "--llama-factory", tmp_path / "lf") == 0
+    expected = {"prompt": "instruction", "response": "response"} if kind == "pairs" else {"messages": "chat"}
+    saved = ("export-picks", tmp_path / "s.safetensors", "--data", data)
+    assert run(*saved, "--llama-factory", tmp_path / "lf", "--name", "again") == 0
+    entries = json.loads((tmp_path / "lf" / "dataset_info.json").read_text())
+    assert entries["spice"]["columns"] == entries["again"]["columns"] == expected
+    if kind == "pairs":  # what is named now is read
+        spice_rs.Selection.load(tmp_path / "s.safetensors").to_llama_factory(
+            tmp_path / "lf",
+            data,
+            columns={"instruction": "instruction", "response": "response", "context": "context"},
+        )
+        entries = json.loads((tmp_path / "lf" / "dataset_info.json").read_text())
+        assert entries["spice"]["columns"] == {**expected, "query": "context"}
+
+
 def test_records_that_were_left_out_may_be_anything(proxy, tmp_path):
     data = [*RECORDS[:4], {"topic": "c"}, *RECORDS[4:8]]
     with pytest.warns(SpiceWarning, match="left out"):

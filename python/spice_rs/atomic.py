@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from spice_rs.errors import InvalidInputError
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file to write to; when the block ends it takes the place of `path`, and is on disk.
 
-    If the block raises, or the process is killed, `path` stays as it was. A pipe or a device is written to as it is.
+    If the block raises, or the process is killed, `path` stays as it was. A pipe or a device is written to as it is; of
+    a symbolic link the target is replaced. A file that was there leaves its permissions to the new one.
 
     Raises:
         OSError: the file cannot be written.
@@ -26,12 +28,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
+    path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
+            os.chmod(file.name, mode)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
@@ -45,7 +49,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: no file can lie there.
     """
-    place = Path(path)
+    place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
     if place.is_dir() or not place.parent.is_dir():
         found = "a folder" if place.is_dir() else f"no folder {place.parent}"
         raise InvalidInputError(

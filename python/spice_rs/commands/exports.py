@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+
+if TYPE_CHECKING:
+    from spice_rs.data.matching import Belonging
 
 OUT_HELP = (
     "file for the picks in order, in the format that its name says: .jsonl (or no end), .json, .csv, .parquet; - for JSON"
@@ -57,7 +60,7 @@ def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
         "--index-column",
         metavar="COLUMN",
         help="column of --data with the dataset row of each record, where the n-th record is not row n: data in another"
-        " order, or fewer of them; a dot leads into an object (spice.index)",
+        " order, or fewer of them, but all that are or may be picked; a dot leads into an object (spice.index)",
     )
 
 
@@ -68,6 +71,7 @@ def check_targets(
     *,
     save: str | None = None,
     reads: Mapping[str, Any],
+    belonging: Belonging | None = None,
     force: bool,
     name: str = "spice",
     columns: Mapping[str, str] | None = None,
@@ -80,6 +84,7 @@ def check_targets(
         llama_factory: see `out`.
         save: see `out`.
         reads: argument → file that the command reads besides the data.
+        belonging: what is known of how the data were extracted.
         force: whether files that are there may be overwritten.
         name: what the data set of LLaMA-Factory is called.
         columns: as for `Selection.to_llama_factory`.
@@ -114,7 +119,7 @@ def check_targets(
     if data is not None and kind is not None:
         check_picks(data, kind)
     if llama_factory is not None:
-        check_first(data, columns)
+        check_first(data, columns, belonging)
         if kind not in (".jsonl", ".json"):
             check_for_json(data, key=False)
 
@@ -160,5 +165,6 @@ def _export_picks(
     if out is None and llama_factory is None:
         out = "-"
     given: dict[str, Any] = {"name": name, "columns": columns}
-    check_targets(out, data, llama_factory, reads={"SELECTION": selection}, force=force, **given)
+    reads = {"SELECTION": selection}
+    check_targets(out, data, llama_factory, reads=reads, belonging=loaded.belonging, force=force, **given)
     write_targets(loaded, out, data, llama_factory, index_column=index_column, **given)

@@ -22,7 +22,8 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, forc
 
     Args:
         outputs: option → the file it names; None and "-" are none.
-        inputs: option → what it reads: a path, perhaps with the name of a member behind "::", or something else.
+        inputs: option → what it reads: a path, perhaps with the name of a member behind "::", or something else. Of a
+            folder all files count as read.
         force: whether files that are there may be overwritten.
 
     Raises:
@@ -44,6 +45,14 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, forc
         if real in taken:
             raise InvalidInputError(
                 f"{option}: found {path}, which {taken[real]} names too, expected a file of its own. Name another."
+            )
+        folder = next(
+            (each for each in taken if os.path.isdir(each) and real.startswith(each + os.sep)), None
+        )
+        if folder is not None and os.path.exists(real):
+            raise InvalidInputError(
+                f"{option}: found {path}, a file of the folder that {taken[folder]} names, expected a file of its own. Name"
+                " another."
             )
         taken[real] = option
         check_absent(path, option, force=force)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.explanation import add_selection, given_again, read
+from spice_rs.commands.explanation import ROW_FILES, add_selection, given_again, read
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
 
 def _report(selection: str, source: str, out: str, data: str | None, force: bool, **options: Any) -> None:
     reads = {"SELECTION": selection, "SOURCE": source, "--data": data}
+    reads |= {f"--{name}": options[name] for name in ROW_FILES}
     check_outputs({"--out": out}, reads, force=force)
     chosen = read(selection, source, options)
     index_column = options["index_column"]

@@ -7,12 +7,18 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from spice_rs.store.sources import Source
 
 COLUMNS = ("groups", "costs", "weights", "prior")
 """Arguments of `select` that are the name of a column here."""
@@ -70,15 +76,29 @@ def _select(
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
-    reads = {"SOURCE": source, "--checkpoint": options["checkpoint"]}
-    check_targets(out, data, llama_factory, save=save, reads=reads, force=force, **given)
+    files = {f"--{field}": options[field] for field in ROW_FILES}
+    shares = options["group_shares"]
+    files["--group-shares"] = shares if _names_file(shares) else None
+    checkpoint = {"--checkpoint": options["checkpoint"]}
+    check_outputs(checkpoint, {"SOURCE": source, "--data": data, **files}, force=True)  # its own goes on
+    opened = _opened(source, data, index_column, options)
+    check_targets(
+        out,
+        data,
+        llama_factory,
+        save=save,
+        reads={"SOURCE": source, **checkpoint, **files},
+        belonging=opened.belonging,
+        force=force,
+        **given,
+    )
     if any(options[field] is not None for field in COLUMNS):
         options.update(data=data, index_column=index_column)
     for field in ROW_FILES:
         if options[field] is not None:
             options[field] = read_rows(options[field])
     options["group_shares"] = _shares(options["group_shares"])
-    opened = _opened(source, data, index_column, options)
+    _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
@@ -109,11 +129,15 @@ def _extend(
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
-    check_targets(out, data, llama_factory, save=save, reads={"SOURCE": source}, force=force, **given)
+    opened = _opened(source, data, index_column, options)
+    reads = {"SELECTION": earlier, "SOURCE": source, "--old-rows": options["old_rows"]}
+    check_targets(
+        out, data, llama_factory, save=save, reads=reads, belonging=opened.belonging, force=force, **given
+    )
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
-    opened = _opened(source, data, index_column, options)
+    _check_data(opened, data, index_column)
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     print(repr(selection), file=sys.stderr)
@@ -136,7 +160,7 @@ def _write(
         raise
     except (spice_rs.SpiceError, OSError) as error:
         if save is None:
-            save = _free_name("picks" if out == "-" else out)
+            save = _free_name(out)
             try:
                 selection.save(save)
             except (spice_rs.SpiceError, OSError):
@@ -147,31 +171,68 @@ def _write(
 
 
 def _free_name(out: str) -> str:
-    """Return the name of a file that is not there, beside the one that a selection was to be written to."""
+    """Return the name of a file that is not there, beside the one that a selection was to be written to.
+
+    Where that was no file but a device, for example, it is in the working folder.
+    """
+    if out == "-" or (os.path.exists(out) and not os.path.isfile(out)):
+        out = "picks"
     names = (f"{out}.selection{number or ''}.safetensors" for number in itertools.count())
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _opened(source: str, data: str | None, index_column: str | None, options: Mapping[str, Any]) -> Any:
-    """Open the source, and look now whether the data are its own: else that is found out after a long selection."""
-    from spice_rs.data.matching import check_index_column, raw_records, spread
+def _opened(source: str, data: str | None, index_column: str | None, options: Mapping[str, Any]) -> Source:
+    """Open the source."""
+    from spice_rs.data.matching import check_index_column
     from spice_rs.store.sources import open_source
 
     check_index_column(index_column, data)
     opened = open_source(source, dim=options["dim"], dtype=options["dtype"])
     opened.check_finished(options["partial"])
-    belonging = opened.belonging
-    if data is not None and index_column is None and belonging is not None:
-        deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)
     return opened
+
+
+def _check_data(
+    opened: Source, data: str | None, index_column: str | None, unpicked: Sequence[Any] = ()
+) -> None:
+    """Look now whether the data are the source's own: else that is found out after a long selection.
+
+    Args:
+        opened: the source.
+        data: what was given for --data.
+        index_column: see `raw_records`; the data must then have every row that may be picked.
+        unpicked: rows or selections that are not picked; None is none.
+
+    Raises:
+        InvalidInputError: see `raw_records`.
+    """
+    from spice_rs.data.matching import raw_records, spread
+
+    belonging = opened.belonging
+    if data is not None and index_column is not None:
+        rows = np.sort(opened.dataset_order() if opened.index is None else opened.index)
+        for each in unpicked:
+            if each is not None:
+                given = each.indices if isinstance(each, spice_rs.Selection) else np.asarray(each, np.int64)
+                rows = np.setdiff1d(rows, given)
+        checked = set(spread(rows))
+        joined = raw_records(data, set(rows.tolist()), belonging, index_column=index_column, checked=checked)
+        deque(joined, maxlen=0)
+    elif data is not None and belonging is not None:
+        deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)
+
+
+def _names_file(shares: str | None) -> bool:
+    """Whether `--group-shares` names a file."""
+    return shares is not None and shares.endswith(".json")
 
 
 def _shares(text: str | None) -> Any:
     """Return what `--group-shares` says: a word, or JSON in the argument or in a file."""
-    if text is None or not (text.lstrip().startswith("{") or text.endswith(".json")):
+    if text is None or not (_names_file(text) or text.lstrip().startswith("{")):
         return text
     try:
-        if text.endswith(".json"):
+        if _names_file(text):
             with open(text, encoding="utf-8") as file:
                 return json.load(file)
         return json.loads(text)

@@ -145,7 +145,7 @@ def _from_table(path: Path, delimiter: str) -> Parsed:
     opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-            csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+            allow_long_cells()
             rows = csv.reader(text, delimiter=delimiter, strict=True)
             names = next(rows, [])
             if twice := {name for name in names if names.count(name) > 1}:
@@ -161,6 +161,11 @@ def _from_table(path: Path, delimiter: str) -> Parsed:
         raise InvalidInputError(
             f"{path}: cannot be read to its end ({error}); write it again, in UTF-8, or as .jsonl"
         ) from error
+
+
+def allow_long_cells() -> None:
+    """Let Python read cells of CSV as long as answers are."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
 
 
 def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:

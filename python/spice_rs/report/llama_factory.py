@@ -18,6 +18,7 @@ from spice_rs.selection.encoding import encoded, place_in
 from spice_rs.selection.picks import records_of, write_text
 
 if TYPE_CHECKING:
+    from spice_rs.data.matching import Belonging
     from spice_rs.selection.result import Selection
 
 INFO = "dataset_info.json"
@@ -39,10 +40,8 @@ def write_llama_factory(
         raise InvalidInputError("selection: found no picks, expected some. Select more rows.")
     belonging = selection.belonging
     records = records_of(rows, data, belonging, index_column=index_column)
-    if columns is None and belonging is not None:  # as they were extracted
-        columns = belonging.layout.get("columns")
     places = [place_in(data, row) for row in rows]
-    layout = layout_of(records, places, columns)
+    layout = layout_of(records, places, *_as_extracted(columns, belonging))
     check_dates(records, layout)
     lines = [
         encoded(sample, place) + "\n"
@@ -97,16 +96,34 @@ def has_entry(folder: str | os.PathLike[str], name: str) -> bool:
     return name in _entries(Path(folder) / INFO)
 
 
-def check_first(data: Any, columns: Mapping[str, str] | None = None) -> None:
+def check_first(
+    data: Any, columns: Mapping[str, str] | None = None, belonging: Belonging | None = None
+) -> None:
     """Fail now if LLaMA-Factory could not read the first record of data: most often it could then read none.
+
+    Args:
+        data: as for `Selection.to_llama_factory`.
+        columns: as for `Selection.to_llama_factory`.
+        belonging: what is known of how the data were extracted.
 
     Raises:
         InvalidInputError: see `layout_of`.
     """
     for place, record in all_records(data):
         if record is not None:  # others were left out
-            layout_of([record], [place], columns)
+            layout_of([record], [place], *_as_extracted(columns, belonging))
             return
+
+
+def _as_extracted(
+    columns: Mapping[str, str] | None, belonging: Belonging | None
+) -> tuple[Mapping[str, str] | None, frozenset[str]]:
+    """Return the names of columns, and those that say nothing, as extraction had them; what is named now is read."""
+    layout = {} if belonging is None else belonging.layout
+    ignored = layout.get("ignore_columns") or ()
+    ignored = [ignored] if isinstance(ignored, str) else ignored
+    columns = layout.get("columns") if columns is None else columns
+    return columns, frozenset(ignored) - {*(columns or {}).values()}
 
 
 def _entries(path: Path) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from spice_rs.data import layouts
+from spice_rs.data.values import is_blank, is_null
 from spice_rs.errors import InvalidInputError
 
 PROMPTS = layouts.PROMPT_FIELDS
@@ -29,8 +32,9 @@ KNOWN = {
     *(*PROMPTS, *QUERIES, *RESPONSES, *CHOSEN, *REJECTED, *CHATS, *SYSTEMS, *TOOLS, *LABELS, *UNREAD),
     *("history", "text", "input_ids", "labels"),
     *(name for names in MEDIA.values() for name in names),
+    *layouts.FIELDS,
 }
-"""Fields that `columns` can name a column for."""
+"""Fields that `columns` can name a column for: those of `extract` too, whose names are taken over."""
 
 NAME_COLUMNS = "Name the columns to train on with columns= (--columns)"
 AS_JSON_LINES = (
@@ -40,10 +44,52 @@ AS_JSON_LINES = (
 
 @dataclass
 class Seen:
-    """One record: its place, and its fields that have a value."""
+    """One record: its place, its fields that have a value, and its marks of what is learned.
+
+    Marks count whether `columns` names them or not, as for extraction.
+    """
 
     place: str
     fields: Mapping[str, Any]
+    marks: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        place: str, record: Mapping[str, Any], columns: Mapping[str, str] | None, ignored: Collection[str]
+    ) -> Seen:
+        """Return a record as it stands in the data, with lists for arrays, and without what says nothing.
+
+        Args:
+            place: What it is called in messages.
+            record: The record.
+            columns: Field → column of the data; no other column is then a field.
+            ignored: Columns, and keys "field.key" of turns, that say nothing.
+
+        Raises:
+            InvalidInputError: It is nested too deeply.
+        """
+        said = {name: value for name, value in record.items() if name not in ignored and not is_null(value)}
+        try:
+            said = {name: listed(value) for name, value in said.items()}
+        except RecursionError:
+            raise Seen(place, record).refuse(
+                "a value that is nested too deeply to be read", "Correct it"
+            ) from None
+        fields, others = said, {}
+        if columns:
+            named = set(columns.values())
+            others = {name: value for name, value in said.items() if name not in named}
+            fields = {name: said[column] for name, column in columns.items() if column in said}
+        marks = {
+            name: value
+            for name, value in {**others, **fields}.items()
+            if layouts.kind_of_mark(name) is not None and not is_blank(value)
+        }
+        own = {
+            name: _of_turns(value, name, ignored) if name in (*CHATS, *CHOSEN, *REJECTED) else value
+            for name, value in fields.items()
+        }
+        return Seen(place, own, marks)
 
     def first(self, names: Sequence[str]) -> str | None:
         """Return the first of some fields that the record has."""
@@ -81,6 +127,24 @@ class Seen:
                 f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
             )
         return value
+
+
+def listed(value: Any) -> Any:
+    """Return a value with lists and numbers for the arrays and scalars that pandas has."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: listed(each) for name, each in value.items()}
+    return [listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _of_turns(value: Any, name: str, ignored: Collection[str]) -> Any:
+    """Return turns, or one, without their nulls and the keys that say nothing."""
+    if isinstance(value, list):
+        return [_of_turns(each, name, ignored) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: each for key, each in value.items() if not is_null(each) and f"{name}.{key}" not in ignored}
 
 
 class Columns:

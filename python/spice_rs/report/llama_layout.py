@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spice_rs.data.values import is_null
 from spice_rs.errors import InvalidInputError
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
@@ -32,7 +33,9 @@ from spice_rs.report.llama_fields import (
     Columns,
     Seen,
     check_media,
+    listed,
 )
+from spice_rs.report.llama_marks import check_record_marks
 from spice_rs.report.llama_turns import turn_tags
 from spice_rs.selection.encoding import encoded
 
@@ -58,7 +61,10 @@ class Layout:
 
 
 def layout_of(
-    records: Sequence[Mapping[str, Any]], places: Sequence[str], columns: Mapping[str, str] | None = None
+    records: Sequence[Mapping[str, Any]],
+    places: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
 ) -> Layout:
     """Return how LLaMA-Factory reads records, all of them.
 
@@ -66,6 +72,7 @@ def layout_of(
         records: As they stand in the data; at least one.
         places: What each is called in messages.
         columns: Field → column of the data, as for `extract`: no other column is then read.
+        ignored: Columns, and keys "field.key" of turns, that say nothing: `ignore_columns` of `extract`.
 
     Raises:
         InvalidInputError: It would not read a record, or not all of what a record says; or one entry does not do for all.
@@ -73,7 +80,7 @@ def layout_of(
     for name in columns or {}:
         if name not in KNOWN:
             raise InvalidInputError(f"columns: found {name!r}, expected fields of {', '.join(sorted(KNOWN))}")
-    seen = [Seen(place, _fields(record, columns)) for record, place in zip(records, places, strict=True)]
+    seen = [Seen.of(place, record, columns, ignored) for record, place in zip(records, places, strict=True)]
     kinds: dict[tuple[str, str], str] = {}
     for each in seen:
         kinds.setdefault(_kind(each), each.place)
@@ -98,13 +105,6 @@ def layout_of(
     if tags:
         entry["tags"] = tags
     return Layout(entry, stage, as_text, skipped)
-
-
-def _fields(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
-    fields: Mapping[str, Any] = record
-    if columns:
-        fields = {name: record[column] for name, column in columns.items() if column in record}
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _spoken(kind: tuple[str, str]) -> str:
@@ -159,6 +159,7 @@ def _label(record: Seen) -> str | None:
 def _prompts(seen: Sequence[Seen], form: str, stage: str, used: Columns) -> None:
     """Name the columns of prompts and responses, or of plain text, and look whether they are as they are read."""
     for record in seen:
+        check_record_marks(record, replies=form != "text")
         contents = []
         for column, names in _wanted(form, stage).items():
             name = record.only(names)
@@ -265,10 +266,10 @@ def check_dates(records: Sequence[Mapping[str, Any]], layout: Layout) -> None:
 def samples_of(
     records: Sequence[Mapping[str, Any]], places: Sequence[str], layout: Layout
 ) -> Iterator[dict[str, Any]]:
-    """Yield the records as they are written: unchanged but for tools that must be text."""
-    name = layout.as_text
+    """Yield the records as they are written: unchanged but for tools that must be text, and nulls as pandas has them."""
+    name, read = layout.as_text, {*KNOWN, *layout.entry["columns"].values()}
     for record, place in zip(records, places, strict=True):
-        sample = dict(record)
+        sample = {key: None if key in read and is_null(value) else value for key, value in record.items()}
         if name is not None and sample.get(name) is not None:
-            sample[name] = _tools(sample[name], Seen(place, sample))
+            sample[name] = _tools(listed(sample[name]), Seen(place, sample))
         yield sample

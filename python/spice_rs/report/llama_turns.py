@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spice_rs.data.layouts import EITHER_MARKS, LEARNED_MARKS, MASKED_MARKS, PARTIAL_MARKS
 from spice_rs.report.llama_fields import (
     AS_JSON_LINES,
     CHATS,
@@ -18,6 +17,7 @@ from spice_rs.report.llama_fields import (
     Seen,
     check_media,
 )
+from spice_rs.report.llama_marks import check_record_marks, check_turn_marks
 
 KEYS = (("role", "content"), ("from", "value"), ("role", "value"), ("from", "content"))
 """What turns call their speaker and their words."""
@@ -36,7 +36,6 @@ TAGS = {
 
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-OTHER_MARKS = (*EITHER_MARKS, *PARTIAL_MARKS)
 
 
 def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str, str], list[str]]:
@@ -48,17 +47,13 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
         assert name is not None
         used.use("messages", name, record)
         turns = record.fields[name]
-        if not isinstance(turns, list | tuple) or not turns:
+        if not isinstance(turns, list) or not turns:
             raise record.refuse(
                 f"a {type(turns).__name__} as {name!r}, expected a list of turns", NAME_COLUMNS
             )
-        for mark in (*LEARNED_MARKS, *MASKED_MARKS, *OTHER_MARKS):
-            if isinstance(record.fields.get(mark), list | tuple) and record.has(mark):
-                raise record.refuse(
-                    f"{mark!r}, marks of turns that LLaMA-Factory does not read, expected none",
-                    f"{NAME_COLUMNS}, or {AS_JSON_LINES}",
-                )
         told = [tags.read(record, turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+        by_turn = check_record_marks(record, turns=True)
+        check_turn_marks(record, turns, [speaker for speaker, _ in told], name, by_turn)
         system = told.pop(0)[1] if told[0][0] == "system" else None
         _check_system(record, system)
         if not _alternates([speaker for speaker, _ in told], stage):
@@ -74,6 +69,7 @@ def turn_tags(seen: Sequence[Seen], stage: str, used: Columns) -> tuple[dict[str
                         f"{field!r} that is not the assistant's, expected its own words",
                         "Correct the record",
                     )
+                check_turn_marks(record, [record.fields[field]], [reply[0]], field)
                 check_media(record, [words for _, words in (*told, reply)])
         else:
             check_media(record, [words for _, words in told])
@@ -112,8 +108,6 @@ class _Tags:
                 " column 'images' for what is no text",
                 f"Convert the data, or {AS_JSON_LINES}",
             )
-        if speaker in ("assistant", "function"):
-            _check_learned(record, turn, where)
         tag, place = self._names.setdefault(speaker, (name, record.place))
         if tag != name:
             raise record.refuse(
@@ -180,23 +174,6 @@ def _check_unread(record: Seen, turn: Mapping[str, Any], where: str) -> None:
             raise record.refuse(
                 f"{name!r} in {where}, thoughts that LLaMA-Factory does not read beside the words, expected them in these",
                 f"Convert the data, or {AS_JSON_LINES}",
-            )
-
-
-def _check_learned(record: Seen, turn: Mapping[str, Any], where: str) -> None:
-    """Refuse a turn of the assistant's that is marked as one that is not to be learned."""
-    plain = {
-        **dict.fromkeys(LEARNED_MARKS, 1),
-        **dict.fromkeys(MASKED_MARKS, 0),
-        **dict.fromkeys(OTHER_MARKS),
-    }
-    for name, usual in plain.items():
-        value = turn.get(name)
-        if value is not None and value != usual and value not in ([], {}, ""):
-            raise record.refuse(
-                f"{name!r} in {where}, the mark of a turn that is not to be learned, while LLaMA-Factory learns all of the"
-                " assistant's, expected none",
-                f"Leave the mark out, or {AS_JSON_LINES}",
             )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from spice_rs.atomic import replacing
 from spice_rs.data.matching import Belonging, check_index_column, raw_records
+from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
@@ -233,7 +234,7 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     if kind.endswith(".parquet"):
         return [("", item) for item in _of_parquet(name, contents)]
     if kind.endswith(".csv"):
-        return _of_csv(contents)
+        return _of_csv(name, contents)
     if contents.lstrip().startswith(b"["):
         parsed = _parsed(contents)
         return [("", item) for item in (parsed if isinstance(parsed, list) else [parsed])]
@@ -268,7 +269,17 @@ def _parsed(text: bytes) -> Any:
         return text[:60].decode(errors="replace")
 
 
-def _of_csv(contents: bytes) -> list[tuple[str, Any]]:
+def _of_csv(name: str, contents: bytes) -> list[tuple[str, Any]]:
+    allow_long_cells()
+    try:
+        return _items(contents)
+    except csv.Error as error:
+        raise InvalidInputError(
+            f"{name}: found no readable CSV ({error}), expected it. Write it again."
+        ) from error
+
+
+def _items(contents: bytes) -> list[tuple[str, Any]]:
     table = csv.DictReader(StringIO(contents.decode(errors="replace"), newline=""))
     prefix = f"{KEY}." if f"{KEY}.index" in (table.fieldnames or ()) else ""
     found = []

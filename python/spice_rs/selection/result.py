@@ -334,7 +334,7 @@ class Selection:
             data: what the source was extracted from.
             name: what the data set is called.
             columns: field → column of the data, as for `extract`: no other columns are then in the entry. By default those
-                that the records were extracted by, where they were named.
+                that the records were extracted by, where they were named. What was ignored then is not in the entry.
             index_column: as for `spice_rs.select`.
 
         Returns:
