@@ -132,6 +132,7 @@ def tokenise(
     items: list[Example] = []
     skipped: list[LeftOut] = []
     truncated = 0
+    unknown: list[str] = []
     templates: set[str] = set()
     renderer = None
     today = today or datetime.date.today()
@@ -173,12 +174,19 @@ def tokenise(
                 reason = "cut before the response" if full else "no learned token"
                 _bad(record, reason, detail, skip_bad, skipped)
                 continue
+            if record.tokens is None and _is_unknown(kept_labels, tokenizer):
+                unknown.append(record.place)
             cut = len(ids) > max_length
             truncated += cut
             items.append(Example(record.index, kept_ids.copy(), kept_labels.copy(), num_tokens, cut))
     dated = renderer is not None and renderer.template is not None and renderer.template.dated
     kinds = "+".join(sorted(templates)) or "tokens"
     notes = [*_notes_of_template(renderer), *_notes_of_texts(records, tokenizer)]
+    if unknown:
+        notes.append(
+            f"the tokenizer knows no word of what is learned in {len(unknown)} records (the first: {unknown[0]}), so that"
+            " they are alike; use the tokenizer that belongs to the model and the language"
+        )
     return Examples(tuple(items), truncated, tuple(skipped), kinds, today if dated else None, tuple(notes))
 
 
@@ -232,6 +240,15 @@ def _encode_texts(tokenizer: Any, records: Sequence[Record]) -> Iterator[tuple[i
             whole.append(end)
         learned = np.ones(len(whole), dtype=np.bool_)
         yield record.index, Encoded(np.asarray(whole, dtype=np.int32), learned, ~learned)
+
+
+def _is_unknown(labels: NDArray[np.int32], tokenizer: Any) -> bool:
+    """Whether all learned words are the unknown token, but for special tokens that end them."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    learned = labels[labels != IGNORED]
+    if unknown is None or not (learned == unknown).any():
+        return False
+    return {*learned.tolist()} <= {unknown, *tokenizer.all_special_ids}
 
 
 def _notes_of_template(renderer: Renderer | None) -> Iterator[str]:

@@ -26,8 +26,11 @@ def read_plain(given: Mapping[str, Any]) -> tuple[Message, Message] | None:
         return None
     for name in names[2:]:
         value = given[name]
-        if type(value) is str and len(value) > LONGEST:
-            return None
+        if type(value) is str:
+            if len(value) > LONGEST:
+                return None
+        elif value is not None and type(value) not in (int, float, bool):
+            return None  # lists and objects may hold more
     return Message("user", text(prompt, names[0])), Message("assistant", text(response, names[1]))
 
 

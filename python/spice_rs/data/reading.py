@@ -14,14 +14,25 @@ import gzip
 import io
 import json
 import shlex
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, SpiceWarning
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 _LONGEST_CELL = 1 << 27  # letters; Python's own limit is shorter than many answers
 
 Parsed = Iterator[tuple[str, Callable[[], Any]]]
@@ -273,7 +284,8 @@ def _from_datasets(data: str | Path) -> Parsed:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(path))
         else:
-            loaded = datasets.load_dataset(str(data))
+            _check_kinds(path)
+            loaded = datasets.load_dataset(str(path) if path.is_dir() else str(data))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InvalidInputError(
@@ -285,5 +297,37 @@ def _from_datasets(data: str | Path) -> Parsed:
             raise InvalidInputError(
                 f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
             )
-        loaded = loaded["train" if "train" in splits else splits[0]]
+        name = "train" if "train" in splits else splits[0]
+        if len(splits) > 1:
+            counts = ", ".join(f"{split} ({len(rows)})" for split, rows in loaded.items())
+            warnings.warn(
+                f"{data}: found the splits {counts}; {name!r} alone is read. Pass a Dataset, or a file, for another",
+                SpiceWarning,
+                stacklevel=5,
+            )
+        loaded = loaded[name]
     return _from_items(loaded, str(data))
+
+
+def _check_kinds(folder: Path) -> None:
+    """Refuses a folder with files of several kinds, of which `datasets` reads one.
+
+    Raises:
+        InvalidInputError: See above.
+    """
+    if not folder.is_dir():
+        return
+    kinds: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        suffixes = [
+            suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")
+        ]
+        kind = _KINDS.get(suffixes[-1]) if suffixes and file.is_file() else None
+        if kind is not None:
+            kinds.setdefault(kind, file)
+    if len(kinds) > 1:
+        one, other, *_ = kinds.values()
+        raise InvalidInputError(
+            f"{folder}: found files of several kinds ({one.name}, {other.name}), of which `datasets` would read one,"
+            " expected one kind. Name a file, or move the others"
+        )

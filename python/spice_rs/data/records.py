@@ -96,12 +96,14 @@ class Records(Sequence[Record]):
         rows: Number of records in the data, bad ones included: indices are in [0, rows).
         bad: The records that were left out.
         source: The data's name for people.
+        described: Columns that describe the records by their names, and are not read.
     """
 
     items: tuple[Record, ...]
     rows: int
     bad: tuple[LeftOut, ...]
     source: str
+    described: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -141,10 +143,13 @@ def load_records(
     items: list[Record] = []
     bad: list[LeftOut] = []
     rows = 0
+    names: set[str] = set()
     for index, (place, parse) in enumerate(parsed):
         rows = index + 1
         try:
-            items.append(_record(index, place, parse(), rules))
+            given = parse()
+            items.append(_record(index, place, given, rules))
+            names.update(given)
         except BadRecord as error:
             left_out = LeftOut(index, place, error.reason, str(error))
             if not skip_bad:
@@ -156,7 +161,9 @@ def load_records(
         )
     if not items:
         raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
-    return Records(tuple(items), rows, tuple(bad), source)
+    named = set(rules.columns.values())
+    described = sorted(name for name in names - named if isinstance(name, str) and layouts.is_metadata(name))
+    return Records(tuple(items), rows, tuple(bad), source, tuple(described))
 
 
 def parse_record(

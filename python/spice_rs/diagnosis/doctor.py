@@ -108,6 +108,9 @@ def _data_checks(ready: Extraction) -> list[Check]:
     reason = f"; the first: {reading.left_out[0]}" if left_out else ""
     return [
         Check("records that can be used", left_out == 0, f"{samples} of {samples + left_out}{reason}", "all"),
+        Check(
+            "columns that are not read", None, ", ".join(reading.described) or "none", "descriptions alone"
+        ),
         Check("samples cut to max_length", None, f"{reading.truncated} of {samples}", "few"),
     ]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
-from spice_rs.errors import SpiceWarning
+from spice_rs.errors import SpiceWarning, StoreMismatchError
 from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
@@ -229,8 +229,31 @@ def _dataset(reading: Reading, settings: Settings, earlier: GradientStore | None
     there = None if earlier is None else earlier.provenance.get("dataset")
     if isinstance(there, Mapping) and there.get("fingerprint") == dataset["fingerprint"]:
         return dict(there)  # the same records, whatever their columns were called
+    if earlier is not None and isinstance(there, Mapping) and "fingerprint" in there:
+        raise _other_data(earlier, reading)
     layout = {name: _plain(value) for name in LAYOUT if (value := getattr(settings, name)) is not None}
     return dataset | layout
+
+
+def _other_data(store: GradientStore, reading: Reading) -> StoreMismatchError:
+    """What to say of data that are not those of the rows that are there."""
+    known = (
+        {} if store.record is None else dict(zip(store.index.tolist(), store.record.tolist(), strict=True))
+    )
+    first = ""
+    for row in sorted(known):
+        try:
+            same = reading.hashed(row) == known[row]
+        except LookupError:  # it is not there any more, or cannot be used
+            same = False
+        if not same:
+            first = f"; the first that differs: record {row}"
+            break
+    return StoreMismatchError(
+        f"{store.path}: provenance.dataset: found other records in {reading.source} ({reading.rows} of them{first}),"
+        f" expected those that its rows were extracted from ({store.provenance['dataset'].get('rows')}). Give the same"
+        " data, or extract into another folder."
+    )
 
 
 def _plain(value: Any) -> Any:

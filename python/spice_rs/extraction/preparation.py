@@ -128,6 +128,7 @@ class Reading:
         provenance: What a store records of the data.
         hashed: Dataset row → hash of its record, by which a store recognises it.
         notes: What of the data needs a second look, in sentences.
+        described: Columns that describe the records and are not read.
     """
 
     network: torch.nn.Module
@@ -143,6 +144,7 @@ class Reading:
     records: Mapping[int, Record] = field(default_factory=dict)
     tokenizer: Any = None
     notes: Sequence[str] = ()
+    described: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,8 @@ def read_text(
         tokenizer = load_tokenizer(model, gguf_file=settings.gguf_file, trust_remote_code=trusted)
     limit = settings.limit
     chosen = [record for record in records if limit is None or record.index < limit]
-    padded = list(_padded(chosen, network, tokenizer))
+    beside = tokenizer or _tokenizer_beside(model, chosen, settings)
+    padded = list(_padded(chosen, network, beside))
     if padded and not settings.skip_bad:
         raise InvalidInputError(f"{padded[0]}; {SKIP_REMEDY}")
     rows = {each.row for each in padded}
@@ -389,7 +392,20 @@ def read_text(
         records=by_row,
         tokenizer=tokenizer,
         notes=examples.notes,
+        described=records.described,
     )
+
+
+def _tokenizer_beside(model: Any, records: Sequence[Record], settings: Settings) -> Any:
+    """The tokenizer that made the tokens, most likely: it knows which token pads. None if there is none."""
+    if all(record.tokens is None for record in records):
+        return None
+    try:
+        return load_tokenizer(
+            model, gguf_file=settings.gguf_file, trust_remote_code=settings.trust_remote_code
+        )
+    except InvalidInputError:
+        return None
 
 
 def _padded(records: Sequence[Record], network: torch.nn.Module, tokenizer: Any) -> Iterator[LeftOut]:
