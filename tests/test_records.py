@@ -485,3 +485,70 @@ def test_values_nested_too_deeply_are_a_bad_record(name):
     with pytest.raises(InvalidInputError):
         load_records([record])
     assert len(load_records([{"prompt": "a", "response": "b"}, record], skip_bad=True).bad) == 1
+
+
+LONG = "The ledger of the harbour lists three boats and their captains. " * 8
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"source": LONG},
+        {"source": f"{LONG} see http://x.y"},
+        {"sources": [LONG]},
+        {"sources": [{"title": "a", "text": LONG}]},
+        {"metadata": {"context": LONG}},
+        {"names": ["Ann", "Bob"]},
+        {"keys": ["x1", "y1"]},
+    ],
+)
+def test_texts_are_no_descriptions_whatever_their_name_is(more):
+    (name,) = more
+    for record in (QA, PAIR, {"messages": CHAT}, {"instruction": "a", "output": "b"}):
+        assert f"'{name}'" in refusal({**record, **more})
+    marked = {**USER, **more}
+    assert f"'{name}'" in refusal({"messages": [marked, BLUE]})
+
+
+def test_descriptions_are_let_go_and_listed():
+    short = {
+        "source": "a forum",
+        "sources": ["a", "b"],
+        "url": "https://x.y/" + "z" * 400,
+        "metadata": {"n": "m"},
+    }
+    assert fingerprint({**QA, **short}) == fingerprint(QA)
+    records = load_records([{**QA, **short, "id": 7}, {**PAIR, "lang": "en"}])
+    assert records.described == ("id", "lang", "metadata", "source", "sources", "url")
+    named = load_records([{**QA, "source": "b"}], columns={"question": "source", "answer": "answer"})
+    assert named.described == ()
+
+
+@pytest.mark.parametrize(
+    ("role", "known"),
+    [("AI", "assistant"), ("assistant ", "assistant"), ("Chatbot", "assistant"), ("User", "user")],
+)
+def test_speakers_are_known_by_any_of_their_names(role, known):
+    asked = [USER, BLUE, USER, {"role": role, "content": "b"}, BLUE]
+    assert turns({"messages": asked})[3] == (known, "b")
+
+
+def test_a_speaker_that_nobody_knows_is_refused():
+    assert "messages[1].role is 'gpt-4', expected one of" in refusal(
+        {"messages": [USER, {"role": "gpt-4", "content": "b"}, USER, BLUE]}
+    )
+    assert turns({"messages": [{"role": "developer", "content": "s"}, *CHAT]})[0] == ("developer", "s")
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"conversation": CHAT}, "--columns messages=conversation"),
+        ({"id": 1, "frage": "q", "antwort": "r"}, "--columns prompt=frage,response=antwort"),
+        ({"a": "q", "b": "r", "c": "s"}, None),
+    ],
+)
+def test_what_to_type_is_said_where_it_can_be_guessed(record, says):
+    message = refusal(record)
+    assert "expected the prompt in one of" in message
+    assert (says in message) if says else ("--columns" not in message.split("; correct it")[0])

@@ -257,7 +257,8 @@ SUFFIXES = tuple(_WRITERS)
 
 def picked_dataset(selection: Selection, dataset: Any, *, index_column: str | None = None) -> Any:
     """Return the picked rows of a `datasets.Dataset`; see `Selection.dataset`."""
-    if isinstance(dataset, Mapping) or not (hasattr(dataset, "select") and hasattr(dataset, "__len__")):
+    is_dataset = hasattr(dataset, "column_names") and hasattr(dataset, "select")  # frames select columns
+    if isinstance(dataset, Mapping) or not (is_dataset and hasattr(dataset, "__len__")):
         remedy = "pass one of its splits" if isinstance(dataset, Mapping) else "load the data with `datasets`"
         raise InvalidInputError(
             f"dataset: found {type(dataset).__name__}, expected a datasets.Dataset with rows by number; {remedy}."

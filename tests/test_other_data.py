@@ -1,0 +1,118 @@
+"""Data that are not all that they seem: padding, folders of files, splits, words that nobody knows, another pool."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+import spice_rs
+from command import run
+from spice_rs.data.records import load_records
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from tiny import WORDS, make_records
+
+
+def write_lines(path, records):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_padding_is_known_by_the_tokenizer_beside_the_model(proxy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(proxy)
+    tokenizer.pad_token = "a"
+    model = tmp_path / "model"
+    for file in proxy.iterdir():
+        model.mkdir(exist_ok=True)
+        (model / file.name).write_bytes(file.read_bytes())
+    tokenizer.save_pretrained(model)
+    pad = WORDS["a"]
+    right = {"input_ids": [4, 5, 6, pad, pad, pad], "labels": [-100, 5, 6, pad, pad, pad]}
+    left = {"input_ids": [pad, pad, pad, 4, 5, 6], "labels": [-100, -100, -100, -100, 5, 6]}
+    for record in (right, left):
+        with pytest.raises(InvalidInputError, match=r"data\[0\]: .*pad"):
+            spice_rs.extract(str(model), [record] * 4, tmp_path / "s", dim=16, progress=False)
+        masked = {**record, "attention_mask": [int(token != pad) for token in record["input_ids"]]}
+        store = spice_rs.extract(
+            str(model), [masked] * 4, tmp_path / f"s{record is right}", dim=16, progress=False
+        )
+        assert len(store) == 4
+
+
+def test_a_folder_of_several_kinds_is_refused_and_splits_are_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    records = make_records(6)
+    write_lines(tmp_path / "mixed" / "a.jsonl", records)
+    datasets.Dataset.from_list(records).to_parquet(str(tmp_path / "mixed" / "b.parquet"))
+    with pytest.raises(
+        InvalidInputError, match=r"mixed: found files of several kinds \(a.jsonl, b.parquet\)"
+    ):
+        load_records(tmp_path / "mixed")
+    write_lines(tmp_path / "split" / "train.jsonl", records)
+    write_lines(tmp_path / "split" / "test.jsonl", records[:2])
+    with pytest.warns(SpiceWarning, match=r"splits train \(6\), test \(2\); 'train' alone is read"):
+        assert len(load_records(tmp_path / "split")) == 6
+
+
+def test_a_text_that_is_no_path_is_named():
+    with pytest.raises(InvalidInputError, match="data is str .* no path"):
+        load_records(json.dumps(make_records(200)))
+
+
+def test_words_that_nobody_knows_are_told(proxy, tmp_path):
+    foreign = [
+        {"instruction": "a", "response": "der blaue Fluss"},
+        {"instruction": "b", "response": "the red"},
+    ]
+    with pytest.warns(
+        SpiceWarning, match=r"knows no word of what is learned in 2 records \(the first: data\[1\]\)"
+    ):
+        spice_rs.extract(proxy, [make_records(1)[0], *foreign], tmp_path / "s", dim=16, progress=False)
+
+
+def test_another_pool_does_not_join_a_store_and_its_first_record_is_named(proxy, tmp_path):
+    records = make_records(12)
+    options = {"dim": 16, "progress": False}
+    spice_rs.extract(proxy, records, tmp_path / "s", **options)
+    changed = [*records[:5], {**records[5], "response": "h h h"}, *records[6:]]
+    for other, count in ((changed, 12), (records[:-2], 10), ([*records, *records], 24)):
+        with pytest.raises(
+            StoreMismatchError, match=f"found other records in data \\({count} of them"
+        ) as caught:
+            spice_rs.extract(proxy, other, tmp_path / "s", **options)
+        assert ("record 5" in str(caught.value)) == (other is changed)
+        assert ("record 10" in str(caught.value)) == (count == 10)
+        assert "extract into another folder" in str(caught.value)
+
+
+def test_given_values_are_as_many_as_the_data_had(proxy, tmp_path):
+    store = spice_rs.extract(proxy, make_records(12), tmp_path / "s", dim=16, progress=False)
+    for count in (11, 13, 24):
+        with pytest.raises(InvalidInputError, match=f"groups: found {count} values, expected 12"):
+            spice_rs.select(store, 4, groups=["a", "b"] * (count // 2) + ["a"] * (count % 2))
+    assert len(spice_rs.select(store, 4, groups=["a", "b"] * 6, conflict_penalty=0)) == 4
+
+
+def test_the_doctor_shows_what_is_not_read_and_explain_wants_to_know_what_data_are_for(
+    proxy, tmp_path, capsys
+):
+    pool = write_lines(tmp_path / "pool.jsonl", make_records(12))
+    found = spice_rs.doctor(proxy, pool, samples=2)
+    assert next(check for check in found.checks if check.name == "columns that are not read").found == "id"
+    spice_rs.extract(proxy, pool, tmp_path / "s", dim=16, progress=False)
+    assert (
+        run("select", tmp_path / "s", "-k", 3, "--out", tmp_path / "p.jsonl", "--save", tmp_path / "sel") == 0
+    )
+    capsys.readouterr()
+    assert run("explain", tmp_path / "sel", tmp_path / "s", 5, "--data", tmp_path / "none.jsonl") == 2
+    assert "--data: found it without the name of a column" in capsys.readouterr().err
+
+
+def test_a_frame_is_no_dataset(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    sel = spice_rs.select(np.eye(6, 3), 2, conflict_penalty=0)
+    with pytest.raises(InvalidInputError, match="dataset: found DataFrame, expected a datasets.Dataset"):
+        sel.dataset(pandas.DataFrame({"a": range(6)}))
