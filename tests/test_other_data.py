@@ -116,3 +116,35 @@ def test_a_frame_is_no_dataset(tmp_path):
     sel = spice_rs.select(np.eye(6, 3), 2, conflict_penalty=0)
     with pytest.raises(InvalidInputError, match="dataset: found DataFrame, expected a datasets.Dataset"):
         sel.dataset(pandas.DataFrame({"a": range(6)}))
+
+
+def test_picks_of_another_store_are_no_rows_of_this_one(proxy, tmp_path, capsys):
+    records = make_records(30)
+    options = {"dim": 16, "progress": False}
+    spice_rs.extract(proxy, records, tmp_path / "s", **options)
+    pool = write_lines(tmp_path / "pool.jsonl", records)
+    picks = tmp_path / "r1.jsonl"
+    assert run("select", tmp_path / "s", "-k", 20, "--data", pool, "--out", picks) == 0
+    spice_rs.extract(proxy, picks, tmp_path / "s2", **options)
+    capsys.readouterr()
+    for name in ("exclude", "initial", "include"):
+        place = tmp_path / f"{name}.jsonl"
+        few = [line for line in picks.read_text().splitlines() if json.loads(line)["spice"]["index"] < 20]
+        place.write_text("\n".join(few))
+        arguments = (
+            "select",
+            tmp_path / "s2",
+            "-k",
+            3,
+            f"--{name}",
+            place,
+            "--out",
+            tmp_path / f"{name}.out.jsonl",
+        )
+        assert run(*arguments) == 2
+        assert f"{name}.jsonl, line 1: found another record than the one that row" in capsys.readouterr().err
+    # Rows of the same data are what they were.
+    own = ("select", tmp_path / "s", "-k", 3, "--exclude", picks, "--out", tmp_path / "own.jsonl")
+    assert run(*own) == 0
+    assert run("explain", picks, tmp_path / "s2", 3) == 2
+    assert "found another record" in capsys.readouterr().err

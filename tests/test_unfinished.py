@@ -17,8 +17,11 @@ import pytest
 
 import spice_rs
 from command import run
-from spice_rs.errors import SpiceWarning, UnfinishedStoreError
+from spice_rs.errors import SpiceWarning, StoreError, UnfinishedStoreError
 from spice_rs.progress import PlainLine, bar
+from spice_rs.store.lease import FILE as LEASE
+from spice_rs.store.lease import lease
+from spice_rs.store.store import GradientStore
 from spice_rs.store.unfinished import FILE, Unfinished, mark, of_all, read_mark
 from tiny import make_records
 
@@ -368,3 +371,19 @@ def test_a_resumed_line_counts_from_what_is_there_and_rates_the_rest():
     line.update(20)
     line.close()
     assert re.search(r"extract: 60/100 tokens, (1\.9|2\.0)/s", stream.getvalue())
+
+
+def test_two_extractions_do_not_work_on_one_store_at_once(proxy, tmp_path):
+    records = make_records(12)
+    options = {"dim": 16, "progress": False}
+    spice_rs.extract(proxy, records, tmp_path / "s", limit=5, **options)
+    held = f"process {os.getpid()} on "
+    with lease(tmp_path / "s"):
+        with pytest.raises(StoreError, match=f"found an extraction at work .{held}.*Wait for it, or stop it"):
+            spice_rs.extract(proxy, records, tmp_path / "s", **options)
+        assert len(GradientStore(tmp_path / "s")) == 5
+    assert not (tmp_path / "s" / LEASE).exists()
+    (tmp_path / "s" / LEASE).write_text("process 1 on a machine that is gone")  # as a killed one leaves it
+    assert len(spice_rs.extract(proxy, records, tmp_path / "s", **options)) == 12
+    assert not (tmp_path / "s" / LEASE).exists()
+    GradientStore(tmp_path / "s").verify()

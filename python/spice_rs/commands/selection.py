@@ -96,7 +96,7 @@ def _select(
         options.update(data=data, index_column=index_column)
     for field in ROW_FILES:
         if options[field] is not None:
-            options[field] = read_rows(options[field])
+            options[field] = read_rows(options[field], opened.belonging)
     options["group_shares"] = _shares(options["group_shares"])
     _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
     selection = spice_rs.select(opened, **options)

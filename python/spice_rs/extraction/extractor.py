@@ -9,6 +9,7 @@ depend on the batch in which it was computed.
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
 from spice_rs.progress import libraries_silent
+from spice_rs.store.lease import lease
 from spice_rs.store.store import STORE_FILE, GradientStore
 from spice_rs.store.unfinished import Unfinished, mark, unmark
 
@@ -189,11 +191,18 @@ def extract(
             run.prepare(share)  # what is refused leaves no store behind
         earlier = GradientStore(out) if (Path(out) / STORE_FILE).exists() else None
         provenance = {**ready.provenance, "dataset": _dataset(reading, settings, earlier)}
-        writer = stack.enter_context(
-            GradientStore.create(
-                out, dim=ready.projection.dim, dtype=dtype, reduction="sum", provenance=provenance
-            )
+        create = functools.partial(
+            GradientStore.create,
+            out,
+            dim=ready.projection.dim,
+            dtype=dtype,
+            reduction="sum",
+            provenance=provenance,
         )
+        if rank.first:  # the others of this run share the lease
+            create().close()  # the folder, if it is not there
+            stack.enter_context(lease(out))
+        writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
             _report(reading, max_length, out)
         _mark(out, reading)

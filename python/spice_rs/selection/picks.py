@@ -9,6 +9,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -185,22 +186,25 @@ def write_text(lines: Iterable[str], out: str | os.PathLike[str]) -> None:
             file.writelines(line.encode() for line in lines)
 
 
-def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
+def read_rows(path: str | os.PathLike[str], belonging: Belonging | None = None) -> Selection | list[int]:
     """Return the dataset rows in a file: row numbers, picks in any format they are written in, or a saved selection.
 
     Args:
         path: a saved selection, or what `read_items` reads. Of an object counts the number under "spice"."index", or
             else under "index".
+        belonging: what is known of the rows that are meant: picks that hold their records are held against it, since
+            another store numbers other records.
 
     Raises:
-        InvalidInputError: there is no such file, or a line of it is something else.
+        InvalidInputError: there is no such file, a line of it is something else, or the pick of another data set.
         StoreError: the saved selection is damaged.
     """
     name = os.fspath(path)
-    if _is_saved(path):
+    if is_saved(path):
         return Selection.load(path)
     rows: list[int] = []
-    for place, item in read_items(path):
+    items = read_items(path)
+    for place, item in items:
         inner = numbers_of(item)
         row = item if inner is None else inner.get("index")
         if type(row) is not int:
@@ -209,6 +213,16 @@ def read_rows(path: str | os.PathLike[str]) -> Selection | list[int]:
                 f" '{KEY}'. Write one per line."
             )
         rows.append(row)
+    known = {} if belonging is None else belonging.known(rows)
+    for row, (place, item) in zip(rows, items, strict=True):
+        record = {key: value for key, value in item.items() if key != KEY} if isinstance(item, dict) else {}
+        if belonging is None or KEY not in item or not record or row not in known:
+            continue
+        if belonging.difference(row, f"{name}{place}", partial(dict, record), known[row]) is not None:
+            raise InvalidInputError(
+                f"{name}{place}: found another record than the one that row {row} of {belonging.name} was extracted from:"
+                " these picks are of other data, whose rows are numbered otherwise. Give rows of this source."
+            )
     return rows
 
 
@@ -243,7 +257,8 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     return [(place, item) for place, each in found for item in (each if isinstance(each, list) else [each])]
 
 
-def _is_saved(path: str | os.PathLike[str]) -> bool:
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds a whole selection."""
     name = os.fspath(path)
     return name.endswith(".safetensors") or _contents(path)[8:].startswith(b'{"__metadata__"')
 

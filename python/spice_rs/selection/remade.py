@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.selection.picks import numbers_of, read_items, read_rows
+from spice_rs.selection.picks import is_saved, numbers_of, read_items, read_rows
 from spice_rs.selection.presets import Alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
-from spice_rs.store.sources import Normalize
+from spice_rs.store.sources import Normalize, open_source
 
 TOLERANCE = 1e-9
 """Part of a number by which one made again may differ from the one in the file."""
@@ -47,7 +47,7 @@ def read_selection(
         StoreMismatchError: the gains or scores in the list are others: it was made with other settings, or from other rows.
         StoreError: the saved selection is damaged.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, None if is_saved(path) else open_source(source, dim=dim, dtype=dtype).belonging)
     if isinstance(rows, Selection):
         return rows
     if not rows:
