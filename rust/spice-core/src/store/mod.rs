@@ -12,6 +12,7 @@
 //!   .lock                                     locked by whoever replaces shards; its length counts how often
 //!   damaged-*                                 set aside by a repair; ignored
 //!   unfinished.json                           what an extraction says of itself while it goes on; ignored here
+//!   .extracting                               locked by the extraction that is going on; ignored here
 //! ```
 //!
 //! **`store.json`** is a JSON object of at most 16 MiB, 2²⁰ values and 127 levels with exactly the members `format_version` (1),
