@@ -255,3 +255,27 @@ def test_a_data_set_that_was_packed_before_is_refused():
         with pytest.raises(InvalidInputError, match=rf"trainer.train_dataset: found a column '{column}'"):
             check_trainer(trainer)
     check_trainer(SimpleNamespace(args=SimpleNamespace(), train_dataset=[{"input_ids": [1]}]))
+
+
+def test_padding_that_no_mask_leaves_out_is_refused():
+    model = torch.nn.Identity()
+    model.config = SimpleNamespace(pad_token_id=0)
+    batch = whole(rows=2)
+    assert len(samples_of(batch, model)) == 2
+    learned, before, alone = (whole(rows=2) for _ in range(3))
+    learned["input_ids"][1, 3:] = learned["labels"][1, 3:] = 0
+    before["input_ids"][1, :3], before["labels"][1, :3] = 0, -100
+    for wrong, says in (
+        (learned, "3 pad tokens .0. at the end, 3 of them learned"),
+        (before, "3 pad tokens .0. at the"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"batch, sample 1: found {says}.*attention_mask"):
+            samples_of(wrong, model)
+        mask = (wrong["input_ids"] != 0).long()
+        masked = {**wrong, "labels": wrong["labels"].masked_fill(mask == 0, -100), "attention_mask": mask}
+        assert [each.length for each in samples_of(masked, model)] == [6, 3]
+        assert len(samples_of(wrong, PLAIN)) == 2  # nobody knows which token pads
+    alone["input_ids"][1], alone["labels"][1] = 0, -100  # a row with nothing to learn is none
+    assert [each.index for each in samples_of(alone, model)] == [0]
+    learned["labels"][1, 3:] = -100  # behind the sample, and not learned
+    assert len(samples_of(learned, model)) == 2

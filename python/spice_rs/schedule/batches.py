@@ -18,7 +18,7 @@ import torch
 
 from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.data.layouts import kind_of_mark, parts
-from spice_rs.data.tokens import BOUNDS, HARMLESS, LENGTHS, NUMBERED
+from spice_rs.data.tokens import BOUNDS, HARMLESS, LENGTHS, NUMBERED, unmasked_padding
 from spice_rs.errors import InvalidInputError
 
 _KNOWN = {
@@ -97,6 +97,8 @@ def samples_of(batch: Mapping[str, Any], model: torch.nn.Module) -> list[Example
         )
     kept = _kept(batch.get("attention_mask"), ids.shape)
     _check_padding(kept, labels)
+    if batch.get("attention_mask") is None:
+        _check_pads(ids, labels, getattr(getattr(model, "config", None), "pad_token_id", None))
     _check_positions(batch.get("position_ids"), kept, labels)
     _check_rows(batch, kept)
     _check_loss(batch, labels)
@@ -113,6 +115,16 @@ def samples_of(batch: Mapping[str, Any], model: torch.nn.Module) -> list[Example
             f"batch: found {len(ids)} samples without a learned token, expected at least one. Check the labels."
         )
     return samples
+
+
+def _check_pads(ids: npt.NDArray[Any], labels: npt.NDArray[Any], pad: int | None) -> None:
+    """Refuses pad tokens that are learned, or stand before a sample, where no mask leaves them out."""
+    if pad is None:
+        return
+    for place, row in enumerate(np.stack([ids, labels], axis=1)):
+        wrong = unmasked_padding(row, pad, 1) if (row[1] != IGNORED).any() else None
+        if wrong is not None:
+            raise InvalidInputError(f"batch, sample {place}: {wrong}.")
 
 
 def _table(batch: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
