@@ -48,9 +48,18 @@ def test_a_folder_of_several_kinds_is_refused_and_splits_are_named(tmp_path):
     write_lines(tmp_path / "mixed" / "a.jsonl", records)
     datasets.Dataset.from_list(records).to_parquet(str(tmp_path / "mixed" / "b.parquet"))
     with pytest.raises(
-        InvalidInputError, match=r"mixed: found files of several kinds \(a.jsonl, b.parquet\)"
+        InvalidInputError, match=r"^\S*mixed: found files of several kinds \(a.jsonl, b.parquet\)"
     ):
         load_records(tmp_path / "mixed")
+    # What lies beside data and is none of it: a licence, a description, a cache.
+    hub = tmp_path / "hub"
+    for folder in ("data", ".cache"):
+        (hub / folder).mkdir(parents=True)
+    datasets.Dataset.from_list(records).to_parquet(str(hub / "data" / "train-0.parquet"))
+    (hub / "LICENSE.txt").write_text("MIT")
+    (hub / "dataset_infos.json").write_text("{}")
+    (hub / ".cache" / "old.csv").write_text("a")
+    assert len(load_records(hub)) == 6
     write_lines(tmp_path / "split" / "train.jsonl", records)
     write_lines(tmp_path / "split" / "test.jsonl", records[:2])
     with pytest.warns(SpiceWarning, match=r"splits train \(6\), test \(2\); 'train' alone is read"):

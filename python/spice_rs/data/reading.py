@@ -31,8 +31,9 @@ _KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".arrow": "arrow",
-    ".txt": "text",
 }
+"""Suffix → kind of file, of which `datasets` reads one in a folder."""
+_ABOUT_DATA = ("dataset_info", "dataset_infos", "dataset_dict", "state")  # JSON that describes a data set
 _LONGEST_CELL = 1 << 27  # letters; Python's own limit is shorter than many answers
 
 Parsed = Iterator[tuple[str, Callable[[], Any]]]
@@ -279,12 +280,14 @@ def _from_datasets(data: str | Path) -> Parsed:
         raise InvalidInputError(
             f"{data}: no such file, and hub ids and folders need `datasets`; pip install 'spice-rs[extract]'"
         ) from None
-    path = Path(data)
+    path = Path(data).expanduser()
+    is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    if not is_saved:
+        _check_kinds(path)
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        if is_saved:
             loaded = datasets.load_from_disk(str(path))
         else:
-            _check_kinds(path)
             loaded = datasets.load_dataset(str(path) if path.is_dir() else str(data))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
@@ -322,7 +325,10 @@ def _check_kinds(folder: Path) -> None:
         suffixes = [
             suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")
         ]
-        kind = _KINDS.get(suffixes[-1]) if suffixes and file.is_file() else None
+        about = file.stem in _ABOUT_DATA or any(
+            part.startswith(".") for part in file.relative_to(folder).parts
+        )
+        kind = _KINDS.get(suffixes[-1]) if suffixes and not about and file.is_file() else None
         if kind is not None:
             kinds.setdefault(kind, file)
     if len(kinds) > 1:
