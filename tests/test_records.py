@@ -526,7 +526,15 @@ def test_descriptions_are_let_go_and_listed():
 
 @pytest.mark.parametrize(
     ("role", "known"),
-    [("AI", "assistant"), ("assistant ", "assistant"), ("Chatbot", "assistant"), ("User", "user")],
+    [
+        ("AI", "assistant"),
+        ("assistant ", "assistant"),
+        ("Chatbot", "assistant"),
+        ("User", "user"),
+        ("prompter", "user"),
+        ("tool_result", "tool"),
+        ("function_response", "tool"),
+    ],
 )
 def test_speakers_are_known_by_any_of_their_names(role, known):
     asked = [USER, BLUE, USER, {"role": role, "content": "b"}, BLUE]

@@ -24,6 +24,7 @@ MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 ROLES = {
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
@@ -38,6 +39,8 @@ ROLES = {
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "function_response": "tool",
     "function_call": "assistant",
     "tool_call": "assistant",
 }
