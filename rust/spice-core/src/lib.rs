@@ -14,5 +14,6 @@ pub mod monitor;
 pub mod narrow;
 pub mod selection;
 pub mod store;
+pub mod survey;
 
 pub use error::{Error, Result};

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::selection::{NearDuplicate, Pick};
+use crate::selection::pick::{NearDuplicate, Pick};
 
 /// Shared between a computation and whoever watches it; every field is updated as work goes on.
 ///

@@ -18,7 +18,7 @@ use super::relaxation::Relaxation;
 use crate::error::{Error, Result};
 use crate::linalg::rounding;
 use crate::monitor::Monitor;
-use crate::selection::{Survey, check_rows};
+use crate::survey::{Survey, check_rows};
 
 /// What [`certify`] finds. Every bound is in nats and proven: rounded up by whatever may be off.
 #[derive(Clone, Debug)]

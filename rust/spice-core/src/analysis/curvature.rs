@@ -6,7 +6,7 @@ use super::passes::{Passes, identity};
 use crate::error::Result;
 use crate::linalg::{Whitening, rounding};
 use crate::monitor::Monitor;
-use crate::selection::Survey;
+use crate::survey::Survey;
 
 /// What [`curvature`] finds.
 #[derive(Clone, Debug)]

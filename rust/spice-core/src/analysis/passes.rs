@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::linalg::{Whitening, add_many_outer_products, stride_of};
 use crate::memory::available;
 use crate::monitor::Monitor;
-use crate::selection::{AHEAD, Survey, check_alpha, check_scale};
+use crate::selection::check_alpha;
+use crate::survey::{AHEAD, Survey, check_scale};
 
 /// Cells of rows that are added to M together.
 const BATCH_CELLS: usize = 1 << 20;

@@ -5,9 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
+use super::pick::StopReason;
 use super::run::Outcome;
 use crate::error::Result;
 

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::objective::{Marginal, Objective};
+use super::pick::{Pick, StopReason};
 use super::run::{Candidate, Run};
-use super::{Pick, StopReason};
 use crate::error::Result;
 
 /// Rows that are loaded and updated together: they share the reading of what updates them.

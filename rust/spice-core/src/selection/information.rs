@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::survey::{AHEAD, Survey};
-use super::{check_alpha, check_rows, check_scale};
+use super::settings::check_alpha;
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, add_outer_products};
 use crate::monitor::Monitor;
+use crate::survey::{AHEAD, Survey, check_rows, check_scale};
 
 /// Rows that are added to M together.
 const BATCH: usize = 256;

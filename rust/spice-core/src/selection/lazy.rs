@@ -15,12 +15,12 @@ use std::collections::{BinaryHeap, HashMap};
 
 use rayon::prelude::*;
 
-use super::StopReason;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
+use super::pick::StopReason;
 use super::run::{Candidate, Outcome, Past};
-use super::survey::{AHEAD, Survey};
 use crate::error::Result;
+use crate::survey::{AHEAD, Survey};
 
 /// Rows of the first batch of a step; each further batch is twice as long.
 const FIRST_BATCH: usize = 2 * GROUP;

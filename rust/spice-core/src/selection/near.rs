@@ -2,26 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::survey::Survey;
 use crate::linalg::{product_error, products_of};
+use crate::survey::Survey;
 
 /// Selected rows that one task compares with.
 const CHUNK: usize = 256;
-
-/// A row that was left out since it is too similar to a selected one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NearDuplicate {
-    /// Row of the pool that was left out.
-    pub row: usize,
-    /// Its dataset index.
-    pub index: i64,
-    /// Dataset index of the first selected row that it is too similar to.
-    pub of: i64,
-    /// Their cosine.
-    pub cosine: f64,
-    /// Number of picks that had been made by then.
-    pub picks: usize,
-}
 
 /// The selected rows, as what others are compared with.
 pub(super) struct Near {

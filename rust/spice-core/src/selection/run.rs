@@ -2,14 +2,18 @@
 
 use super::conditions::Conditions;
 use super::conflict::SelectedMean;
-use super::ledger::Ledger;
+use super::limits::Ledger;
 use super::merit::Merit;
-use super::near::{Near, NearDuplicate};
-use super::survey::Survey;
-use super::{Pick, RESUME_REMEDY, Settings, StopReason};
+use super::near::Near;
+use super::pick::{NearDuplicate, Pick, StopReason};
+use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::monitor::Monitor;
+use crate::survey::Survey;
+
+/// What to do about picks that this run cannot have made.
+pub(super) const RESUME_REMEDY: &str = "Start anew, without the picks of an earlier run.";
 
 /// A row that was scored at the current prefix.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 //! The released code's default: the rows of largest Δ(∅), or of the largest merit with it, no interaction.
 
-use super::StopReason;
 use super::greedy::{Greedy, Leader};
 use super::objective::Objective;
+use super::pick::StopReason;
 use super::run::{Candidate, Outcome};
 use crate::error::Result;
 

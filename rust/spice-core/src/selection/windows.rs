@@ -2,12 +2,15 @@
 
 use rayon::prelude::*;
 
+use super::conditions::Conditions;
+use super::information::log_det;
+use super::pick::{Pick, Selection, StopReason};
 use super::run::{Outcome, Past};
 use super::settings::Settings;
-use super::survey::Survey;
-use super::{Conditions, Pick, Selection, StopReason, check, check_rows, log_det, rows_of, run};
+use super::start::{check, rows_of, run};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::survey::{Survey, check_rows};
 
 /// Selects `per_window` rows of every window on its own, F and the mean starting anew in each.
 ///

@@ -26,7 +26,7 @@ use super::gram::Gram;
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, Kernels, add_outer_products};
 use crate::monitor::Monitor;
-use crate::selection::survey::Survey;
+use crate::survey::Survey;
 
 /// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
 const MAX_GROWTH: f64 = 1e5;

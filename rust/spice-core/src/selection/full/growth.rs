@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Search;
 use crate::error::Result;
-use crate::selection::{Pick, StopReason};
+use crate::selection::pick::{Pick, StopReason};
 
 impl Search<'_> {
     /// Takes the picks that the earlier run has `made` as long as no new row beats them; `names` has the name of each row.

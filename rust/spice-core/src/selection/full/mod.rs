@@ -37,8 +37,8 @@ mod twins;
 
 use std::collections::HashMap;
 
+use super::pick::{Pick, StopReason};
 use super::run::{Outcome, Past, Run};
-use super::{Pick, StopReason};
 use crate::error::Result;
 use cold::Cold;
 use contest::Found;

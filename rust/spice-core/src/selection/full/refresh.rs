@@ -13,7 +13,7 @@ use super::epoch::Epoch;
 use crate::error::Result;
 use crate::linalg::{product_error, products_of, sure_squares};
 use crate::selection::run::Run;
-use crate::selection::survey::AHEAD;
+use crate::survey::AHEAD;
 
 /// Rows of a chunk.
 const CHUNK: usize = 128;

@@ -7,10 +7,11 @@
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 
+use super::Search;
 use super::cold::Bar;
 use super::contest::Found;
-use super::{Search, StopReason};
 use crate::error::Result;
+use crate::selection::pick::StopReason;
 
 /// Steps whose samples are refreshed together.
 const STEPS: usize = 32;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::conditions::check_numbers;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::matrix::Pool;
@@ -105,7 +104,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Weight of a row.
-    pub(super) fn weight(&self, row: usize) -> f64 {
+    pub(crate) fn weight(&self, row: usize) -> f64 {
         self.weights.as_ref().map_or(1.0, |weights| weights[row])
     }
 
@@ -142,7 +141,7 @@ impl<'a> Survey<'a> {
 
     /// Writes row `row` divided by its norm to `out` (`dim` cells), in single precision; a zero row stays
     /// zero.
-    pub(super) fn load_unit(&self, row: usize, out: &mut [f32]) {
+    pub(crate) fn load_unit(&self, row: usize, out: &mut [f32]) {
         let norm = self.norm_sq[row].sqrt();
         self.pool.load_narrow(row, if norm > 0.0 { 1.0 / norm } else { 0.0 }, out);
     }
@@ -163,18 +162,18 @@ impl<'a> Survey<'a> {
     }
 
     /// Equal for rows that are the same to the bit, and mostly for no others.
-    pub(super) fn norm_key(&self, row: usize) -> u64 {
+    pub(crate) fn norm_key(&self, row: usize) -> u64 {
         // The norm of unit rows is in their scale.
         self.norm_sq[row].to_bits() ^ self.pool.scale(row).to_bits().rotate_left(32)
     }
 
     /// A hash of the stored bytes of `row`.
-    pub(super) fn content_hash(&self, row: usize) -> u64 {
+    pub(crate) fn content_hash(&self, row: usize) -> u64 {
         self.pool.content_hash(row)
     }
 
     /// Whether two rows are the same to the bit.
-    pub(super) fn same(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn same(&self, a: usize, b: usize) -> bool {
         self.pool.same(a, b)
     }
 
@@ -259,5 +258,53 @@ fn refuse(pool: &Pool<'_>, row: usize) -> Error {
             "rows of norms below 1e150",
             "Scale the rows down, or select with normalize=\"unit\" after scaling.",
         ),
+    }
+}
+
+pub(crate) fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
+    match rows.iter().find(|&&row| row >= survey.len()) {
+        None => Ok(()),
+        Some(row) => Err(Error::invalid(
+            "rows",
+            row,
+            format!("rows from 0 to {}", survey.len() - 1),
+            "Name rows of the source.",
+        )),
+    }
+}
+
+/// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
+const LARGEST_SIGNAL: f64 = 1e13;
+
+pub(crate) fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
+    let largest = alpha * survey.largest_norm_sq();
+    if largest <= LARGEST_SIGNAL {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "alpha",
+        format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}"),
+        format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²"),
+        "Lower alpha, or use normalize=\"unit\".",
+    ))
+}
+
+/// Checks numbers that belong to rows.
+pub(crate) fn check_numbers(
+    field: &str,
+    values: Option<&[f64]>,
+    n: usize,
+    positive: bool,
+) -> Result<()> {
+    let Some(values) = values else { return Ok(()) };
+    let kind = if positive { "positive" } else { "finite" };
+    let expected = format!("{n} {kind} numbers, one for each row");
+    let remedy = "Give one number for every row of the source.";
+    if values.len() != n {
+        return Err(Error::invalid(field, format!("{} numbers", values.len()), expected, remedy));
+    }
+    match values.iter().position(|value| !value.is_finite() || (positive && *value <= 0.0)) {
+        None => Ok(()),
+        Some(row) => Err(Error::invalid(format!("{field} of row {row}"), values[row], expected, remedy)),
     }
 }

@@ -1,9 +1,74 @@
-//! What the picks have cost so far, and what may still be picked.
+//! Groups and budgets (a knapsack and a partition matroid with minima): what the picks have cost so far, and what may still be
+//! picked.
 
-use super::conditions::Limits;
+use crate::error::{Error, Result};
+use crate::survey::check_numbers;
 
 /// Part of a limit by which all that is spent may exceed it: 0.1 and 0.2 are more than 0.3 in float64.
 const ROUNDING: f64 = 1e-9;
+
+/// Groups with a minimum and a maximum each, and a total budget.
+///
+/// A row x of group G is eligible while G's maximum leaves room for it, and the budget pays for x and for what all
+/// groups lack to their minima afterwards. Both only ever get stricter, so that a row once ineligible stays so.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Group of each row, (n,); all rows are of group 0 if `None`.
+    pub groups: Option<Vec<usize>>,
+    /// Least cost of the picks of each group, (g,).
+    pub minima: Vec<f64>,
+    /// Largest cost of the picks of each group, (g,).
+    pub maxima: Vec<f64>,
+    /// Cost of each row, (n,); 1 if `None`.
+    pub costs: Option<Vec<f64>>,
+    /// Largest cost of all picks.
+    pub budget: f64,
+}
+
+impl Limits {
+    /// Cost of a row.
+    pub(super) fn cost(&self, row: usize) -> f64 {
+        self.costs.as_ref().map_or(1.0, |costs| costs[row])
+    }
+
+    /// The most rows that may be picked, of `candidates` and of rows that are `include`d.
+    pub(super) fn most_picks(&self, candidates: &[usize], include: &[usize]) -> usize {
+        let mut costs: Vec<f64> = candidates.iter().chain(include).map(|&row| self.cost(row)).collect();
+        costs.sort_unstable_by(f64::total_cmp);
+        let mut spent = 0.0;
+        // Somewhat more than the ledger allows: this is planned for, and must not end a run.
+        let fit = costs.iter().take_while(|&&cost| {
+            spent += cost;
+            spent <= self.budget * (1.0 + 1e-6)
+        });
+        fit.count().max(include.len())
+    }
+
+    /// Group of a row.
+    pub(super) fn group(&self, row: usize) -> usize {
+        self.groups.as_ref().map_or(0, |groups| groups[row])
+    }
+
+    pub(super) fn check(&self, n: usize) -> Result<()> {
+        check_numbers("costs", self.costs.as_deref(), n, true)?;
+        let count = self.minima.len();
+        let groups = self.groups.as_deref().unwrap_or(&[]);
+        let lengths =
+            count > 0 && self.maxima.len() == count && (self.groups.is_none() || groups.len() == n);
+        let sound = |(least, most): (&f64, &f64)| *least >= 0.0 && least.is_finite() && most >= least;
+        let placed = groups.iter().all(|&group| group < count);
+        let ordered = self.minima.iter().zip(&self.maxima).all(sound);
+        if lengths && placed && ordered && self.budget >= 0.0 && self.budget.is_finite() {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "limits",
+            "something else",
+            "a group of every row, 0 <= minimum <= maximum of every group, and a finite budget",
+            "Check groups and shares.",
+        ))
+    }
+}
 
 /// The books of a run with limits.
 ///
