@@ -14,6 +14,7 @@
 //! ([`crate::linalg::Whitening`]); what is claimed is rounded against the claim. Where α‖g‖² is
 //! so large that nothing can be proven, the bounds become the trivial ones.
 
+mod bounds;
 mod certificate;
 mod curvature;
 mod passes;

@@ -5,7 +5,7 @@
 //! towards the k rows of the largest a, as far as U grows. Each step is one more pass over the pool, and one more proven
 //! bound, wherever the steps lead.
 
-use super::certificate::concave_bound;
+use super::bounds::concave_bound;
 use super::curvature::{lengths, pairs_error};
 use super::passes::{Passes, identity};
 use super::prefixes::{Point, falls_by_pairs, pairs_among};

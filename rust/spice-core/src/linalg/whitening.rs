@@ -9,8 +9,8 @@
 //!   second, which no scale of rows and columns changes, because |x_i| ≤ √(M⁻¹)_ii·‖M^½x‖.
 //! - (L̂ + ΔL)ẑ = g with |ΔL| ≤ γ|L̂|, so that ‖ẑ − z‖ ≤ μ‖ẑ‖, μ = γ·min(‖L̂‖_F, τ).
 
+use super::cholesky::Cholesky;
 use crate::error::Result;
-use crate::linalg::Cholesky;
 
 /// Largest ε that anything is concluded from.
 const LARGEST: f64 = 0.25;

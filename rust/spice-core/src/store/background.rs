@@ -17,9 +17,9 @@ use super::buffer::Buffer;
 use super::cells::{self, Measure};
 use super::folder;
 use super::known::KnownRow;
+use super::observer::{Observer, observe};
+use super::options::WriterOptions;
 use super::schema::Schema;
-use super::writer::WriterOptions;
-use super::{Observer, observe};
 use crate::error::{Error, Result};
 
 /// Time between two calls of an observer.

@@ -13,11 +13,11 @@ use super::folder;
 use super::header::Replaced;
 use super::known::Kinds;
 use super::lock::Lock;
+use super::observer::{Observer, observe};
 use super::reader::{self, Reader};
-use super::schema::Schema;
+use super::schema::{Schema, no_cells};
 use super::shard::Shard;
-use super::{Observer, observe};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The most shards in place of which one can come: their names have to fit its header.
 const MAX_GROUP: usize = 4096;
@@ -179,14 +179,4 @@ fn groups(shards: &[Shard], bytes_per_shard: usize) -> Vec<Vec<&Shard>> {
     }
     groups.retain(|group| group.len() > 1);
     groups
-}
-
-/// The error for a schema of cells that are not stored, which no open store has.
-pub(super) fn no_cells(schema: &Schema) -> Error {
-    Error::invalid(
-        "dtype",
-        schema.dtype.name(),
-        "int8, float16, bfloat16 or float32",
-        "Use float32 or a smaller one.",
-    )
 }

@@ -9,12 +9,14 @@ use serde_json::json;
 
 use super::buffer::Buffer;
 use super::cells::Cells;
-use super::compact::no_cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
 use super::known::Kinds;
+use super::observer::{Observer, observe};
+use super::options::WriterOptions;
 use super::reader::Reader;
-use super::writer::{Writer, WriterOptions};
-use super::{Observer, observe};
+use super::schema::no_cells;
+use super::version::WRITTEN_BY;
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::matrix::Dtype;
 
@@ -83,7 +85,7 @@ pub fn merge(
     let with_rows = sources.iter().filter(|source| !source.is_empty());
     let kinds = with_rows.map(|source| source.known().kinds()).reduce(Kinds::and).unwrap_or_default();
     build(path, |folder| {
-        Temporary::write(folder, &[&schema.encode(super::WRITTEN_BY)?], true)?.publish(SCHEMA_FILE)?;
+        Temporary::write(folder, &[&schema.encode(WRITTEN_BY)?], true)?.publish(SCHEMA_FILE)?;
         let mut buffer = Buffer::new(Cells::new(schema.dtype).ok_or_else(|| no_cells(&schema))?);
         let (name, mut sequence) = (folder::unique_writer(), 0);
         let (mut rows, mut before) = (0, 0);

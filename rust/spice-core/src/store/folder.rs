@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::faults;
 use crate::error::{Error, Result};
 
 /// The name of the schema file.
@@ -80,7 +81,7 @@ pub(super) fn list(folder: &Path) -> Result<Listing> {
 /// # Errors
 /// [`Error::CorruptStore`] if the path is no regular file; [`Error::Io`].
 pub(super) fn open_regular(path: &Path) -> Result<File> {
-    let irregular = || super::corrupt(path, "file", "no regular file", "a regular file");
+    let irregular = || faults::corrupt(path, "file", "no regular file", "a regular file");
     // Looked at by name first, because opening some devices already does something; and again through the open file,
     // because the name may have become another's in between.
     if !fs::symlink_metadata(path).map_err(Error::io(path, "open"))?.is_file() {
@@ -119,7 +120,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
     if bytes.len() as u64 > limit {
         let found = format!("more than {limit} bytes");
-        return Err(super::corrupt(path, "size", found, format!("at most {limit} bytes")));
+        return Err(faults::corrupt(path, "size", found, format!("at most {limit} bytes")));
     }
     Ok(Some(bytes))
 }

@@ -6,9 +6,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::faults::corrupt;
 use super::known::Kinds;
-use super::schema::{FORMAT_VERSION, Schema};
-use super::{checksum, corrupt, folder, other_version};
+use super::schema::Schema;
+use super::version::{FORMAT_VERSION, other_version};
+use super::{checksum, folder};
 use crate::error::Result;
 use crate::matrix::Dtype;
 

@@ -100,6 +100,7 @@ mod cells;
 mod checksum;
 mod compact;
 mod derive;
+mod faults;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -107,68 +108,25 @@ mod header;
 mod known;
 mod lock;
 mod mmap;
+mod observer;
 mod opening;
+mod options;
 mod reader;
 mod repair;
 mod schema;
 mod shard;
 mod verify;
+mod version;
 mod writer;
-
-use std::path::Path;
 
 pub use compact::{Compacted, compact, delete};
 pub use derive::{Differing, Merged, convert, merge};
 pub use known::Known;
+pub use observer::Observer;
+pub use options::WriterOptions;
 pub use reader::{Info, Reader};
 pub use repair::{Damaged, Repaired, repair};
-pub use schema::{FORMAT_VERSION, Reduction, Schema};
+pub use schema::{Reduction, Schema};
 pub use verify::Verified;
-pub use writer::{Writer, WriterOptions};
-
-use std::ops::ControlFlow;
-
-use crate::error::{Error, Result};
-
-/// What a store says of the program that made it.
-const WRITTEN_BY: &str = concat!("spice-rs ", env!("CARGO_PKG_VERSION"));
-
-/// Is told (rows done, all rows) every few MiB, and can end the work.
-pub type Observer<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
-
-/// Tells `observer`.
-///
-/// # Errors
-/// [`Error::Interrupted`] if it ends the work.
-fn observe(observer: &mut Observer<'_>, done: usize, total: usize) -> Result<()> {
-    match observer(done, total) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Interrupted),
-    }
-}
-
-/// An [`Error::CorruptStore`] with the remedy that all damaged files share.
-fn corrupt(path: &Path, field: impl ToString, found: impl ToString, expected: impl ToString) -> Error {
-    Error::CorruptStore {
-        path: path.to_path_buf(),
-        field: field.to_string(),
-        found: found.to_string(),
-        expected: expected.to_string(),
-        remedy:
-            "The file was cut short or altered: restore it from a copy, or move it away and compute its \
-                 rows again."
-                .to_string(),
-    }
-}
-
-/// The error for a file that says it has another format version.
-fn other_version(path: &Path, found: impl ToString) -> Error {
-    Error::Store {
-        path: path.to_path_buf(),
-        field: "format_version".to_string(),
-        found: found.to_string(),
-        expected: FORMAT_VERSION.to_string(),
-        remedy: "Another version of spice-rs wrote this; read it with that version or a newer one."
-            .to_string(),
-    }
-}
+pub use version::FORMAT_VERSION;
+pub use writer::Writer;

@@ -15,8 +15,9 @@ use super::folder::{self, SCHEMA_FILE};
 use super::header::Header;
 use super::known::{Kinds, Known};
 use super::opening;
-use super::schema::{self, FORMAT_VERSION, Reduction, Schema, StoreFile};
+use super::schema::{self, Reduction, Schema, StoreFile};
 use super::shard::{Shard, superseded};
+use super::version::FORMAT_VERSION;
 use crate::error::{Error, Result};
 use crate::matrix::{Dtype, RowBlock, Written};
 

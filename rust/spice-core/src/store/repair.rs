@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::folder;
 use super::lock::Lock;
+use super::observer::{Observer, observe};
 use super::reader::{self, Reader, no_store};
 use super::shard::{self, Shard};
-use super::{Observer, observe};
 use crate::error::{Error, Result};
 
 /// What [`repair`] has done.

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{checksum, corrupt, other_version};
+use super::checksum;
+use super::faults::corrupt;
+use super::version::{FORMAT_VERSION, other_version};
 use crate::error::{Error, Result};
 use crate::matrix::Dtype;
 
-/// The version of the format that this crate reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
 /// The most bytes of `store.json`.
 pub(super) const MAX_BYTES: u64 = 16 << 20;
 /// The most columns of a row.
@@ -323,6 +323,16 @@ fn show(value: Option<&Value>) -> String {
     }
     let start: String = text.chars().take(LONGEST).collect();
     format!("{start}…")
+}
+
+/// The error for a schema of cells that are not stored, which no open store has.
+pub(super) fn no_cells(schema: &Schema) -> Error {
+    Error::invalid(
+        "dtype",
+        schema.dtype.name(),
+        "int8, float16, bfloat16 or float32",
+        "Use float32 or a smaller one.",
+    )
 }
 
 #[cfg(test)]

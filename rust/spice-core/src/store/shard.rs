@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::bytes::FileBytes;
+use super::checksum;
+use super::faults::corrupt;
 use super::folder::FileId;
 use super::header::{self, Header, Replaced};
 use super::schema::Schema;
-use super::{checksum, corrupt};
 use crate::error::Result;
 use crate::matrix::{Dtype, Written};
 

@@ -9,10 +9,12 @@ use std::thread;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::faults::corrupt;
 use super::header::Header;
+use super::observer::{Observer, observe};
 use super::reader::Reader;
 use super::shard::Shard;
-use super::{Observer, cells, checksum, corrupt, folder, header, observe};
+use super::{cells, checksum, folder, header};
 use crate::error::{Error, Result};
 
 /// What [`Reader::verify`] has checked.

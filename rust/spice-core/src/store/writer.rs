@@ -3,52 +3,21 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::Observer;
 use super::background::{Background, Batch};
 use super::buffer::Buffer;
 use super::cells::{self, Cells, MAX_NORM, Measure};
-use super::compact::no_cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
 use super::known::{Kinds, Known, KnownRow};
+use super::observer::Observer;
+use super::options::WriterOptions;
 use super::reader::{self, Reader};
-use super::schema::Schema;
+use super::schema::{Schema, no_cells};
+use super::version::WRITTEN_BY;
 use crate::error::{Error, Result};
 
 /// Bytes of rows that are handed to the thread at a time.
 const BATCH: usize = 16 << 20;
-
-/// When a shard is committed, and who writes it.
-#[derive(Clone, Debug)]
-pub struct WriterOptions {
-    /// Commit when this many rows are buffered.
-    pub rows_per_shard: Option<usize>,
-    /// Commit when this many bytes are buffered.
-    pub bytes_per_shard: usize,
-    /// Commit when the oldest buffered row has waited this long.
-    pub time_per_shard: Duration,
-    /// Bytes of rows, as `f32`, that may wait to be converted; who appends more waits.
-    pub queue_bytes: usize,
-    /// Whether a committed shard survives a power cut. Without it the system decides when files reach the disk: rows survive
-    /// the end of the process alone, and after a power cut shards may be missing or damaged, which checksums find.
-    pub fsync: bool,
-    /// The writer's part of the names of its shards: 1 to 64 of `A-Z a-z 0-9 . _ -`. `None` makes a unique one.
-    pub writer: Option<String>,
-}
-
-impl Default for WriterOptions {
-    fn default() -> Self {
-        Self {
-            rows_per_shard: None,
-            bytes_per_shard: 64 << 20,
-            time_per_shard: Duration::from_secs(30),
-            queue_bytes: 64 << 20,
-            fsync: true,
-            writer: None,
-        }
-    }
-}
 
 /// Appends rows to a store, in shards that appear complete or not at all.
 ///
@@ -81,7 +50,7 @@ impl Writer {
     /// [`Error::StoreMismatch`] if the store has another schema, [`Error::InvalidInput`] for a schema or options
     /// that cannot be used, [`Error::CorruptStore`], [`Error::Store`] and [`Error::Io`] as [`Reader::open`].
     pub fn create(path: &Path, schema: Schema, options: WriterOptions) -> Result<Self> {
-        let text = schema.encode(super::WRITTEN_BY)?;
+        let text = schema.encode(WRITTEN_BY)?;
         let cells = Cells::new(schema.dtype);
         let cells = cells.ok_or_else(|| no_cells(&schema))?;
         let name = match &options.writer {

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::drift::Turn;
-use super::refresh::Factor;
+use super::factor::Factor;
 use crate::selection::run::Run;
 
 /// Means that angles may be measured from at one time.

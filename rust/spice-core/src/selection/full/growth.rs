@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Search;
+use super::search::Search;
 use crate::error::Result;
 use crate::selection::pick::{Pick, StopReason};
 

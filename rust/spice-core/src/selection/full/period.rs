@@ -2,35 +2,20 @@
 
 use rayon::prelude::*;
 
-use super::Search;
+use super::angles::cosines;
 use super::cold::Bar;
-use super::contest::cosines;
 use super::drift::angle;
+use super::search::{FIRST, Period, Search};
 use crate::error::Result;
 
 /// Picks that a period is meant to last.
 const PERIOD: usize = 64;
 /// Bytes of hot rows where periods would be short otherwise.
 const MOST_HOT_BYTES: usize = 96 << 20;
-/// Rows that the first period starts with.
-pub(super) const FIRST: usize = 256;
 /// Rows refreshed between two looks at the cutoff.
 const BATCH: usize = 2048;
 /// Periods after which angles that were of no use are tried again.
 const REST: usize = 8;
-
-/// What holds since the period began.
-pub(super) struct Period {
-    first_pick: usize,
-    /// Rows that were refreshed for it.
-    refreshed: usize,
-    /// How far computed values may be off, as its bounds allow for.
-    slack: f64,
-    /// The unit mean at its start, how far it may turn, and the least ‖m‖ that was counted on.
-    mean: Option<Vec<f64>>,
-    allowance: f64,
-    mean_norm: f64,
-}
 
 impl Search<'_> {
     /// Whether the mean has moved further than the bounds of the period allow for.

@@ -7,9 +7,8 @@
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 
-use super::Search;
 use super::cold::Bar;
-use super::contest::Found;
+use super::search::{Found, Sampling, Search};
 use crate::error::Result;
 use crate::selection::pick::StopReason;
 
@@ -17,21 +16,6 @@ use crate::selection::pick::StopReason;
 const STEPS: usize = 32;
 /// Rows made hot at once.
 const PROMOTED: usize = 8;
-
-/// How much of the rows a step looks at.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::selection) struct Sampling {
-    size: usize,
-    seed: u64,
-}
-
-impl Sampling {
-    /// Samples of n/k·log(1/ε) rows, at least one.
-    pub(in crate::selection) fn new(rows: usize, budget: usize, epsilon: f64, seed: u64) -> Self {
-        let size = (rows as f64 / budget as f64 * (1.0 / epsilon).ln()).ceil().max(1.0);
-        Self { size: size as usize, seed }
-    }
-}
 
 impl Search<'_> {
     /// Selects up to `budget` rows, each the best of a sample.

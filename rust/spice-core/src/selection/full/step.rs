@@ -5,21 +5,16 @@
 
 use rayon::prelude::*;
 
-use super::Search;
+use super::angles::cosines;
 use super::drift::Turn;
+use super::search::{Found, Search};
 use crate::error::Result;
-use crate::selection::run::{Candidate, Run};
+use crate::selection::run::Candidate;
 
 /// Conflicts computed at once.
 const CONFLICTS: usize = 64;
 /// Rows made hot at once to find one with a larger merit.
 const WITNESSES: usize = 32;
-
-/// The best hot row, and the largest merit of any hot row that is up to date.
-pub(super) struct Found {
-    pub(super) best: Candidate,
-    pub(super) largest_merit: f64,
-}
 
 impl Search<'_> {
     /// The best hot row.
@@ -169,17 +164,4 @@ fn move_to_front<T>(items: &mut [T], condition: impl Fn(&T) -> bool) -> usize {
         }
     }
     front
-}
-
-/// Cosines of rows to the mean.
-pub(super) fn cosines(run: &Run<'_>, rows: &[usize]) -> Result<Vec<f64>> {
-    rows.par_iter()
-        .with_min_len(16)
-        .map_init(Vec::new, |cells, &row| {
-            run.check()?;
-            cells.resize(run.survey.dim(), 0.0);
-            run.survey.load(row, cells);
-            Ok(run.mean.cosine(run.kernels, cells, run.survey.norm_sq()[row]))
-        })
-        .collect()
 }
