@@ -51,12 +51,13 @@ def _quiet():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The arguments of every run of the core."""
+    """What every run of the core is asked for."""
     made, select = [], _core.select
 
-    def watched(*arguments, **keywords):
-        made.append(keywords)
-        return select(*arguments, **keywords)
+    def watched(pool, objective, constraints, *, control, **keywords):
+        asked = {**vars(constraints), "weights": pool.weights, "time_limit": control.time_limit}
+        made.append(asked)
+        return select(pool, objective, constraints, control=control, **keywords)
 
     monkeypatch.setattr(_core, "select", watched)
     return made

@@ -1,7 +1,6 @@
 """A pool that grows: `extend` is `select` on the grown pool, and reads little."""
 
-from __future__ import annotations
-
+import dataclasses
 import json
 import warnings
 
@@ -77,7 +76,7 @@ def at(rows: np.ndarray, index: np.ndarray, k: int, keywords: dict) -> spice_rs.
     selection = spice_rs.select(rows, k, **keywords)
     source = selection.settings["source"]
     source["content"] = spice_rs._core.fingerprint(
-        opened.blocks, dim=opened.dim, index=index.astype(np.int64), threads=1
+        dataclasses.replace(opened.stored, index=index.astype(np.int64)), threads=1
     )
     return spice_rs.Selection(
         **{name: getattr(selection, name) for name in (*SERIES[1:], "rows_read", "log_dets")},

@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from spice_rs.analysis.certificate import Choice
+from spice_rs.selection.options import Constraints, Control, Objective, Past, Windows
+from spice_rs.store.pool import Pool
+
 __all__ = [
     "Store",
     "StoreWriter",
@@ -104,98 +108,29 @@ def delete(
 ) -> str: ...
 def repair(path: str | PathLike[str], progress: Callable[[int, int], object] | None) -> str: ...
 def select(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    pool: Pool,
+    objective: Objective,
+    constraints: Constraints,
     *,
-    dim: int,
-    index: NDArray[np.int64] | None,
-    scale: NDArray[np.float64] | None,
-    unit: bool,
-    k: int | None,
-    alpha: float,
-    conflict_penalty: float,
-    early_stop: float | None,
-    fisher: str,
-    method: str,
-    search: str,
-    hot_rows: int | None,
-    epsilon: float,
-    seed: int,
-    order: NDArray[np.int64] | None,
-    pool_size: int | None,
-    select_per_window: int | None,
-    threads: int | None,
-    progress: Callable[[int, int, float, int], object] | None,
-    time_limit: float | None,
-    made: tuple[NDArray[Any], ...] | None,
-    checkpoint: Callable[[dict[str, Any]], object] | None,
-    checkpoint_interval: float,
-    weights: NDArray[np.float64] | None = None,
-    multiplier: NDArray[np.float64] | None = None,
-    bonus: NDArray[np.float64] | None = None,
-    initial: NDArray[np.int64] | None = None,
-    include: NDArray[np.int64] | None = None,
-    exclude: NDArray[np.int64] | None = None,
-    groups: NDArray[np.int64] | None = None,
-    minima: NDArray[np.float64] | None = None,
-    maxima: NDArray[np.float64] | None = None,
-    costs: NDArray[np.float64] | None = None,
-    budget: float | None = None,
-    max_similarity: float | None = None,
-    old: NDArray[np.bool_] | None = None,
-    left_out: tuple[NDArray[Any], ...] | None = None,
+    windows: Windows | None,
+    past: Past,
+    control: Control,
 ) -> dict[str, Any]: ...
-def fingerprint(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
-    *,
-    dim: int,
-    index: NDArray[np.int64] | None,
-    threads: int | None,
-    positions: NDArray[np.int64] | None = None,
-) -> str: ...
-def norms_sq(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
-    *,
-    dim: int,
-    index: NDArray[np.int64] | None,
-    scale: NDArray[np.float64] | None,
-    unit: bool,
-    weights: NDArray[np.float64] | None,
-    threads: int | None,
-) -> NDArray[np.float64]: ...
-def log_det(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
-    *,
-    dim: int,
-    scale: NDArray[np.float64] | None,
-    unit: bool,
-    positions: NDArray[np.int64],
-    alpha: float,
-    threads: int | None,
-) -> float: ...
+def fingerprint(pool: Pool, *, threads: int | None, positions: NDArray[np.int64] | None = None) -> str: ...
+def norms_sq(pool: Pool, *, threads: int | None) -> NDArray[np.float64]: ...
+def log_det(pool: Pool, *, positions: NDArray[np.int64], alpha: float, threads: int | None) -> float: ...
 def curvature(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    pool: Pool,
     *,
-    dim: int,
-    index: NDArray[np.int64] | None,
-    scale: NDArray[np.float64] | None,
-    unit: bool,
-    weights: NDArray[np.float64] | None,
     alpha: float,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
 def certify(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    pool: Pool,
+    choice: Choice,
     *,
-    dim: int,
-    index: NDArray[np.int64] | None,
-    scale: NDArray[np.float64] | None,
-    unit: bool,
-    weights: NDArray[np.float64] | None,
     alpha: float,
-    initial: NDArray[np.int64],
-    picks: NDArray[np.int64],
-    prefixes: NDArray[np.int64],
     steps: int,
     threads: int | None,
     progress: Callable[[int, int], object] | None,

@@ -180,8 +180,7 @@ def agreement(
     shown = bar(progress, total=2 * (2 + len(sizes) * (1 + random_sets)), what="agreement", unit="sets")
     options: list[dict[str, Any]] = []
     for source in sources:
-        _, scale, unit = source.row_scale(normalize)
-        number = resolve_alpha(alpha, source, scale, unit, threads=threads)
+        number = resolve_alpha(alpha, source.pool(normalize), threads=threads)
         options.append({"alpha": number, "normalize": normalize, "threads": threads})
     try:
         picked, gains = [], []
@@ -259,16 +258,7 @@ def _single_gains(
     source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
 ) -> Floats:
     """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows."""
-    _, scale, unit = source.row_scale(normalize)
-    norms = _core.norms_sq(
-        source.blocks,
-        dim=source.dim,
-        index=source.index,
-        scale=scale,
-        unit=unit,
-        weights=None,
-        threads=threads,
-    )
+    norms = _core.norms_sq(source.pool(normalize), threads=threads)
     gains: Floats = np.log1p(alpha * norms[source.positions(rows)])
     return gains
 

@@ -63,6 +63,15 @@ class Certificate:
         )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The rows that bounds are taken from, by position, as `_core` takes them: (m,) int64 each."""
+
+    initial: npt.NDArray[np.int64]
+    picks: npt.NDArray[np.int64]
+    prefixes: npt.NDArray[np.int64]
+
+
 def certify(
     selection: Selection,
     source: Any,
@@ -136,19 +145,15 @@ def certify(
     remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
     identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
     check_same("source", settings["source"], identity, StoreMismatchError, remedy)
-    _, scale, unit = opened.row_scale(settings["normalize"])
+    pool = opened.pool(settings["normalize"])
+    choice = Choice(
+        _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
+    )
     with counting(progress, "certify") as count:
         found = _core.certify(
-            opened.blocks,
-            dim=opened.dim,
-            index=opened.index,
-            scale=scale,
-            unit=unit,
-            weights=_weights(opened, data, index_column, weights, settings),
+            pool.weighted(_weights(opened, data, index_column, weights, settings)),
+            choice,
             alpha=settings["alpha"],
-            initial=_initial(opened, initial, settings),
-            picks=opened.positions(selection.indices).astype(np.int64),
-            prefixes=chosen,
             steps=int(steps),
             threads=numbers["threads"],
             progress=count,

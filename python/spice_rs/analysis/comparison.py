@@ -233,8 +233,8 @@ def compare(
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
         )
-    resolved, scale, unit = opened.row_scale(normalize)
-    alpha = resolve_alpha(alpha, opened, scale, unit, threads=numbers["threads"])
+    pool = opened.pool(normalize)
+    resolved, alpha = pool.normalize, resolve_alpha(alpha, pool, threads=numbers["threads"])
     setting = Setting(
         source=opened,
         k=int(k),

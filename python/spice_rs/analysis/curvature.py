@@ -113,30 +113,20 @@ def curvature(
     numbers = check_numbers(threads=threads)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.warn_unfinished()
-    normalized, scale, unit = opened.row_scale(normalize)
+    pool = opened.pool(normalize)
     columns = Columns(opened, data, {"weights": weights}, index_column)
-    hashed = by_position = None
+    hashed = None
     if weights is not None:
         values = columns.numbers("weights", weights, positive=True)
-        hashed, by_position = {"sha256": digest(values)}, columns.by_position(values)
-    alpha = resolve_alpha(alpha, opened, scale, unit, weights=by_position, threads=numbers["threads"])
+        hashed, pool = {"sha256": digest(values)}, pool.weighted(columns.by_position(values))
+    alpha = resolve_alpha(alpha, pool, threads=numbers["threads"])
     with counting(progress, "curvature") as count:
-        found = _core.curvature(
-            opened.blocks,
-            dim=opened.dim,
-            index=opened.index,
-            scale=scale,
-            unit=unit,
-            weights=by_position,
-            alpha=alpha,
-            threads=numbers["threads"],
-            progress=count,
-        )
+        found = _core.curvature(pool, alpha=alpha, threads=numbers["threads"], progress=count)
     rows = np.arange(opened.rows, dtype=np.int64) if opened.index is None else opened.index
     found["row"] = None if found["row"] is None else int(rows[found["row"]])
     settings = {
         "alpha": alpha,
-        "normalize": normalized,
+        "normalize": pool.normalize,
         "weights": hashed,
         "source": opened.identity(),
     }

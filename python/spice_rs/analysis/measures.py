@@ -84,7 +84,7 @@ def other_scales(source: Source, resolved: str, asked: str | Sequence[str] | Non
                 raise InvalidInputError(
                     f"scales: found {name!r}, expected 'none', 'sum', 'mean' or 'unit'. Choose some of these."
                 )
-            source.row_scale(name)  # type: ignore[arg-type]
+            source.pool(name)  # type: ignore[arg-type]
     elif source.reduction is not None and source.num_tokens is not None and (source.num_tokens > 0).all():
         names = ["sum", "mean", "unit"]
     else:

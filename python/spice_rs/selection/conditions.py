@@ -13,13 +13,11 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import digest
+from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import DUPLICATES
 from spice_rs.store.sources import Source
-
-Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 KEYS = (
     "budget",
@@ -58,20 +56,20 @@ class Conditions:
 
     source: Source
     candidates: npt.NDArray[np.bool_]
-    initial: Rows | None
-    include: Rows | None
-    exclude: Rows | None
-    groups: Quotas | None
-    costs: Floats | None
-    budget: float | None
-    total: Fraction | None
-    max_similarity: float | None
-    weights: Floats | None
-    prior: Floats | None
-    prior_weight: float | None
+    initial: Rows | None = None
+    include: Rows | None = None
+    exclude: Rows | None = None
+    groups: Quotas | None = None
+    costs: Floats | None = None
+    budget: float | None = None
+    total: Fraction | None = None
+    max_similarity: float | None = None
+    weights: Floats | None = None
+    prior: Floats | None = None
+    prior_weight: float | None = None
 
-    def for_core(self, *, costed: bool = False) -> dict[str, Any]:
-        """Return the arguments of `_core.select`; `costed`: gains count per cost."""
+    def for_core(self, *, costed: bool = False) -> Constraints:
+        """Return them as the core takes them; `costed`: gains count per cost."""
         groups, multiplier = self.groups, None
         if costed and self.costs is not None:
             multiplier = math.fsum(self.costs) / len(self.costs) / self.costs
@@ -79,20 +77,19 @@ class Conditions:
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
             minima = np.array([float(minimum) for minimum in groups.minima])
-        return {
-            "weights": self.weights,
-            "multiplier": multiplier,
-            "bonus": None if self.prior is None else self.prior * (self.prior_weight or 0.0),
-            "initial": self.initial,
-            "include": self.include,
-            "exclude": self.exclude,
-            "groups": None if groups is None else groups.codes,
-            "minima": minima,
-            "maxima": maxima,
-            "costs": self.costs,
-            "budget": self.budget,
-            "max_similarity": self.max_similarity,
-        }
+        return Constraints(
+            multiplier=multiplier,
+            bonus=None if self.prior is None else self.prior * (self.prior_weight or 0.0),
+            initial=self.initial,
+            include=self.include,
+            exclude=self.exclude,
+            groups=None if groups is None else groups.codes,
+            minima=minima,
+            maxima=maxima,
+            costs=self.costs,
+            budget=self.budget,
+            max_similarity=self.max_similarity,
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return what `Selection.settings` says of the conditions: numbers, and hashes of the arrays given.

@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.progress import Progress, Watcher
+from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_settings
 from spice_rs.selection.arguments import check_numbers
-from spice_rs.selection.checkpoint import COLUMNS, INTERVAL
-from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.checkpoint import COLUMNS
+from spice_rs.selection.conditions import KEYS, Conditions
+from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.result import Selection
+from spice_rs.selection.run import run
 from spice_rs.selection.saved import DUPLICATES
 from spice_rs.store.sources import Source, as_rows, open_source
 
@@ -78,41 +80,22 @@ def extend(
     old = _old_positions(settings["source"], opened, old_rows, numbers["threads"])
     if numbers["k"] is not None:
         settings["k"] = numbers["k"]
-    _, scale, unit = opened.row_scale(settings["normalize"])
     mask = np.zeros(opened.rows, bool)
     mask[old] = True
     made = (
         opened.positions(selection.indices).astype(np.int64),
         *(getattr(selection, name) for name in COLUMNS),
     )
-    with Watcher(progress, opened.rows, settings["k"] or opened.rows) as watcher:
-        result = _core.select(
-            opened.blocks,
-            dim=opened.dim,
-            index=opened.index,
-            scale=scale,
-            unit=unit,
-            k=settings["k"],
-            alpha=settings["alpha"],
-            conflict_penalty=settings["conflict_penalty"],
-            early_stop=settings["early_stop"],
-            fisher=settings["fisher"],
-            method=settings["method"],
-            search=search,
-            hot_rows=numbers["hot_rows"],
-            epsilon=0.5,
-            seed=0,
-            order=None,
-            pool_size=None,
-            select_per_window=None,
-            threads=numbers["threads"],
-            progress=watcher,
-            time_limit=None if time_limit is None else float(time_limit),
-            made=made,
-            checkpoint=None,
-            checkpoint_interval=INTERVAL,
-            old=mask,
-        )
+    names = ("k", "alpha", "conflict_penalty", "early_stop", "fisher", "method")
+    result, _ = run(
+        opened.pool(settings["normalize"]),
+        Objective(**{name: settings[name] for name in names}, search=search, hot_rows=numbers["hot_rows"]),
+        Conditions(opened, np.ones(opened.rows, bool)),
+        past=Past(made, old=mask),
+        threads=numbers["threads"],
+        progress=progress,
+        time_limit=None if time_limit is None else float(time_limit),
+    )
     signal = settings["alpha"] * result.pop("norm_sq")
     content = result.pop("fingerprint")
     for name in DUPLICATES:
@@ -168,9 +151,7 @@ def _old_positions(
             f"{opened.description}: found {len(np.unique(old))} old rows, expected {earlier['rows']}, as many as in"
             f" {earlier['name']}. {remedy}"
         )
-    content = _core.fingerprint(
-        opened.blocks, dim=opened.dim, index=opened.index, threads=threads, positions=old
-    )
+    content = _core.fingerprint(opened.stored, threads=threads, positions=old)
     if content != earlier.get("content"):
         raise StoreMismatchError(
             f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"

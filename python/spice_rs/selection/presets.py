@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.arguments import check_reals
-from spice_rs.store.sources import Source
+from spice_rs.store.pool import Pool
 
 Alpha = float | Literal["auto"]
 """α as a caller gives it: a number, or "auto" for `resolve_alpha`."""
@@ -63,15 +62,7 @@ def with_preset(
     return {**given, **settings}
 
 
-def resolve_alpha(
-    alpha: Alpha,
-    source: Source,
-    scale: npt.NDArray[np.float64] | None,
-    unit: bool,
-    *,
-    weights: npt.NDArray[np.float64] | None = None,
-    threads: int | None = None,
-) -> float:
+def resolve_alpha(alpha: Alpha, pool: Pool, *, threads: int | None = None) -> float:
     """Return α as a number.
 
     "auto" is 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
@@ -80,10 +71,7 @@ def resolve_alpha(
 
     Args:
         alpha: a number, or "auto".
-        source: the rows.
-        scale: (n,) factor of each row, or None.
-        unit: whether they become unit rows.
-        weights: (n,) w, or None.
+        pool: the rows at their scale.
         threads: to use.
 
     Raises:
@@ -93,14 +81,6 @@ def resolve_alpha(
         return check_reals(alpha=alpha)["alpha"]
     if alpha != "auto":
         raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
-    norms_sq = _core.norms_sq(
-        source.blocks,
-        dim=source.dim,
-        index=source.index,
-        scale=scale,
-        unit=unit,
-        weights=weights,
-        threads=threads,
-    )
+    norms_sq = _core.norms_sq(pool, threads=threads)
     norms_sq = norms_sq[norms_sq > 0]
     return 1.0 / float(np.median(norms_sq)) if norms_sq.size else 1.0

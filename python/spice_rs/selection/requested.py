@@ -13,7 +13,8 @@ import numpy.typing as npt
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list
-from spice_rs.selection.conditions import Conditions, Floats, Rows
+from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.options import Floats, Rows
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.store.sources import Source

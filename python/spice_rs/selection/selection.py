@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +11,15 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.progress import Progress, Watcher
+from spice_rs.progress import Progress
 from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
 from spice_rs.selection.arguments import check_budget, check_numbers, check_reals, check_words
-from spice_rs.selection.checkpoint import INTERVAL, Checkpoint
-from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.checkpoint import Checkpoint
+from spice_rs.selection.options import Objective, Past, Windows
 from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
+from spice_rs.selection.run import run
 from spice_rs.store.sources import Normalize, as_rows, open_source
 
 
@@ -241,22 +240,20 @@ def select(
     requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
-    normalized, scale, unit = opened.row_scale(named["normalize"])
+    pool = opened.pool(named["normalize"])
     conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
-    order = None
-    if pool_size is not None:
+    pool = pool.weighted(conditions.weights)
+    windows = None
+    if numbers["pool_size"] is not None and numbers["select_per_window"] is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
-
-    alpha = resolve_alpha(
-        named["alpha"], opened, scale, unit, weights=conditions.weights, threads=numbers["threads"]
-    )
+        windows = Windows(order, numbers["pool_size"], numbers["select_per_window"])
     settings: dict[str, Any] = {
         "k": numbers["k"],
-        "alpha": alpha,
+        "alpha": resolve_alpha(named["alpha"], pool, threads=numbers["threads"]),
         "conflict_penalty": reals["conflict_penalty"],
         "fisher": fisher,
         "early_stop": reals.get("early_stop"),
-        "normalize": normalized,
+        "normalize": pool.normalize,
         "method": method,
         "epsilon": reals["epsilon"] if method in ("epsilon_lazy", "stochastic") else None,
         "pool_size": numbers["pool_size"],
@@ -266,48 +263,34 @@ def select(
         "partial": bool(opened.unfinished),
         "source": opened.identity(),
     }
-    keeper = None
+    keeper = past = None
     if checkpoint is not None:
         settings["source"]["fingerprint"] = opened.identify(numbers["threads"])
         keeper = Checkpoint(checkpoint, settings)
-
-    def run(watcher: Watcher, seconds: float | None, *, costed: bool) -> dict[str, Any]:
-        return _core.select(
-            opened.blocks,
-            dim=opened.dim,
-            index=opened.index,
-            scale=scale,
-            unit=unit,
-            k=numbers["k"],
-            alpha=settings["alpha"],
-            conflict_penalty=settings["conflict_penalty"],
-            early_stop=settings["early_stop"],
-            fisher=fisher,
-            method=method,
-            search=search,
-            hot_rows=numbers["hot_rows"],
-            epsilon=reals["epsilon"],
-            seed=numbers["seed"] or 0,
-            order=order,
-            pool_size=numbers["pool_size"],
-            select_per_window=numbers["select_per_window"],
-            threads=numbers["threads"],
-            progress=watcher,
-            time_limit=seconds,
-            made=keeper.made(opened) if keeper else None,
-            left_out=keeper.left_out(opened) if keeper else None,
-            checkpoint=keeper.save if keeper else None,
-            checkpoint_interval=INTERVAL,
-            **conditions.for_core(costed=costed),
-        )
-
-    limit = reals.get("time_limit")
-    if conditions.costs is None:
-        watcher = Watcher(progress, opened.rows, k or opened.rows)
-        with watcher:
-            result, compared = run(watcher, limit, costed=False), None
-    else:
-        result, compared = _both_runs(run, conditions, progress, limit)
+        past = Past(keeper.made(opened), keeper.left_out(opened))
+    objective = Objective(
+        k=numbers["k"],
+        alpha=settings["alpha"],
+        conflict_penalty=settings["conflict_penalty"],
+        early_stop=settings["early_stop"],
+        fisher=fisher,
+        method=method,
+        search=search,
+        hot_rows=numbers["hot_rows"],
+        epsilon=reals["epsilon"],
+        seed=numbers["seed"],
+    )
+    result, compared = run(
+        pool,
+        objective,
+        conditions,
+        windows=windows,
+        past=past,
+        checkpoint=keeper,
+        threads=numbers["threads"],
+        progress=progress,
+        time_limit=reals.get("time_limit"),
+    )
     signal = settings["alpha"] * result.pop("norm_sq")
     settings["source"] = opened.identity(result.pop("fingerprint"))
     selection = Selection(
@@ -326,42 +309,6 @@ def select(
     ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return selection
-
-
-def _both_runs(
-    run: Callable[..., dict[str, Any]], conditions: Conditions, progress: Progress, limit: float | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run under a budget of cost, with gains per cost and with gains as they are; return the better and a comparison.
-
-    Either rule alone can be far from the best: one dear row may be worth more than all the cheap ones, and many cheap
-    ones more than a dear one. The larger U of both is not.
-    """
-    rows, started = conditions.source.rows, time.monotonic()
-    results = {}
-    with Watcher(progress, rows, conditions.about_picks(), runs=2) as watcher:
-        for name in ("costed", "uncosted"):
-            seconds = limit
-            if limit is not None:  # half of it each; what the first leaves is the second's
-                spent = time.monotonic() - started
-                seconds = limit / 2 if name == "costed" else max(limit - spent, limit * 1e-3)
-            results[name] = run(watcher, seconds, costed=name == "costed")
-            watcher.next_run()
-    compared: dict[str, Any] = {
-        name: {
-            "log_det": result["log_det"],
-            "picks": len(result["indices"]),
-            "cost": conditions.cost_of(result["indices"]),
-        }
-        for name, result in results.items()
-    }
-    costed, uncosted = results["costed"], results["uncosted"]
-    # Two orders of the same rows have the same U, but for rounding.
-    same = set(costed["indices"].tolist()) == set(uncosted["indices"].tolist())
-    kept = "costed" if same or costed["log_det"] >= uncosted["log_det"] else "uncosted"
-    result = results[kept]
-    if any(each["stop_reason"] == "time_limit" for each in results.values()):
-        result["stop_reason"] = "time_limit"
-    return result, {"kept": kept, **compared}
 
 
 def log_det(
@@ -390,15 +337,10 @@ def log_det(
     """
     check_numbers(threads=threads)
     opened = open_source(source, dim=dim, dtype=dtype)
-    _, scale, unit = opened.row_scale(normalize)
-    positions = opened.positions(as_rows(rows))
-    value: float = _core.log_det(
-        opened.blocks,
-        dim=opened.dim,
-        scale=scale,
-        unit=unit,
-        positions=positions,
-        alpha=resolve_alpha(alpha, opened, scale, unit, threads=threads),
+    pool = opened.pool(normalize)
+    return _core.log_det(
+        pool,
+        positions=opened.positions(as_rows(rows)),
+        alpha=resolve_alpha(alpha, pool, threads=threads),
         threads=threads,
     )
-    return value

@@ -35,7 +35,8 @@ class RowReader:
         self, source: Source, normalize: Normalize = "auto", *, dtype: npt.DTypeLike = np.float64
     ) -> None:
         self.rows, self.dim, self._dtype = source.rows, source.dim, np.dtype(dtype)
-        self.normalize, self._scale, self._unit = source.row_scale(normalize)
+        pool = source.pool(normalize)
+        self.normalize, self._scale, self._unit = pool.normalize, pool.scale, pool.unit
         self._blocks = [_Block(block, source.dim) for block in source.blocks]
         self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
 

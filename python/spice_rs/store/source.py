@@ -13,6 +13,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, SpiceWarning, UnfinishedStoreError
+from spice_rs.store.pool import Pool
 from spice_rs.store.store import GradientStore
 
 Normalize = Literal["auto", "none", "sum", "mean", "unit"]
@@ -50,8 +51,13 @@ class Source:
     data: dict[str, Any] | None = None
     keep_alive: Any = field(default=None, repr=False)
 
-    def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:
-        """Return (the resolved normalisation, the factor of each row or None, whether to make unit rows).
+    @property
+    def stored(self) -> Pool:
+        """The rows as they are stored, without a scale."""
+        return Pool(self.blocks, self.dim, self.index)
+
+    def pool(self, normalize: Normalize) -> Pool:
+        """Return the rows at a scale.
 
         Raises:
             InvalidInputError: the source does not record what the normalisation needs.
@@ -62,10 +68,14 @@ class Source:
             )
         if normalize == "auto":
             normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
-        if normalize == "none" or normalize == self.reduction:
-            return normalize, self.scale, False
-        if normalize == "unit":
-            return normalize, self.scale, True
+        scale = self.scale
+        if normalize in ("sum", "mean") and normalize != self.reduction:
+            factor = self._token_factor(normalize)
+            scale = factor if scale is None else scale * factor
+        return Pool(self.blocks, self.dim, self.index, normalize, scale, normalize == "unit")
+
+    def _token_factor(self, normalize: str) -> npt.NDArray[np.float64]:
+        """Return the (n,) float64 factors from sums over tokens to means, or back."""
         if self.reduction is None or self.num_tokens is None:
             raise InvalidInputError(
                 f"normalize: found {normalize!r} for {self.description}, expected a store that records its loss"
@@ -78,8 +88,7 @@ class Source:
                 f"num_tokens of row {self.dataset_row(row)}: found {self.num_tokens[row]}, expected at least 1."
                 " Extract this row again, or use normalize='none'."
             )
-        factor = 1.0 / tokens if normalize == "mean" else tokens
-        return normalize, factor if self.scale is None else self.scale * factor, False
+        return 1.0 / tokens if normalize == "mean" else tokens
 
     @property
     def is_joined(self) -> bool:
@@ -134,9 +143,7 @@ class Source:
 
     def identify(self, threads: int | None = None) -> str:
         """Return a hash of the rows as stored and of their dataset rows; reads all of them where none is recorded."""
-        return self.fingerprint or _core.fingerprint(
-            self.blocks, dim=self.dim, index=self.index, threads=threads
-        )
+        return self.fingerprint or _core.fingerprint(self.stored, threads=threads)
 
     def identity(self, content: str | None = None) -> dict[str, Any]:
         """Return what a selection remembers of its source; `content` is the hash of the rows that the core returns."""

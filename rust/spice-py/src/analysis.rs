@@ -4,11 +4,9 @@ use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spice_core::analysis;
-use spice_core::matrix::Pool;
 use spice_core::monitor::Monitor;
-use spice_core::selection::Survey;
 
-use crate::selection::{Rows, numbers_of, pool, rows_of};
+use crate::pool::{PoolOptions, rows_of};
 use crate::watch::{Observer, watch};
 
 /// Tells Python how many rows the passes have read, and how many they will have.
@@ -26,40 +24,21 @@ impl Observer for Told<'_> {
     }
 }
 
-fn survey<'a>(
-    pool: Pool<'a>,
-    unit: bool,
-    weights: Option<Vec<f64>>,
-    monitor: &Monitor,
-) -> spice_core::Result<Survey<'a>> {
-    let survey = Survey::new(pool, unit, monitor)?;
-    match weights {
-        Some(weights) => survey.with_weights(weights),
-        None => Ok(survey),
-    }
-}
-
 /// The curvature of U over a pool; see `spice_rs.curvature`. The row is the place in the source, or None.
 #[pyfunction]
-#[pyo3(signature = (source, *, dim, index, scale, unit, weights, alpha, threads, progress))]
-#[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
+#[pyo3(signature = (pool, *, alpha, threads, progress))]
 pub(crate) fn curvature<'py>(
     py: Python<'py>,
-    source: Vec<Rows<'py>>,
-    dim: usize,
-    index: Option<PyReadonlyArray1<'py, i64>>,
-    scale: Option<PyReadonlyArray1<'py, f64>>,
-    unit: bool,
-    weights: Option<PyReadonlyArray1<'py, f64>>,
+    pool: PoolOptions<'py>,
     alpha: f64,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let pool = pool(&source, dim, index, scale)?;
-    let weights = weights.as_ref().map(numbers_of);
+    let scaling = pool.scaling();
+    let pool = pool.open()?;
     let monitor = Monitor::default();
     let found = watch(py, &monitor, threads, Told(progress), || {
-        analysis::curvature(&survey(pool, unit, weights, &monitor)?, alpha, &monitor)
+        analysis::curvature(&scaling.survey(pool, &monitor)?, alpha, &monitor)
     })?;
     let out = PyDict::new(py);
     out.set_item("total", found.total)?;
@@ -71,32 +50,33 @@ pub(crate) fn curvature<'py>(
     Ok(out)
 }
 
-/// Bounds of U over any k rows; see `spice_rs.certify`.
-#[pyfunction]
-#[pyo3(signature = (source, *, dim, index, scale, unit, weights, alpha, initial, picks, prefixes, steps, threads, progress))]
-#[expect(clippy::too_many_arguments, reason = "one per keyword of the Python function")]
-pub(crate) fn certify<'py>(
-    py: Python<'py>,
-    source: Vec<Rows<'py>>,
-    dim: usize,
-    index: Option<PyReadonlyArray1<'py, i64>>,
-    scale: Option<PyReadonlyArray1<'py, f64>>,
-    unit: bool,
-    weights: Option<PyReadonlyArray1<'py, f64>>,
-    alpha: f64,
+/// `spice_rs.analysis.certificate.Choice`: the picks, the rows beside them, and the sizes of prefixes.
+#[derive(FromPyObject)]
+pub(crate) struct ChoiceOptions<'py> {
     initial: PyReadonlyArray1<'py, i64>,
     picks: PyReadonlyArray1<'py, i64>,
     prefixes: PyReadonlyArray1<'py, i64>,
+}
+
+/// Bounds of U over any k rows; see `spice_rs.certify`.
+#[pyfunction]
+#[pyo3(signature = (pool, choice, *, alpha, steps, threads, progress))]
+pub(crate) fn certify<'py>(
+    py: Python<'py>,
+    pool: PoolOptions<'py>,
+    choice: ChoiceOptions<'py>,
+    alpha: f64,
     steps: usize,
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let pool = pool(&source, dim, index, scale)?;
-    let weights = weights.as_ref().map(numbers_of);
-    let (initial, picks, prefixes) = (rows_of(&initial), rows_of(&picks), rows_of(&prefixes));
+    let scaling = pool.scaling();
+    let pool = pool.open()?;
+    let [initial, picks, prefixes] =
+        [&choice.initial, &choice.picks, &choice.prefixes].map(|rows| rows_of(rows));
     let monitor = Monitor::default();
     let (found, fingerprint) = watch(py, &monitor, threads, Told(progress), || {
-        let survey = survey(pool, unit, weights, &monitor)?;
+        let survey = scaling.survey(pool, &monitor)?;
         let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, steps, &monitor)?;
         Ok((found, survey.fingerprint()))
     })?;

@@ -2,6 +2,9 @@
 
 mod analysis;
 mod errors;
+mod options;
+mod past;
+mod pool;
 mod selection;
 mod store;
 mod tools;

@@ -1,0 +1,122 @@
+//! What a run is asked for: `spice_rs.selection.run`'s dataclasses → the core's own structs.
+
+use numpy::PyReadonlyArray1;
+use pyo3::prelude::*;
+use spice_core::Error;
+use spice_core::selection::{Conditions, Fisher, Limits, Method, Search, Settings};
+
+use crate::errors::to_py;
+use crate::pool::{numbers_of, rows_of};
+
+/// `spice_rs.selection.run.Objective`: the settings.
+#[derive(FromPyObject)]
+pub(crate) struct ObjectiveOptions {
+    pub(crate) k: Option<usize>,
+    alpha: f64,
+    conflict_penalty: f64,
+    early_stop: Option<f64>,
+    fisher: String,
+    method: String,
+    search: String,
+    hot_rows: Option<usize>,
+    epsilon: Option<f64>,
+    seed: Option<u64>,
+}
+
+impl ObjectiveOptions {
+    pub(crate) fn settings(&self) -> PyResult<Settings> {
+        let defaults = Settings::default();
+        Ok(Settings {
+            alpha: self.alpha,
+            conflict_penalty: self.conflict_penalty,
+            early_stop: self.early_stop,
+            fisher: parse(
+                "fisher",
+                &self.fisher,
+                &[("full", Fisher::Full), ("diagonal", Fisher::Diagonal), ("scalar", Fisher::Scalar)],
+            )?,
+            method: parse(
+                "method",
+                &self.method,
+                &[
+                    ("greedy", Method::Greedy),
+                    ("top_k", Method::TopK),
+                    ("epsilon_lazy", Method::EpsilonLazy),
+                    ("stochastic", Method::Stochastic),
+                ],
+            )?,
+            search: parse(
+                "search",
+                &self.search,
+                &[("lazy", Search::Lazy), ("lazy_gain", Search::LazyGain), ("eager", Search::Eager)],
+            )?,
+            hot_rows: self.hot_rows,
+            epsilon: self.epsilon.unwrap_or(defaults.epsilon),
+            seed: self.seed.unwrap_or(defaults.seed),
+        })
+    }
+}
+
+/// `spice_rs.selection.run.Windows`.
+#[derive(FromPyObject)]
+pub(crate) struct WindowOptions<'py> {
+    order: PyReadonlyArray1<'py, i64>,
+    pub(crate) size: usize,
+    pub(crate) per_window: usize,
+}
+
+impl WindowOptions<'_> {
+    /// All rows, window after window.
+    pub(crate) fn rows(&self) -> Vec<usize> {
+        rows_of(&self.order)
+    }
+}
+
+/// `spice_rs.selection.run.Constraints`, by position of the pool.
+#[derive(FromPyObject)]
+pub(crate) struct ConstraintOptions<'py> {
+    multiplier: Option<PyReadonlyArray1<'py, f64>>,
+    bonus: Option<PyReadonlyArray1<'py, f64>>,
+    initial: Option<PyReadonlyArray1<'py, i64>>,
+    include: Option<PyReadonlyArray1<'py, i64>>,
+    exclude: Option<PyReadonlyArray1<'py, i64>>,
+    groups: Option<PyReadonlyArray1<'py, i64>>,
+    minima: Option<PyReadonlyArray1<'py, f64>>,
+    maxima: Option<PyReadonlyArray1<'py, f64>>,
+    costs: Option<PyReadonlyArray1<'py, f64>>,
+    budget: Option<f64>,
+    max_similarity: Option<f64>,
+}
+
+impl ConstraintOptions<'_> {
+    /// `k`: what all groups together may have where there is no budget of cost.
+    pub(crate) fn conditions(&self, k: usize) -> Conditions {
+        let rows =
+            |rows: &Option<PyReadonlyArray1<'_, i64>>| rows.as_ref().map_or_else(Vec::new, rows_of);
+        let limited = self.groups.is_some() || self.budget.is_some();
+        Conditions {
+            multiplier: self.multiplier.as_ref().map(numbers_of),
+            bonus: self.bonus.as_ref().map(numbers_of),
+            initial: rows(&self.initial),
+            include: rows(&self.include),
+            exclude: rows(&self.exclude),
+            limits: limited.then(|| Limits {
+                groups: self.groups.as_ref().map(rows_of),
+                minima: self.minima.as_ref().map_or_else(|| vec![0.0], numbers_of),
+                maxima: self.maxima.as_ref().map_or_else(|| vec![f64::INFINITY], numbers_of),
+                costs: self.costs.as_ref().map(numbers_of),
+                budget: self.budget.unwrap_or(k as f64),
+            }),
+            max_similarity: self.max_similarity,
+        }
+    }
+}
+
+fn parse<T: Copy>(field: &str, found: &str, legal: &[(&str, T)]) -> PyResult<T> {
+    if let Some((_, value)) = legal.iter().find(|(name, _)| *name == found) {
+        return Ok(*value);
+    }
+    let names: Vec<String> = legal.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let error = Error::invalid(field, format!("{found:?}"), names.join(" or "), "Choose one of these.");
+    Err(to_py(error))
+}
