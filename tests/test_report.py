@@ -140,7 +140,7 @@ def test_the_certificate_is_on_the_page(pool, undrawn, monkeypatch):
         asked.append(given)
         return types.SimpleNamespace(ratio=0.87654)
 
-    monkeypatch.setattr(spice_rs, "certify", certify, raising=False)
+    monkeypatch.setattr(page_module, "certify", certify)
     weights = np.linspace(0.5, 2, 159)
     sel = spice_rs.select(pool / "store", 5, weights=weights, initial=[6])
     spice_rs.write_report(sel, pool / "store", pool / "r.html", weights=weights, initial=[6])
@@ -225,7 +225,7 @@ def test_a_page_does_without_a_certificate_that_does_not_fit(pool, undrawn, monk
     def certify(*_, **__):
         raise spice_rs.InvalidInputError("source: found too much, expected less. Project it.")
 
-    monkeypatch.setattr(spice_rs, "certify", certify)
+    monkeypatch.setattr(page_module, "certify", certify)
     sel = spice_rs.select(pool / "store", 5)
     spice_rs.write_report(sel, pool / "store", pool / "r.html", sweeps=False)
     assert "found too much" in (pool / "r.html").read_text()

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.methods import Setting, Way
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Progress
@@ -113,11 +114,8 @@ def upper_bound(
     Raises:
         InvalidInputError: the matrices that it takes do not fit into memory.
     """
-    import spice_rs
-
-    certify = getattr(spice_rs, "certify", None)
     whole = [selection for selection in selections.values() if len(selection) == setting.k]
-    if certify is None or not whole:
+    if not whole:
         return None
     exact = [selections[way.label] for way in lines if way.exact and way.label in selections]
     best = min(exact or whole, key=lambda s: (s.settings["conflict_penalty"], -s.log_det))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import spice_rs
+from spice_rs._core import __version__
 from spice_rs.analysis.backdrop import Chance, pool_map, random_sets, sweep
+from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
@@ -169,7 +170,7 @@ def write_report(
     text = _PAGE.format(
         title=html.escape(f"Selection from {selection.settings['source']['name']}"),
         body="\n".join(sections),
-        version=spice_rs.__version__,
+        version=__version__,
     )
     with replacing(out) as file:
         file.write(text.encode())
@@ -219,8 +220,7 @@ def _certificate(
     selection: Selection, source: Any, given: Given, shape: dict[str, Any], progress: Progress
 ) -> str | None:
     """Return what is proven of U, where that can be had; see `spice_rs.certify`."""
-    certify = getattr(spice_rs, "certify", None)
-    if certify is None or selection.settings["pool_size"] is not None:  # windows have budgets of their own
+    if selection.settings["pool_size"] is not None:  # windows have budgets of their own
         return None
     data = given.data if isinstance(given.weights, str) else None
     again = {

@@ -1,0 +1,96 @@
+"""The tree's own rules: no imports in circles, and none from a later stage."""
+
+from pathlib import Path
+
+import pytest
+
+from house import circle, later, python_graph, rust_graph
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "python" / "spice_rs"
+CRATE = ROOT / "rust" / "spice-core" / "src"
+
+STAGES = ["data", "store", "extraction", "selection", "analysis", "report"]
+"""As data flow; but whoever extracts has to know the store that the rows go to."""
+CRATE_STAGES = ["linalg", "matrix", "survey", "selection", "analysis"]
+RESULTS = ["spice_rs.selection.result", "spice_rs.analysis.comparison"]
+"""Result objects, of which convenience methods import what shows them or writes them; listed in CONTRIBUTING."""
+
+
+def test_no_python_module_imports_one_that_imports_it():
+    assert circle(python_graph(PACKAGE, RESULTS)) == []
+
+
+def test_no_python_module_imports_from_a_later_stage():
+    assert later(python_graph(PACKAGE, RESULTS), STAGES) == []
+
+
+def test_no_rust_module_names_one_that_names_it():
+    assert circle(rust_graph(CRATE)) == []
+
+
+def test_no_rust_module_names_one_of_a_later_stage():
+    graph = {
+        module.replace("::", "."): {target.replace("::", ".") for target in targets}
+        for module, targets in rust_graph(CRATE).items()
+    }
+    assert later(graph, CRATE_STAGES) == []
+    below = [module for module in graph if module.split(".")[1:2] == ["store"]]
+    assert not [
+        (module, target)
+        for module in below
+        for target in graph[module]
+        if target.split(".")[1] in CRATE_STAGES[2:]
+    ]
+
+
+def test_exceptions_are_listed_where_people_read():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for module in RESULTS:
+        assert f"`{module.removeprefix('spice_rs.').replace('.', '/')}.py`" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("a/first.py", "from pack.b.second import thing\n"),
+        ("a/first.py", "def f():\n    from pack.b import second\n"),
+        ("a/first.py", "if True:\n    import pack.b.second\n"),
+    ],
+)
+def test_an_edge_put_back_is_found_in_python(tmp_path, file, line):
+    package = tmp_path / "pack"
+    for name in ("__init__.py", "a/__init__.py", "b/__init__.py", "a/first.py", "b/second.py"):
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (package / "b/second.py").write_text("from pack.a.first import other\n")
+    assert circle(python_graph(package)) == []
+    assert later(python_graph(package), ["a", "b"]) == []
+    (package / file).write_text(line)
+    assert set(circle(python_graph(package))) == {"pack.a.first", "pack.b.second"}
+    assert later(python_graph(package), ["a", "b"]) == ["pack.a.first -> pack.b.second"]
+    inside = "def" in line
+    assert (circle(python_graph(package, ["pack.a.first"])) == []) == inside
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "use crate::b::Thing;",
+        "use super::{c::Other, b::{self, Thing}};",
+        "pub(super) use super::b::Thing as Else;",
+        "fn f() -> super::b::Thing { todo!() }",
+        "const X: u8 = crate::b::X;",
+    ],
+)
+def test_an_edge_put_back_is_found_in_rust(tmp_path, line):
+    (tmp_path / "lib.rs").write_text("mod a;\nmod b;\nmod c;\npub use a::Other;\n")
+    (tmp_path / "a.rs").write_text(
+        "// use crate::b::Thing;\n#[cfg(test)]\nmod tests { use crate::b::Thing; }\n"
+    )
+    (tmp_path / "b.rs").write_text("use crate::a::Other;\n")
+    (tmp_path / "c.rs").write_text("")
+    assert circle(rust_graph(tmp_path)) == []
+    (tmp_path / "a.rs").write_text(line)
+    assert set(circle(rust_graph(tmp_path))) == {"crate::a", "crate::b"}
