@@ -11,9 +11,11 @@ from spice_rs.selection.options import Constraints, Control, Objective, Past, Wi
 from spice_rs.store.pool import Pool
 
 __all__ = [
+    "ROUNDING",
     "Store",
     "StoreWriter",
     "__version__",
+    "allowances",
     "certify",
     "compact",
     "convert",
@@ -22,11 +24,13 @@ __all__ = [
     "fingerprint",
     "log_det",
     "merge",
+    "merits",
     "norms_sq",
     "repair",
     "select",
 ]
 
+ROUNDING: float
 __version__: str
 
 @final
@@ -116,6 +120,12 @@ def select(
     past: Past,
     control: Control,
 ) -> dict[str, Any]: ...
+def allowances(
+    constraints: Constraints, *, positions: NDArray[np.int64], k: int
+) -> NDArray[np.float64] | None: ...
+def merits(
+    constraints: Constraints, *, positions: NDArray[np.int64], gains: NDArray[np.float64]
+) -> NDArray[np.float64]: ...
 def fingerprint(pool: Pool, *, threads: int | None, positions: NDArray[np.int64] | None = None) -> str: ...
 def norms_sq(pool: Pool, *, threads: int | None) -> NDArray[np.float64]: ...
 def log_det(pool: Pool, *, positions: NDArray[np.int64], alpha: float, threads: int | None) -> float: ...

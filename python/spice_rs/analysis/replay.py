@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.selection.columns import Columns, digest, row_list
+from spice_rs.selection.conditions import per_cost
+from spice_rs.selection.options import Constraints
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, open_source
-
-ROUNDING = 1e-9
-"""Part of a limit by which costs may exceed it, as in `rust/spice-core/src/selection/ledger.rs`."""
 
 BASIS_CELLS = 1 << 27
 """Cells that the matrices of several prefixes may take together: 1 GiB."""
@@ -192,15 +193,40 @@ class Replay:
             return float(rows) * self.source.dim * len(sizes)
         return cost(sizes, rows, self.source.dim, recursive=recursive)
 
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What decided who could be picked and what a row was worth, as far as it is known."""
+        settings, quotas = self.settings, self.selection.quotas
+        minima = maxima = None
+        if quotas is not None:
+            minima = np.array([float(quota[1]) for quota in quotas])
+            maxima = np.array([math.inf if quota[2] is None else float(quota[2]) for quota in quotas])
+        # Of groups that were not given the quotas say nothing of any row.
+        groups = (
+            np.zeros(self.source.rows, np.int64)
+            if quotas is not None and self.groups is None
+            else self.groups
+        )
+        return Constraints(
+            multiplier=per_cost(self.costs) if self.multiplied and self.costs is not None else None,
+            bonus=None if self.prior is None else self.prior * float(settings["prior_weight"]),
+            groups=groups,
+            minima=minima,
+            maxima=maxima,
+            costs=self.costs,
+            budget=settings["budget"],
+        )
+
     def score(self, gain: Floats, conflict: Floats, positions: Rows) -> Floats:
         """Return (b, s) scores of rows: m·Δ − λ·conflict + b, m and b being 1 and 0 without costs and prior."""
-        worth = gain
-        if self.multiplied and self.costs is not None:
-            mean = math.fsum(self.costs) / len(self.costs)
-            worth = worth * (mean / self.costs[positions])[:, None]
-        if self.prior is not None:
-            worth = worth + (self.prior[positions] * float(self.settings["prior_weight"]))[:, None]
-        return worth - self.penalty * conflict
+        given = (self.constraints.multiplier, self.constraints.bonus)
+        multiplier, bonus = (None if values is None else values[positions] for values in given)
+        worth = _core.merits(
+            Constraints(multiplier=multiplier, bonus=bonus),
+            positions=np.repeat(np.arange(len(positions)), gain.shape[1]),
+            gains=np.ascontiguousarray(gain, np.float64).ravel(),
+        )
+        return worth.reshape(gain.shape) - self.penalty * conflict
 
     @property
     def multiplied(self) -> bool:
@@ -211,30 +237,11 @@ class Replay:
     def allowances(self) -> Floats | None:
         """Return (m + 1, g) the largest cost of a row of each group that limits admit before each pick, and after all.
 
-        Costs are 1 without a budget of cost; None where there are no limits. The books are those of `ledger.rs`.
+        Costs are 1 without a budget of cost; None where there are no limits.
         """
-        if self.settings["budget"] is None and self.settings["groups"] is None:
-            return None
-        quotas = self.selection.quotas or [[None, 0, None]]
-        minima = np.array([float(quota[1]) for quota in quotas])
-        maxima = np.array([math.inf if quota[2] is None else float(quota[2]) for quota in quotas])
-        total = self.settings["budget"]
-        if total is None:
-            total = math.inf if self.settings["k"] is None else float(self.settings["k"])
-        spent, by_group, slack = 0.0, np.zeros(len(quotas)), math.inf
-        found = np.empty((len(self.picks) + 1, len(quotas)))
-        for rank in range(len(self.picks) + 1):
-            unmet = np.maximum(minima - by_group, 0.0)
-            slack = min(slack, total * (1.0 + ROUNDING) - spent - float(unmet.sum()))
-            if slack < 0:
-                found[rank] = -math.inf
-            else:
-                found[rank] = np.minimum(maxima * (1.0 + ROUNDING) - by_group, slack + unmet)
-            if rank < len(self.picks):
-                price = 1.0 if self.costs is None else float(self.costs[self.picks[rank]])
-                spent += price
-                by_group[0 if self.groups is None else self.groups[self.picks[rank]]] += price
-        return found
+        k = self.source.rows if self.settings["k"] is None else self.settings["k"]
+        found = _core.allowances(self.constraints, positions=self.picks, k=k)
+        return None if found is None else found.reshape(len(self.picks) + 1, -1)
 
     def costs_of(self, positions: Rows) -> Floats:
         """Return what rows cost; 1 without a budget of cost."""

@@ -72,7 +72,7 @@ class Conditions:
         """Return them as the core takes them; `costed`: gains count per cost."""
         groups, multiplier = self.groups, None
         if costed and self.costs is not None:
-            multiplier = math.fsum(self.costs) / len(self.costs) / self.costs
+            multiplier = per_cost(self.costs)
         minima = maxima = None
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
@@ -204,6 +204,11 @@ class Conditions:
     def _plain(self, value: Fraction | None) -> int | float | None:
         """Return a quota as JSON holds it: a number of rows is whole."""
         return None if value is None else int(value) if self.costs is None else float(value)
+
+
+def per_cost(costs: Floats) -> Floats:
+    """Return the (n,) factors that make gains count per cost, beside a penalty of the same size as before."""
+    return math.fsum(costs) / len(costs) / costs
 
 
 def _text(value: Fraction) -> str:

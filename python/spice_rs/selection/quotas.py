@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import Label
 
 MAX_TEXT = 16 << 20
 """Bytes that labels and quotas may take as JSON; a saved selection holds them in its header."""
 
-EXCESS = Fraction(1, 10**9)
-"""Part of a budget or a maximum by which costs may exceed it: their sums are rounded. The core allows the same."""
+EXCESS = Fraction(str(_core.ROUNDING))
+"""Part of a budget or a maximum by which costs may exceed it: their sums are rounded."""
 
 ROUNDING = Fraction(1, 10**6)
 """Part of a row by which a share of k may miss a whole number and still mean it."""

@@ -16,6 +16,9 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("ROUNDING", spice_core::selection::ROUNDING)?;
+    module.add_function(wrap_pyfunction!(options::allowances, module)?)?;
+    module.add_function(wrap_pyfunction!(options::merits, module)?)?;
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;

@@ -1,6 +1,6 @@
 //! What a run is asked for: `spice_rs.selection.run`'s dataclasses → the core's own structs.
 
-use numpy::PyReadonlyArray1;
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use spice_core::Error;
 use spice_core::selection::{Conditions, Fisher, Limits, Method, Search, Settings};
@@ -86,6 +86,36 @@ pub(crate) struct ConstraintOptions<'py> {
     costs: Option<PyReadonlyArray1<'py, f64>>,
     budget: Option<f64>,
     max_similarity: Option<f64>,
+}
+
+/// The rules alone: what may be picked before each of some picks, and what rows are worth.
+///
+/// (m + 1, g) row after row: the largest cost of a row of each group that may be picked before each of the picks at
+/// `positions`, and after all; None without limits. `k`: what all groups together may have without a budget of cost.
+#[pyfunction]
+#[pyo3(signature = (constraints, *, positions, k))]
+pub(crate) fn allowances<'py>(
+    py: Python<'py>,
+    constraints: ConstraintOptions<'py>,
+    positions: PyReadonlyArray1<'py, i64>,
+    k: usize,
+) -> PyResult<Option<Bound<'py, PyArray1<f64>>>> {
+    let Some(limits) = constraints.conditions(k).limits else { return Ok(None) };
+    let found = limits.allowances(&rows_of(&positions)).map_err(to_py)?;
+    Ok(Some(found.into_pyarray(py)))
+}
+
+/// What the rows at `positions` are worth whose Δ are `gains`, (m,) each, before their conflict is taken off.
+#[pyfunction]
+#[pyo3(signature = (constraints, *, positions, gains))]
+pub(crate) fn merits<'py>(
+    py: Python<'py>,
+    constraints: ConstraintOptions<'py>,
+    positions: PyReadonlyArray1<'py, i64>,
+    gains: PyReadonlyArray1<'py, f64>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let found = constraints.conditions(0).merits(&rows_of(&positions), &numbers_of(&gains));
+    Ok(found.map_err(to_py)?.into_pyarray(py))
 }
 
 impl ConstraintOptions<'_> {

@@ -1,6 +1,7 @@
 //! What a user asks of a selection besides its settings: limits, rows that are owned or forced, what rows are worth.
 
 use super::limits::{Ledger, Limits};
+use super::merit::Merit;
 use crate::error::{Error, Result};
 use crate::survey::{Survey, check_numbers};
 
@@ -34,6 +35,27 @@ impl Conditions {
             && exclude.is_empty()
             && limits.is_none()
             && max_similarity.is_none()
+    }
+
+    /// m and b of all rows.
+    pub(super) fn merit(&self) -> Merit<'_> {
+        Merit::new(self.multiplier.as_deref(), self.bonus.as_deref())
+    }
+
+    /// What rows are worth whose Δ are `gains`, before their conflict is taken off: m·Δ + b.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a row has no m or no b.
+    pub fn merits(&self, rows: &[usize], gains: &[f64]) -> Result<Vec<f64>> {
+        let lengths =
+            [&self.multiplier, &self.bonus].map(|values| values.as_ref().map_or(usize::MAX, Vec::len));
+        let outside = rows.iter().find(|&&row| lengths.iter().any(|&length| row >= length));
+        if outside.is_some() || rows.len() != gains.len() {
+            let expected = "rows of the source, and a gain for each";
+            return Err(Error::invalid("rows", "others", expected, "Name rows of the source."));
+        }
+        let merit = self.merit();
+        Ok(rows.iter().zip(gains).map(|(&row, &gain)| merit.of(row, gain)).collect())
     }
 
     /// Owned rows and forced ones, in the order in which they are added.

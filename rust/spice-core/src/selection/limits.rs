@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::survey::check_numbers;
 
 /// Part of a limit by which all that is spent may exceed it: 0.1 and 0.2 are more than 0.3 in float64.
-const ROUNDING: f64 = 1e-9;
+pub const ROUNDING: f64 = 1e-9;
 
 /// Groups with a minimum and a maximum each, and a total budget.
 ///
@@ -26,6 +26,34 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The largest cost of a row of each group that may be picked before each of `picks`, and after all of them:
+    /// (m + 1, g), row after row.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a pick has no group or no cost, or if a limit is none.
+    pub fn allowances(&self, picks: &[usize]) -> Result<Vec<f64>> {
+        let rows = self.groups.as_ref().map(Vec::len).or(self.costs.as_ref().map(Vec::len));
+        let n = rows.unwrap_or_else(|| picks.iter().max().map_or(0, |&last| last.saturating_add(1)));
+        self.check(n)?;
+        if let Some(&row) = picks.iter().find(|&&row| row >= n) {
+            return Err(Error::invalid(
+                "picks",
+                row,
+                format!("rows below {n}"),
+                "Name rows of the source.",
+            ));
+        }
+        let mut ledger = Ledger::new(self);
+        let mut found = Vec::with_capacity((picks.len() + 1) * self.minima.len());
+        let groups = 0..self.minima.len();
+        found.extend(groups.clone().map(|group| ledger.allowance(group)));
+        for &row in picks {
+            ledger.spend(row);
+            found.extend(groups.clone().map(|group| ledger.allowance(group)));
+        }
+        Ok(found)
+    }
+
     /// Cost of a row.
     pub(super) fn cost(&self, row: usize) -> f64 {
         self.costs.as_ref().map_or(1.0, |costs| costs[row])
@@ -91,9 +119,16 @@ impl<'a> Ledger<'a> {
 
     /// Whether the row may be picked next.
     pub(super) fn admits(&self, row: usize) -> bool {
-        let (cost, group) = (self.limits.cost(row), self.limits.group(row));
-        self.by_group[group] + cost <= self.limits.maxima[group] * (1.0 + ROUNDING)
-            && (cost - self.unmet(group)).max(0.0) <= self.slack
+        self.limits.cost(row) <= self.allowance(self.limits.group(row))
+    }
+
+    /// The largest cost of a row of the group that may be picked next; never grows.
+    fn allowance(&self, group: usize) -> f64 {
+        if self.slack < 0.0 {
+            return f64::NEG_INFINITY;
+        }
+        let by_maximum = self.limits.maxima[group] * (1.0 + ROUNDING) - self.by_group[group];
+        by_maximum.min(self.slack + self.unmet(group))
     }
 
     /// Enters a pick.
@@ -142,6 +177,59 @@ mod tests {
         assert_eq!(open(&ledger), [false, false, true, true, false], "the last one is owed to group 1");
         ledger.spend(2);
         assert_eq!(open(&ledger), [false; 5]);
+    }
+
+    #[test]
+    fn what_is_allowed_is_what_the_definition_allows() {
+        let mut state = 7_u64;
+        let mut below = |end: u64| {
+            state =
+                state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        let mut refused = 0;
+        for _ in 0..300 {
+            let (n, count) = (1 + below(9) as usize, 1 + below(4) as usize);
+            let groups: Vec<usize> = (0..n).map(|_| below(count as u64) as usize).collect();
+            let costs: Vec<f64> = (0..n).map(|_| (1 + below(5)) as f64).collect();
+            let minima: Vec<f64> = (0..count).map(|_| below(5) as f64).collect();
+            let maxima: Vec<f64> = minima.iter().map(|least| least + below(6) as f64).collect();
+            let limits = Limits {
+                groups: Some(groups.clone()),
+                minima: minima.clone(),
+                maxima: maxima.clone(),
+                costs: Some(costs.clone()),
+                budget: below(20) as f64,
+            };
+            // Whole numbers: nothing is rounded, and the definition can be taken at its word.
+            let allowed = |picks: &[usize], row: usize| {
+                let cost_of = |group: usize, rows: &[usize]| -> f64 {
+                    rows.iter().filter(|&&row| groups[row] == group).map(|&row| costs[row]).sum()
+                };
+                let after = [picks, &[row]].concat();
+                let owed: f64 =
+                    (0..count).map(|group| (minima[group] - cost_of(group, &after)).max(0.0)).sum();
+                let spent: f64 = after.iter().map(|&row| costs[row]).sum();
+                cost_of(groups[row], &after) <= maxima[groups[row]] && spent + owed <= limits.budget
+            };
+            let mut picks = Vec::new();
+            loop {
+                let table = limits.allowances(&picks).unwrap();
+                let now = &table[picks.len() * count..];
+                let open: Vec<usize> = (0..n).filter(|row| !picks.contains(row)).collect();
+                for &row in &open {
+                    assert_eq!(
+                        costs[row] <= now[groups[row]],
+                        allowed(&picks, row),
+                        "{limits:?} {picks:?} {row}"
+                    );
+                }
+                let Some(&next) = open.iter().find(|&&row| allowed(&picks, row)) else { break };
+                refused += usize::from(open.iter().any(|&row| !allowed(&picks, row)));
+                picks.push(next);
+            }
+        }
+        assert!(refused > 50);
     }
 
     #[test]

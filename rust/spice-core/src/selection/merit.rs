@@ -2,8 +2,6 @@
 //!
 //! m and b are constants of a row, so a bound of Δ is a bound of the merit, and laziness stays exact.
 
-use super::conditions::Conditions;
-
 /// m and b of all rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Merit<'a> {
@@ -15,7 +13,7 @@ pub(super) struct Merit<'a> {
 }
 
 impl<'a> Merit<'a> {
-    pub(super) fn new(conditions: &'a Conditions) -> Self {
+    pub(super) fn new(multiplier: Option<&'a [f64]>, bonus: Option<&'a [f64]>) -> Self {
         let range = |values: Option<&[f64]>, default: f64| match values {
             None => (default, default),
             Some(values) => (
@@ -23,7 +21,6 @@ impl<'a> Merit<'a> {
                 values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
             ),
         };
-        let (multiplier, bonus) = (conditions.multiplier.as_deref(), conditions.bonus.as_deref());
         Self { multiplier, bonus, multipliers: range(multiplier, 1.0), bonuses: range(bonus, 0.0) }
     }
 

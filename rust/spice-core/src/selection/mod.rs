@@ -28,7 +28,7 @@ mod windows;
 pub use crate::survey::{Survey, fingerprint};
 pub use conditions::Conditions;
 pub use information::log_det;
-pub use limits::Limits;
+pub use limits::{Limits, ROUNDING};
 pub use pick::{NearDuplicate, Pick, Selection, StopReason};
 pub(crate) use settings::check_alpha;
 pub use settings::{Fisher, Method, Search, Settings};

@@ -93,7 +93,7 @@ impl<'a> Run<'a> {
             penalty,
             monitor,
             mean: SelectedMean::new(survey.dim()),
-            merit: Merit::new(conditions),
+            merit: conditions.merit(),
             conditions,
             ledger: conditions.limits.as_ref().map(Ledger::new),
             near: conditions.max_similarity.map(Near::new),
