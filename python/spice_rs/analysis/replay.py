@@ -198,13 +198,13 @@ class Replay:
         """What decided who could be picked and what a row was worth, as far as it is known."""
         settings, quotas = self.settings, self.selection.quotas
         minima = maxima = None
-        if quotas is not None:
+        if quotas:
             minima = np.array([float(quota[1]) for quota in quotas])
             maxima = np.array([math.inf if quota[2] is None else float(quota[2]) for quota in quotas])
         # Of groups that were not given the quotas say nothing of any row.
         groups = (
             np.zeros(self.source.rows, np.int64)
-            if quotas is not None and self.groups is None
+            if quotas and self.groups is None
             else self.groups
         )
         return Constraints(
