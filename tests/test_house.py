@@ -1,5 +1,6 @@
 """The tree's own rules: no imports in circles, and none from a later stage."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_exceptions_are_listed_where_people_read():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for module in RESULTS:
         assert f"`{module.removeprefix('spice_rs.').replace('.', '/')}.py`" in text
+
+
+def test_files_that_the_glossary_names_are_there():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w/-]+\.(?:rs|py))`", text))
+    assert len(names) > 20
+    files = [
+        path.as_posix() for folder in ("rust", "python", "tests") for path in (ROOT / folder).rglob("*.*")
+    ]
+    assert not [name for name in names if not any(path.endswith(f"/{name}") for path in files)]
 
 
 @pytest.mark.parametrize(

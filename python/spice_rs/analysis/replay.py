@@ -202,11 +202,7 @@ class Replay:
             minima = np.array([float(quota[1]) for quota in quotas])
             maxima = np.array([math.inf if quota[2] is None else float(quota[2]) for quota in quotas])
         # Of groups that were not given the quotas say nothing of any row.
-        groups = (
-            np.zeros(self.source.rows, np.int64)
-            if quotas and self.groups is None
-            else self.groups
-        )
+        groups = np.zeros(self.source.rows, np.int64) if quotas and self.groups is None else self.groups
         return Constraints(
             multiplier=per_cost(self.costs) if self.multiplied and self.costs is not None else None,
             bonus=None if self.prior is None else self.prior * float(settings["prior_weight"]),
