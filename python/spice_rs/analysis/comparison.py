@@ -14,6 +14,8 @@ import numpy.typing as npt
 from spice_rs.analysis.measures import Facts, other_scales, overlap, upper_bound
 from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.frames import Library, as_frame
+from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import check_numbers, check_reals
 from spice_rs.selection.columns import Label
@@ -113,15 +115,21 @@ class Comparison:
 
         return comparison.as_markdown(self)
 
-    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
-        """Return columns by name, each with an element per method, for `pandas.DataFrame` or `polars.DataFrame`.
+    def to_frame(self, library: Library | None = None) -> Any:
+        """Return a data frame with a row per method.
 
         Numbers that are not known are nan. Shares are in columns "share_GROUP", U under other scales in
         "log_det_SCALE".
+
+        Args:
+            library: "pandas" or "polars"; by default pandas if it is installed, else polars.
+
+        Raises:
+            InvalidInputError: the library is not installed, or there is none of that name.
         """
         from spice_rs.report import comparison
 
-        return comparison.as_frame(self)
+        return as_frame(comparison.columns_of(self), library)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the selections as plain JSON types."""
@@ -377,7 +385,7 @@ class _Watch:
 
     def begin(self, method: str) -> None:
         self._method, self._done = method, 0
-        self._bar.set_postfix_str(method)
+        self._bar.set_postfix_str(one_line(method))
 
     def __call__(self, picks: int) -> None:
         self._bar.update(min(picks, self._k) - self._done)
