@@ -143,7 +143,7 @@ class Comparison:
         return comparison.as_html(self)
 
     def __repr__(self) -> str:
-        names = ", ".join(row.method for row in self.rows)
+        names = ", ".join(one_line(row.method) for row in self.rows)
         return f"Comparison({self.settings['k']} of {self.pool.rows} rows: {names})"
 
 
@@ -358,6 +358,8 @@ def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[
             notes.append(f"{way.label}: {each.message}")
     if way.exact and isinstance(made, Selection):
         return made, seconds
+    if isinstance(made, Selection):
+        notes += _measured_otherwise(setting, way.label, made)
     if not len(made):
         raise InvalidInputError(
             f"methods: found no picks of {way.label!r}, expected at least one row. Leave it out."
@@ -366,6 +368,17 @@ def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[
         warnings.simplefilter("ignore", SpiceWarning)  # about settings that this method did not have
         picks = len(made)
         return setting.select(lambda _: None, k=picks, include=made), seconds
+
+
+def _measured_otherwise(setting: Setting, label: str, made: Selection) -> list[str]:
+    """Return a sentence if a selection of the user's is measured under other settings than it was made with."""
+    own = made.settings
+    shared = {"alpha": setting.alpha, "normalize": setting.normalize}
+    parts = [
+        f"{name}={own[name]!r} and not {value!r}" for name, value in shared.items() if own[name] != value
+    ]
+    parts += [f"{name}, which do not count here" for name in ("weights", "initial") if own[name] is not None]
+    return [f"{label}: its rows were picked with {', with '.join(parts)}."] if parts else []
 
 
 class _Watch:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Rows
 from spice_rs.frames import Framed
+from spice_rs.printable import one_line
 
 Bools = npt.NDArray[np.bool_]
 
@@ -69,7 +70,7 @@ class Explanation(Framed):
     redundant_record: str | None = None
 
     def __str__(self) -> str:
-        return "\n".join([self.text, *(f"  {name}: {record}" for name, record in self._records())])
+        return "\n".join([one_line(self.text), *(f"  {name}: {record}" for name, record in self._records())])
 
     def __repr__(self) -> str:
         numbers = {

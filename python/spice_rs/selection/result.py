@@ -15,6 +15,7 @@ from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
+from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
 from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
 from spice_rs.store.sources import open_source
@@ -331,11 +332,13 @@ class Selection(Exports):
         rows = self.settings["source"]["rows"]
         budget = self.settings["budget"]
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
-        kept = "" if self.kept is None else f"{self.kept} picks kept, {self.rows_read.sum()} rows read, "
+        kept = ""
+        if self.kept is not None:
+            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
-        return (
+        return one_line(
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
         )

@@ -23,18 +23,19 @@ def early_stop_finding(selection: Selection) -> str | None:
     what = "run" if run >= picks else "window"
     if not later:
         return (
-            f"early_stop={omega:g} ended no {what}: it looks at what follows the first pick, and there was nothing to follow."
+            f"early_stop={omega:g} ended no {what}: it looks at what follows the first pick, and nothing was to follow."
             " Select more rows, or leave it out."
         )
     lowest = min(later, key=lambda rank: _share(selection, rank, rank - rank % run))
     share = _share(selection, lowest, lowest - lowest % run)
     above = math.ceil(share * 1000) / 1000
     remedies = [f"raise it to {above:g} to stop there"] if above < 1 else []
-    remedies += [] if selection.stop_reason == "exhausted" else ["select more rows"]
-    last = "no row was left" if selection.stop_reason == "exhausted" else "all rows asked for were picked"
+    left = selection.stop_reason != "exhausted" and picks < selection.settings["source"]["rows"]
+    remedies += ["select more rows"] if left else []
+    last = "all rows asked for were picked" if left else "no row was left"
     return (
-        f"early_stop={omega:g} ended no {what}: {last} before Δ fell to {omega:.0%} of the first pick's; the lowest, at rank"
-        f" {lowest}, is {share:.1%} of it. {_sentence([*remedies, 'leave it out'])}"
+        f"early_stop={omega:g} ended no {what}: {last} before Δ fell to {omega:g} of the first pick's; the lowest, at rank"
+        f" {lowest}, is {share:.3g} of it. {_sentence([*remedies, 'leave it out'])}"
     )
 
 
@@ -46,9 +47,9 @@ def _at_once(selection: Selection, omega: float) -> str | None:
         return None
     what = "the run" if size is None else "every window"
     return (
-        f"early_stop={omega:g} ended {what} after the first pick: Δ of the next one would have been at most {omega:.0%} of its"
-        f" Δ ({selection.gains[0]:.4g}). Lower it or leave it out, and see whether row {selection.indices[0]} is longer than"
-        " it should be."
+        f"early_stop={omega:g} ended {what} after the first pick: Δ of the next one was at most {omega:g} of its Δ"
+        f" ({selection.gains[0]:.4g} at row {selection.indices[0]}). Lower it, or leave it out; if one row is far longer"
+        " than the others, try normalize='unit'."
     )
 
 
