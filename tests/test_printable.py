@@ -321,3 +321,41 @@ def test_a_bar_shows_the_users_labels():
         spice_rs.compare(ROWS, 3, {"\x1b[2J\u202e": "spice"}, progress=True, certificate=False)
     assert "\u202e" not in stream.getvalue()
     assert "\x1b[2J" not in stream.getvalue()
+
+
+def test_stores_with_such_names_and_provenance(tmp_path, capfd):
+    odd = tmp_path / "s\x1b]0;x\x07\u202e\nstore"
+    with spice_rs.GradientStore.create(
+        odd, dim=6, dtype="float32", provenance={"model": "m\x9b\u2028\x1b[2J"}
+    ) as writer:
+        writer.append(ROWS, index=np.arange(24))
+    store = spice_rs.GradientStore(odd)
+    assert store.provenance == {"model": "m\x9b\u2028\x1b[2J"}
+    assert_shown(repr(store))
+    assert_shown(store._repr_html_(), tabs=False)
+    copy, merged = tmp_path / "c\x1b[1m", tmp_path / "m\r\u2066"
+    for command in (
+        ("info", odd),
+        ("info", odd, "--json"),
+        ("verify", odd),
+        ("convert", odd, copy, "--dtype", "float16"),
+        ("merge", merged, odd),
+        ("compact", copy),
+        ("delete", copy, 3),
+        ("repair", copy),
+        ("export", merged, tmp_path / "x\x07.npy"),
+        ("select", odd, "-k", 3),
+    ):
+        assert run(*command) == 0, command
+        shown = capfd.readouterr()
+        assert_shown(shown.out)
+        assert_shown(shown.err)
+        if command[-1] == "--json":
+            assert json.loads(shown.out)["path"] == str(odd)
+    for command in (
+        ("convert", odd, copy, "--dtype", "float16"),
+        ("delete", odd, 99),
+        ("verify", tmp_path / "no\x1b"),
+    ):
+        assert run(*command) == 2
+        assert_shown(capfd.readouterr().err)
