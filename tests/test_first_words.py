@@ -53,7 +53,7 @@ def test_picks_are_kept_wherever_they_stand(grown, capsys):
         assert head.unchanged == 1
     assert f"{kept} picks kept, the first 1 in order" in repr(after)
     assert f"{kept} picks kept of the smaller pool, which had 6" in after.summary()
-    assert "1 are new" in after.summary()
+    assert "; 1 new, the first 1 unchanged" in after.summary()
     after.save(folder / "after")
     again = spice_rs.Selection.load(folder / "after")
     assert (again.kept, again.unchanged) == (kept, 1)

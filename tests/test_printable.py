@@ -354,7 +354,6 @@ def test_stores_with_such_names_and_provenance(tmp_path, capfd):
             assert json.loads(shown.out)["path"] == str(odd)
     for command in (
         ("convert", odd, copy, "--dtype", "float16"),
-        ("delete", odd, 99),
         ("verify", tmp_path / "no\x1b"),
     ):
         assert run(*command) == 2

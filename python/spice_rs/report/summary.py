@@ -70,7 +70,7 @@ def extended_facts(selection: Selection) -> list[tuple[str, str]]:
     return [
         (
             "extended",
-            f"{kept}; {len(grown['new'])} are new, the first {selection.unchanged} unchanged in order",
+            f"{kept}; {len(grown['new'])} new, the first {selection.unchanged} unchanged in order",
         )
     ]
 
