@@ -385,7 +385,7 @@ def test_columns_are_as_long_as_the_picks_and_the_summary_has_them():
     rows = pools.law("opposed", 50, 6, 1)
     sel = spice_rs.select(rows, 9, data=None, groups=["x", "y"] * 25)
     found = spice_rs.analyze(sel, rows, groups=["x", "y"] * 25)
-    frame = found.to_frame()
+    frame = found.to_dict()
     assert {len(column) for column in frame.values()} == {9}
     assert frame["group"].tolist() == sel.groups.tolist()
     assert found.medians()["gain"] == np.median(sel.gains)

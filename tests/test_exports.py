@@ -130,7 +130,7 @@ def test_a_notebook_shows_the_facts_the_first_picks_and_the_groups(sel):
 
 
 def test_a_frame_has_the_numbers_of_each_pick(sel):
-    frame = sel.to_frame()
+    frame = sel.to_dict()
     expected = {
         "index": sel.indices,
         "gain": sel.gains,
@@ -149,16 +149,18 @@ def test_a_frame_has_the_numbers_of_each_pick(sel):
     frame["gain"][:] = 0  # a copy
     assert sel.gains[0] > 0
     whole = rich()
-    assert whole.to_frame()["group"].tolist() == whole.groups.tolist()
-    assert whole.to_frame()["cost"].tolist() == whole.costs.tolist()
+    assert whole.to_dict()["group"].tolist() == whole.groups.tolist()
+    assert whole.to_dict()["cost"].tolist() == whole.costs.tolist()
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_libraries_for_tables_take_the_frame(library):
-    frame = rich().to_frame()
-    table = pytest.importorskip(library).DataFrame(frame)
-    assert list(table.columns) == list(frame)
-    for name, values in frame.items():
+def test_a_frame_of_a_library_has_these_columns(library):
+    module = pytest.importorskip(library)
+    columns = rich().to_dict()
+    table = rich().to_frame(library)
+    assert isinstance(table, module.DataFrame)
+    assert list(table.columns) == list(columns)
+    for name, values in columns.items():
         assert table[name].to_list() == values.tolist()
 
 
@@ -182,7 +184,7 @@ def test_parquet_holds_the_records_and_the_numbers(sel, tmp_path):
     path = tmp_path / "picks.parquet"
     sel.to_parquet(path)
     table = parquet.read_table(path)
-    frame = sel.to_frame()
+    frame = sel.to_dict()
     assert table.column_names == list(frame)
     for name, values in frame.items():
         assert table[name].to_pylist() == values.tolist()
@@ -462,7 +464,7 @@ def test_the_name_of_the_file_says_the_format(place, sel, name, data):
     elif ".csv" in name:
         read = list(csv.DictReader(io.StringIO(contents.decode(), newline="")))
         frame = {f"spice.{key}": [line["spice"][key] for line in lines] for key in lines[0]["spice"]} if data else (
-            sel.to_frame()
+            sel.to_dict()
         )  # fmt: skip
         frame |= {key: [line[key] for line in lines] for key in lines[0] if key != "spice"} if data else {}
         assert read[0].keys() == frame.keys()

@@ -66,7 +66,8 @@ def test_an_extended_selection_is_a_fresh_one(case, seed, omega, fisher):
         )
         assert_same(after, fresh)
         same = [a == b for a, b in zip(before.indices.tolist(), fresh.indices.tolist(), strict=False)]
-        assert after.kept == (same.index(False) if False in same else len(same))
+        assert after.unchanged == (same.index(False) if False in same else len(same))
+        assert after.kept == len(set(before.indices.tolist()) & set(fresh.indices.tolist()))
         assert after.settings["k"] == k
 
 
@@ -98,7 +99,7 @@ def test_rows_that_nobody_picks_are_all_that_is_read():
     after = spice_rs.extend(before, rows)
     fresh = spice_rs.select(rows, 300)
     assert_same(after, fresh)
-    assert after.kept == 300
+    assert after.kept == after.unchanged == 300
     assert after.rows_read.sum() < 1200 < fresh.rows_read.sum()
     assert "300 picks kept" in repr(after)
     assert after.head(20).kept == 20
@@ -125,7 +126,8 @@ def test_a_new_row_that_wins_ends_the_prefix():
     strong = 300 * pools.law("unit", 3, 24, 5)
     rows = np.vstack([ROWS, strong.astype(ROWS.dtype)])
     after = spice_rs.extend(spice_rs.select(ROWS, 100), rows)
-    assert after.kept == 0
+    assert after.unchanged == 0
+    assert 0 < after.kept <= 97
     assert_same(after, spice_rs.select(rows, 100))
 
 

@@ -13,7 +13,8 @@ from spice_rs._core import __version__
 from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.analysis.certificate import Certificate, certify
 from spice_rs.analysis.curvature import Curvature, curvature
-from spice_rs.analysis.explanation import Explanation, explain
+from spice_rs.analysis.explained import Explanation
+from spice_rs.analysis.explanation import explain
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.result import Analysis
 from spice_rs.errors import (

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import spice_rs
 from spice_rs.commands import (
@@ -26,6 +26,7 @@ from spice_rs.commands import (
 )
 from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spice_rs.errors import SpiceError, SpiceWarning
+from spice_rs.printable import one_line, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return EXIT_BROKEN_PIPE
     except (SpiceError, OSError, ModuleNotFoundError) as error:
-        print(f"spice-rs: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"spice-rs: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("spice-rs: interrupted; what was committed to a store or a checkpoint is kept", file=sys.stderr)
@@ -53,8 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages quote arguments that may hold anything."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spice-rs",
         description="Choose fine-tuning data by Fisher information and gradient conflict (SPICE).",
         epilog="Example: spice-rs extract --model MODEL --data pool.jsonl --out store && "
@@ -78,4 +86,4 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, SpiceWarning):
-        print(f"spice-rs: warning: {message}", file=sys.stderr)
+        say(f"spice-rs: warning: {message}", file=sys.stderr)

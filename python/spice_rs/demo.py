@@ -17,6 +17,7 @@ from typing import Any
 
 from spice_rs.analysis.comparison import compare
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import say, say_block
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.store import GradientStore
@@ -49,7 +50,7 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pool = write_pool(folder / "pool.jsonl", samples)
-    print(f"pool: {len(pool)} tasks of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
+    say(f"pool: {len(pool)} tasks of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
 
     started = time.perf_counter()
     print(
@@ -78,7 +79,8 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     _show(store, selection, pool)
     print("\nThe same store with unit rows (normalize='unit'), which do not favour short answers:\n")
     _show(store, select(store, len(selection), normalize="unit"), pool)
-    print(f"\nThe picks, in order, are in {folder / 'picks.jsonl'}.")
+    say("")
+    say(f"The picks, in order, are in {folder / 'picks.jsonl'}.")
 
 
 def _show(store: GradientStore, selection: Selection, pool: list[Task]) -> None:
@@ -91,7 +93,7 @@ def _show(store: GradientStore, selection: Selection, pool: list[Task]) -> None:
         data=pool,
         groups="source",
     )
-    print(f"{selection.summary()}\n\n{comparison.summary()}")
+    say_block(f"{selection.summary()}\n\n{comparison.summary()}")
 
 
 def model_files() -> tuple[str, str]:

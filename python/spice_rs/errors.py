@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from spice_rs.printable import many_lines
+
 
 class SpiceError(Exception):
-    """Base class of every error that the package raises on purpose."""
+    """Base class of every error that the package raises on purpose.
+
+    Messages quote what was found; whoever prints one is shown control characters and does not obey them.
+    """
+
+    def __str__(self) -> str:
+        return many_lines(super().__str__())
 
 
 class InvalidInputError(SpiceError, ValueError):
@@ -28,4 +36,7 @@ class UnfinishedStoreError(StoreError):
 
 
 class SpiceWarning(UserWarning):
-    """A setting does nothing, or a result needs a second look."""
+    """A setting does nothing, or a result needs a second look. Messages print like those of errors."""
+
+    def __str__(self) -> str:
+        return many_lines(super().__str__())

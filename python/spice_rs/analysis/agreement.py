@@ -18,6 +18,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.analysis.spearman import spearman
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.frames import Framed
 from spice_rs.progress import bar
 from spice_rs.report.tables import aligned
 from spice_rs.selection.arguments import check_numbers
@@ -32,8 +33,12 @@ ALIKE = 1e-9
 """Δ(∅) that differ by less than this share of the largest are rounding (unit rows): they have no order."""
 
 
+SERIES = ("own_a", "own_b", "b_in_a", "a_in_b", "random_in_a", "random_in_b")
+"""U of picks in one's own geometry and the other's."""
+
+
 @dataclass(frozen=True, repr=False, eq=False)
-class Agreement:
+class Agreement(Framed):
     """How far two sources agree about the rows that both have.
 
     Attributes:
@@ -69,9 +74,14 @@ class Agreement:
         """(k,) float64: `overlap` of two random sets, on average."""
         return np.arange(1, len(self.overlap) + 1) / self.rows
 
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns k (int64), overlap, chance, and the six series of U (float64), each (s,)."""
+        places = self.sizes - 1
+        series = {name: getattr(self, name) for name in SERIES}
+        return {"k": self.sizes, "overlap": self.overlap[places], "chance": self.chance[places], **series}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON knows them; those of all sizes as lists."""
-        series = ("sizes", "own_a", "own_b", "b_in_a", "a_in_b", "random_in_a", "random_in_b")
         places = self.sizes - 1
         return {
             "rows": self.rows,
@@ -79,7 +89,7 @@ class Agreement:
             "spearman": None if math.isnan(self.spearman) else self.spearman,
             "overlap": self.overlap[places].tolist(),
             "chance": self.chance[places].tolist(),
-            **{name: getattr(self, name).tolist() for name in series},
+            **{name: getattr(self, name).tolist() for name in ("sizes", *SERIES)},
         }
 
     def __str__(self) -> str:

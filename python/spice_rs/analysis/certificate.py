@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.analysis.curvature import percent
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.frames import Framed
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
 from spice_rs.selection.columns import Columns, digest, row_list
@@ -24,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Certificate:
+class Certificate(Framed):
     """An upper bound of U(S) = log det(I + αF_S) over all choices of k rows, from p prefixes of a selection of k.
 
     Attributes:
@@ -55,6 +56,16 @@ class Certificate:
     prefix: int | None
     picks: int
     conflict_penalty: float
+
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns prefix (int64), log_det, submodular, concave and bound (float64), each (p,)."""
+        return {
+            "prefix": self.prefixes,
+            "log_det": self.log_dets,
+            "submodular": self.submodular,
+            "concave": self.concave,
+            "bound": self.bounds,
+        }
 
     def __repr__(self) -> str:
         return (

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from spice_rs.analysis.measures import Facts, other_scales, overlap, upper_bound
 from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.frames import Library, as_frame
+from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import check_numbers, check_reals
 from spice_rs.selection.columns import Label
@@ -113,15 +115,21 @@ class Comparison:
 
         return comparison.as_markdown(self)
 
-    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
-        """Return columns by name, each with an element per method, for `pandas.DataFrame` or `polars.DataFrame`.
+    def to_frame(self, library: Library | None = None) -> Any:
+        """Return a data frame with a row per method.
 
         Numbers that are not known are nan. Shares are in columns "share_GROUP", U under other scales in
         "log_det_SCALE".
+
+        Args:
+            library: "pandas" or "polars"; by default pandas if it is installed, else polars.
+
+        Raises:
+            InvalidInputError: the library is not installed, or there is none of that name.
         """
         from spice_rs.report import comparison
 
-        return comparison.as_frame(self)
+        return as_frame(comparison.columns_of(self), library)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the selections as plain JSON types."""
@@ -135,7 +143,7 @@ class Comparison:
         return comparison.as_html(self)
 
     def __repr__(self) -> str:
-        names = ", ".join(row.method for row in self.rows)
+        names = ", ".join(one_line(row.method) for row in self.rows)
         return f"Comparison({self.settings['k']} of {self.pool.rows} rows: {names})"
 
 
@@ -350,6 +358,8 @@ def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[
             notes.append(f"{way.label}: {each.message}")
     if way.exact and isinstance(made, Selection):
         return made, seconds
+    if isinstance(made, Selection):
+        notes += _measured_otherwise(setting, way.label, made)
     if not len(made):
         raise InvalidInputError(
             f"methods: found no picks of {way.label!r}, expected at least one row. Leave it out."
@@ -358,6 +368,17 @@ def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[
         warnings.simplefilter("ignore", SpiceWarning)  # about settings that this method did not have
         picks = len(made)
         return setting.select(lambda _: None, k=picks, include=made), seconds
+
+
+def _measured_otherwise(setting: Setting, label: str, made: Selection) -> list[str]:
+    """Return a sentence if a selection of the user's is measured under other settings than it was made with."""
+    own = made.settings
+    shared = {"alpha": setting.alpha, "normalize": setting.normalize}
+    parts = [
+        f"{name}={own[name]!r} and not {value!r}" for name, value in shared.items() if own[name] != value
+    ]
+    parts += [f"{name}, which do not count here" for name in ("weights", "initial") if own[name] is not None]
+    return [f"{label}: its rows were picked with {', with '.join(parts)}."] if parts else []
 
 
 class _Watch:
@@ -377,7 +398,7 @@ class _Watch:
 
     def begin(self, method: str) -> None:
         self._method, self._done = method, 0
-        self._bar.set_postfix_str(method)
+        self._bar.set_postfix_str(one_line(method))
 
     def __call__(self, picks: int) -> None:
         self._bar.update(min(picks, self._k) - self._done)

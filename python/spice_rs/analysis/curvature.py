@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.frames import Framed
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
 from spice_rs.selection.columns import Columns, digest
@@ -25,7 +26,7 @@ def percent(share: float) -> str:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Curvature:
+class Curvature(Framed):
     """How far U(S) = log det(I + αF_S) is from adding up over the n rows of a pool D.
 
     Attributes:
@@ -53,6 +54,10 @@ class Curvature:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns index (int64), leverage and ratio (float64), each (n,)."""
+        return {"index": self.rows, "leverage": self.leverages, "ratio": self.ratios}
 
     def __repr__(self) -> str:
         where = "" if self.row is None else f" at row {self.row}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
+from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import row_list
+from spice_rs.selection.picks import records_of
 from spice_rs.selection.result import Selection
-
-Bools = npt.NDArray[np.bool_]
 
 TIED = 1e-9
 """Scores that are closer than this part of themselves may be equal: the core tells them apart in its own order."""
@@ -31,78 +32,6 @@ MOST_CELLS = 1 << 24
 """Rows that are explained at once, times the picks."""
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why a row was or was not picked; printed, it says so in words. See `spice_rs.explain`.
-
-    Attributes:
-        row: the dataset row.
-        reason: "picked", "initial", "excluded", "near_duplicate", "group_full", "budget", "conflict", "redundant",
-            "small_gain", "tie" or "unknown".
-        text: the reason in a sentence or two.
-        rank: the rank of the row if it was picked, else of the pick to which it came closest, ties aside; None if it was
-            never scored.
-        gap: that pick's score minus the row's, 0 if it was picked; None if the row was never scored.
-        last_gap: the score of the last pick that the row could have been, minus the row's there: how far it was below
-            the cut. None if it was never scored.
-        base: log(1 + α‖g‖²), what the row is worth alone.
-        norm: ‖g‖ of the row as it competed.
-        nearest: the selected dataset row with the largest |cosine|; None beside nothing.
-        nearest_cosine: that cosine, with its sign; 0 beside nothing.
-        redundant_with: the selected dataset row that takes most of Δ: without it alone Δ after the last pick would be
-            larger by `taken`. None beside nothing, and under another reading than the full one.
-        taken: in nats.
-        ranks: (s,) picks made before each step at which the row was scored.
-        gain: (s,) Δ of the row there.
-        conflict: (s,) its conflict.
-        scores: (s,) its score.
-        needed: (s,) the pick's score.
-        allowed: (s,) bool, whether the conditions allowed the row there.
-    """
-
-    row: int
-    reason: str
-    text: str
-    rank: int | None
-    gap: float | None
-    last_gap: float | None
-    base: float
-    norm: float
-    nearest: int | None
-    nearest_cosine: float
-    redundant_with: int | None
-    taken: float
-    ranks: Rows
-    gain: Floats
-    conflict: Floats
-    scores: Floats
-    needed: Floats
-    allowed: Bools
-
-    def __str__(self) -> str:
-        return self.text
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers of the row, those of its closest step among them, as JSON holds them."""
-        at = None if self.rank is None else int(np.flatnonzero(self.ranks == self.rank)[0])
-        here = {"gain": self.gain, "conflict": self.conflict, "score": self.scores, "needed": self.needed}
-        return {
-            "row": self.row,
-            "reason": self.reason,
-            "text": self.text,
-            "rank": self.rank,
-            **{name: None if at is None else float(values[at]) for name, values in here.items()},
-            "gap": self.gap,
-            "last_gap": self.last_gap,
-            "base": self.base,
-            "norm": self.norm,
-            "nearest": self.nearest,
-            "nearest_cosine": self.nearest_cosine,
-            "redundant_with": self.redundant_with,
-            "taken": self.taken,
-        }
-
-
 def explain(
     selection: Selection,
     source: Any,
@@ -110,6 +39,7 @@ def explain(
     *,
     data: Any = None,
     index_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
     groups: Any = None,
     costs: Any = None,
     initial: Any = None,
@@ -131,9 +61,12 @@ def explain(
         selection: the picks.
         source: what they were picked from, as for `spice_rs.select`.
         rows: (r,) dataset rows, or one of them.
-        data: what the source was extracted from, to look column names up in.
+        data: what the source was extracted from: the records of the rows, and of the picks that are nearest to them, are
+            shown, and columns can be named.
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
             another order, or fewer of them; a dot leads into an object (spice.index).
+        columns: field → column of the data, as for `spice_rs.extract`, by which the prompt and the answer of a record are
+            found; by default as the rows were extracted.
         groups: as `select` had it. What is given of this and the next is checked to be the same as then; what is not
             given cannot be the reason. `initial` and `weights` have to be given, and so has `prior`.
         costs: as `select` had it.
@@ -145,7 +78,8 @@ def explain(
         dtype: element type of a headerless source.
 
     Raises:
-        InvalidInputError: a row is not in the source, or something given is not what the selection was made with.
+        InvalidInputError: a row is not in the source, something given is not what the selection was made with, or the data
+            are not those that the rows were extracted from.
         StoreMismatchError: the source is not what was selected from.
 
     Example:
@@ -181,7 +115,40 @@ def explain(
     for position in positions.tolist():
         if position not in explained:
             explained[position] = _unpicked_window(replay, position)
-    return [explained[position] for position in positions.tolist()]
+    return _with_records([explained[position] for position in positions.tolist()], replay, given, columns)
+
+
+def _with_records(
+    found: list[Explanation], replay: Replay, given: Given, columns: Mapping[str, str] | None
+) -> list[Explanation]:
+    """Return explanations with the records of their rows and of the picks that they name, where there are data."""
+    if given.data is None:
+        if columns is not None:
+            raise InvalidInputError(
+                "columns: found them without data, expected both. Give the data whose columns they are, or leave them out."
+            )
+        return found
+    belonging = replay.source.belonging
+    layout = {} if belonging is None or belonging.own else dict(belonging.layout)
+    if columns is not None:
+        layout["columns"] = dict(columns)
+    named = {
+        row for each in found for row in (each.row, each.nearest, each.redundant_with) if row is not None
+    }
+    rows = sorted(named)
+    records = records_of(rows, given.data, belonging, index_column=given.index_column)
+    texts: dict[int | None, str] = {
+        row: excerpt(record, layout) for row, record in zip(rows, records, strict=True)
+    }
+    return [
+        replace(
+            each,
+            record=texts[each.row],
+            nearest_record=texts.get(each.nearest),
+            redundant_record=texts.get(each.redundant_with),
+        )
+        for each in found
+    ]
 
 
 class _Explainer:

@@ -105,6 +105,7 @@ class Replay:
         self.picks = self.source.positions(selection.indices).astype(np.int64)
         fields = ("groups", "costs", "weights", "prior")
         columns = self._columns(given, fields)
+        self._check_asked(given)
         self.missing = self._missing(given)
         for name in ("weights", "initial"):
             if name in self.missing:
@@ -248,6 +249,23 @@ class Replay:
         return np.zeros(len(positions), np.int64) if self.groups is None else self.groups[positions]
 
     # --- what was given, against what the selection remembers of it ------------------------------------------------
+
+    def _check_asked(self, given: Given) -> None:
+        """Refuse what the selection was made without: its numbers know nothing of it."""
+        for name in ("groups", "costs", "initial", "exclude", "weights", "prior"):
+            value = getattr(given, name)
+            if value is None or (hasattr(value, "__len__") and len(value) == 0):
+                continue
+            if self.settings["budget" if name == "costs" else name] is None:
+                remedy = (
+                    " To compare the values of a column in a report, name it as its column."
+                    if name == "groups"
+                    else ""
+                )
+                raise InvalidInputError(
+                    f"{name}: found it for a selection that was made without, expected none. Leave it out, or select again"
+                    f" with it.{remedy}"
+                )
 
     def _missing(self, given: Given) -> list[str]:
         names = [

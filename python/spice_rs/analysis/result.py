@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Rows
 from spice_rs.analysis.stepwise import NAMES, Stepwise, Tightness
+from spice_rs.frames import Framed
 from spice_rs.report.tables import aligned
 from spice_rs.selection.result import Selection
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Analysis:
+class Analysis(Framed):
     """What can be said of each pick, with S the rows selected before it; see `spice_rs.analyze`.
 
     Attributes:
@@ -63,10 +64,10 @@ class Analysis:
         """Number of picks after which Δ first was at most half of the first; None if it never was."""
         return self.selection.half_life
 
-    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the numbers of the picks as columns, name → (m,), for `pandas.DataFrame` or `polars.DataFrame`."""
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the numbers of the picks as columns, name → (m,): those of the attributes, and of the selection."""
         of = self.selection
-        frame: dict[str, npt.NDArray[Any]] = {
+        found: dict[str, npt.NDArray[Any]] = {
             "index": of.indices,
             "rank": np.arange(len(of)),
             "base": of.base,
@@ -86,12 +87,12 @@ class Analysis:
             "overruled": of.overruled,
         }
         more = {"group": of.groups, "cost": of.costs, "num_tokens": self.num_tokens}
-        return {**frame, **{name: values for name, values in more.items() if values is not None}}
+        return {**found, **{name: values for name, values in more.items() if values is not None}}
 
     def medians(self) -> dict[str, float]:
         """Return the median of each column of numbers over the picks for which it is known."""
         found = {}
-        for name, values in self.to_frame().items():
+        for name, values in self.to_dict().items():
             if values.dtype.kind == "f":
                 known = values[np.isfinite(values)]
                 found[name] = float(np.median(known)) if len(known) else float("nan")
@@ -99,7 +100,7 @@ class Analysis:
 
     def summary(self) -> str:
         """Return a table of the first, the median and the last pick, and what goes with what."""
-        shown = {name: values for name, values in self.to_frame().items() if values.dtype.kind == "f"}
+        shown = {name: values for name, values in self.to_dict().items() if values.dtype.kind == "f"}
         medians = self.medians()
         rows = [("per pick", "first", "median", "last")]
         rows += [

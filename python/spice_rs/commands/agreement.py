@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.printable import say_block, say_json
 
 
 def add(commands: Any) -> None:
@@ -22,4 +22,7 @@ def add(commands: Any) -> None:
 
 def _agreement(a: str, b: str, as_json: bool, **options: Any) -> None:
     found = spice_rs.agreement(a, b, **options)
-    print(json.dumps(found.as_dict()) if as_json else found)
+    if as_json:
+        say_json(found.as_dict())
+    else:
+        say_block(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from spice_rs.analysis.curvature import percent
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.printable import say, say_block, say_json
 
 ABOUT_U = "This is about U = log det(I + αF) alone: "
 
@@ -52,13 +52,13 @@ def _curvature(
             np.savez(file, rows=found.rows, leverages=found.leverages, ratios=found.ratios)
     if as_json:
         names = ("total", "error", "guarantee", "row")
-        print(json.dumps({name: getattr(found, name) for name in names} | {"rows": len(found)}))
+        say_json({name: getattr(found, name) for name in names} | {"rows": len(found)})
         return
-    print(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
-    print(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
-    print(f"{ABOUT_U}it holds for conflict_penalty=0 without conditions, and for no other score.")
+    say(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
+    say(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
+    say(f"{ABOUT_U}it holds for conflict_penalty=0 without conditions, and for no other score.")
     if found.row is not None and found.total > 0.5:
-        print(f"row {found.row} decides: beside all others it adds {1 - found.total:.3g} of what it is alone")
+        say(f"row {found.row} decides: beside all others it adds {1 - found.total:.3g} of what it is alone")
 
 
 def _certify(selection: str, source: str, data: str | None, as_json: bool, **options: Any) -> None:
@@ -74,15 +74,16 @@ def _certify(selection: str, source: str, data: str | None, as_json: bool, **opt
         names = ("picks", "log_det", "upper_bound", "ratio", "prefix")
         series = ("prefixes", "log_dets", "submodular", "concave", "relaxed")
         about = {name: getattr(found, name) for name in names}
-        print(json.dumps(about | {name: getattr(found, name).tolist() for name in series}))
+        say_json(about | {name: getattr(found, name).tolist() for name in series})
         return
     columns = (found.prefixes, found.log_dets, found.submodular, found.concave)
     cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
-    print(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
+    say_block(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
     for number, bound in enumerate(found.relaxed, 1):
-        print(f"after {number} steps to better weights: concave bound {bound:.6g}")
-    print(
-        f"\nU of the {found.picks} picks: {found.log_det:.6g}; of any {found.picks} rows at most {found.upper_bound:.6g}"
+        say(f"after {number} steps to better weights: concave bound {bound:.6g}")
+    say("")
+    say(
+        f"U of the {found.picks} picks: {found.log_det:.6g}; of any {found.picks} rows at most {found.upper_bound:.6g}"
     )
-    print(f"the picks have at least {percent(found.ratio)} of the best U")
-    print(f"{ABOUT_U}what the penalty avoids and what conditions ask for does not count in the bound.")
+    say(f"the picks have at least {percent(found.ratio)} of the best U")
+    say(f"{ABOUT_U}what the penalty avoids and what conditions ask for does not count in the bound.")

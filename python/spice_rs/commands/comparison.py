@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.printable import say_block, say_json
 
 WORDS = {
     "methods": ("NAMES", "Here: names with commas between them."),
@@ -30,6 +30,6 @@ def add(commands: Any) -> None:
 def _compare(source: str, as_json: bool, markdown: bool, **options: Any) -> None:
     comparison = spice_rs.compare(source, **options)
     if as_json:
-        print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+        say_json(comparison.to_dict())
     else:
-        print(comparison.to_markdown() if markdown else comparison.summary())
+        say_block(comparison.to_markdown() if markdown else comparison.summary())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
-from spice_rs.commands.selection import COLUMNS, WORDS
-from spice_rs.errors import InvalidInputError
+from spice_rs.commands.selection import WORDS
+from spice_rs.printable import say, say_block, say_json
 
 ROW_FILES = ("initial", "exclude")
 """Arguments of `explain` that are a file of rows here."""
@@ -20,10 +20,17 @@ def add(commands: Any) -> None:
     add_selection(explain)
     explain.add_argument("rows", metavar="ROW", nargs="+", type=int, help="dataset row")
     explain.add_argument(
-        "--data", metavar="DATA", help="the data the source was made from, to look columns up in"
+        "--data",
+        metavar="DATA",
+        help="the data the source was made from: records are then shown, and columns can be named",
     )
     explain.add_argument("--json", action="store_true", dest="as_json", help="print a JSON object per row")
-    add_options(explain, spice_rs.explain, skip=("selection", "source", "rows", "data"), words=WORDS)
+    add_options(
+        explain,
+        spice_rs.explain,
+        skip=("selection", "source", "rows", "data"),
+        words=WORDS,
+    )
 
 
 def add_selection(parser: Any) -> None:
@@ -48,28 +55,26 @@ def read(selection: str, source: str, options: dict[str, Any]) -> spice_rs.Selec
     return read_selection(selection, source, **settings, **shape)
 
 
-def given_again(options: dict[str, Any], data: str | None) -> None:
-    """Read the files of rows in `options`, and add the data if a column of it is named."""
+def read_row_files(options: dict[str, Any]) -> None:
+    """Read the files of rows in `options`."""
     from spice_rs.selection.picks import read_rows
 
     for name in ROW_FILES:
         if options[name] is not None:
             options[name] = read_rows(options[name])
-    if any(options[name] is not None for name in COLUMNS):
-        options["data"] = data
-    elif data is not None:
-        options["index_column"] = None  # nothing is looked up
 
 
 def _explain(
     selection: str, source: str, rows: list[int], data: str | None, as_json: bool, **options: Any
 ) -> None:
     chosen = read(selection, source, options)
-    given_again(options, data)
-    if data is not None and options.get("data") is None:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in COLUMNS)
-        raise InvalidInputError(
-            f"--data: found it without the name of a column, expected one in {names}. Name one, or leave the data out."
+    read_row_files(options)
+    for found in spice_rs.explain(chosen, source, rows, data=data, **options):
+        if as_json:
+            say_json(found.to_json())
+        else:
+            say_block(found)
+    if data is None and not as_json:
+        say(
+            "Name the data with --data to see the records of these rows and of the nearest picks.", sys.stderr
         )
-    for found in spice_rs.explain(chosen, source, rows, **options):
-        print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)

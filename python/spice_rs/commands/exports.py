@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+from spice_rs.printable import say
 
 if TYPE_CHECKING:
     from spice_rs.data.matching import Belonging
@@ -140,12 +141,12 @@ def write_targets(
     if out is not None:
         write_file(selection, out, data, index_column=index_column)
     if out not in (None, "-"):
-        print(f"{out}: {len(selection)} picks", file=sys.stderr)
+        say(f"{out}: {len(selection)} picks", file=sys.stderr)
     if llama_factory is not None:
         stage = selection.to_llama_factory(
             llama_factory, data, name=name, columns=columns, index_column=index_column
         )
-        print(
+        say(
             f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json, for stage {stage}",
             file=sys.stderr,
         )

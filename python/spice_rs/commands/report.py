@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.explanation import ROW_FILES, add_selection, given_again, read
+from spice_rs.commands.explanation import ROW_FILES, add_selection, read, read_row_files
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.printable import say, say_block
 
 
 def add(commands: Any) -> None:
@@ -38,9 +39,7 @@ def _report(selection: str, source: str, out: str, data: str | None, force: bool
     reads |= {f"--{name}": options[name] for name in ROW_FILES}
     check_outputs({"--out": out}, reads, force=force)
     chosen = read(selection, source, options)
-    index_column = options["index_column"]
-    given_again(options, data)
-    options.update(data=data, index_column=index_column)
-    found = spice_rs.write_report(chosen, source, out, **options)
-    print(found.summary())
-    print(f"{out}: written", file=sys.stderr)
+    read_row_files(options)
+    found = spice_rs.write_report(chosen, source, out, data=data, **options)
+    say_block(found.summary())
+    say(f"{out}: written", file=sys.stderr)

@@ -16,6 +16,7 @@ import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
+from spice_rs.printable import say, say_block
 
 if TYPE_CHECKING:
     from spice_rs.store.sources import Source
@@ -101,16 +102,16 @@ def _select(
     _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    print(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
+    say_block(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
             f"{name} log det {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
             for name, run in selection.compared.items()
             if name != "kept"
         ]
-        print(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
+        say(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
     if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
-        print(group_table(selection), file=sys.stderr)
+        say_block(group_table(selection), file=sys.stderr)
 
 
 def _extend(
@@ -140,7 +141,7 @@ def _extend(
     _check_data(opened, data, index_column)
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    print(repr(selection), file=sys.stderr)
+    say(repr(selection), file=sys.stderr)
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import say, say_json
 from spice_rs.progress import bar
 
 
@@ -71,13 +72,13 @@ def _info(store: str, as_json: bool) -> None:
     opened = spice_rs.GradientStore(store)
     info = opened.info()
     if as_json:
-        print(json.dumps(info, indent=2))
+        say_json(info, indent=2)
         return
     if opened.unfinished is not None:
-        print(f"{'unfinished':20} {opened.unfinished}")
+        say(f"{'unfinished':20} {opened.unfinished}")
     for key, value in info.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        print(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
+        say(f"{key:20} {text if len(text) <= 100 else text[:97] + '...'}")
 
 
 def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool | None) -> None:
@@ -85,14 +86,14 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
     with _watch(progress, "verify") as watch:
         counts = opened.verify(watch)
     if as_json:
-        print(json.dumps(counts))
+        say_json(counts)
         return
-    print(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
+    say(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
     for kind in ("superseded", "leftovers"):
         for name in counts[kind]:
-            print(f"{kind}: {name}")
+            say(f"{kind}: {name}")
     if counts["superseded"] or counts["leftovers"]:
-        print(
+        say(
             f"{store}: `spice-rs repair` removes these files, unless a writer still works on them",
             file=sys.stderr,
         )
@@ -132,7 +133,7 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
     lines = [f"removed: {name}" for name in done["removed"]]
     lines += [f"kept, a writer may still work on it: {name}" for name in done["kept"]]
     lines += [f"set aside: {shard['name']} ({shard['reason']})" for shard in done["damaged"]]
-    _report(as_json, "\n".join(lines) or f"{store}: nothing to repair", done)
+    _report(as_json, lines or f"{store}: nothing to repair", done)
 
 
 def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | None) -> None:
@@ -189,5 +190,9 @@ def _watch(progress: bool | None, what: str, unit: str = "rows") -> Iterator[Cal
             drawn.close()
 
 
-def _report(as_json: bool, text: str, result: Mapping[str, Any]) -> None:
-    print(json.dumps(result) if as_json else text)
+def _report(as_json: bool, text: str | Sequence[str], result: Mapping[str, Any]) -> None:
+    if as_json:
+        say_json(result)
+        return
+    for line in [text] if isinstance(text, str) else text:
+        say(line)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.printable import as_html as html_text
+from spice_rs.printable import as_markdown as markdown_text
+from spice_rs.printable import one_line
 from spice_rs.report.tables import Cells, aligned, html_table, markdown
 
 if TYPE_CHECKING:
@@ -20,22 +22,22 @@ MOST_GROUPS = 10
 def as_text(comparison: Comparison) -> str:
     """Return plain text."""
     parts = [f"{title}\n\n{aligned(cells)}" for title, cells in _tables(comparison)]
-    return "\n\n".join([*parts, *comparison.notes])
+    return "\n\n".join([*parts, *map(one_line, comparison.notes)])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return Markdown."""
-    parts = [f"**{title}**\n\n{markdown(cells)}" for title, cells in _tables(comparison)]
-    return "\n\n".join([*parts, *comparison.notes]) + "\n"
+    parts = [f"**{markdown_text(title)}**\n\n{markdown(cells)}" for title, cells in _tables(comparison)]
+    return "\n\n".join([*parts, *map(markdown_text, comparison.notes)]) + "\n"
 
 
 def as_html(comparison: Comparison) -> str:
     """Return HTML for a notebook."""
-    parts = [f"<p><b>{html.escape(title)}</b></p>{html_table(cells)}" for title, cells in _tables(comparison)]
-    return "".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in comparison.notes)])
+    parts = [f"<p><b>{html_text(title)}</b></p>{html_table(cells)}" for title, cells in _tables(comparison)]
+    return "".join([*parts, *(f"<p>{html_text(note)}</p>" for note in comparison.notes)])
 
 
-def as_frame(comparison: Comparison) -> dict[str, npt.NDArray[Any]]:
+def columns_of(comparison: Comparison) -> dict[str, npt.NDArray[Any]]:
     """Return columns by name."""
     rows = comparison.rows
     columns: dict[str, npt.NDArray[Any]] = {

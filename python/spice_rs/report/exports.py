@@ -28,9 +28,9 @@ METADATA_KEY = "spice_rs"
 """Key in a Parquet file's metadata under which the settings are, as JSON."""
 
 
-def frame(selection: Selection) -> dict[str, npt.NDArray[Any]]:
-    """Return one column per number of a pick, in pick order; see `Selection.to_frame`."""
-    columns: dict[str, npt.NDArray[Any]] = {
+def pick_columns(selection: Selection) -> dict[str, npt.NDArray[Any]]:
+    """Return one column per number of a pick, in pick order; see `Selection.to_dict`."""
+    found: dict[str, npt.NDArray[Any]] = {
         "index": selection.indices,
         "rank": np.arange(len(selection)),
         "gain": selection.gains,
@@ -44,8 +44,8 @@ def frame(selection: Selection) -> dict[str, npt.NDArray[Any]]:
     }
     for name, values in (("group", selection.groups), ("cost", selection.costs)):
         if values is not None:
-            columns[name] = values
-    return {name: column.copy() for name, column in columns.items()}
+            found[name] = values
+    return {name: column.copy() for name, column in found.items()}
 
 
 def write_file(
@@ -136,7 +136,7 @@ def write_csv(
 ) -> None:
     """Write a table with a line of names; see `Selection.to_csv`."""
     if data is None:
-        columns = frame(selection)
+        columns = pick_columns(selection)
         places, rows = [], []
         for values in zip(*(column.tolist() for column in columns.values()), strict=True):
             rows.append(dict(zip(columns, values, strict=True)))
@@ -210,7 +210,7 @@ def write_parquet(
     import pyarrow.parquet
 
     if data is None:
-        columns: dict[str, Any] = dict(frame(selection))
+        columns: dict[str, Any] = dict(pick_columns(selection))
     else:
         lines = list(pick_lines(selection, data, index_column=index_column))
         names = dict.fromkeys(name for line in lines for name in line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import os
 import warnings
@@ -19,11 +18,13 @@ from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES
 from spice_rs.atomic import check_place, replacing
+from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
-from spice_rs.report.summary import unfinished_facts
+from spice_rs.report.summary import early_stop_facts, extended_facts, unfinished_facts
 from spice_rs.report.tables import composition_rows
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
@@ -168,7 +169,7 @@ def write_report(
     sections.append(_picks(found, records))
     sections.append(_settings(selection))
     text = _PAGE.format(
-        title=html.escape(f"Selection from {selection.settings['source']['name']}"),
+        title=as_html(f"Selection from {selection.settings['source']['name']}"),
         body="\n".join(sections),
         version=__version__,
     )
@@ -186,7 +187,9 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
     source = of.settings["source"]
     rows: list[tuple[object, ...]] = [
         ("picks", f"{len(of)} of {source['rows']} rows; stopped: {of.stop_reason}"),
+        *early_stop_facts(of),
         *unfinished_facts(source),
+        *extended_facts(of),
         ("U = log det(I + αF)", f"{of.log_det:.6g} nats"),
     ]
     if chance is not None:
@@ -212,7 +215,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
         ),
         ("median margin over the runner-up", f"{found.medians()['margin']:.4g}"),
     ]
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in found.notes)
+    notes = "".join(f"<p class=note>{as_html(note)}</p>" for note in found.notes)
     return _table("", rows, header=False) + notes
 
 
@@ -234,7 +237,7 @@ def _certificate(
             warnings.simplefilter("ignore", SpiceWarning)  # of what was said already
             ratio = float(certify(selection, source, **again, progress=progress, **shape).ratio)
     except InvalidInputError as error:  # its matrices do not fit: the rest of the page does
-        return f"<h2>Certificate</h2><p class=note>{html.escape(str(error))}</p>"
+        return f"<h2>Certificate</h2><p class=note>{as_html(str(error))}</p>"
     return (
         f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
         f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
@@ -270,7 +273,7 @@ def _correlations(found: Analysis) -> str:
 
 
 def _picks(found: Analysis, records: dict[int, Any]) -> str:
-    frame = found.to_frame()
+    frame = found.to_dict()
     columns = ["rank", "index", "gain", "base", "conflict", "score", "margin", "runner_up"]
     columns += ["nearest", "nearest_cosine", *(name for name in ("group", "num_tokens") if name in frame)]
     header: list[object] = [name.replace("_", " ") for name in columns]
@@ -282,7 +285,8 @@ def _picks(found: Analysis, records: dict[int, Any]) -> str:
             absent = (name in ("nearest", "runner_up") and value == -1) or value != value
             cells.append("" if absent else f"{value:.4g}" if isinstance(value, np.floating) else value)
         if records:
-            cells.append(_excerpt(records.get(int(frame["index"][at]))))
+            record = records.get(int(frame["index"][at]), {})
+            cells.append(_excerpt(record) or excerpt(record))
         rows.append(cells)
     more = f" (the first {SHOWN_PICKS} of {len(found)})" if len(found) > SHOWN_PICKS else ""
     return _table(f"Picks{more}", rows)
@@ -307,8 +311,8 @@ def _table(title: str, rows: Table, *, header: bool = True) -> str:
     lines = []
     for number, row in enumerate(rows):
         tag = "th" if header and number == 0 else "td"
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>")
-    heading = f"<h2>{html.escape(title)}</h2>" if title else ""
+        lines.append("<tr>" + "".join(f"<{tag}>{as_html(cell)}</{tag}>" for cell in row) + "</tr>")
+    heading = f"<h2>{as_html(title)}</h2>" if title else ""
     return f"{heading}<div class=wide><table>{''.join(lines)}</table></div>"
 
 
@@ -320,7 +324,7 @@ def _svg(figure: Figure, number: int) -> str:
     with matplotlib.rc_context({"svg.hashsalt": f"spice-rs {number}", "svg.fonttype": "path"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     text = drawn.getvalue()
-    title = html.escape(figure.axes[0].get_title(loc="left"))
+    title = as_html(figure.axes[0].get_title(loc="left").replace(r"\$", "$"))  # see `as_plot`
     start = text.index("<svg")
     return f'<figure role=img aria-label="{title}">{text[start:]}</figure>'
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.backdrop import Chance, PoolMap, Sweep
 from spice_rs.analysis.result import Analysis
+from spice_rs.printable import as_plot, one_line
 from spice_rs.selection.result import Selection
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def group_shares(labels: Sequence[object], picked: npt.ArrayLike, *, name: str =
     if len(order) > len(shown):
         rest = f"{len(order) - len(shown)} others"
         rows.append((rest, 1 - sum(row[1] for row in rows), 1 - sum(row[2] for row in rows)))
-    figure, axes = _figure(f"Shares by {name}", "share / %", "", height=1.1 + 0.36 * len(rows))
+    figure, axes = _figure(f"Shares by {_short(name)}", "share / %", "", height=1.1 + 0.36 * len(rows))
     places = np.arange(len(rows))
     axes.barh(
         places - 0.2,
@@ -136,7 +137,7 @@ def group_shares(labels: Sequence[object], picked: npt.ArrayLike, *, name: str =
         label="picks",
         linewidth=0.6,
     )
-    axes.set_yticks(places, [_short(row[0]) for row in rows])
+    axes.set_yticks(places, [as_plot(_short(row[0])) for row in rows])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     _legend(axes)
@@ -268,13 +269,13 @@ def check_installed() -> None:
 
 def _figure(title: str, x: str, y: str, *, height: float = 3.4) -> tuple[Figure, Axes]:
     check_installed()
-    from matplotlib.figure import Figure
+    from spice_rs.report.figure import QuietFigure
 
-    figure = Figure(figsize=(6.2, height), layout="constrained")
+    figure = QuietFigure(figsize=(6.2, height), layout="constrained")
     axes: Any = figure.add_subplot()
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
+    axes.set_title(as_plot(title), fontsize=11, loc="left")
+    axes.set_xlabel(as_plot(x), fontsize=9)
+    axes.set_ylabel(as_plot(y), fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -290,4 +291,5 @@ def _legend(axes: Axes) -> None:
 
 
 def _short(text: str) -> str:
+    text = one_line(text)
     return text if len(text) <= 28 else text[:27] + "…"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spice_rs.report.tables import group_table, html_table
+from spice_rs.printable import as_html as html_text
+from spice_rs.printable import one_line
+from spice_rs.report.tables import aligned, group_rows, html_table
+from spice_rs.selection.stopping import early_stop_finding
 
 if TYPE_CHECKING:
     from spice_rs.selection.result import Selection
@@ -22,28 +24,27 @@ def as_text(selection: Selection) -> str:
     """Return one fact per line, and the table of the groups."""
     facts = _facts(selection)
     width = max(len(name) for name, _ in facts)
-    text = "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)
+    text = "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in facts)
     groups = _groups(selection)
-    return f"{text}\n\n{groups}" if groups else text
+    return f"{text}\n\n{aligned(groups)}" if groups else text
 
 
 def as_html(selection: Selection) -> str:
     """Return the facts, the first picks and the groups as HTML."""
     facts = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in _facts(selection)
+        f"<tr><th>{html_text(name)}</th><td>{html_text(value)}</td></tr>" for name, value in _facts(selection)
     )
     groups = _groups(selection)
     return (
         f"<table>{facts}</table>"
         + html_table(_first_picks(selection))
-        + (f"<pre>{html.escape(groups)}</pre>" if groups else "")
+        + (f"<pre>{html_text(aligned(groups), lines=True)}</pre>" if groups else "")
     )
 
 
-def _groups(selection: Selection) -> str:
+def _groups(selection: Selection) -> list[list[str]]:
     shown = selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS
-    return group_table(selection) if shown else ""
+    return group_rows(selection) if shown else []
 
 
 def unfinished_facts(source: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -51,6 +52,26 @@ def unfinished_facts(source: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("unfinished", f"the extraction had not ended: {there} of {rows} rows were there")
         for there, rows in source.get("unfinished") or []
+    ]
+
+
+def early_stop_facts(selection: Selection) -> list[tuple[str, str]]:
+    """Return what is to be said of an early stop that did nothing, or everything: nothing of others."""
+    finding = early_stop_finding(selection)
+    return [] if finding is None else [("early stop", finding)]
+
+
+def extended_facts(selection: Selection) -> list[tuple[str, str]]:
+    """Return what is to be said of picks from a pool that has grown: nothing of others."""
+    grown = selection.settings.get("extended")
+    if grown is None:
+        return []
+    kept = f"{selection.kept} picks kept of the smaller pool, which had {grown['picks']}"
+    return [
+        (
+            "extended",
+            f"{kept}; {len(grown['new'])} new, the first {selection.unchanged} unchanged in order",
+        )
     ]
 
 
@@ -72,6 +93,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     if conditions := _conditions(selection):
         facts.append(("conditions", conditions))
     facts.append(("stopped", selection.stop_reason))
+    facts += early_stop_facts(selection)
     facts.append(("U", f"{selection.log_det:.6g} nats, log det(I + αF) of the picks"))
     if m:
         gains, base = selection.gains, float(selection.base.sum())
@@ -100,9 +122,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
         facts.append(("kept run", _compared(selection.compared)))
     if selection.near_duplicates is not None:
         facts.append(("near-duplicates", f"{len(selection.near_duplicates)} skipped"))
-    if selection.kept is not None:
-        facts.append(("extended", f"{selection.kept} picks kept of the smaller pool"))
-    return facts
+    return [*facts, *extended_facts(selection)]
 
 
 def _method(selection: Selection) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.printable import as_html, as_markdown, one_line, width
 from spice_rs.selection.result import Selection
 
 Cells = Sequence[Sequence[str]]
@@ -60,6 +60,11 @@ def group_table(selection: Selection) -> str:
     Args:
         selection: picks with groups.
     """
+    return aligned(group_rows(selection))
+
+
+def group_rows(selection: Selection) -> list[list[str]]:
+    """Return the cells of `group_table`, the heading first."""
     groups, quotas = selection.settings["groups"], selection.quotas
     labels = [] if selection.groups is None else selection.groups.tolist()
     header = ["group", "pool", "share", "picks", "share", "minimum", "maximum"]
@@ -76,7 +81,7 @@ def group_table(selection: Selection) -> str:
         [str(quota[0]), *(_number(column[i]) for column in columns), *limits[i]]
         for i, quota in enumerate(quotas)
     ]
-    return aligned([header, *rows])
+    return [header, *rows]
 
 
 def _shares(amounts: Sequence[float]) -> list[str]:
@@ -96,19 +101,17 @@ def _median(values: npt.NDArray[np.generic]) -> str:
 
 def aligned(rows: Cells, *, left: bool = False) -> str:
     """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*shown, strict=True)]
     lines = []
-    for number, row in enumerate(rows):
-        cells = [
-            row[0].ljust(widths[0]),
-            *(
-                cell.ljust(width) if left else cell.rjust(width)
-                for cell, width in zip(row[1:], widths[1:], strict=True)
-            ),
-        ]
+    for number, row in enumerate(shown):
+        cells = []
+        for place, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+            room = " " * (wide - width(cell))
+            cells.append(cell + room if left or place == 0 else room + cell)
         lines.append("  ".join(cells).rstrip())
         if number == 0:
-            lines.append("  ".join("-" * width for width in widths))
+            lines.append("  ".join("-" * wide for wide in widths))
     return "\n".join(lines)
 
 
@@ -116,7 +119,7 @@ def markdown(rows: Cells) -> str:
     """Return a table in Markdown, numbers to the right: all columns but the first."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(as_markdown, cells)) + " |"
 
     return "\n".join([line(rows[0]), "|---" + "|--:" * (len(rows[0]) - 1) + "|", *map(line, rows[1:])])
 
@@ -125,7 +128,7 @@ def html_table(rows: Cells) -> str:
     """Return a table in HTML, for notebooks."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{as_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows[1:])
     return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from spice_rs.frames import Framed
+
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Schedule:
+class Schedule(Framed):
     """The m picks of all windows, in order, and the proxy that has learned from them.
 
     Attributes:
@@ -66,6 +68,17 @@ class Schedule:
             settings,
             folder,
         )
+
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns index, window and step (int64), gain, conflict and score (float64), each (m,)."""
+        return {
+            "index": self.indices,
+            "window": self.windows,
+            "step": self.steps,
+            "gain": self.gains,
+            "conflict": self.conflict,
+            "score": self.scores,
+        }
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.result import Selection
+from spice_rs.selection.stopping import early_stop_finding
 
 SHORT = 0.01
 """Share of a minimum in cost units that may be missing without a warning: rows are not divisible."""
@@ -40,6 +41,8 @@ def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
             f"alpha·‖g‖² is so small (median {selection.signal:.2g}) that U is linear: the picks do not interact and"
             " the result is close to the largest norms. Try a larger alpha, or normalize='unit'."
         )
+    if (finding := early_stop_finding(selection)) is not None:
+        messages.append(finding)
     first, last = (selection.gains.max(), selection.gains.min()) if picks else (0.0, 0.0)
     if picks > 1 and last > 0.99 * first and selection.signal > 100:
         messages.append(

@@ -42,8 +42,9 @@ def extend(
 
     The result is that of `select` on the whole pool with the settings of the earlier selection, bit for bit. The earlier
     picks are made again, each against the new rows: every old row is known to lose to them. From the first pick that
-    a new row beats, all rows compete. `Selection.kept` tells how many picks came first unchanged, and the sum of
-    `Selection.rows_read` how many rows were looked at.
+    a new row beats, all rows compete. `Selection.kept` tells how many of the earlier picks are picks still, wherever they
+    stand, `Selection.unchanged` how many came first as before, and the sum of `Selection.rows_read` how many rows were
+    looked at.
 
     Args:
         selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.
@@ -69,8 +70,8 @@ def extend(
         >>> rows = np.random.default_rng(0).standard_normal((300, 8), dtype=np.float32)
         >>> before = spice_rs.select(rows[:290], 20)
         >>> after = spice_rs.extend(before, rows)
-        >>> after.kept, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
-        (17, True)
+        >>> after.kept, after.unchanged, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
+        (17, 17, True)
     """
     numbers = check_numbers(k=k, threads=threads, hot_rows=hot_rows)
     settings = copy.deepcopy(selection.settings)
@@ -100,9 +101,8 @@ def extend(
     content = result.pop("fingerprint")
     for name in DUPLICATES:
         del result[name]
-    count = min(len(selection), len(result["indices"]))
-    same = selection.indices[:count] == result["indices"][:count]
-    settings["kept"] = int(np.argmin(same)) if not same.all() else count
+    settings.pop("kept", None)  # as earlier versions had it: the unchanged ones
+    settings["extended"] = _extended(selection.indices, result["indices"])
     settings["source"] = opened.identity(content)
     settings["partial"] = bool(opened.unfinished)
     records = opened.records
@@ -112,6 +112,17 @@ def extend(
     for message in inert_settings(extended, linear_gain=linear_gain):
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return extended
+
+
+def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a selection remembers of the one that it grew from; see `Selection.extended`."""
+    count = min(len(before), len(after))
+    same = before[:count] == after[:count]
+    return {
+        "picks": len(before),
+        "unchanged": count if same.all() else int(np.argmin(same)),
+        "new": np.flatnonzero(~np.isin(after, before)).tolist(),
+    }
 
 
 def _check_kind(settings: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from spice_rs.atomic import replacing
 from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import printable_json
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
 
@@ -167,7 +168,7 @@ def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str
     """
     lines = [encoded(each, place_of(each)) + "\n" for each in objects]
     if os.fspath(out) == "-":
-        sys.stdout.writelines(lines)
+        sys.stdout.writelines(map(printable_json, lines))
     else:
         write_text(lines, out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.selection.arguments import check_reals
 from spice_rs.selection.picks import is_saved, numbers_of, read_items, read_rows
-from spice_rs.selection.presets import Alpha
+from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
-from spice_rs.store.sources import Normalize, open_source
+from spice_rs.store.sources import Normalize, Source, open_source
 
 TOLERANCE = 1e-9
 """Part of a number by which one made again may differ from the one in the file."""
@@ -23,9 +25,9 @@ def read_selection(
     path: str | os.PathLike[str],
     source: Any,
     *,
-    alpha: Alpha = 1.0,
-    conflict_penalty: float = 0.1,
-    normalize: Normalize = "auto",
+    alpha: Alpha | None = None,
+    conflict_penalty: float | None = None,
+    normalize: Normalize | None = None,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Selection:
@@ -36,20 +38,27 @@ def read_selection(
             list says nothing of its settings, so its rows are scored again in their order with those given here, and
             compared with the gains in the list where it has them.
         source: what was selected from, as for `spice_rs.select`.
-        alpha: as `select` had it; of no account for a saved selection.
-        conflict_penalty: as `select` had it; of no account for a saved selection.
-        normalize: as `select` had it; of no account for a saved selection.
+        alpha: as `select` had it, for a list of picks (by default its own default, 1.0). A saved selection knows its
+            settings, and another one is refused.
+        conflict_penalty: as `select` had it (by default 0.1), like alpha.
+        normalize: as `select` had it (by default auto), like alpha.
         dim: columns of a headerless source.
         dtype: element type of a headerless source.
 
     Raises:
-        InvalidInputError: there is no such file, or it holds something else.
+        InvalidInputError: there is no such file, it holds something else, or it is a saved selection with other settings.
         StoreMismatchError: the gains or scores in the list are others: it was made with other settings, or from other rows.
         StoreError: the saved selection is damaged.
     """
     rows = read_rows(path, None if is_saved(path) else open_source(source, dim=dim, dtype=dtype).belonging)
     if isinstance(rows, Selection):
+        given = {"alpha": alpha, "conflict_penalty": conflict_penalty, "normalize": normalize}
+        if any(value is not None for value in given.values()):
+            _check_settings(path, rows, open_source(source, dim=dim, dtype=dtype), given)
         return rows
+    alpha = 1.0 if alpha is None else alpha
+    conflict_penalty = 0.1 if conflict_penalty is None else conflict_penalty
+    normalize = "auto" if normalize is None else normalize
     if not rows:
         raise InvalidInputError(
             f"{os.fspath(path)}: found no picks, expected at least one. Select rows first."
@@ -87,6 +96,36 @@ def read_selection(
                 f" {cause}. {remedy}"
             )
     return again
+
+
+def _check_settings(
+    path: str | os.PathLike[str], selection: Selection, source: Source, given: dict[str, Any]
+) -> None:
+    """Refuse settings that are not those of a saved selection."""
+    saved = selection.settings
+    _, scale, unit = source.row_scale(saved["normalize"])
+    same = dict.fromkeys(given, True)
+    if (penalty := given["conflict_penalty"]) is not None:
+        same["conflict_penalty"] = (
+            check_reals(conflict_penalty=penalty)["conflict_penalty"] == saved["conflict_penalty"]
+        )
+    if given["normalize"] is not None:
+        _, other, other_unit = source.row_scale(given["normalize"])
+        same["normalize"] = unit == other_unit and (
+            other is scale or np.array_equal(np.asarray(other), np.asarray(scale))
+        )
+    if given["alpha"] is not None:
+        if given["alpha"] == "auto" and saved["weights"] is not None:
+            same["alpha"] = False  # which depends on them
+        else:
+            alpha = resolve_alpha(given["alpha"], source, scale, unit)
+            same["alpha"] = math.isclose(alpha, saved["alpha"], rel_tol=TOLERANCE)
+    for name, agrees in same.items():
+        if not agrees:
+            raise InvalidInputError(
+                f"{name}: found {given[name]!r} for {os.fspath(path)}, expected {saved[name]!r}, as it was"
+                " selected: it keeps its settings. Leave it out, or select again."
+            )
 
 
 def _stated(path: str | os.PathLike[str], name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,9 @@ import numpy.typing as npt
 from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.frames import Framed
+from spice_rs.printable import one_line
+from spice_rs.selection.exported import Exports
 from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
 from spice_rs.store.sources import open_source
 
@@ -22,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class NearDuplicates:
+class NearDuplicates(Framed):
     """The s rows that would have been picked, had they not been too similar to a row picked before.
 
     Attributes:
@@ -40,6 +42,10 @@ class NearDuplicates:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns row, of, rank (int64) and cosine (float64), each (s,)."""
+        return {"row": self.rows, "of": self.of, "rank": self.rank, "cosine": self.cosine}
+
     def head(self, k: int) -> NearDuplicates:
         """Return those that were skipped on the way to the first k picks."""
         kept = self.rank < k
@@ -47,7 +53,7 @@ class NearDuplicates:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Selection:
+class Selection(Exports):
     """The selected rows in pick order, and the numbers that selected them.
 
     With S the rows picked before a row x, m picks in all, and every logarithm natural:
@@ -110,8 +116,15 @@ class Selection:
 
     @property
     def kept(self) -> int | None:
-        """Number of first picks that `extend` found unchanged; None for other selections."""
-        return self.settings.get("kept")
+        """Number of picks that the selection had that `extend` was given, at whatever rank; None for other selections."""
+        grown = self.settings.get("extended")
+        return None if grown is None else len(self) - len(grown["new"])
+
+    @property
+    def unchanged(self) -> int | None:
+        """Number of first picks that `extend` found as they were, rank by rank; None for other selections."""
+        grown = self.settings.get("extended")
+        return None if grown is None else int(grown["unchanged"])
 
     @property
     def half_life(self) -> int | None:
@@ -144,8 +157,9 @@ class Selection:
         if duplicates is not None:
             duplicates = duplicates.head(k)
         settings = {**copy.deepcopy(self.settings), "k": int(k)}
-        if self.kept is not None:
-            settings["kept"] = min(self.kept, int(k))
+        if (grown := settings.get("extended")) is not None:
+            grown["unchanged"] = min(grown["unchanged"], int(k))
+            grown["new"] = [rank for rank in grown["new"] if rank < k]
         return Selection(
             **{name: getattr(self, name)[:k].copy() for name in SERIES},
             stop_reason="budget",
@@ -214,145 +228,6 @@ class Selection:
         from spice_rs.report import summary
 
         return summary.as_text(self)
-
-    def to_frame(self) -> dict[str, npt.NDArray[Any]]:
-        """Return columns by name, each with an element per pick, for `pandas.DataFrame` or `polars.DataFrame`.
-
-        The columns are index, rank, gain, base, epsilon, conflict, score, log_det, overruled and rows_read, with group
-        and cost where the selection has them.
-        """
-        from spice_rs.report import exports
-
-        return exports.frame(self)
-
-    def to_jsonl(
-        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
-    ) -> None:
-        """Write one JSON object per pick, in pick order; the file appears when it is whole.
-
-        Args:
-            path: the file; replaced if it is there. Packed if its name ends in .gz.
-            data: what the source was extracted from: each line is then the record, unchanged, plus a key "spice" with
-                index, rank, gain, conflict and score. Without it these alone. In a record that is a pick of an earlier
-                selection, what was there under "spice" is kept in it as "earlier".
-            index_column: as for `spice_rs.select`.
-
-        Raises:
-            InvalidInputError: the data lack a picked row or are others, a record has a key "spice" that no selection
-                wrote or a value that JSON cannot hold (NaN, Decimal, bytes, …), the name says another format, or no file
-                can lie there.
-        """
-        self._write(path, data, ".jsonl", index_column)
-
-    def to_json(
-        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
-    ) -> None:
-        """Write what `to_jsonl` writes as one JSON list.
-
-        Args:
-            path: the file; replaced if it is there. Packed if its name ends in .gz.
-            data: as for `to_jsonl`.
-            index_column: as for `spice_rs.select`.
-
-        Raises:
-            InvalidInputError: as for `to_jsonl`.
-        """
-        self._write(path, data, ".json", index_column)
-
-    def to_csv(
-        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
-    ) -> None:
-        """Write a table in CSV, a line per pick, in pick order, after a line of names.
-
-        Args:
-            path: the file; replaced if it is there. Packed if its name ends in .gz.
-            data: what the source was extracted from: the columns are then those of the records, plus "spice.index",
-                "spice.rank" and so on. Without it they are those of `to_frame`.
-            index_column: as for `spice_rs.select`.
-
-        Raises:
-            InvalidInputError: as for `to_jsonl`, or a value is neither text nor a number: CSV has no lists.
-        """
-        self._write(path, data, ".csv", index_column)
-
-    def _write(self, path: str | os.PathLike[str], data: Any, kind: str, index_column: str | None) -> None:
-        from spice_rs.report import exports
-
-        exports.write_as(self, path, data, kind, index_column=index_column)
-
-    def to_parquet(
-        self, path: str | os.PathLike[str], data: Any = None, *, index_column: str | None = None
-    ) -> None:
-        """Write one row per pick, in pick order, with the settings as JSON in the file's metadata. Needs pyarrow.
-
-        Where the objects of a column differ in their fields, Parquet fills the missing ones with null.
-
-        Args:
-            path: the file; replaced if it is there. It appears when it is whole.
-            data: what the source was extracted from: the columns are then those of the records, plus a struct "spice".
-                Without it they are those of `to_frame`.
-            index_column: as for `spice_rs.select`.
-
-        Raises:
-            InvalidInputError: pyarrow is not installed, the data lacks a picked row, or a field has values of several
-                kinds.
-        """
-        self._write(path, data, ".parquet", index_column)
-
-    def dataset(self, dataset: Any, *, index_column: str | None = None) -> Any:
-        """Return the picked rows of a `datasets.Dataset`, in pick order, as a Dataset.
-
-        Args:
-            dataset: what the source was extracted from.
-            index_column: as for `spice_rs.select`.
-
-        Raises:
-            InvalidInputError: it is something else, or lacks a picked row.
-        """
-        from spice_rs.report import exports
-
-        return exports.picked_dataset(self, dataset, index_column=index_column)
-
-    def to_llama_factory(
-        self,
-        folder: str | os.PathLike[str],
-        data: Any,
-        *,
-        name: str = "spice",
-        columns: Mapping[str, str] | None = None,
-        index_column: str | None = None,
-    ) -> str:
-        """Write the picks for LLaMA-Factory: NAME.jsonl, and an entry in dataset_info.json beside those that are there.
-
-        The records are written as they are; the entry says which columns and tags LLaMA-Factory reads them by. Only
-        descriptions of tools that are no text become JSON text, as it has them. Train with `dataset_dir: FOLDER` and
-        `dataset: NAME`; `disable_shuffling: true` keeps the order of the picks. Paths of images are looked up in its
-        `media_dir`. A data set that this wrote under the same name is replaced.
-
-        Args:
-            folder: LLaMA-Factory's dataset_dir; made if it is not there.
-            data: what the source was extracted from.
-            name: what the data set is called.
-            columns: field → column of the data, as for `extract`: no other columns are then in the entry. By default those
-                that the records were extracted by, where they were named. What was ignored then is not in the entry.
-            index_column: as for `spice_rs.select`.
-
-        Returns:
-            The stage of training that reads such records: "sft", "pt" (plain text), "kto" (a response and whether it is
-            wanted) or "dpo" (a chosen and a rejected response).
-
-        Raises:
-            InvalidInputError: the data lack a picked row or are others; LLaMA-Factory cannot read the picks, not all they
-                say, or not all with one entry; the name is taken by another data set; or dataset_info.json is no JSON.
-
-        Warns:
-            SpiceWarning: LLaMA-Factory will skip some of the picks, whose turns do not alternate.
-        """
-        from spice_rs.report import llama_factory
-
-        return llama_factory.write_llama_factory(
-            self, folder, data, name=name, columns=columns, index_column=index_column
-        ).stage
 
     def as_run(self) -> SavedRun:
         """Return what a file holds of the selection."""
@@ -457,11 +332,13 @@ class Selection:
         rows = self.settings["source"]["rows"]
         budget = self.settings["budget"]
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
-        kept = "" if self.kept is None else f"{self.kept} picks kept, {self.rows_read.sum()} rows read, "
+        kept = ""
+        if self.kept is not None:
+            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
-        return (
+        return one_line(
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
         )

@@ -349,6 +349,11 @@ def _check(name: str, run: SavedRun, *, ended: bool) -> None:
             values = values[-1:]  # of windows, only the last says something
         if TENSORS[field] == "F64" and not np.isfinite(values).all():
             _corrupt(name, field, "NaN or infinity", "finite numbers")
+    match settings.get("extended"):
+        case None | {"picks": int(), "unchanged": int(), "new": list()}:
+            pass
+        case found:
+            _corrupt(name, "extended", repr(found), "picks, unchanged and new of a pool that has grown")
     if (series["rows_read"] < 0).any():
         _corrupt(name, "rows_read", int(series["rows_read"].min()), "counts")
     if settings["max_similarity"] is not None:

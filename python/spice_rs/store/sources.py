@@ -40,9 +40,21 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         dtype: element type of a headerless file: "float16", "bfloat16", "float32" or "float64".
 
     Raises:
-        InvalidInputError: the source has the wrong rank or element type, or needs `dim` and `dtype`.
+        InvalidInputError: the source has the wrong rank or element type, needs `dim` and `dtype`, or says otherwise itself.
         StoreError: the path is no store.
     """
+    opened = _opened(source, dim, dtype)
+    if not opened.is_joined:  # of several, these are about the headerless ones
+        for name, given, own in (("dim", dim, opened.dim), ("dtype", dtype, opened.dtype)):
+            if given is not None and given != own:
+                raise InvalidInputError(
+                    f"{name}: found {given!r} for {opened.description}, expected {own!r}, as it says itself. Leave it"
+                    " out: it is for headerless files."
+                )
+    return opened
+
+
+def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, GradientStore):
@@ -50,7 +62,7 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
     if isinstance(source, str | os.PathLike):
         return _from_path(os.fspath(source), dim, dtype)
     if isinstance(source, list | tuple):
-        return join_sources([open_source(part, dim=dim, dtype=dtype) for part in source])
+        return join_sources([_opened(part, dim, dtype) for part in source])
     if isinstance(source, np.ma.MaskedArray):
         raise InvalidInputError(
             "source: found a masked array, expected plain rows. Fill it or leave rows out first."

@@ -7,7 +7,6 @@ and for its next shard, which is written when it is full or `seconds_per_shard` 
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import warnings
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.printable import as_html
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
 from spice_rs.store.writer import GradientWriter
@@ -433,10 +433,10 @@ class GradientStore:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(self._info[key]))}</td></tr>"
+            f"<tr><th>{as_html(key)}</th><td>{as_html(self._info[key])}</td></tr>"
             for key in ("path", "rows", "dim", "dtype", "reduction", "shards", "bytes", "fingerprint")
         )
-        note = "" if self.unfinished is None else f"<p>{html.escape(self.unfinished)}</p>"
+        note = "" if self.unfinished is None else f"<p>{as_html(self.unfinished)}</p>"
         return f"<table>{cells}</table>{note}"
 
 
