@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import spice_rs
 from reference import make_data, make_model
-from spice_rs.report.tables import aligned
+from spice_rs.tables import aligned
 
 
 def compare(name, model, data, **options):

@@ -38,7 +38,7 @@ def python_graph(package: Path, results: Iterable[str] = ()) -> Graph:
 
     Args:
         package: its folder.
-        results: modules of which imports within functions do not count.
+        results: modules of which imports within functions, or for types alone, do not count.
     """
     files = {}
     for path in sorted(package.rglob("*.py")):
@@ -67,8 +67,12 @@ def _imported(node: ast.AST, *, inside: bool) -> Iterator[str]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute"
             yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        elif inside or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif inside or not (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or _for_types(child)):
             yield from _imported(child, inside=inside)
+
+
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _longest(name: str, known: Mapping[str, object], separator: str) -> str | None:

@@ -20,7 +20,7 @@ import pools
 import spice_rs
 from command import run
 from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError, _core
-from spice_rs.report.tables import group_table
+from spice_rs.report.shares import group_table
 from spice_rs.selection import quotas
 from spice_rs.selection.picks import pick_lines, read_rows
 from spice_rs.selection.requested import Requested

@@ -14,7 +14,7 @@ CRATE = ROOT / "rust" / "spice-core" / "src"
 STAGES = ["data", "store", "extraction", "selection", "analysis", "report"]
 """As data flow; but whoever extracts has to know the store that the rows go to."""
 CRATE_STAGES = ["linalg", "matrix", "survey", "selection", "analysis"]
-RESULTS = ["spice_rs.selection.result", "spice_rs.analysis.comparison"]
+RESULTS = ["spice_rs.selection.result", "spice_rs.selection.exported", "spice_rs.analysis.comparison"]
 """Result objects, of which convenience methods import what shows them or writes them; listed in CONTRIBUTING."""
 
 

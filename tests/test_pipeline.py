@@ -24,7 +24,7 @@ from spice_rs.data.records import load_records
 from spice_rs.demo import write_pool
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.loss import SummedLoss
-from spice_rs.report.tables import composition_table
+from spice_rs.report.shares import composition_table
 from tiny import make_records
 
 RECORDS = 30

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 import pools
 import spice_rs
 from command import run
-from spice_rs import printable
+from spice_rs import printable, tables
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.report import tables
 
 ROWS = pools.law("clustered", 24, 6, 3).astype(np.float32)
 NASTY = [

@@ -20,12 +20,12 @@ from spice_rs.analysis.spearman import spearman
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Framed
 from spice_rs.progress import bar
-from spice_rs.report.tables import aligned
 from spice_rs.selection.arguments import check_numbers
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
 from spice_rs.store.sources import Normalize, Source, open_source
+from spice_rs.tables import aligned
 
 Floats = npt.NDArray[np.float64]
 

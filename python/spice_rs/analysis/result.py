@@ -12,8 +12,8 @@ import numpy.typing as npt
 from spice_rs.analysis.prefixes import Floats, Rows
 from spice_rs.analysis.stepwise import NAMES, Stepwise, Tightness
 from spice_rs.frames import Framed
-from spice_rs.report.tables import aligned
 from spice_rs.selection.result import Selection
+from spice_rs.tables import aligned
 
 
 @dataclass(frozen=True, repr=False, eq=False)

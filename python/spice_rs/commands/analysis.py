@@ -62,8 +62,8 @@ def _curvature(
 
 
 def _certify(selection: str, source: str, data: str | None, as_json: bool, **options: Any) -> None:
-    from spice_rs.report.tables import aligned
     from spice_rs.selection.picks import read_rows
+    from spice_rs.tables import aligned
 
     if options["weights"] is not None:
         options["data"] = data

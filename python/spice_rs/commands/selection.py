@@ -72,8 +72,8 @@ def _select(
     force: bool,
     **options: Any,
 ) -> None:
+    from spice_rs.report.shares import group_table
     from spice_rs.report.summary import SHOWN_GROUPS
-    from spice_rs.report.tables import group_table
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}

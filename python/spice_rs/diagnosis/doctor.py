@@ -25,7 +25,7 @@ from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
 from spice_rs.progress import libraries_silent
-from spice_rs.report.tables import aligned
+from spice_rs.tables import aligned
 
 _DIM = 4096
 _PADDING = 13  # tokens that the padded samples are longer than the longest

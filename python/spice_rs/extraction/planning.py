@@ -28,8 +28,8 @@ from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import libraries_silent
-from spice_rs.report.tables import aligned
 from spice_rs.store.store import GradientStore, GradientWriter
+from spice_rs.tables import aligned
 
 _CELL = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _COLUMNS = 24  # bytes of a row's index, scale, norm, loss and number of tokens

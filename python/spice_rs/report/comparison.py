@@ -10,7 +10,7 @@ import numpy.typing as npt
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import as_markdown as markdown_text
 from spice_rs.printable import one_line
-from spice_rs.report.tables import Cells, aligned, html_table, markdown
+from spice_rs.tables import Cells, aligned, html_table, markdown
 
 if TYPE_CHECKING:
     from spice_rs.analysis.comparison import ComparedMethod, Comparison

@@ -24,8 +24,8 @@ from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
+from spice_rs.report.shares import composition_rows
 from spice_rs.report.summary import early_stop_facts, extended_facts, unfinished_facts
-from spice_rs.report.tables import composition_rows
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
-from spice_rs.report.tables import aligned, group_rows, html_table
+from spice_rs.report.shares import group_rows
 from spice_rs.selection.stopping import early_stop_finding
+from spice_rs.tables import aligned, html_table
 
 if TYPE_CHECKING:
     from spice_rs.selection.result import Selection

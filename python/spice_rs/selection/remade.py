@@ -103,22 +103,22 @@ def _check_settings(
 ) -> None:
     """Refuse settings that are not those of a saved selection."""
     saved = selection.settings
-    _, scale, unit = source.row_scale(saved["normalize"])
+    pool = source.pool(saved["normalize"])
     same = dict.fromkeys(given, True)
     if (penalty := given["conflict_penalty"]) is not None:
         same["conflict_penalty"] = (
             check_reals(conflict_penalty=penalty)["conflict_penalty"] == saved["conflict_penalty"]
         )
     if given["normalize"] is not None:
-        _, other, other_unit = source.row_scale(given["normalize"])
-        same["normalize"] = unit == other_unit and (
-            other is scale or np.array_equal(np.asarray(other), np.asarray(scale))
+        other = source.pool(given["normalize"])
+        same["normalize"] = pool.unit == other.unit and (
+            other.scale is pool.scale or np.array_equal(np.asarray(other.scale), np.asarray(pool.scale))
         )
     if given["alpha"] is not None:
         if given["alpha"] == "auto" and saved["weights"] is not None:
             same["alpha"] = False  # which depends on them
         else:
-            alpha = resolve_alpha(given["alpha"], source, scale, unit)
+            alpha = resolve_alpha(given["alpha"], pool)
             same["alpha"] = math.isclose(alpha, saved["alpha"], rel_tol=TOLERANCE)
     for name, agrees in same.items():
         if not agrees:

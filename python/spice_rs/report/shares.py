@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.printable import as_html, as_markdown, one_line, width
 from spice_rs.selection.result import Selection
-
-Cells = Sequence[Sequence[str]]
-"""Rows of a table, the first of them the headings."""
+from spice_rs.tables import aligned
 
 
 def composition_table(
@@ -97,38 +94,3 @@ def _number(value: object) -> str:
 
 def _median(values: npt.NDArray[np.generic]) -> str:
     return f"{np.median(values.astype(np.float64)):.0f}" if len(values) else "-"
-
-
-def aligned(rows: Cells, *, left: bool = False) -> str:
-    """Return rows of cells as a table with a line under the first; all columns but the first to the right, or `left`."""
-    shown = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(width, column)) for column in zip(*shown, strict=True)]
-    lines = []
-    for number, row in enumerate(shown):
-        cells = []
-        for place, (cell, wide) in enumerate(zip(row, widths, strict=True)):
-            room = " " * (wide - width(cell))
-            cells.append(cell + room if left or place == 0 else room + cell)
-        lines.append("  ".join(cells).rstrip())
-        if number == 0:
-            lines.append("  ".join("-" * wide for wide in widths))
-    return "\n".join(lines)
-
-
-def markdown(rows: Cells) -> str:
-    """Return a table in Markdown, numbers to the right: all columns but the first."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(map(as_markdown, cells)) + " |"
-
-    return "\n".join([line(rows[0]), "|---" + "|--:" * (len(rows[0]) - 1) + "|", *map(line, rows[1:])])
-
-
-def html_table(rows: Cells) -> str:
-    """Return a table in HTML, for notebooks."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{as_html(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows[1:])
-    return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
