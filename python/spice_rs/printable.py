@@ -54,7 +54,7 @@ def as_markdown(value: object) -> str:
     # Between letters or digits an underscore means nothing: names stay as they are.
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
     # At the start of a paragraph these begin a quotation, a heading, a list or a rule.
-    return re.sub(r"^(\d*)(>|[#+=.)-](?=[\s#=-]))", r"\1\\\2", text)
+    return re.sub(r"^(\d*)(>|[#+=.)-](?=[\s#=-]|$))", r"\1\\\2", text)
 
 
 def as_plot(value: object) -> str:
