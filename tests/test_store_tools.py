@@ -391,6 +391,7 @@ def test_repair_leaves_a_store_that_is_sound(tmp_path: Path) -> None:
         "removed": [".tmp-2-alive"],
         "kept": [".tmp-3-folder"],
         "damaged": [],
+        "duplicates": [],
     }
     (path / names[1]).write_bytes(b"nonsense")
     assert GradientStore.repair(path)["damaged"][0]["name"] == aside[0] + ".1"

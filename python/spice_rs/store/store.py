@@ -371,20 +371,25 @@ class GradientStore:
 
     @staticmethod
     def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
-        """Makes a store with damaged or forgotten files one that opens and that ``verify`` finds sound.
+        """Makes a store with damaged or forgotten files, or with copies of rows, one that opens and that ``verify`` finds sound.
 
         Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
-        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again.
+        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again. Of rows
+        with one index that are the same to the bit, as two extractions at a time leave them, one is kept. Others may read
+        and append meanwhile; whenever the process is killed, no row is lost, and the next repair does the rest.
 
         Args:
             path: The folder of the store.
             progress: Called with (shards done, all shards).
 
         Returns:
-            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}]}.
+            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}],
+            "duplicates": [{"name", "rows", "kept_in", "bytes"}]}: the last has the copies that were dropped, by the shard
+            that had them, with their dataset rows, the shards that keep the same rows, and the bytes that they took.
 
         Raises:
-            StoreError: If there is no store; while another process compacts, deletes or repairs.
+            StoreError: If there is no store; while another process compacts, deletes or repairs; if two rows of one index
+                differ (the message has both shards): all else is repaired then, and no row is dropped.
             CorruptStoreError: If store.json is damaged: restore it from a copy.
         """
         return _result(_core.repair(path, progress))

@@ -143,15 +143,9 @@ fn same(a: &Reader, i: usize, b: &Reader, j: usize) -> bool {
     let values = |store: &Reader, row: usize| {
         (store.scale()[row].to_bits(), store.norm()[row].to_bits(), store.index()[row])
     };
-    fn agree<T: PartialEq>(a: Option<T>, b: Option<T>) -> bool {
-        a.zip(b).is_none_or(|(a, b)| a == b)
-    }
-    let (known, other) = (a.known().row(i), b.known().row(j));
     values(a, i) == values(b, j)
         && a.stored(i) == b.stored(j)
-        && agree(known.loss.map(f32::to_bits), other.loss.map(f32::to_bits))
-        && agree(known.num_tokens, other.num_tokens)
-        && agree(known.record, other.record)
+        && a.known().row(i).agrees(b.known().row(j))
 }
 
 /// The error for two rows with one index that are not the same.

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// The name of the schema file.
 pub(super) const SCHEMA_FILE: &str = "store.json";
+/// Locked by the extraction that is going on; see `python/spice_rs/store/lease.py`.
+pub(super) const LEASE_FILE: &str = ".extracting";
 const TEMPORARY: &str = ".tmp-";
 const DAMAGED: &str = "damaged-";
 const SHARD_START: &str = "shard-";

@@ -85,7 +85,8 @@
 //! Gradients are read through memory maps. If another program cuts a shard short while it is open, the system
 //! ends this process with SIGBUS; the store itself never rewrites or shortens a shard. Checksums find
 //! accidents, not a forger. A writer knows the rows that were there when it was created, so two writers
-//! that run at the same time can both write one row; whoever opens the store then is told. On network file systems another
+//! that run at the same time can both write one row; whoever opens the store then is told, and a [`repair`] keeps one of two rows that
+//! are the same to the bit. On network file systems another
 //! machine may see new names late, and a shard that it removes takes the map of it away here (SIGBUS): there, stores are to be
 //! compacted while nobody reads them. A merge or conversion that is killed leaves a folder `.tmp-<name>-*` beside its target.
 
@@ -100,6 +101,7 @@ mod cells;
 mod checksum;
 mod compact;
 mod derive;
+mod duplicates;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -119,6 +121,7 @@ use std::path::Path;
 
 pub use compact::{Compacted, compact, delete};
 pub use derive::{Differing, Merged, convert, merge};
+pub use duplicates::Dropped;
 pub use known::Known;
 pub use reader::{Info, Reader};
 pub use repair::{Damaged, Repaired, repair};

@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::budget::Budget;
 use super::cells;
+use super::duplicates;
 use super::folder::{self, SCHEMA_FILE};
 use super::header::Header;
 use super::known::{Kinds, Known};
@@ -189,24 +190,10 @@ impl Reader {
 
     /// Refuses a store in which two rows have one dataset index.
     fn check_duplicates(&self) -> Result<()> {
-        // What one writer that goes through a dataset leaves behind.
-        if self.index.is_sorted_by(|a, b| a < b) {
-            return Ok(());
+        match duplicates::twice(self.index()).first() {
+            Some(&(_, ref places)) => Err(duplicates::refused(self, places[0], places[1])),
+            None => Ok(()),
         }
-        let mut rows: Vec<(i64, usize)> = self.index.iter().copied().zip(0..).collect();
-        rows.sort_unstable();
-        let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) else { return Ok(()) };
-        let [first, second] =
-            [pair[0].1, pair[1].1].map(|position| &*self.shards[self.shard_of(position)].name);
-        Err(Error::Store {
-            path: self.path.clone(),
-            field: format!("index {}", pair[0].0),
-            found: format!("one row in {first} and one in {second}"),
-            expected: "one row for each index".to_string(),
-            remedy: "Merge the store into a new one, which keeps identical rows once; or move one of the shards out \
-                     of the folder."
-                .to_string(),
-        })
     }
 
     /// Number of rows.
@@ -383,11 +370,17 @@ impl Reader {
 
     /// The stored cells of the row at `position`.
     pub(super) fn stored(&self, position: usize) -> &[u8] {
-        let shard = self.shard_of(position);
-        self.shards[shard].row(position - self.starts[shard])
+        let (shard, row) = self.place_of(position);
+        shard.row(row)
     }
 
-    /// The shard that has the row at `position`.
+    /// The shard that has the row at `position`, and its number there.
+    pub(super) fn place_of(&self, position: usize) -> (&Shard, usize) {
+        let shard = self.shard_of(position);
+        (&self.shards[shard], position - self.starts[shard])
+    }
+
+    /// The number of the shard that has the row at `position`.
     pub(super) fn shard_of(&self, position: usize) -> usize {
         self.starts.partition_point(|&start| start <= position) - 1
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::bytes::FileBytes;
 use super::folder::FileId;
 use super::header::{self, Header, Replaced};
+use super::known::KnownRow;
 use super::schema::Schema;
 use super::{checksum, corrupt};
 use crate::error::Result;
@@ -113,6 +114,27 @@ impl Shard {
         let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
         let record = header.record.as_ref().map(|column| self.values(column)[row]);
         checksum::of_row(values, record, cells)
+    }
+
+    /// Whether row `row` is row `other_row` of another shard of the store, to the bit, with all that both know of it.
+    pub(super) fn has_same_row(&self, row: usize, other: &Self, other_row: usize) -> bool {
+        let values = |shard: &Self, row: usize| {
+            let header = &shard.header;
+            [&header.scale, &header.norm].map(|column| shard.values::<4>(column)[row])
+        };
+        values(self, row) == values(other, other_row)
+            && self.known(row).agrees(other.known(other_row))
+            && self.row(row) == other.row(other_row)
+    }
+
+    /// All that this shard knows of row `row`.
+    fn known(&self, row: usize) -> KnownRow {
+        let Header { num_tokens, loss, record, .. } = &self.header;
+        KnownRow {
+            num_tokens: num_tokens.as_ref().map(|column| i32::from_le_bytes(self.values(column)[row])),
+            loss: loss.as_ref().map(|column| f32::from_le_bytes(self.values(column)[row])),
+            record: record.as_ref().map(|column| i64::from_le_bytes(self.values(column)[row])),
+        }
     }
 
     /// The stored cells of row `row` of this shard.
