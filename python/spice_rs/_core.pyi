@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 __all__ = [
+    "MappedFile",
     "Store",
     "StoreWriter",
     "__version__",
@@ -24,6 +25,11 @@ __all__ = [
 ]
 
 __version__: str
+
+@final
+class MappedFile:
+    def __new__(cls, path: str | PathLike[str], cells: NDArray[np.uint8], constant: bool) -> Self: ...
+    def check(self) -> None: ...
 
 @final
 class Store:
@@ -104,7 +110,7 @@ def delete(
 ) -> str: ...
 def repair(path: str | PathLike[str], progress: Callable[[int, int], object] | None) -> str: ...
 def select(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -145,7 +151,7 @@ def select(
     left_out: tuple[NDArray[Any], ...] | None = None,
 ) -> dict[str, Any]: ...
 def fingerprint(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -153,7 +159,7 @@ def fingerprint(
     positions: NDArray[np.int64] | None = None,
 ) -> str: ...
 def norms_sq(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -163,7 +169,7 @@ def norms_sq(
     threads: int | None,
 ) -> NDArray[np.float64]: ...
 def log_det(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     scale: NDArray[np.float64] | None,
@@ -173,7 +179,7 @@ def log_det(
     threads: int | None,
 ) -> float: ...
 def curvature(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -185,7 +191,7 @@ def curvature(
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
 def certify(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int]],
+    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
     *,
     dim: int,
     index: NDArray[np.int64] | None,

@@ -7,6 +7,7 @@ and for its next shard, which is written when it is full or `seconds_per_shard` 
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import os
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
-from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
 from spice_rs.store.writer import GradientWriter
@@ -43,6 +44,9 @@ class GradientStore:
 
     Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
     is at each position.
+
+    A pickle holds the path and the options, and whoever loads it (a worker process, say) opens the store again: positions mean the
+    same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares the open files.
 
     Args:
         path: The folder of the store.
@@ -68,6 +72,22 @@ class GradientStore:
         self._info: dict[str, Any] = info
         found = read_mark(self.path)
         self._unfinished = found if found is not None and len(self) < found.rows else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (type(self), self.path, self._memory_limit, self._identity())
+
+    def __copy__(self) -> GradientStore:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientStore:
+        return self.__copy__()  # nothing of it is ever changed in place
+
+    def _identity(self) -> str:
+        """A hash of the rows and of their order."""
+        order = hashlib.blake2b(self.index.tobytes(), digest_size=16).hexdigest()
+        return f"{self.fingerprint}-{order}"
 
     @staticmethod
     def create(
@@ -452,6 +472,24 @@ def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
         return store
     mark(path, unfinished)
     return GradientStore(path)
+
+
+def _reopened(
+    kind: type[GradientStore], path: str, memory_limit: int | None, identity: str
+) -> GradientStore:
+    """Open a store that was pickled.
+
+    Raises:
+        StoreMismatchError: it has other rows by now, or has them in another order.
+    """
+    store = kind(path, memory_limit=memory_limit)
+    if store._identity() != identity:
+        raise StoreMismatchError(
+            f"{path}: rows: found {len(store)} rows that are not, or not in the order of, those of the store that was"
+            " pickled, expected the same. It was appended to or compacted meanwhile: open it again, and pickle that, or pass"
+            " its path."
+        )
+    return store
 
 
 def _result(text: str) -> dict[str, Any]:

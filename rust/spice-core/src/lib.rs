@@ -12,7 +12,9 @@ pub mod matrix;
 mod memory;
 pub mod monitor;
 pub mod narrow;
+mod once;
 pub mod selection;
 pub mod store;
 
 pub use error::{Error, Result};
+pub use once::settle;

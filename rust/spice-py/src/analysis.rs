@@ -8,6 +8,7 @@ use spice_core::matrix::Pool;
 use spice_core::monitor::Monitor;
 use spice_core::selection::Survey;
 
+use crate::files::Files;
 use crate::selection::{Rows, numbers_of, pool, rows_of};
 use crate::watch::{Observer, watch};
 
@@ -58,7 +59,7 @@ pub(crate) fn curvature<'py>(
     let pool = pool(&source, dim, index, scale)?;
     let weights = weights.as_ref().map(numbers_of);
     let monitor = Monitor::default();
-    let found = watch(py, &monitor, threads, Told(progress), || {
+    let found = watch(py, &monitor, threads, Files::of(&source), Told(progress), || {
         analysis::curvature(&survey(pool, unit, weights, &monitor)?, alpha, &monitor)
     })?;
     let out = PyDict::new(py);
@@ -95,7 +96,7 @@ pub(crate) fn certify<'py>(
     let weights = weights.as_ref().map(numbers_of);
     let (initial, picks, prefixes) = (rows_of(&initial), rows_of(&picks), rows_of(&prefixes));
     let monitor = Monitor::default();
-    let (found, fingerprint) = watch(py, &monitor, threads, Told(progress), || {
+    let (found, fingerprint) = watch(py, &monitor, threads, Files::of(&source), Told(progress), || {
         let survey = survey(pool, unit, weights, &monitor)?;
         let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, steps, &monitor)?;
         Ok((found, survey.fingerprint()))

@@ -13,6 +13,7 @@ use spice_core::selection::{
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
+use crate::files::{Files, MappedFile};
 use crate::store::Store;
 use crate::watch::{Observer, watch};
 
@@ -23,6 +24,8 @@ pub(crate) enum Rows<'py> {
     Store(Bound<'py, Store>),
     /// Memory: cells as bytes, dtype name, number of rows.
     Array(PyReadonlyArray1<'py, u8>, String, usize),
+    /// The same of a map, with its file.
+    File(PyReadonlyArray1<'py, u8>, String, usize, Bound<'py, MappedFile>),
 }
 
 /// Selects rows; see `spice_rs.select` for what the arguments mean and what they default to.
@@ -152,7 +155,8 @@ pub(crate) fn select<'py>(
     let interval = Duration::try_from_secs_f64(checkpoint_interval).unwrap_or(Duration::MAX);
     let observer =
         Follower { py, progress, checkpoint, interval, saved: Instant::now(), saved_picks: made.len() };
-    let (selection, norm_sq, fingerprint) = watch(py, &monitor, threads, observer, work)?;
+    let (selection, norm_sq, fingerprint) =
+        watch(py, &monitor, threads, Files::of(&source), observer, work)?;
 
     let out = series(py, &selection.picks, &selection.duplicates)?;
     out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
@@ -192,7 +196,7 @@ pub(crate) fn log_det(
         let survey = Survey::new(pool, unit, &monitor)?;
         selection::log_det(&survey, alpha, &rows, &monitor)
     };
-    watch(py, &monitor, threads, (), work)
+    watch(py, &monitor, threads, Files::of(&source), (), work)
 }
 
 /// w‖g‖² of every row.
@@ -220,7 +224,7 @@ pub(crate) fn norms_sq<'py>(
         };
         Ok(survey.norm_sq().to_vec())
     };
-    Ok(watch(py, &monitor, threads, (), work)?.into_pyarray(py))
+    Ok(watch(py, &monitor, threads, Files::of(&source), (), work)?.into_pyarray(py))
 }
 
 /// What [`select`] returns as "fingerprint", of rows that nobody selects from; of those at `positions` if given.
@@ -237,7 +241,9 @@ pub(crate) fn fingerprint(
     let rows = positions.as_ref().map(rows_of);
     let pool = pool(&source, dim, index, None)?;
     let monitor = Monitor::default();
-    watch(py, &monitor, threads, (), || selection::fingerprint(&pool, rows.as_deref(), &monitor))
+    watch(py, &monitor, threads, Files::of(&source), (), || {
+        selection::fingerprint(&pool, rows.as_deref(), &monitor)
+    })
 }
 
 /// Reports to Python: to the caller of [`select`] and to whoever keeps its picks.
@@ -405,7 +411,7 @@ pub(crate) fn pool<'a>(
     for rows in source {
         match rows {
             Rows::Store(store) => blocks.extend(store.get().reader.blocks().map_err(to_py)?),
-            Rows::Array(cells, dtype, rows) => {
+            Rows::Array(cells, dtype, rows) | Rows::File(cells, dtype, rows, _) => {
                 let dtype = parse_dtype(dtype).map_err(to_py)?;
                 let bytes = cells.as_slice().map_err(|_| {
                     let expected = "contiguous rows";

@@ -191,7 +191,7 @@ impl Reader {
     /// Refuses a store in which two rows have one dataset index.
     fn check_duplicates(&self) -> Result<()> {
         match duplicates::twice(self.index()).first() {
-            Some(&(_, ref places)) => Err(duplicates::refused(self, places[0], places[1])),
+            Some((_, places)) => Err(duplicates::refused(self, places[0], places[1])),
             None => Ok(()),
         }
     }
@@ -311,7 +311,8 @@ impl Reader {
     /// Writes the rows at `positions`, scaled, to `out`: `positions.len() × dim` values, on all cores if they are many.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that.
+    /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that;
+    /// [`Error::CorruptStore`] if a file with one of them has become shorter.
     pub fn read(&self, positions: &[usize], out: &mut [f32]) -> Result<()> {
         let dim = self.dim();
         if positions.len().checked_mul(dim) != Some(out.len()) {
@@ -329,6 +330,7 @@ impl Reader {
                 "Positions count the rows of the store; `index` says which is which row of the data.";
             return Err(Error::invalid("positions", position, expected, remedy));
         }
+        self.check_lengths_of(positions)?;
         let scale = self.scale();
         let rows = (VALUES_PER_PART / dim).max(1);
         let parts = Mutex::new(positions.chunks(rows).zip(out.chunks_mut(rows * dim)));
@@ -352,6 +354,23 @@ impl Reader {
             }
             work();
         });
+        Ok(())
+    }
+
+    /// Looks whether the files of the rows at `positions` are as long as when they were opened, each once.
+    fn check_lengths_of(&self, positions: &[usize]) -> Result<()> {
+        let mut seen = vec![false; self.shards.len()];
+        let mut here = 0..0;
+        for position in positions {
+            if here.contains(position) {
+                continue;
+            }
+            let shard = self.shard_of(*position);
+            here = self.starts[shard]..self.starts[shard + 1];
+            if !std::mem::replace(&mut seen[shard], true) {
+                self.shards[shard].check_length()?;
+            }
+        }
         Ok(())
     }
 

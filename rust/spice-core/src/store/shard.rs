@@ -1,6 +1,7 @@
 //! One mapped shard: its columns, its rows, and which shards it replaces.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use super::bytes::FileBytes;
 use super::folder::FileId;
 use super::header::{self, Header, Replaced};
 use super::known::KnownRow;
+use super::mapped_file::{self, State};
 use super::schema::Schema;
 use super::{checksum, corrupt};
 use crate::error::Result;
@@ -52,6 +54,31 @@ impl Shard {
     /// Whether its name is not another file's by now, as far as the system tells: compaction frees names.
     pub(super) fn has_its_name(&self) -> bool {
         FileId::at(&self.path) == self.map.id()
+    }
+
+    /// Looks whether the file is as long as its map: reading that behind the end would end the process.
+    ///
+    /// By its name, as a store may have more shards than a process can hold open. A shard that was replaced meanwhile is
+    /// looked at no more: it is gone, and nobody can shorten it.
+    pub(super) fn check_length(&self) -> Result<()> {
+        match self.state_now() {
+            Some((then, now)) if now.bytes != then.bytes => {
+                Err(mapped_file::shorter(&self.path, now.bytes, then.bytes))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody has written to the file since it was opened.
+    pub(super) fn was_touched(&self) -> bool {
+        self.state_now().is_some_and(|(then, now)| then != now)
+    }
+
+    /// What the file was, and what it is.
+    fn state_now(&self) -> Option<(State, State)> {
+        let then = self.map.mapped_state()?;
+        let found = fs::symlink_metadata(&self.path).ok()?;
+        (FileId::from_metadata(&found) == self.map.id()).then(|| (then, State::of(&found)))
     }
 
     /// What a list of superseded shards says of this one.
