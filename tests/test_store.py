@@ -291,7 +291,8 @@ def test_a_row_that_two_writers_wrote_is_an_error_with_both_shards(tmp_path: Pat
         a.append(some_rows(2), [7, 8])
         b.append(some_rows(2), [6, 7])
     with pytest.raises(
-        StoreError, match=r"index 7: found one row in .*shard-a-000000.* and another in .*shard-b-000000.*--differing"
+        StoreError,
+        match=r"index 7: found one row in .*shard-a-000000.* and another in .*shard-b-000000.*--differing",
     ):
         GradientStore(tmp_path)
 

@@ -110,7 +110,9 @@ def delete(
 ) -> str: ...
 def repair(path: str | PathLike[str], progress: Callable[[int, int], object] | None) -> str: ...
 def select(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -151,7 +153,9 @@ def select(
     left_out: tuple[NDArray[Any], ...] | None = None,
 ) -> dict[str, Any]: ...
 def fingerprint(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -159,7 +163,9 @@ def fingerprint(
     positions: NDArray[np.int64] | None = None,
 ) -> str: ...
 def norms_sq(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -169,7 +175,9 @@ def norms_sq(
     threads: int | None,
 ) -> NDArray[np.float64]: ...
 def log_det(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     scale: NDArray[np.float64] | None,
@@ -179,7 +187,9 @@ def log_det(
     threads: int | None,
 ) -> float: ...
 def curvature(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     index: NDArray[np.int64] | None,
@@ -191,7 +201,9 @@ def curvature(
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
 def certify(
-    source: Sequence[Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]],
+    source: Sequence[
+        Store | tuple[NDArray[np.uint8], str, int] | tuple[NDArray[np.uint8], str, int, MappedFile]
+    ],
     *,
     dim: int,
     index: NDArray[np.int64] | None,

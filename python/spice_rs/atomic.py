@@ -17,9 +17,9 @@ from spice_rs.temporary import file_beside
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file to write to; when the block ends it takes the place of `path`, and is on disk.
 
-    If the block raises, or the process is killed, `path` stays as it was; what a killed process leaves beside it, the next call
-    removes (`temporary.py`). A pipe or a device is written to as it is; of
-    a symbolic link the target is replaced. A file that was there leaves its permissions to the new one.
+    If the block raises, or the process is killed, `path` stays as it was; what a killed process leaves beside it, the
+    next call removes (`temporary.py`). A pipe or a device is written to as it is; of a symbolic link the target is
+    replaced. A file that was there leaves its permissions to the new one.
 
     Raises:
         OSError: the file cannot be written.

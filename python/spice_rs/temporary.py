@@ -1,8 +1,8 @@
 """Temporary files and folders, each beside what it is for: `.tmp-spice-<hash of its name>-<place>`.
 
-Whoever makes one holds a lock on it as long as it lives. What a killed process has left is therefore known by its name, which is
-no user's, and by having no lock, and the next one of the same target removes it; in a store's folder `repair` does, too. Where
-the system or the file system has no locks, nothing is removed.
+Whoever makes one holds a lock on it as long as it lives. What a killed process has left is therefore known by its name,
+which is no user's, and by having no lock, and the next one of the same target removes it; in a store's folder `repair` does, too.
+Where the system or the file system has no locks, nothing is removed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+with suppress(
+    ImportError
+):  # here and not at its first use: a child that is forked in an import waits for good
+    import fcntl  # noqa: F401
 
 _PLACES = tuple(map(str, range(8)))
 """So many of one target can be at work at a time before names become long."""

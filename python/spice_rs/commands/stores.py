@@ -31,7 +31,11 @@ def add(commands: Any) -> None:
         ("verify", _verify, "read a whole store and check every checksum and number"),
         ("compact", _compact, "replace small shards by few large ones; the store can be used meanwhile"),
         ("delete", _delete, "delete rows from a store; an extraction that is resumed computes them again"),
-        ("repair", _repair, "remove forgotten files and copies of rows from a store, and set damaged shards aside"),
+        (
+            "repair",
+            _repair,
+            "remove forgotten files and copies of rows from a store, and set damaged shards aside",
+        ),
         ("convert", _convert, "make a new store of the same rows in another dtype"),
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import Any
 
@@ -17,7 +18,7 @@ def mapped_file(mapped: np.memmap[Any, Any]) -> _core.MappedFile:
     Raises:
         StoreError: the file is gone, or shorter by now.
     """
-    return _core.MappedFile(os.fspath(mapped.filename), _bytes(mapped), True)
+    return _core.MappedFile(str(mapped.filename), np.frombuffer(_map(mapped), np.uint8), True)
 
 
 def callers_file(array: Any) -> _core.MappedFile | None:
@@ -25,12 +26,14 @@ def callers_file(array: Any) -> _core.MappedFile | None:
     if not isinstance(array, np.memmap) or not isinstance(array.filename, str | os.PathLike):
         return None
     try:
-        if array._mmap.size() != os.stat(array.filename).st_size:  # another file by that name
+        if _map(array).size() != os.stat(array.filename).st_size:  # another file by that name
             return None
-        return _core.MappedFile(os.fspath(array.filename), _bytes(array), False)
+        return _core.MappedFile(str(array.filename), np.frombuffer(_map(array), np.uint8), False)
     except (OSError, ValueError, StoreError):
         return None
 
 
-def _bytes(mapped: np.memmap[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.frombuffer(mapped._mmap, np.uint8)
+def _map(array: np.memmap[Any, Any]) -> mmap.mmap:
+    """The map of an array; no public name of numpy's has it."""
+    mapped: mmap.mmap = array._mmap  # type: ignore[attr-defined]
+    return mapped

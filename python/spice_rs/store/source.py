@@ -24,8 +24,8 @@ Normalize = Literal["auto", "none", "sum", "mean", "unit"]
 class Source:
     """Rows and what is known about them.
 
-    Of stores and files a pickle holds the path, and whoever loads it opens them again; what has changed since, or is gone, is an
-    error. Of arrays it holds the rows.
+    Of stores and files a pickle holds the path, and whoever loads it opens them again; what has changed since, or is gone,
+    is an error. Of arrays it holds the rows.
 
     Attributes:
         blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), the same with the file behind a map, or an
@@ -63,7 +63,10 @@ class Source:
             return self.origin
         known = {each.name: getattr(self, each.name) for each in fields(self)}
         # Rows of the caller's memory; a map of its own goes as what it holds.
-        known |= {"blocks": [(np.asarray(cells), *about[:2]) for cells, *about in self.blocks], "keep_alive": None}
+        known |= {
+            "blocks": [(np.asarray(cells), *about[:2]) for cells, *about in self.blocks],
+            "keep_alive": None,
+        }
         return partial(Source, **known), ()
 
     def row_scale(self, normalize: Normalize) -> tuple[str, npt.NDArray[np.float64] | None, bool]:

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.ma import (
+    MaskedArray,
+)  # here and not at its first use: a child that is forked in an import waits for good
 
 from spice_rs import _core
 from spice_rs.data.matching import Belonging
@@ -54,7 +57,7 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         return _from_path(os.fspath(source), dim, dtype)
     if isinstance(source, list | tuple):
         return join_sources([open_source(part, dim=dim, dtype=dtype) for part in source])
-    if isinstance(source, np.ma.MaskedArray):
+    if isinstance(source, MaskedArray):
         raise InvalidInputError(
             "source: found a masked array, expected plain rows. Fill it or leave rows out first."
         )

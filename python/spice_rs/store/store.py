@@ -45,8 +45,8 @@ class GradientStore:
     Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
     is at each position.
 
-    A pickle holds the path and the options, and whoever loads it (a worker process, say) opens the store again: positions mean the
-    same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares the open files.
+    A pickle holds the path and the options, and whoever loads it (a worker process, say) opens the store again: positions
+    mean the same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares the open files.
 
     Args:
         path: The folder of the store.
@@ -391,7 +391,7 @@ class GradientStore:
 
     @staticmethod
     def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
-        """Makes a store with damaged or forgotten files, or with copies of rows, one that opens and that ``verify`` finds sound.
+        """Makes a store with damaged or forgotten files, or copies of rows, one that opens and that ``verify`` finds sound.
 
         Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
         the store does not look at. Their rows are missing then: an extraction that is resumed computes them again. Of rows
@@ -474,9 +474,7 @@ def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
     return GradientStore(path)
 
 
-def _reopened(
-    kind: type[GradientStore], path: str, memory_limit: int | None, identity: str
-) -> GradientStore:
+def _reopened(kind: type[GradientStore], path: str, memory_limit: int | None, identity: str) -> GradientStore:
     """Open a store that was pickled.
 
     Raises:
@@ -486,8 +484,8 @@ def _reopened(
     if store._identity() != identity:
         raise StoreMismatchError(
             f"{path}: rows: found {len(store)} rows that are not, or not in the order of, those of the store that was"
-            " pickled, expected the same. It was appended to or compacted meanwhile: open it again, and pickle that, or pass"
-            " its path."
+            " pickled, expected the same. It was appended to or compacted meanwhile: open it again, and pickle that, or"
+            " pass its path."
         )
     return store
 

@@ -98,6 +98,11 @@ class GradientWriter:
         """Commits and closes; closing again does nothing."""
         self._core.close()
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"{self!r} cannot be pickled: it has rows that are not written yet. Call GradientStore.create in each process."
+        )
+
     def __enter__(self) -> GradientWriter:
         return self
 
