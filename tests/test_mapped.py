@@ -70,6 +70,7 @@ def test_a_file_that_was_cut_short_is_an_error_before_a_pass(tmp_path: Path, kin
     source = open_source(path, **options)
     WORK[work](source)
     os.truncate(file, file.stat().st_size // 2)
+    time.sleep(0.06)  # lengths are looked at twenty times a second
     with pytest.raises(CorruptStoreError, match=rf"{file}: file size: found \d+ bytes, expected \d+ bytes"):
         WORK[work](source)
     if kind == "store":

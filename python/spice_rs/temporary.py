@@ -1,8 +1,8 @@
 """Temporary files and folders, each beside what it is for: `.tmp-spice-<hash of its name>-<place>`.
 
 Whoever makes one holds a lock on it as long as it lives. What a killed process has left is therefore known by its name,
-which is no user's, and by having no lock, and the next one of the same target removes it; in a store's folder `repair` does, too.
-Where the system or the file system has no locks, nothing is removed.
+which is no user's, and by having no lock, and the next one of the same target removes it; in a store's folder `repair`
+does, too. Where the system or the file system has no locks, nothing is removed.
 """
 
 from __future__ import annotations

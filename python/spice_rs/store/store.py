@@ -46,7 +46,7 @@ class GradientStore:
     is at each position.
 
     A pickle holds the path and the options, and whoever loads it (a worker process, say) opens the store again: positions
-    mean the same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares the open files.
+    mean the same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares open files.
 
     Args:
         path: The folder of the store.

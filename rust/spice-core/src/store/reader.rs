@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -45,6 +47,9 @@ pub struct Reader {
     superseded: Vec<String>,
     leftovers: Vec<String>,
     budget: Option<Budget>,
+    opened: Instant,
+    /// When the length of each shard's file was looked at last, in ms since the store was opened.
+    looked: Vec<AtomicU32>,
 }
 
 /// What there is to know about a store without reading it.
@@ -179,6 +184,8 @@ impl Reader {
             record: kinds.record.then(OnceLock::new),
             scale: OnceLock::new(),
             norm: OnceLock::new(),
+            opened: Instant::now(),
+            looked: shards.iter().map(|_| AtomicU32::new(0)).collect(),
             shards,
             starts,
             index,
@@ -357,9 +364,10 @@ impl Reader {
         Ok(())
     }
 
-    /// Looks whether the files of the rows at `positions` are as long as when they were opened, each once.
+    /// Looks whether the files of the rows at `positions` are as long as when they were opened, each some twenty times a second.
     fn check_lengths_of(&self, positions: &[usize]) -> Result<()> {
-        let mut seen = vec![false; self.shards.len()];
+        const AGAIN: u32 = 50;
+        let now = self.opened.elapsed().as_millis() as u32;
         let mut here = 0..0;
         for position in positions {
             if here.contains(position) {
@@ -367,8 +375,10 @@ impl Reader {
             }
             let shard = self.shard_of(*position);
             here = self.starts[shard]..self.starts[shard + 1];
-            if !std::mem::replace(&mut seen[shard], true) {
+            let looked = &self.looked[shard];
+            if now.wrapping_sub(looked.load(Ordering::Relaxed)) >= AGAIN {
                 self.shards[shard].check_length()?;
+                looked.store(now, Ordering::Relaxed);
             }
         }
         Ok(())
