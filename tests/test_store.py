@@ -316,7 +316,7 @@ def test_bad_rows_are_refused_with_their_place(tmp_path: Path) -> None:
             with pytest.raises(InvalidInputError, match=message):
                 w.append(bad, [10, 11, 12])
         for index, message in [
-            ([0, 1], "rows"),
+            ([0, 1], r"index: found shape \(2,\), expected \(3,\)"),
             ([0, -1, 2], "index of row -1"),
             ([0.0, 1.0, 2.0], "float64, expected integers"),
             ([[0, 1, 2]], r"\(1, 3\)"),

@@ -40,7 +40,7 @@ impl FileBytes {
     fn open_within(path: &Path, most_maps: usize) -> Result<Self> {
         let file = folder::open_regular(path)?;
         let found = file.metadata().map_err(Error::io(path, "open"))?;
-        let (id, state) = (FileId::of(&file), State::of(&found));
+        let (id, state) = (FileId::from_metadata(&found), State::of(&found));
         if MAPS.fetch_add(1, Ordering::Relaxed) < most_maps {
             match Mapped::of(&file, path) {
                 Ok(mapped) => return Ok(Self { content: Content::Mapped(mapped), id, state }),
