@@ -99,11 +99,23 @@ def rust_graph(source: Path) -> Graph:
         code = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
         code = re.split(r"#\[cfg\(test\)\]\s*mod tests \{", code)[0]
         code = re.sub(r"pub\(in [^)]*\)", "pub", code)
-        names = [name for tree in re.findall(r"\buse\s+([^;]+);", code) for name in _flat(tree)]
-        names += re.findall(r"\b(?:crate|super)(?:::\w+)+", code)
-        targets = (_longest(name, files, "::") for name in (_absolute(module, name) for name in names))
+        targets = {_longest(name, files, "::") for name in _named(module, code)}
         graph[module] = {target for target in targets if target not in (None, module, *tests)}
     return graph
+
+
+def _named(module: str, code: str) -> Iterator[str]:
+    """Yield the absolute paths that code of a module names, those of modules within the file included."""
+    while match := re.search(r"\bmod (\w+) \{", code):
+        end, depth = match.end(), 1
+        while depth and end < len(code):
+            depth += (code[end] == "{") - (code[end] == "}")
+            end += 1
+        yield from _named(f"{module}::{match[1]}", code[match.end() : end - 1])
+        code = code[: match.start()] + code[end:]
+    names = [name for tree in re.findall(r"\buse\s+([^;]+);", code) for name in _flat(tree)]
+    names += re.findall(r"\b(?:crate|super)(?:::\w+)+", code)
+    yield from (_absolute(module, name) for name in names)
 
 
 def _flat(tree: str) -> list[str]:

@@ -32,7 +32,8 @@ def test_what_was_committed_survives_kills(tmp_path: Path, kills: int) -> None:
     found = GradientStore(store).verify()
     assert found["leftovers"] == sorted(name for name in os.listdir(store) if name.startswith(".tmp-"))
     repaired = GradientStore.repair(store)
-    assert repaired == {"removed": found["leftovers"] + found["superseded"], "kept": [], "damaged": []}
+    removed = found["leftovers"] + found["superseded"]
+    assert repaired == {"removed": removed, "kept": [], "damaged": [], "duplicates": []}
     found = GradientStore(store).verify()
     assert (found["leftovers"], found["superseded"]) == ([], [])
     assert {name for name in os.listdir(store) if not name.startswith("shard-")} == {"store.json", ".lock"}

@@ -262,7 +262,7 @@ def test_merging_keeps_all_rows_once_and_as_they_are(tmp_path: Path) -> None:
     # The same row twice in one store is resolved too.
     for shard in shards(b):
         (a / shard).write_bytes((b / shard).read_bytes())
-    with pytest.raises(StoreError, match=r"index 15: .*Merge the store"):
+    with pytest.raises(StoreError, match=r"index 15: .*the same row.*spice-rs repair"):
         GradientStore(a)
     assert content(GradientStore.merge([a], tmp_path / "resolved")) == whole
 
@@ -391,6 +391,7 @@ def test_repair_leaves_a_store_that_is_sound(tmp_path: Path) -> None:
         "removed": [".tmp-2-alive"],
         "kept": [".tmp-3-folder"],
         "damaged": [],
+        "duplicates": [],
     }
     (path / names[1]).write_bytes(b"nonsense")
     assert GradientStore.repair(path)["damaged"][0]["name"] == aside[0] + ".1"
@@ -473,7 +474,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
     assert np.load(tmp_path / "a.npy").shape == (6, DIM)
     (a / ".tmp-0-x").touch()
     assert answer("verify", a)["leftovers"] == [".tmp-0-x"]
-    assert answer("repair", a) == {"removed": [".tmp-0-x"], "kept": [], "damaged": []}
+    assert answer("repair", a) == {"removed": [".tmp-0-x"], "kept": [], "damaged": [], "duplicates": []}
     d = fill(tmp_path / "d", range(6), rows_per_shard=2)
     assert answer("delete", d, 0, 1, 5) == {"shards_before": 3, "shards": 2, "deleted": 3}
     np.save(tmp_path / "gone.npy", [2, 3, 77])

@@ -12,6 +12,7 @@ from spice_rs.store.pool import Pool
 
 __all__ = [
     "ROUNDING",
+    "MappedFile",
     "Store",
     "StoreWriter",
     "__version__",
@@ -32,6 +33,11 @@ __all__ = [
 
 ROUNDING: float
 __version__: str
+
+@final
+class MappedFile:
+    def __new__(cls, path: str | PathLike[str], cells: NDArray[np.uint8], constant: bool) -> Self: ...
+    def check(self) -> None: ...
 
 @final
 class Store:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.temporary import file_beside
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file to write to; when the block ends it takes the place of `path`, and is on disk.
 
-    If the block raises, or the process is killed, `path` stays as it was. A pipe or a device is written to as it is; of
-    a symbolic link the target is replaced. A file that was there leaves its permissions to the new one.
+    If the block raises, or the process is killed, `path` stays as it was; what a killed process leaves beside it, the
+    next call removes (`temporary.py`). A pipe or a device is written to as it is; of a symbolic link the target is
+    replaced. A file that was there leaves its permissions to the new one.
 
     Raises:
         OSError: the file cannot be written.
@@ -30,15 +31,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         return
     path = Path(os.path.realpath(path))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+    descriptor, temporary = file_beside(path)
+    with open(descriptor, "wb") as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, mode)
-            os.replace(file.name, path)
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
         except BaseException:
-            os.unlink(file.name)
+            temporary.unlink(missing_ok=True)
             raise
     _sync_folder(path.parent)
 

@@ -24,7 +24,7 @@ class StoreError(SpiceError):
 
 
 class CorruptStoreError(StoreError):
-    """A file of a gradient store or of a selection contradicts itself: cut short, overwritten or altered."""
+    """A file of a gradient store, of rows or of a selection was cut short, overwritten or altered."""
 
 
 class StoreMismatchError(StoreError):

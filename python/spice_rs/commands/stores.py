@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
         ("verify", _verify, "read a whole store and check every checksum and number"),
         ("compact", _compact, "replace small shards by few large ones; the store can be used meanwhile"),
         ("delete", _delete, "delete rows from a store; an extraction that is resumed computes them again"),
-        ("repair", _repair, "remove forgotten files from a store and set damaged shards aside"),
+        (
+            "repair",
+            _repair,
+            "remove forgotten files and copies of rows from a store, and set damaged shards aside",
+        ),
         ("convert", _convert, "make a new store of the same rows in another dtype"),
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
     ):
@@ -133,6 +137,11 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
     lines = [f"removed: {name}" for name in done["removed"]]
     lines += [f"kept, a writer may still work on it: {name}" for name in done["kept"]]
     lines += [f"set aside: {shard['name']} ({shard['reason']})" for shard in done["damaged"]]
+    lines += [
+        f"dropped from {copies['name']}, as {', '.join(copies['kept_in'])} keeps them: {_runs(copies['rows'])}"
+        f" ({len(copies['rows'])} rows, {copies['bytes']} bytes)"
+        for copies in done["duplicates"]
+    ]
     _report(as_json, lines or f"{store}: nothing to repair", done)
 
 
@@ -169,6 +178,14 @@ def _rows_of(file: str) -> Any:
         raise InvalidInputError(
             f"{file}: found {error}, expected a .npy file of whole numbers. Write it with numpy.save."
         ) from error
+
+
+def _runs(rows: list[int], most: int = 8) -> str:
+    """Return rows for people: 0-99, 120."""
+    ordered = np.unique(rows)
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]
+    return ", ".join(texts) + ", …" * (len(runs) > most)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import libraries_silent
 from spice_rs.store.store import GradientStore, GradientWriter
 from spice_rs.tables import aligned
+from spice_rs.temporary import folder_for
 
 _CELL = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _COLUMNS = 24  # bytes of a row's index, scale, norm, loss and number of tokens
@@ -147,9 +147,9 @@ def plan(
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
-            tempfile.TemporaryDirectory(prefix=".spice-plan-", dir=near) as folder,
+            folder_for("plan", near) as folder,
             GradientStore.create(
-                Path(folder) / "store", dim=ready.projection.dim, dtype=settings.dtype, reduction="sum"
+                folder / "store", dim=ready.projection.dim, dtype=settings.dtype, reduction="sum"
             ) as writer,
         ):
             run = ready.run()

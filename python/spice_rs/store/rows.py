@@ -29,6 +29,7 @@ class RowReader:
 
     Raises:
         InvalidInputError: the source does not record what the normalisation needs.
+        CorruptStoreError: while rows are read: a file has become shorter, or was written to.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class _Block:
     def __init__(self, block: Any, dim: int) -> None:
         self._store = None if isinstance(block, tuple) else block
         if isinstance(block, tuple):
-            cells, dtype, self._rows = block
+            cells, dtype, self._rows, *self._files = block
             stored = np.dtype("u2" if dtype == "bfloat16" else dtype)
             self._cells = cells.view(stored).reshape(self._rows, dim)
             self._is_bfloat16 = dtype == "bfloat16"
@@ -97,6 +98,8 @@ class _Block:
             self._store.read(positions, stored)
             rows: npt.NDArray[np.float64] = stored / self._scale[positions, None]
             return np.rint(rows) if self._store.dtype == "int8" else rows
+        for file in self._files:
+            file.check()
         cells: npt.NDArray[Any] = self._cells[positions]
         if self._is_bfloat16:  # the upper half of a float32
             return (cells.astype(np.uint32) << 16).view(np.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,8 +25,12 @@ Normalize = Literal["auto", "none", "sum", "mean", "unit"]
 class Source:
     """Rows and what is known about them.
 
+    Of stores and files a pickle holds the path, and whoever loads it opens them again; what has changed since, or is gone,
+    is an error. Of arrays it holds the rows.
+
     Attributes:
-        blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), or an open store.
+        blocks: row blocks as `_core` takes them: (cells as uint8, dtype, rows), the same with the file behind a map, or an
+            open store.
         rows: number of rows n.
         dim: number of columns d.
         dtype: name of the element type.
@@ -36,6 +41,8 @@ class Source:
         reduction: "sum" or "mean" over tokens if the rows are gradients of such a loss, else None.
         fingerprint: hash of the content where one is recorded, else None.
         data: what is known of the data that the rows were extracted from, as `Belonging.about` has it, else None.
+        keep_alive: what the blocks are of.
+        origin: (function, arguments) that open the same rows again; None of arrays.
     """
 
     blocks: list[Any]
@@ -50,6 +57,18 @@ class Source:
     fingerprint: str | None = None
     data: dict[str, Any] | None = None
     keep_alive: Any = field(default=None, repr=False)
+    origin: tuple[Callable[..., Source], tuple[Any, ...]] | None = field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        if self.origin is not None:
+            return self.origin
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        # Rows of the caller's memory; a map of its own goes as what it holds.
+        known |= {
+            "blocks": [(np.asarray(cells), *about[:2]) for cells, *about in self.blocks],
+            "keep_alive": None,
+        }
+        return partial(Source, **known), ()
 
     @property
     def stored(self) -> Pool:

@@ -12,14 +12,20 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.ma import (
+    MaskedArray,
+)  # here and not at its first use: a child that is forked in an import waits for good
 
+from spice_rs import _core
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.store.mapped import callers_file, mapped_file
 from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
 from spice_rs.store.tensors import MEMBER_SEPARATOR, tensor_cells
@@ -63,12 +69,13 @@ def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
         return _from_path(os.fspath(source), dim, dtype)
     if isinstance(source, list | tuple):
         return join_sources([_opened(part, dim, dtype) for part in source])
-    if isinstance(source, np.ma.MaskedArray):
+    if isinstance(source, MaskedArray):
         raise InvalidInputError(
             "source: found a masked array, expected plain rows. Fill it or leave rows out first."
         )
     if isinstance(source, np.ndarray):
-        return _from_array(source.view(np.ndarray), f"array of shape {source.shape}")
+        file = callers_file(source)
+        return _from_array(source.view(np.ndarray), f"array of shape {source.shape}", file=file)
     if type(source).__module__.split(".")[0] == "torch" and hasattr(source, "layout"):
         return _from_tensor(source)
     raise InvalidInputError(
@@ -134,6 +141,7 @@ def join_sources(parts: Sequence[Source]) -> Source:
         fingerprint=fingerprint,
         data=_joined_data([part.data for part in parts], index),
         keep_alive=list(parts),
+        origin=(join_sources, (list(parts),)),
     )
 
 
@@ -197,28 +205,59 @@ def _from_store(store: GradientStore) -> Source:
         fingerprint=store.fingerprint,
         data=Belonging.about(store.provenance),
         keep_alive=store,
+        origin=(_from_store, (store,)),
     )
 
 
 def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
     name, _, member = text.partition(MEMBER_SEPARATOR)
     path = Path(name)
+    if path.is_dir() and path.suffix != ".npz":
+        return _from_store(GradientStore(path))
+    before = _state(path)
+    opened = _from_file(path, member, dim, dtype)
+    return replace(opened, origin=(_reopened, (os.path.abspath(text), dim, dtype, before)))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return (bytes, time of the last change in ns) of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _reopened(text: str, dim: int | None, dtype: str | None, state: tuple[int, int] | None) -> Source:
+    """Open the file of a source that was pickled.
+
+    Raises:
+        StoreMismatchError: it has changed since.
+    """
+    path = Path(text.partition(MEMBER_SEPARATOR)[0])
+    if path.is_file() and _state(path) != state:
+        raise StoreMismatchError(
+            f"{path}: content: found a file that was written to since its source was pickled, expected the same. Open it"
+            " again, and pickle that."
+        )
+    return _from_path(text, dim, dtype)
+
+
+def _from_file(path: Path, member: str, dim: int | None, dtype: str | None) -> Source:
     if path.suffix == ".npz":
         return _from_npz(path, member)
-    if path.is_dir():
-        return _from_store(GradientStore(path))
     if not path.is_file():
         raise InvalidInputError(
             f"{path}: found no such file or folder, expected a gradient store, a .npy or .npz file or a file of numbers."
             " Check the path, or make a store with `spice-rs extract`."
         )
     if path.suffix == ".npy":
-        return _from_array(_load_npy(path), str(path))
+        array = _load_npy(path)
+        return _from_array(array, str(path), file=mapped_file(array))
     if path.suffix == ".safetensors":
-        cells, kind, rows, columns, name = tensor_cells(path, member)
-        return Source(
-            [(cells, kind, rows)], rows, columns, kind, f"{path}{MEMBER_SEPARATOR}{name}", keep_alive=cells
-        )
+        cells, kind, rows, columns, name, file = tensor_cells(path, member)
+        block = (cells, kind, rows) if file is None else (cells, kind, rows, file)
+        return Source([block], rows, columns, kind, f"{path}{MEMBER_SEPARATOR}{name}", keep_alive=cells)
     if path.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz"):
         raise InvalidInputError(
             f"{path}: found a {path.suffix} file, which holds records or picks, expected gradients: a store, .npy or .npz."
@@ -238,9 +277,9 @@ def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
     return _from_headerless(path, dim, dtype)
 
 
-def _load_npy(path: Path) -> npt.NDArray[Any]:
+def _load_npy(path: Path) -> np.memmap[Any, Any]:
     try:
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise InvalidInputError(
             f"{path}: found no readable .npy file ({error}), expected one. Write it again."
@@ -303,11 +342,16 @@ def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
         )
     cells = np.memmap(path, dtype=np.uint8, mode="r")
     rows = size // width
-    return Source([(cells, dtype, rows)], rows, dim, dtype, str(path), keep_alive=cells)
+    return Source([(cells, dtype, rows, mapped_file(cells))], rows, dim, dtype, str(path), keep_alive=cells)
 
 
-def _from_array(array: npt.NDArray[Any], description: str, dtype: str | None = None) -> Source:
-    dtype = dtype or array.dtype.name
+def _from_array(
+    array: npt.NDArray[Any],
+    description: str,
+    dtype: str | None = None,
+    file: _core.MappedFile | None = None,
+) -> Source:
+    dtype, whole = dtype or array.dtype.name, array
     if array.ndim != 2 or 0 in array.shape:
         raise InvalidInputError(
             f"{description}: found shape {array.shape}, expected (rows, columns) with at least one of each."
@@ -317,10 +361,13 @@ def _from_array(array: npt.NDArray[Any], description: str, dtype: str | None = N
     if array.dtype.byteorder not in ("=", "|", "<" if sys.byteorder == "little" else ">"):
         array = array.astype(array.dtype.newbyteorder("="))
     array = np.require(array, requirements=["C", "A"])
+    if file is not None:
+        file.check()  # it may have been copied
     cells = array.reshape(-1).view(np.uint8)
-    return Source(
-        [(cells, dtype, array.shape[0])], array.shape[0], array.shape[1], dtype, description, keep_alive=array
-    )
+    block: tuple[Any, ...] = (cells, dtype, array.shape[0])
+    if file is not None and np.may_share_memory(array, whole):
+        block += (file,)
+    return Source([block], array.shape[0], array.shape[1], dtype, description, keep_alive=array)
 
 
 def _from_tensor(tensor: Any) -> Source:

@@ -7,6 +7,7 @@ and for its next shard, which is written when it is full or `seconds_per_shard` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
-from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.printable import as_html
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
@@ -44,6 +45,9 @@ class GradientStore:
     Rows have *positions* 0 … len(store) - 1, the order of the files. ``index`` says which row of the dataset
     is at each position.
 
+    A pickle holds the path and the options, and whoever loads it (a worker process, say) opens the store again: positions
+    mean the same there, or it is a StoreMismatchError; a store that was moved is a StoreError. A copy shares open files.
+
     Args:
         path: The folder of the store.
         memory_limit: Bytes that the open store may take: its columns (some 32 bytes for each row), the rows that ``read``
@@ -68,6 +72,22 @@ class GradientStore:
         self._info: dict[str, Any] = info
         found = read_mark(self.path)
         self._unfinished = found if found is not None and len(self) < found.rows else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (type(self), self.path, self._memory_limit, self._identity())
+
+    def __copy__(self) -> GradientStore:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientStore:
+        return self.__copy__()  # nothing of it is ever changed in place
+
+    def _identity(self) -> str:
+        """A hash of the rows and of their order."""
+        order = hashlib.blake2b(self.index.tobytes(), digest_size=16).hexdigest()
+        return f"{self.fingerprint}-{order}"
 
     @staticmethod
     def create(
@@ -371,20 +391,25 @@ class GradientStore:
 
     @staticmethod
     def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
-        """Makes a store with damaged or forgotten files one that opens and that ``verify`` finds sound.
+        """Makes a store with damaged or forgotten files, or copies of rows, one that opens and that ``verify`` finds sound.
 
         Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
-        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again.
+        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again. Of rows
+        with one index that are the same to the bit, as two extractions at a time leave them, one is kept. Others may read
+        and append meanwhile; whenever the process is killed, no row is lost, and the next repair does the rest.
 
         Args:
             path: The folder of the store.
             progress: Called with (shards done, all shards).
 
         Returns:
-            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}]}.
+            {"removed": names, "kept": names of unfinished files whose writers live, "damaged": [{"name", "reason"}],
+            "duplicates": [{"name", "rows", "kept_in", "bytes"}]}: the last has the copies that were dropped, by the shard
+            that had them, with their dataset rows, the shards that keep the same rows, and the bytes that they took.
 
         Raises:
-            StoreError: If there is no store; while another process compacts, deletes or repairs.
+            StoreError: If there is no store; while another process compacts, deletes or repairs; if two rows of one index
+                differ (the message has both shards): all else is repaired then, and no row is dropped.
             CorruptStoreError: If store.json is damaged: restore it from a copy.
         """
         return _result(_core.repair(path, progress))
@@ -447,6 +472,22 @@ def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
         return store
     mark(path, unfinished)
     return GradientStore(path)
+
+
+def _reopened(kind: type[GradientStore], path: str, memory_limit: int | None, identity: str) -> GradientStore:
+    """Open a store that was pickled.
+
+    Raises:
+        StoreMismatchError: it has other rows by now, or has them in another order.
+    """
+    store = kind(path, memory_limit=memory_limit)
+    if store._identity() != identity:
+        raise StoreMismatchError(
+            f"{path}: rows: found {len(store)} rows that are not, or not in the order of, those of the store that was"
+            " pickled, expected the same. It was appended to or compacted meanwhile: open it again, and pickle that, or"
+            " pass its path."
+        )
+    return store
 
 
 def _result(text: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.store.mapped import mapped_file
 
 MEMBER_SEPARATOR = "::"
 """`pool.npz::gradients` names a member of an archive."""
@@ -20,16 +22,19 @@ DTYPES = {"F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
 _LARGEST_HEADER = 100 << 20  # as in the safetensors library
 
 
-def tensor_cells(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], str, int, int, str]:
+def tensor_cells(
+    path: Path, name: str
+) -> tuple[npt.NDArray[np.uint8], str, int, int, str, _core.MappedFile | None]:
     """Map the matrix `name` of a safetensors file; without a name, the only one.
 
     Returns:
-        (cells as (bytes,) uint8, dtype, rows, columns, name).
+        (cells as (bytes,) uint8, dtype, rows, columns, name, the file behind the cells or None if they were copied).
 
     Raises:
         InvalidInputError: the file is not readable, or has no such matrix of floats.
     """
     data, start = _open(path)
+    file = mapped_file(data)
     header = _header(path, data, start)
     matrices = [key for key, tensor in header.items() if len(tensor["shape"]) == 2]
     if not name and len(matrices) != 1:
@@ -56,10 +61,12 @@ def tensor_cells(path: Path, name: str) -> tuple[npt.NDArray[np.uint8], str, int
     cells = data[first:end]
     if first % size:  # maps start at a page; cells are read where they lie only if they are aligned
         cells = cells.copy()
-    return cells, dtype, shape[0], shape[1], name
+        file.check()
+        return cells, dtype, shape[0], shape[1], name, None
+    return cells, dtype, shape[0], shape[1], name, file
 
 
-def _open(path: Path) -> tuple[npt.NDArray[np.uint8], int]:
+def _open(path: Path) -> tuple[np.memmap[Any, np.dtype[np.uint8]], int]:
     """Return the bytes of a file and where its data section starts."""
     if path.stat().st_size < 8:
         raise _unreadable(path, "less than 8 bytes")

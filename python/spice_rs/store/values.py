@@ -35,8 +35,11 @@ def json_object(value: Mapping[str, Any] | None) -> str:
         ) from error
 
 
-def _as_array(field: str, values: ArrayLike) -> NDArray[Any]:
-    """A numpy array of the values; tensors are recognised by their methods, so that torch is not imported."""
+def as_array(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """A numpy array of the values, of the wanted shape, where None stands for any length. Nothing is copied but lists.
+
+    Tensors are recognised by their methods, so that torch is not imported.
+    """
     source: Any = values
     if hasattr(source, "detach") and hasattr(source, "device"):
         if str(source.device) != "cpu":
@@ -44,26 +47,35 @@ def _as_array(field: str, values: ArrayLike) -> NDArray[Any]:
                 f"{field}: found a tensor on {source.device}, expected one on the CPU. Call .cpu() on it."
             )
         source = source.detach()
+        check_shape(field, tuple(source.shape), shape)
         # numpy has no bfloat16.
         source = source.float() if str(source.dtype) == "torch.bfloat16" else source
     try:
-        return np.asarray(source)
+        array = np.asarray(source)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{field}: found {error}, expected an array. Give a numpy array.") from error
+    check_shape(field, array.shape, shape)
+    return array
+
+
+def check_shape(field: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    """Refuse a shape other than the wanted one, where None stands for any length."""
+    if len(found) == len(wanted) and all(n is None or n == m for n, m in zip(wanted, found, strict=True)):
+        return
+    lengths = ", ".join("m" if n is None else str(n) for n in wanted)
+    text = f"({lengths},)" if len(wanted) == 1 else f"({lengths})"
+    remedy = "one row for each sample" if len(wanted) == 2 else "one value for each row"
+    raise InvalidInputError(f"{field}: found shape {found}, expected {text}. Give {remedy}.")
+
+
+def is_as_stored(values: ArrayLike) -> bool:
+    """Whether `floats` takes the values as they lie."""
+    return isinstance(values, np.ndarray) and values.dtype == np.float32 and values.flags.c_contiguous
 
 
 def floats(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
-    """C-contiguous float32 of the wanted shape, where None stands for any length."""
-    array = _as_array(field, values)
-    wanted = (
-        "(" + ", ".join("m" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-    )
-    if array.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
-    ):
-        raise InvalidInputError(
-            f"{field}: found shape {array.shape}, expected {wanted}. Give one row for each sample."
-        )
+    """C-contiguous float32 of the wanted shape, where None stands for any length; a copy unless it is that already."""
+    array = as_array(field, values, shape)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise InvalidInputError(f"{field}: found {array.dtype}, expected floats. Convert it to float32.")
     # What float32 cannot hold becomes Inf here, which is then refused with its place.
@@ -71,13 +83,9 @@ def floats(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDAr
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def integers(field: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
+def integers(field: str, values: ArrayLike, dtype: type[Any], length: int | None = None) -> NDArray[Any]:
     """C-contiguous integers (m,) of ``dtype``; values that do not fit are refused."""
-    array = _as_array(field, values)
-    if array.ndim != 1:
-        raise InvalidInputError(
-            f"{field}: found shape {array.shape}, expected (m,). Give one value for each row."
-        )
+    array = as_array(field, values, (length,))
     if array.dtype.kind not in "iu" and array.size > 0:
         raise InvalidInputError(f"{field}: found {array.dtype}, expected integers. Convert it to int64.")
     if array.size > 0:

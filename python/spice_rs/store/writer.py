@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
-from spice_rs.store.values import floats, integers
+from spice_rs.errors import InvalidInputError
+from spice_rs.store.values import as_array, check_shape, floats, integers, is_as_stored
 
 
 class GradientWriter:
@@ -48,13 +50,33 @@ class GradientWriter:
                 column), a norm above 1.7e38, and for a row that the store has.
             StoreError: If a shard of earlier rows could not be written; what ``contains`` tells of is kept.
         """
-        self._core.append(
-            floats("rows", rows, (None, self._dim)),
-            integers("index", index, np.int64),
-            None if num_tokens is None else integers("num_tokens", num_tokens, np.int32),
-            None if loss is None else floats("loss", loss, (None,)),
-            None if record is None else integers("record", record, np.int64),
+        # All that is small is checked before the rows are copied, which may be most of the memory.
+        wanted = (None, self._dim)
+        cells: Any = (
+            rows if isinstance(getattr(rows, "shape", None), tuple) else as_array("rows", rows, wanted)
         )
+        check_shape("rows", tuple(cells.shape), wanted)
+        m = cells.shape[0]
+        places = integers("index", index, np.int64, m)
+        values = (
+            None if num_tokens is None else integers("num_tokens", num_tokens, np.int32, m),
+            None if loss is None else floats("loss", loss, (m,)),
+            None if record is None else integers("record", record, np.int64, m),
+        )
+        if not is_as_stored(cells):
+            self._refuse_known(places)
+        self._core.append(floats("rows", cells, (m, self._dim)), places, *values)
+
+    def _refuse_known(self, index: NDArray[np.int64]) -> None:
+        """Refuses rows that the core would refuse, before they are copied for it."""
+        ordered = np.sort(index)
+        again = np.flatnonzero(ordered[1:] == ordered[:-1])
+        known = ordered[again] if again.size else index[self._core.contains(index)]
+        if known.size:
+            raise InvalidInputError(
+                f"index: found row {known[0]} a second time, expected rows that the store does not have. Append each row of"
+                " the dataset once; skip the rows that are there."
+            )
 
     def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
         """Which rows the store had when the writer was created or has got from it since: (m,) bool.
@@ -75,6 +97,11 @@ class GradientWriter:
     def close(self) -> None:
         """Commits and closes; closing again does nothing."""
         self._core.close()
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"{self!r} cannot be pickled: it has rows that are not written yet. Call GradientStore.create in each process."
+        )
 
     def __enter__(self) -> GradientWriter:
         return self

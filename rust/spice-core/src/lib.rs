@@ -12,8 +12,10 @@ pub mod matrix;
 mod memory;
 pub mod monitor;
 pub mod narrow;
+mod once;
 pub mod selection;
 pub mod store;
 pub mod survey;
 
 pub use error::{Error, Result};
+pub use once::settle;

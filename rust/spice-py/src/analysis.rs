@@ -34,10 +34,10 @@ pub(crate) fn curvature<'py>(
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let scaling = pool.scaling();
+    let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    let found = watch(py, &monitor, threads, Told(progress), || {
+    let found = watch(py, &monitor, threads, files, Told(progress), || {
         analysis::curvature(&scaling.survey(pool, &monitor)?, alpha, &monitor)
     })?;
     let out = PyDict::new(py);
@@ -70,12 +70,12 @@ pub(crate) fn certify<'py>(
     threads: Option<usize>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let scaling = pool.scaling();
+    let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let [initial, picks, prefixes] =
         [&choice.initial, &choice.picks, &choice.prefixes].map(|rows| rows_of(rows));
     let monitor = Monitor::default();
-    let (found, fingerprint) = watch(py, &monitor, threads, Told(progress), || {
+    let (found, fingerprint) = watch(py, &monitor, threads, files, Told(progress), || {
         let survey = scaling.survey(pool, &monitor)?;
         let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, steps, &monitor)?;
         Ok((found, survey.fingerprint()))

@@ -2,6 +2,7 @@
 
 mod analysis;
 mod errors;
+mod files;
 mod options;
 mod past;
 mod pool;
@@ -30,6 +31,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;
     module.add_function(wrap_pyfunction!(tools::delete, module)?)?;
     module.add_function(wrap_pyfunction!(tools::repair, module)?)?;
+    module.add_class::<files::MappedFile>()?;
     module.add_class::<store::Store>()?;
     module.add_class::<store::StoreWriter>()?;
     Ok(())

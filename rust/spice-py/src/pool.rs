@@ -8,6 +8,7 @@ use spice_core::survey::Survey;
 use spice_core::{Error, Result};
 
 use crate::errors::to_py;
+use crate::files::{Files, MappedFile};
 use crate::store::Store;
 
 /// The rows that all computations of the core are over.
@@ -28,6 +29,8 @@ enum Rows<'py> {
     Store(Bound<'py, Store>),
     /// Memory: cells as bytes, dtype name, number of rows.
     Array(PyReadonlyArray1<'py, u8>, String, usize),
+    /// The same of a map, with its file.
+    File(PyReadonlyArray1<'py, u8>, String, usize, Bound<'py, MappedFile>),
 }
 
 impl PoolOptions<'_> {
@@ -37,7 +40,7 @@ impl PoolOptions<'_> {
         for rows in &self.blocks {
             match rows {
                 Rows::Store(store) => blocks.extend(store.get().reader.blocks().map_err(to_py)?),
-                Rows::Array(cells, dtype, rows) => {
+                Rows::Array(cells, dtype, rows) | Rows::File(cells, dtype, rows, _) => {
                     let dtype = parse_dtype(dtype).map_err(to_py)?;
                     let bytes = cells.as_slice().map_err(|_| {
                         let expected = "contiguous rows";
@@ -60,6 +63,19 @@ impl PoolOptions<'_> {
             pool = pool.with_scale(numbers_of(scale)).map_err(to_py)?;
         }
         Ok(pool)
+    }
+
+    /// The files that its rows are read from.
+    pub(crate) fn files(&self) -> Files {
+        let mut files = Files::default();
+        for rows in &self.blocks {
+            match rows {
+                Rows::Store(store) => files.add_store(&store.get().reader),
+                Rows::File(.., file) => files.add(file.get()),
+                Rows::Array(..) => {}
+            }
+        }
+        files
     }
 
     /// How its rows are to be measured.

@@ -36,7 +36,8 @@ pub(crate) fn select<'py>(
     past: PastOptions<'py>,
     control: ControlOptions<'py>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let (settings, k, scaling) = (objective.settings()?, objective.k, pool.scaling());
+    let (settings, k) = (objective.settings()?, objective.k);
+    let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let conditions = constraints.conditions(k.unwrap_or(pool.len()));
     let windows = windows.map(|windows| (windows.rows(), windows.size.max(1), windows.per_window));
@@ -68,7 +69,7 @@ pub(crate) fn select<'py>(
         saved: Instant::now(),
         saved_picks: made.len(),
     };
-    let (selection, norm_sq, fingerprint) = watch(py, &monitor, control.threads, observer, work)?;
+    let (selection, norm_sq, fingerprint) = watch(py, &monitor, control.threads, files, observer, work)?;
 
     let out = series(py, &selection.picks, &selection.duplicates)?;
     out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
@@ -97,11 +98,11 @@ pub(crate) fn log_det(
     alpha: f64,
     threads: Option<usize>,
 ) -> PyResult<f64> {
-    let (scaling, rows) = (pool.scaling(), rows_of(&positions));
+    let (scaling, files, rows) = (pool.scaling(), pool.files(), rows_of(&positions));
     let pool = pool.open()?;
     let monitor = Monitor::default();
     let work = || selection::log_det(&scaling.survey(pool, &monitor)?, alpha, &rows, &monitor);
-    watch(py, &monitor, threads, (), work)
+    watch(py, &monitor, threads, files, (), work)
 }
 
 /// w‖g‖² of every row.
@@ -112,11 +113,11 @@ pub(crate) fn norms_sq<'py>(
     pool: PoolOptions<'py>,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let scaling = pool.scaling();
+    let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let monitor = Monitor::default();
     let work = || Ok(scaling.survey(pool, &monitor)?.norm_sq().to_vec());
-    Ok(watch(py, &monitor, threads, (), work)?.into_pyarray(py))
+    Ok(watch(py, &monitor, threads, files, (), work)?.into_pyarray(py))
 }
 
 /// What [`select`] returns as "fingerprint", of rows that nobody selects from, as they are stored; of those at `positions`
@@ -129,10 +130,10 @@ pub(crate) fn fingerprint(
     threads: Option<usize>,
     positions: Option<PyReadonlyArray1<'_, i64>>,
 ) -> PyResult<String> {
-    let rows = positions.as_ref().map(rows_of);
+    let (files, rows) = (pool.files(), positions.as_ref().map(rows_of));
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    watch(py, &monitor, threads, (), || selection::fingerprint(&pool, rows.as_deref(), &monitor))
+    watch(py, &monitor, threads, files, (), || selection::fingerprint(&pool, rows.as_deref(), &monitor))
 }
 
 /// Reports to Python: to the caller of [`select`] and to whoever keeps its picks.

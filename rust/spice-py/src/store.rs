@@ -137,6 +137,8 @@ impl Store {
         mut out: PyReadwriteArray2<'_, f32>,
     ) -> PyResult<()> {
         let dim = self.reader.dim();
+        // The column is copied once, behind a lock. With the GIL: nobody forks meanwhile, and no child finds it held for good.
+        self.reader.scale();
         // A negative position becomes one that no store has.
         let positions: Vec<usize> = positions
             .as_array()

@@ -36,6 +36,9 @@ pub(crate) fn convert(
 ) -> PyResult<()> {
     let dtype = stored_dtype(dtype).map_err(to_py)?;
     let reader = source.get().reader.clone();
+    // The columns are copied once, behind locks; with the GIL nobody forks meanwhile.
+    reader.scale();
+    reader.known();
     watched(py, progress, |observer| store::convert(&reader, &path, dtype, observer))
 }
 

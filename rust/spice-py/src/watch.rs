@@ -10,6 +10,7 @@ use spice_core::Result;
 use spice_core::monitor::Monitor;
 
 use crate::errors::to_py;
+use crate::files::Files;
 
 /// Time between two looks at Python's signals.
 const POLL: Duration = Duration::from_millis(50);
@@ -34,15 +35,19 @@ impl Observer for () {
 
 /// Runs `work` on `threads` threads (all cores if `None`) while this thread watches.
 ///
-/// Python's signal handlers run and the observer looks some twenty times a second. If either raises, the
-/// work is cancelled and the exception goes on.
+/// Python's signal handlers run and the observer looks some twenty times a second. If either raises, or if a file of the rows
+/// has changed, the work is cancelled and the exception goes on. Of changed rows nothing is reported to the observer.
 pub(crate) fn watch<T: Send>(
     py: Python<'_>,
     monitor: &Monitor,
     threads: Option<usize>,
+    mut files: Files,
     mut observer: impl Observer,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<T> {
+    // With the GIL: nobody forks meanwhile.
+    spice_core::settle();
+    py.detach(|| files.check()).map_err(to_py)?;
     let mut builder = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = threads {
         builder = builder.num_threads(threads);
@@ -62,16 +67,30 @@ pub(crate) fn watch<T: Send>(
             pool.install(work)
         });
         let mut raised = None;
+        let mut changed = None;
         while !done.load(Ordering::Acquire) {
-            py.detach(|| thread::park_timeout(POLL));
+            let found = py.detach(|| {
+                thread::park_timeout(POLL);
+                files.check()
+            });
+            if changed.is_none()
+                && let Err(error) = found
+            {
+                changed = Some(error);
+                monitor.cancel();
+            }
             if raised.is_none()
+                && changed.is_none()
                 && let Err(error) = py.check_signals().and_then(|()| observer.look(monitor))
             {
                 raised = Some(error);
                 monitor.cancel();
             }
         }
-        let result = py.detach(|| worker.join());
+        let (result, found) = py.detach(|| (worker.join(), files.check_end()));
+        if let Some(error) = changed.or(found.err()) {
+            return Err(to_py(error));
+        }
         let result = match (raised, result) {
             (Some(error), _) => Err(error),
             (None, Ok(result)) => result.map_err(to_py),

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::folder::{self, FileId};
+use super::mapped_file::State;
 use super::mmap::Mapped;
 use crate::error::{Error, Result};
 
@@ -21,6 +22,7 @@ static MAPS: AtomicUsize = AtomicUsize::new(0);
 pub(super) struct FileBytes {
     content: Content,
     id: Option<FileId>,
+    state: State,
 }
 
 enum Content {
@@ -37,10 +39,11 @@ impl FileBytes {
 
     fn open_within(path: &Path, most_maps: usize) -> Result<Self> {
         let file = folder::open_regular(path)?;
-        let id = FileId::of(&file);
+        let found = file.metadata().map_err(Error::io(path, "open"))?;
+        let (id, state) = (FileId::from_metadata(&found), State::of(&found));
         if MAPS.fetch_add(1, Ordering::Relaxed) < most_maps {
             match Mapped::of(&file, path) {
-                Ok(mapped) => return Ok(Self { content: Content::Mapped(mapped), id }),
+                Ok(mapped) => return Ok(Self { content: Content::Mapped(mapped), id, state }),
                 // The system allows fewer.
                 Err(Error::Io { source, .. }) if source.kind() == ErrorKind::OutOfMemory => {}
                 Err(error) => {
@@ -51,12 +54,17 @@ impl FileBytes {
         }
         forget_map();
         // Without a map nothing keeps the file's identity from becoming another one's.
-        Ok(Self { content: read(file, path)?, id: None })
+        Ok(Self { content: read(file, path)?, id: None, state })
     }
 
     /// What tells the file from others, where the system does and it is mapped.
     pub(super) fn id(&self) -> Option<FileId> {
         self.id
+    }
+
+    /// What the file was when it was opened; `None` if it is in memory, where nobody can change it.
+    pub(super) fn mapped_state(&self) -> Option<State> {
+        matches!(self.content, Content::Mapped(_)).then_some(self.state)
     }
 
     /// Tells the system that a part will be read soon, so that the disk works meanwhile; a hint.

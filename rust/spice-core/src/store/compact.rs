@@ -70,25 +70,19 @@ pub fn delete(path: &Path, index: &[i64], observer: &mut Observer<'_>) -> Result
     let total = touched.iter().map(|&shard| rows(shard).len()).sum();
     let (mut done, mut shards, mut deleted) = (0, store.shards.len(), 0);
     for shard in touched {
-        let gone = rows(shard).iter().filter(|row| unwanted.contains(row)).count();
+        let keep = |row: usize| !unwanted.contains(&rows(shard)[row]);
+        let gone = (0..rows(shard).len()).filter(|&row| !keep(row)).count();
         deleted += gone;
-        if gone == rows(shard).len() {
-            // Nothing is left to put in its place, and what it replaced itself is removed already.
-            work.lock.announce(&work.folder)?;
-            folder::remove(&work.folder, &[store.shards[shard].name.clone()])?;
-            shards -= 1;
-        } else {
-            let keep = |row: i64| !unwanted.contains(&row);
-            let told = &mut |rows| observe(observer, done + rows, total);
-            work.replace(&[&store.shards[shard]], keep, told)?;
-        }
+        shards -= usize::from(gone == rows(shard).len());
+        let told = &mut |rows| observe(observer, done + rows, total);
+        work.thin_out(&store.shards[shard], keep, told)?;
         done += rows(shard).len();
     }
     Ok(Compacted { shards_before: store.shards.len(), shards, deleted })
 }
 
 /// A store whose shards are being replaced.
-struct Work {
+pub(super) struct Work {
     folder: std::path::PathBuf,
     schema: Schema,
     writer: String,
@@ -114,18 +108,39 @@ impl Work {
             lock.announce(&folder)?;
             folder::remove(&folder, store.superseded())?;
         }
-        let schema = store.schema().clone();
-        let work = Self { folder, schema, writer: folder::unique_writer(), sequence: 0, lock };
-        Ok((work, store))
+        Ok((Self::on(&store, lock), store))
     }
 
-    /// Writes one shard in place of `shards`, with those of their rows whose index is to be kept.
+    /// Work on a store that is locked, and has no superseded shards.
+    pub(super) fn on(store: &Reader, lock: Lock) -> Self {
+        let (folder, schema) = (store.path().to_path_buf(), store.schema().clone());
+        Self { folder, schema, writer: folder::unique_writer(), sequence: 0, lock }
+    }
+
+    /// Puts a shard in the place of this one that has those of its rows alone that are to be kept, or none if that is none.
+    ///
+    /// `keep` is asked by the row's number in the shard.
+    pub(super) fn thin_out(
+        &mut self,
+        shard: &Shard,
+        keep: impl Fn(usize) -> bool,
+        told: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        if (0..shard.header.rows).any(&keep) {
+            return self.replace(&[shard], keep, told).map(drop);
+        }
+        // Nothing is left to put in its place, and what it replaced itself is removed already.
+        self.lock.announce(&self.folder)?;
+        folder::remove(&self.folder, std::slice::from_ref(&shard.name))
+    }
+
+    /// Writes one shard in place of `shards`, with those of their rows that are to be kept, counted one shard after the other.
     ///
     /// All `shards` have the same columns. Returns the number of their rows.
     fn replace(
         &mut self,
         shards: &[&Shard],
-        keep: impl Fn(i64) -> bool,
+        keep: impl Fn(usize) -> bool,
         told: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<usize> {
         let file = reader::read_schema(&self.folder)?
@@ -140,7 +155,7 @@ impl Work {
             // What is damaged must not get a checksum that says it is not.
             part.verify_shard(shard, &mut |rows| told(start + rows))?;
             for position in start..start + shard.header.rows {
-                if keep(part.index()[position]) {
+                if keep(position) {
                     buffer.push_stored(&part, position, Kinds::ALL);
                 }
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::aside::Aside;
 use super::buffer::Buffer;
 use super::cells::Cells;
 use super::folder::{self, SCHEMA_FILE, Temporary};
@@ -145,15 +146,9 @@ fn same(a: &Reader, i: usize, b: &Reader, j: usize) -> bool {
     let values = |store: &Reader, row: usize| {
         (store.scale()[row].to_bits(), store.norm()[row].to_bits(), store.index()[row])
     };
-    fn agree<T: PartialEq>(a: Option<T>, b: Option<T>) -> bool {
-        a.zip(b).is_none_or(|(a, b)| a == b)
-    }
-    let (known, other) = (a.known().row(i), b.known().row(j));
     values(a, i) == values(b, j)
         && a.stored(i) == b.stored(j)
-        && agree(known.loss.map(f32::to_bits), other.loss.map(f32::to_bits))
-        && agree(known.num_tokens, other.num_tokens)
-        && agree(known.record, other.record)
+        && a.known().row(i).agrees(b.known().row(j))
 }
 
 /// The error for two rows with one index that are not the same.
@@ -207,15 +202,6 @@ pub fn convert(source: &Reader, path: &Path, dtype: Dtype, observer: &mut Observ
     })
 }
 
-/// A folder that is removed again unless it was renamed.
-struct Aside(PathBuf);
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Fills a folder beside `path` and gives it that name when it is whole.
 fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let path = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
@@ -233,12 +219,10 @@ fn build<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         });
     };
     folder::create_all(parent)?;
-    let aside = format!(".tmp-{}-{}", name.to_string_lossy(), folder::unique_writer());
-    let aside = Aside(parent.join(aside));
-    fs::create_dir(&aside.0).map_err(Error::io(&aside.0, "create"))?;
-    let filled = fill(&aside.0)?;
-    folder::sync_folder(&aside.0)?;
-    fs::rename(&aside.0, path).map_err(Error::io(path, "create"))?;
+    let aside = Aside::beside(parent, name)?;
+    let filled = fill(aside.path())?;
+    folder::sync_folder(aside.path())?;
+    aside.place(path)?;
     folder::sync_parent(parent)?;
     Ok(filled)
 }

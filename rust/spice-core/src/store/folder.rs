@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// The name of the schema file.
 pub(super) const SCHEMA_FILE: &str = "store.json";
+/// Locked by the extraction that is going on; see `python/spice_rs/store/lease.py`.
+pub(super) const LEASE_FILE: &str = ".extracting";
 const TEMPORARY: &str = ".tmp-";
 const DAMAGED: &str = "damaged-";
 const SHARD_START: &str = "shard-";
@@ -234,22 +236,22 @@ pub(super) struct FileId(u64, u64);
 impl FileId {
     /// That of an open file; `None` where the system does not tell.
     pub(super) fn of(file: &File) -> Option<Self> {
-        file.metadata().ok().and_then(Self::from_metadata)
+        file.metadata().ok().as_ref().and_then(Self::from_metadata)
     }
 
     /// That of the file at `path`, a link not being followed; `None` without one, too.
     pub(super) fn at(path: &Path) -> Option<Self> {
-        fs::symlink_metadata(path).ok().and_then(Self::from_metadata)
+        fs::symlink_metadata(path).ok().as_ref().and_then(Self::from_metadata)
     }
 
     #[cfg(unix)]
-    fn from_metadata(found: fs::Metadata) -> Option<Self> {
+    pub(super) fn from_metadata(found: &fs::Metadata) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         Some(Self(found.dev(), found.ino()))
     }
 
     #[cfg(not(unix))]
-    fn from_metadata(_: fs::Metadata) -> Option<Self> {
+    pub(super) fn from_metadata(_: &fs::Metadata) -> Option<Self> {
         None
     }
 }

@@ -60,6 +60,16 @@ pub(super) struct KnownRow {
 }
 
 impl KnownRow {
+    /// Whether the two agree in all that both know.
+    pub(super) fn agrees(self, other: Self) -> bool {
+        fn agree<T: PartialEq>(a: Option<T>, b: Option<T>) -> bool {
+            a.zip(b).is_none_or(|(a, b)| a == b)
+        }
+        agree(self.loss.map(f32::to_bits), other.loss.map(f32::to_bits))
+            && agree(self.num_tokens, other.num_tokens)
+            && agree(self.record, other.record)
+    }
+
     /// The columns in `kinds` alone.
     pub(super) fn only(self, kinds: Kinds) -> Self {
         Self {
@@ -81,6 +91,11 @@ pub(super) struct Kinds {
 impl Kinds {
     /// All of them.
     pub(super) const ALL: Self = Self { num_tokens: true, loss: true, record: true };
+
+    /// How many there are.
+    pub(super) fn count(self) -> usize {
+        [self.num_tokens, self.loss, self.record].map(usize::from).iter().sum()
+    }
 
     /// Those that are in both.
     pub(super) fn and(self, other: Self) -> Self {

@@ -82,16 +82,23 @@
 //!
 //! # What this cannot protect from
 //!
-//! Gradients are read through memory maps. If another program cuts a shard short while it is open, the system
-//! ends this process with SIGBUS; the store itself never rewrites or shortens a shard. Checksums find
+//! Gradients are read through memory maps, and the store itself never rewrites or shortens a shard. If another program does,
+//! that is an error with the file's name where it can be: lengths are looked at before each pass over the rows and, while
+//! one goes on, some twenty times a second ([`Reader::check_lengths`]), and a shard that was written to is held against its
+//! checksums when the pass has ended ([`Reader::check_touched`]). Between two looks the system ends the process that reads
+//! behind the end of a file with SIGBUS; then a line on standard error names the file. A file that gets the name of
+//! an open shard does not matter. Checksums find
 //! accidents, not a forger. A writer knows the rows that were there when it was created, so two writers
-//! that run at the same time can both write one row; whoever opens the store then is told. On network file systems another
+//! that run at the same time can both write one row; whoever opens the store then is told, and a [`repair`] keeps one of two rows that
+//! are the same to the bit. On network file systems another
 //! machine may see new names late, and a shard that it removes takes the map of it away here (SIGBUS): there, stores are to be
-//! compacted while nobody reads them. A merge or conversion that is killed leaves a folder `.tmp-<name>-*` beside its target.
+//! compacted while nobody reads them. A merge or conversion that is killed leaves a folder `.tmp-spice-*` beside its target, which
+//! the next one of that target removes.
 
 #[cfg(target_endian = "big")]
 compile_error!("the gradient store maps little-endian files; big-endian hosts are not supported");
 
+mod aside;
 mod background;
 mod budget;
 mod buffer;
@@ -99,7 +106,9 @@ mod bytes;
 mod cells;
 mod checksum;
 mod compact;
+mod copies;
 mod derive;
+mod duplicates;
 mod faults;
 mod folder;
 #[cfg(any(test, fuzzing))]
@@ -107,6 +116,7 @@ pub mod fuzzing;
 mod header;
 mod known;
 mod lock;
+mod mapped_file;
 mod mmap;
 mod observer;
 mod opening;
@@ -115,13 +125,16 @@ mod reader;
 mod repair;
 mod schema;
 mod shard;
+mod sigbus;
 mod verify;
 mod version;
 mod writer;
 
 pub use compact::{Compacted, compact, delete};
+pub use copies::Dropped;
 pub use derive::{Differing, Merged, convert, merge};
 pub use known::Known;
+pub use mapped_file::MappedFile;
 pub use observer::Observer;
 pub use options::WriterOptions;
 pub use reader::{Info, Reader};

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -11,6 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::budget::Budget;
 use super::cells;
+use super::duplicates::twice;
 use super::folder::{self, SCHEMA_FILE};
 use super::header::Header;
 use super::known::{Kinds, Known};
@@ -45,6 +48,9 @@ pub struct Reader {
     superseded: Vec<String>,
     leftovers: Vec<String>,
     budget: Option<Budget>,
+    opened: Instant,
+    /// When the length of each shard's file was looked at last, in ms since the store was opened.
+    looked: Vec<AtomicU32>,
 }
 
 /// What there is to know about a store without reading it.
@@ -179,6 +185,8 @@ impl Reader {
             record: kinds.record.then(OnceLock::new),
             scale: OnceLock::new(),
             norm: OnceLock::new(),
+            opened: Instant::now(),
+            looked: shards.iter().map(|_| AtomicU32::new(0)).collect(),
             shards,
             starts,
             index,
@@ -188,26 +196,44 @@ impl Reader {
         })
     }
 
+    /// The error for two rows with one index, which are the same or not.
+    pub(super) fn contradiction(&self, a: usize, b: usize) -> Error {
+        let [first, second] =
+            [a, b].map(|position| self.place_of(position).0.path.display().to_string());
+        let path = self.path().display();
+        let (found, remedy) = if self.is_copy(a, b) {
+            let remedy =
+                format!("GradientStore.repair (`spice-rs repair {path}`) keeps one of each such pair.");
+            (format!("the same row in {first} and in {second}"), remedy)
+        } else {
+            let remedy = format!(
+                "Nothing tells which is right. Merge the store into a new one and say which to keep, differing=\"first\" or \
+                 \"last\" (`spice-rs merge NEW {path} --differing first`); or move one of the two files out of the folder, and \
+                 compute its rows again."
+            );
+            (format!("one row in {first} and another in {second}"), remedy)
+        };
+        Error::Store {
+            path: self.path().to_path_buf(),
+            field: format!("index {}", self.index()[a]),
+            found,
+            expected: "one row for each index".to_string(),
+            remedy,
+        }
+    }
+
+    /// Whether the rows at two positions are the same to the bit.
+    pub(super) fn is_copy(&self, a: usize, b: usize) -> bool {
+        let ((first, row), (second, other)) = (self.place_of(a), self.place_of(b));
+        first.has_same_row(row, second, other)
+    }
+
     /// Refuses a store in which two rows have one dataset index.
     fn check_duplicates(&self) -> Result<()> {
-        // What one writer that goes through a dataset leaves behind.
-        if self.index.is_sorted_by(|a, b| a < b) {
-            return Ok(());
+        match twice(self.index()).first() {
+            Some((_, places)) => Err(self.contradiction(places[0], places[1])),
+            None => Ok(()),
         }
-        let mut rows: Vec<(i64, usize)> = self.index.iter().copied().zip(0..).collect();
-        rows.sort_unstable();
-        let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) else { return Ok(()) };
-        let [first, second] =
-            [pair[0].1, pair[1].1].map(|position| &*self.shards[self.shard_of(position)].name);
-        Err(Error::Store {
-            path: self.path.clone(),
-            field: format!("index {}", pair[0].0),
-            found: format!("one row in {first} and one in {second}"),
-            expected: "one row for each index".to_string(),
-            remedy: "Merge the store into a new one, which keeps identical rows once; or move one of the shards out \
-                     of the folder."
-                .to_string(),
-        })
     }
 
     /// Number of rows.
@@ -325,7 +351,8 @@ impl Reader {
     /// Writes the rows at `positions`, scaled, to `out`: `positions.len() × dim` values, on all cores if they are many.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that.
+    /// [`Error::InvalidInput`] for a position that is not there, or a length of `out` that is not that;
+    /// [`Error::CorruptStore`] if a file with one of them has become shorter.
     pub fn read(&self, positions: &[usize], out: &mut [f32]) -> Result<()> {
         let dim = self.dim();
         if positions.len().checked_mul(dim) != Some(out.len()) {
@@ -343,6 +370,7 @@ impl Reader {
                 "Positions count the rows of the store; `index` says which is which row of the data.";
             return Err(Error::invalid("positions", position, expected, remedy));
         }
+        self.check_lengths_of(positions)?;
         let scale = self.scale();
         let rows = (VALUES_PER_PART / dim).max(1);
         let parts = Mutex::new(positions.chunks(rows).zip(out.chunks_mut(rows * dim)));
@@ -369,6 +397,26 @@ impl Reader {
         Ok(())
     }
 
+    /// Looks whether the files of the rows at `positions` are as long as when they were opened, each some twenty times a second.
+    fn check_lengths_of(&self, positions: &[usize]) -> Result<()> {
+        const AGAIN: u32 = 50;
+        let now = self.opened.elapsed().as_millis() as u32;
+        let mut here = 0..0;
+        for position in positions {
+            if here.contains(position) {
+                continue;
+            }
+            let shard = self.shard_of(*position);
+            here = self.starts[shard]..self.starts[shard + 1];
+            let looked = &self.looked[shard];
+            if now.wrapping_sub(looked.load(Ordering::Relaxed)) >= AGAIN {
+                self.shards[shard].check_length()?;
+                looked.store(now, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
     /// Rows that the memory limit allows to hold at a time; whoever calls [`Reader::read`] holds them.
     pub fn rows_at_a_time(&self) -> usize {
         let row = self.dim().saturating_mul(size_of::<f32>());
@@ -384,11 +432,17 @@ impl Reader {
 
     /// The stored cells of the row at `position`.
     pub(super) fn stored(&self, position: usize) -> &[u8] {
-        let shard = self.shard_of(position);
-        self.shards[shard].row(position - self.starts[shard])
+        let (shard, row) = self.place_of(position);
+        shard.row(row)
     }
 
-    /// The shard that has the row at `position`.
+    /// The shard that has the row at `position`, and its number there.
+    pub(super) fn place_of(&self, position: usize) -> (&Shard, usize) {
+        let shard = self.shard_of(position);
+        (&self.shards[shard], position - self.starts[shard])
+    }
+
+    /// The number of the shard that has the row at `position`.
     pub(super) fn shard_of(&self, position: usize) -> usize {
         self.starts.partition_point(|&start| start <= position) - 1
     }

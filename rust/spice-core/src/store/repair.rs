@@ -1,7 +1,9 @@
-//! A store with damaged or forgotten files, made one that opens.
+//! A store with damaged or forgotten files, or with copies of rows, made one that opens.
 
 use std::path::Path;
 
+use super::compact::Work;
+use super::copies::{Dropped, drop_copies};
 use super::folder;
 use super::lock::Lock;
 use super::observer::{Observer, observe};
@@ -12,12 +14,29 @@ use crate::error::{Error, Result};
 /// What [`repair`] has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Repaired {
-    /// Unfinished files of dead writers, and superseded shards, which were removed.
+    /// Unfinished files of dead writers, the lease of a dead extraction, and superseded shards, which were removed.
     pub removed: Vec<String>,
-    /// Unfinished files that stay: their writers live, or the file system cannot tell.
+    /// Unfinished files and a lease that stay: their holders live, or the file system cannot tell.
     pub kept: Vec<String>,
     /// Damaged shards, which were set aside.
     pub damaged: Vec<Damaged>,
+    /// Copies of rows that are there once now.
+    pub duplicates: Vec<Dropped>,
+}
+
+impl Repaired {
+    /// An error that ends a repair, with the damaged shards that nobody would hear of any more.
+    fn told_with(&self, error: Error) -> Error {
+        match error {
+            Error::Store { path, field, found, expected, remedy } if !self.damaged.is_empty() => {
+                let names: Vec<&str> = self.damaged.iter().map(|shard| &*shard.name).collect();
+                let remedy =
+                    format!("{remedy} Damaged shards were set aside before: {}.", names.join(", "));
+                Error::Store { path, field, found, expected, remedy }
+            }
+            error => error,
+        }
+    }
 }
 
 /// A shard that [`repair`] has set aside.
@@ -29,15 +48,15 @@ pub struct Damaged {
     pub reason: String,
 }
 
-/// Removes unfinished files of dead writers and superseded shards, and sets damaged shards aside, under a new name in the
-/// same folder. Reads the whole store.
+/// Removes unfinished files of dead writers and superseded shards, sets damaged shards aside, under a new name in the
+/// same folder, and keeps one of the rows that are there more than once and are the same to the bit. Reads the whole store.
 ///
 /// Rows of a damaged shard are missing afterwards, unless the shards that it replaced are still there: those count
 /// again. A damaged shard that a sound one has replaced is removed with the other superseded ones.
 ///
 /// # Errors
-/// [`Error::Store`] if there is no store, or one of another version, or while another process compacts, deletes or
-/// repairs; [`Error::CorruptStore`] if `store.json` is damaged, which cannot be repaired; [`Error::Io`];
+/// [`Error::Store`] if there is no store, or one of another version, while another process compacts, deletes or
+/// repairs, and if two rows of one index are not the same: then all else is repaired, and no row is dropped; [`Error::CorruptStore`] if `store.json` is damaged, which cannot be repaired; [`Error::Io`];
 /// [`Error::Interrupted`].
 pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
     let folder = &std::path::absolute(path).map_err(Error::io(path, "resolve"))?;
@@ -51,7 +70,8 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
 
     let listing = folder::list(folder)?;
     let mut done = Repaired::default();
-    for name in listing.leftovers {
+    // The lease of an extraction that was killed holds nobody up, and says that one is at work.
+    for name in listing.leftovers.into_iter().chain([folder::LEASE_FILE.to_string()]) {
         let leftover = folder.join(&name);
         if folder::remove_forgotten(&leftover)? {
             done.removed.push(name);
@@ -103,5 +123,10 @@ pub fn repair(path: &Path, observer: &mut Observer<'_>) -> Result<Repaired> {
     folder::sync_folder(folder)?;
     folder::remove(folder, &superseded)?;
     done.removed.extend(superseded);
+
+    let store = Reader::open_with_duplicates(folder, None)?;
+    let mut work = Work::on(&store, lock);
+    let copies = drop_copies(&mut work, &store, &mut |_, _| observer(total, total));
+    done.duplicates = copies.map_err(|error| done.told_with(error))?;
     Ok(done)
 }

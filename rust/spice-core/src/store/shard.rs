@@ -1,6 +1,7 @@
 //! One mapped shard: its columns, its rows, and which shards it replaces.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,8 @@ use super::checksum;
 use super::faults::corrupt;
 use super::folder::FileId;
 use super::header::{self, Header, Replaced};
+use super::known::KnownRow;
+use super::mapped_file::{self, State};
 use super::schema::Schema;
 use crate::error::Result;
 use crate::matrix::{Dtype, Written};
@@ -52,6 +55,31 @@ impl Shard {
     /// Whether its name is not another file's by now, as far as the system tells: compaction frees names.
     pub(super) fn has_its_name(&self) -> bool {
         FileId::at(&self.path) == self.map.id()
+    }
+
+    /// Looks whether the file is as long as its map: reading that behind the end would end the process.
+    ///
+    /// By its name, as a store may have more shards than a process can hold open. A shard that was replaced meanwhile is
+    /// looked at no more: it is gone, and nobody can shorten it.
+    pub(super) fn check_length(&self) -> Result<()> {
+        match self.state_now() {
+            Some((then, now)) if now.bytes != then.bytes => {
+                Err(mapped_file::shorter(&self.path, now.bytes, then.bytes))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody has written to the file since it was opened.
+    pub(super) fn was_touched(&self) -> bool {
+        self.state_now().is_some_and(|(then, now)| then != now)
+    }
+
+    /// What the file was, and what it is.
+    fn state_now(&self) -> Option<(State, State)> {
+        let then = self.map.mapped_state()?;
+        let found = fs::symlink_metadata(&self.path).ok()?;
+        (FileId::from_metadata(&found) == self.map.id()).then(|| (then, State::of(&found)))
     }
 
     /// What a list of superseded shards says of this one.
@@ -114,6 +142,27 @@ impl Shard {
         let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
         let record = header.record.as_ref().map(|column| self.values(column)[row]);
         checksum::of_row(values, record, cells)
+    }
+
+    /// Whether row `row` is row `other_row` of another shard of the store, to the bit, with all that both know of it.
+    pub(super) fn has_same_row(&self, row: usize, other: &Self, other_row: usize) -> bool {
+        let values = |shard: &Self, row: usize| {
+            let header = &shard.header;
+            [&header.scale, &header.norm].map(|column| shard.values::<4>(column)[row])
+        };
+        values(self, row) == values(other, other_row)
+            && self.known(row).agrees(other.known(other_row))
+            && self.row(row) == other.row(other_row)
+    }
+
+    /// All that this shard knows of row `row`.
+    fn known(&self, row: usize) -> KnownRow {
+        let Header { num_tokens, loss, record, .. } = &self.header;
+        KnownRow {
+            num_tokens: num_tokens.as_ref().map(|column| i32::from_le_bytes(self.values(column)[row])),
+            loss: loss.as_ref().map(|column| f32::from_le_bytes(self.values(column)[row])),
+            record: record.as_ref().map(|column| i64::from_le_bytes(self.values(column)[row])),
+        }
     }
 
     /// The stored cells of row `row` of this shard.

@@ -1,10 +1,8 @@
 //! Reading everything that an open store has mapped, against every checksum.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -66,22 +64,32 @@ impl Reader {
         Ok(Verified { shards: self.shards.len(), rows: self.len(), bytes, superseded, leftovers })
     }
 
+    /// Looks whether the files are as long as they were when the store was opened; to be called before each pass over the rows.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] for the first that is not.
+    pub fn check_lengths(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::check_length)
+    }
+
+    /// Reads the shards again that somebody has written to since the store was opened, against their checksums; to be called
+    /// when a pass has ended.
+    ///
+    /// # Errors
+    /// [`Error::CorruptStore`] if one is not what it was.
+    pub fn check_touched(&self) -> Result<()> {
+        self.check_lengths()?;
+        let mut touched = self.shards.iter().filter(|shard| shard.was_touched());
+        touched.try_for_each(|shard| self.verify_shard(shard, &mut |_| Ok(())))
+    }
+
     /// Reads one shard against its checksums.
     pub(super) fn verify_shard(
         &self,
         shard: &Shard,
         observe: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
-        // Not the map: reading that behind the end of the file would end the process.
-        match fs::metadata(&shard.path) {
-            Ok(now) if shard.has_its_name() && now.len() != shard.map.len() as u64 => {
-                let expected = format!("{} bytes, as when it was opened", shard.map.len());
-                return Err(corrupt(&shard.path, "file size", format!("{} bytes", now.len()), expected));
-            }
-            // Compacted meanwhile, and perhaps a later shard has its name: nobody can shorten it any more.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            found => _ = found.map_err(Error::io(&shard.path, "open"))?,
-        }
+        shard.check_length()?;
         if header::parse(&shard.path, &shard.map)? != shard.header {
             return Err(corrupt(
                 &shard.path,
@@ -136,11 +144,13 @@ fn side_by_side<T: Send>(
     hash: impl FnOnce(),
     check: impl Fn(Range<usize>) -> T + Sync,
 ) -> Vec<T> {
-    // Asking takes the system longer than some chunks.
-    static THREADS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
-    let threads =
-        (rows.len() * row_bytes / LEAST).clamp(1, (*THREADS).min(MOST_THREADS)).min(rows.len());
+    // Asking takes the system longer than some chunks. No lock guards it, which a forked child might find held for good.
+    static CORES: AtomicUsize = AtomicUsize::new(0);
+    if CORES.load(Ordering::Relaxed) == 0 {
+        CORES.store(thread::available_parallelism().map_or(1, usize::from), Ordering::Relaxed);
+    }
+    let most = CORES.load(Ordering::Relaxed).min(MOST_THREADS);
+    let threads = (rows.len() * row_bytes / LEAST).clamp(1, most).min(rows.len());
     let per_thread = rows.len().div_ceil(threads);
     let mut parts = (0..threads).map(|part| {
         let start = rows.start + part * per_thread;
