@@ -10,6 +10,7 @@ __all__ = [
     "Store",
     "StoreWriter",
     "__version__",
+    "available_memory",
     "certify",
     "compact",
     "convert",
@@ -83,6 +84,7 @@ class StoreWriter:
     def commit(self) -> None: ...
     def close(self) -> None: ...
 
+def available_memory() -> float | None: ...
 def merge(
     sources: Sequence[str | PathLike[str]],
     path: str | PathLike[str],

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,12 +163,9 @@ def _export(
 
 def _rows_of(file: str) -> Any:
     """Read dataset rows from a .npy file."""
-    try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InvalidInputError(
-            f"{file}: found {error}, expected a .npy file of whole numbers. Write it with numpy.save."
-        ) from error
+    from spice_rs.store.arrays import map_npy
+
+    return np.array(map_npy(Path(file)))
 
 
 @contextmanager
