@@ -12,6 +12,9 @@ from typing import IO
 
 from spice_rs.errors import InvalidInputError
 
+_SHOWN = 40
+"""Letters of a file's name in that of its temporary one, which would else be too long for the system."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
@@ -30,7 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         return
     path = Path(os.path.realpath(path))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "wb", dir=path.parent, prefix=f".{path.name[:_SHOWN]}-", delete=False
+    ) as file:
         try:
             yield file
             file.flush()
@@ -49,7 +54,16 @@ def check_place(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: no file can lie there.
     """
-    place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
+    try:
+        place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, links in a circle, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"{path}: found no place for a file ({reason}), expected one. Name another."
+        ) from error
     if place.is_dir() or not place.parent.is_dir():
         found = "a folder" if place.is_dir() else f"no folder {place.parent}"
         raise InvalidInputError(

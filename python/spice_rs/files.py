@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 
-LONGEST_LINE = 1 << 27
+LONGEST_LINE = 1 << 26
 """Bytes of a line of text: no sample is as long, and a file without line ends is none of records."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

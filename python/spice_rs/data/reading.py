@@ -12,6 +12,7 @@ import copy
 import csv
 import io
 import json
+import os
 import shlex
 import warnings
 import zlib
@@ -133,7 +134,7 @@ def _from_path(data: str | Path) -> Parsed:
         path.is_file()
     except OSError as error:  # a text that is no path
         raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not path.is_dir():
         check_file(path, "a file of records")  # never a pipe: records are read more than once
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]

@@ -207,7 +207,7 @@ class RunState:
         if seal != (expected := _seal(content)):
             _corrupt(self._path, f"checksum {short(seal)}", expected)
         for name, (legal, check) in _FORM.items():
-            if not check(content.get(name)):
+            if name not in content or not check(content[name]):
                 _corrupt(self._path, f"{name} {short(content.get(name))}", legal)
         return dict(content)
 
