@@ -49,7 +49,7 @@ from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 from spice_rs.files import opened
 from spice_rs.own_json import parsed, short
 from spice_rs.selection.form import fault_of
-from spice_rs.selection.run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
+from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
 
 __all__ = ["DUPLICATES", "SERIES", "SavedRun", "check_same", "read_run", "write_run"]
 
