@@ -17,6 +17,7 @@ __all__ = [
     "StoreWriter",
     "__version__",
     "allowances",
+    "available_memory",
     "certify",
     "compact",
     "convert",
@@ -97,6 +98,7 @@ class StoreWriter:
     def commit(self) -> None: ...
     def close(self) -> None: ...
 
+def available_memory() -> float | None: ...
 def merge(
     sources: Sequence[str | PathLike[str]],
     path: str | PathLike[str],

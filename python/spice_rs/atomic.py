@@ -51,7 +51,16 @@ def check_place(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: no file can lie there.
     """
-    place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
+    try:
+        place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, links in a circle, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"{path}: found no place for a file ({reason}), expected one. Name another."
+        ) from error
     if place.is_dir() or not place.parent.is_dir():
         found = "a folder" if place.is_dir() else f"no folder {place.parent}"
         raise InvalidInputError(

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -28,6 +29,9 @@ from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USE
 from spice_rs.errors import SpiceError, SpiceWarning
 from spice_rs.printable import one_line, say
 
+TRACEBACK = "SPICE_TRACEBACK"
+"""The variable of the environment that shows where an error of ours comes from."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 1 where a check fails, 2 for an error of the user's, 130 for Ctrl-C."""
@@ -47,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except (SpiceError, OSError, ModuleNotFoundError) as error:
         say(f"spice-rs: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except MemoryError as error:
+        print(f"spice-rs: memory ran out ({error}); use less data, or a machine with more", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(_unexpected(error), file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("spice-rs: interrupted; what was committed to a store or a checkpoint is kept", file=sys.stderr)
@@ -82,6 +94,17 @@ def _parser(called: Sequence[str]) -> argparse.ArgumentParser:
     stores.add(commands)
     demo.add(commands)
     return parser
+
+
+def _unexpected(error: Exception) -> str:
+    """What to say of an error that is ours, in one line: where it came up, and how to see the whole of it."""
+    at = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in at)
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return (
+        f"spice-rs: a fault of spice-rs{where} ({text}). Please report it, with what {TRACEBACK}=1 before the same command"
+        " shows"
+    )
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

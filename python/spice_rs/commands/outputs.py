@@ -10,6 +10,7 @@ from typing import Any
 
 from spice_rs.atomic import check_place
 from spice_rs.errors import InvalidInputError
+from spice_rs.store.tensors import split_member
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, forc
             another option too.
     """
     taken = {
-        os.path.realpath(path.split("::")[0]): option
+        os.path.realpath(split_member(path)[0]): option
         for option, path in inputs.items()
         if isinstance(path, str)
     }

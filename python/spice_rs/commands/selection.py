@@ -16,6 +16,7 @@ import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
+from spice_rs.files import read_whole
 from spice_rs.printable import say, say_block
 
 if TYPE_CHECKING:
@@ -234,8 +235,7 @@ def _shares(text: str | None) -> Any:
         return text
     try:
         if _names_file(text):
-            with open(text, encoding="utf-8") as file:
-                return json.load(file)
+            text = read_whole(text, "a JSON file").decode("utf-8")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise spice_rs.InvalidInputError(

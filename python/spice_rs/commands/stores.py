@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,12 +173,9 @@ def _export(
 
 def _rows_of(file: str) -> Any:
     """Read dataset rows from a .npy file."""
-    try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InvalidInputError(
-            f"{file}: found {error}, expected a .npy file of whole numbers. Write it with numpy.save."
-        ) from error
+    from spice_rs.store.arrays import map_npy
+
+    return np.array(map_npy(Path(file)))
 
 
 def _runs(rows: list[int], most: int = 8) -> str:

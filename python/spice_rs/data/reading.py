@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 import copy
 import csv
-import gzip
 import io
 import json
+import os
 import shlex
 import warnings
 import zlib
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.files import check_file, check_folder, lines_of, read_whole, unpacked
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = {
@@ -133,6 +134,8 @@ def _from_path(data: str | Path) -> Parsed:
         path.is_file()
     except OSError as error:  # a text that is no path
         raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
+    if os.path.lexists(path) and not path.is_dir():
+        check_file(path, "a file of records")  # never a pipe: records are read more than once
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     if path.is_file():
@@ -154,9 +157,11 @@ def _from_path(data: str | Path) -> Parsed:
 
 def _from_table(path: Path, delimiter: str) -> Parsed:
     """Rows of text by the names in the first line. A quoted cell may go over several lines."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opener(path, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+        with (
+            unpacked(path, "a table") as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text,
+        ):
             allow_long_cells()
             rows = csv.reader(text, delimiter=delimiter, strict=True)
             names = next(rows, [])
@@ -190,10 +195,9 @@ def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
 
 
 def _from_jsonl(path: Path) -> Parsed:
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with unpacked(path, "JSON Lines") as lines:
+            for number, line in enumerate(lines_of(lines, path), start=1):
                 if line.strip():
                     yield f"{path}, line {number}", lambda line=line: _decode(line)  # type: ignore[misc]
     except (OSError, EOFError, zlib.error) as error:
@@ -218,14 +222,7 @@ def _decode(line: bytes) -> Any:
 
 
 def _from_json(path: Path) -> Parsed:
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            text = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInputError(
-            f"{path}: cannot be read to its end ({error}); copy or download it again"
-        ) from error
+    text = read_whole(path, "a list of records")
     text = text.removeprefix(codecs.BOM_UTF8)
     if not text.lstrip().startswith(b"["):
         _check_lines(path, text)
@@ -269,7 +266,13 @@ def _from_parquet(path: Path) -> Parsed:
                 for item in batch.to_pylist(**maps):
                     yield f"{path}, row {index}", lambda item=item: item  # type: ignore[misc]
                     index += 1
-    except (pyarrow.ArrowException, OSError, KeyError) as error:  # KeyError: a key twice in a map
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        KeyError,
+        ValueError,
+        MemoryError,
+    ) as error:  # KeyError: a key twice in a map
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
@@ -282,6 +285,8 @@ def _from_datasets(data: str | Path) -> Parsed:
         ) from None
     path = Path(data).expanduser()
     is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    if path.is_dir():
+        check_folder(path, "files of records")
     if not is_saved:
         _check_kinds(path)
     try:

@@ -20,6 +20,7 @@ from typing import Any
 
 from spice_rs.data.letters import MARK_END, MARK_START
 from spice_rs.errors import InvalidInputError
+from spice_rs.files import check_file, read_whole
 
 JOINED = "none"
 """The word in place of a template for prompts and responses that are joined as they stand."""
@@ -54,7 +55,10 @@ def read_template(given: str | os.PathLike[str] | None) -> str | None:
         )
     place = f"chat_template {os.fspath(given)!r}"
     try:
+        check_file(given, f"a file with a Jinja template, or {JOINED!r} to join prompt and response")
         text = Path(given).read_text(encoding="utf-8")
+    except InvalidInputError as error:
+        raise InvalidInputError(f"chat_template: {error}") from None
     except (OSError, ValueError) as error:
         kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None)
         raise InvalidInputError(
@@ -80,10 +84,8 @@ def recorded_date(file: Path, part: str) -> datetime.date | None:
         part: Its member that has "template_date".
     """
     try:
-        return datetime.date.fromisoformat(
-            json.loads(file.read_text(encoding="utf-8"))[part]["template_date"]
-        )
-    except (OSError, ValueError, LookupError, TypeError):
+        return datetime.date.fromisoformat(json.loads(read_whole(file, "JSON"))[part]["template_date"])
+    except (InvalidInputError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import torch
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.naming import matching
+from spice_rs.files import check_file
 
 OptimizerState: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | torch.optim.Optimizer
 """A file, a folder with one (`optimizer.pt`), a state dict, or an optimiser."""
@@ -246,18 +246,19 @@ def load_tensors(path: Path) -> Mapping[str, Any]:
     Raises:
         InvalidInputError: There is no such file, or it holds something else.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_file(path, "a file of tensors")
+    if path.suffix != ".safetensors":
+        _check_torch(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            _check_torch(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InvalidInputError(f"{path}: no such file; check the path") from None
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except (
+        Exception
+    ) as error:  # what unpickles a crafted file meets anything: KeyError, AttributeError, MemoryError
         reason = " ".join(str(error).split())[:200]
         raise InvalidInputError(
             f"{path}: cannot be read as tensors ({reason}); expected safetensors, or torch.save of a state dict"

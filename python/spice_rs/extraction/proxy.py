@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -24,6 +23,7 @@ from spice_rs.extraction.tracking import (
     no_target,
     picked,
 )
+from spice_rs.files import check_file, check_folder
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
@@ -84,7 +84,11 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
         InvalidInputError: It is a file of another kind, or two GGUF files are named.
     """
     place = Path(os.path.expanduser(os.fspath(model)))
+    if place.is_dir():
+        check_folder(place, "a model's files")
     if not place.is_file():
+        if place.exists() and not place.is_dir():
+            check_file(place, "a model's folder or a .gguf file")
         return (str(place) if os.fspath(model).startswith("~") else os.fspath(model)), gguf_file
     if place.suffix.lower() != ".gguf":
         raise InvalidInputError(
@@ -104,7 +108,7 @@ def _is_quantised(model: Any, trust_remote_code: bool) -> bool:
 
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return False  # an adapter's folder, or an error that loading will explain
     return getattr(config, "quantization_config", None) is not None
 
@@ -412,5 +416,12 @@ def _short_name(model: str) -> str:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InvalidInputError(f"{what}: {' '.join(str(error).split())}") from error
+    except (
+        Exception
+    ) as error:  # libraries meet anything in files that are made up: KeyError, TypeError, AttributeError
+        name = (
+            ""
+            if isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+            else f"{type(error).__name__}: "
+        )
+        raise InvalidInputError(f"{what}: {name}{' '.join(str(error).split())}") from error

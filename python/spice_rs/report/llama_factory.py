@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from spice_rs.atomic import replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.files import read_whole
 from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
 from spice_rs.selection.picks import records_of, write_text
@@ -129,10 +130,10 @@ def _as_extracted(
 def _entries(path: Path) -> dict[str, Any]:
     """Return the data sets that are there already."""
     try:
-        entries = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError, OSError) as error:
+        entries = json.loads(read_whole(path, "JSON of data sets")) if os.path.lexists(path) else {}
+    except InvalidInputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"{path}: found no JSON ({error}), expected an object. Correct it, or name another folder."
         ) from error

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.files import check_file
 
 
 class Metrics:
@@ -32,7 +33,10 @@ class Metrics:
             raise InvalidInputError(
                 "tensorboard is wanted and not installed; pip install tensorboard, or leave it out"
             )
-        self._file = open(folder / "metrics.jsonl", "ab")
+        path = folder / "metrics.jsonl"
+        if os.path.lexists(path):
+            check_file(path, "the metrics of a run")  # a pipe would be waited for
+        self._file = open(path, "ab")
         if os.fstat(self._file.fileno()).st_size > kept:
             self._file.truncate(kept)
         self._file.seek(0, os.SEEK_END)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -25,6 +26,9 @@ from safetensors.torch import load, save
 
 from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
+from spice_rs.files import what_is
+from spice_rs.own_json import parsed, short
+from spice_rs.selection.form import is_real, is_whole
 from spice_rs.selection.saved import check_same
 
 _FORMAT = "spice-rs schedule"
@@ -68,7 +72,7 @@ class RunState:
             raise InvalidInputError(f"{self.folder}: no folder can be made here: {error.strerror}") from error
         self._lock = _locked(self.folder / ".lock")
         try:
-            if self._path.exists():
+            if os.path.lexists(self._path):
                 self._open()
             self._sweep()
         except BaseException:
@@ -96,15 +100,18 @@ class RunState:
         if self._weights is None:
             return None
         path = self.folder / self._weights["file"]
-        try:
-            contents = path.read_bytes()
-        except FileNotFoundError:
-            _corrupt(path, "no such file", "the weights that state.json names")
+        contents = _contents(path)
         if (found := hashlib.sha256(contents).hexdigest()) != self._weights["sha256"]:
             _corrupt(path, f"checksum {found}", self._weights["sha256"])
         try:
             loaded: dict[str, torch.Tensor] = load(contents)
-        except SafetensorError as error:  # its checksum is right, so that a program has written it so
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            MemoryError,
+        ) as error:  # its checksum is right, so that a program has written it so
             _corrupt(path, f"no safetensors file ({error})", "one")
         return loaded
 
@@ -168,7 +175,7 @@ class RunState:
         self.window, self.losses, self.metrics = content["window"], content["losses"], content["metrics"]
         self._weights = content["weights"]
         made = content["picks"]
-        contents = self._picks.read_bytes() if self._picks.exists() else b""
+        contents = _contents(self._picks) if os.path.lexists(self._picks) else b""
         kept = contents[: made["bytes"]]
         if len(kept) != made["bytes"]:
             _corrupt(self._picks, f"{len(contents)} bytes", f"at least {made['bytes']}")
@@ -176,24 +183,32 @@ class RunState:
         if self._digest.hexdigest() != made["sha256"]:
             _corrupt(self._picks, f"checksum {self._digest.hexdigest()}", made["sha256"])
         self._length = len(kept)
-        self.picks = [json.loads(line) for line in kept.splitlines()]
+        try:
+            self.picks = [parsed(line) for line in kept.splitlines()]
+        except ValueError as error:  # its checksum is right, so that a program has written it so
+            _corrupt(self._picks, f"no JSON ({error})", "picks")
+        if len(self.picks) != made["count"] or not all(map(_is_pick, self.picks)):
+            _corrupt(self._picks, f"{len(self.picks)} lines, some no picks", f"{made['count']} picks")
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_bytes())
+            content = parsed(_contents(self._path))
             known = content["format"] == _FORMAT
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             known = False
         if not known:
             raise StoreError(f"{self._path}: found no state of a run, expected one. Name another folder.")
         if content.get("version") != _VERSION:
             raise StoreError(
-                f"{self._path}: found version {content.get('version')!r}, expected {_VERSION}."
+                f"{self._path}: found version {short(content.get('version'))}, expected {_VERSION}."
                 " Use the version of spice-rs that wrote it."
             )
         seal = content.pop("sha256", None)
         if seal != (expected := _seal(content)):
-            _corrupt(self._path, f"checksum {seal}", expected)
+            _corrupt(self._path, f"checksum {short(seal)}", expected)
+        for name, (legal, check) in _FORM.items():
+            if name not in content or not check(content[name]):
+                _corrupt(self._path, f"{name} {short(content.get(name))}", legal)
         return dict(content)
 
     def _sweep(self) -> None:
@@ -207,8 +222,73 @@ class RunState:
                 path.unlink()
 
 
+def _check_own(path: Path) -> None:
+    """Refuse what a run has not made: nothing of a state is read or written through links.
+
+    Raises:
+        StoreError: something else than a file lies there.
+    """
+    found = "a link" if path.is_symlink() else what_is(path)
+    if found not in (None, "no such file"):
+        raise StoreError(
+            f"{path}: found {found}, expected a file of the run. Remove it, or name another folder."
+        )
+
+
+def _contents(path: Path) -> bytes:
+    """Return what is in a file of the state."""
+    _check_own(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        _corrupt(path, "no such file", "what state.json names")
+    except OSError as error:
+        raise StoreError(
+            f"{path}: found a file that cannot be read ({error.strerror}), expected one of the run. Copy it again."
+        ) from error
+
+
+def _is_weights(value: Any) -> bool:
+    """Whether it names weights, in the folder itself."""
+    if not isinstance(value, dict) or value.keys() != {"file", "sha256"}:
+        return False
+    name, digest = value["file"], value["sha256"]
+    named = isinstance(name, str) and re.fullmatch(r"step-[0-9]{1,18}\.safetensors", name) is not None
+    return named and isinstance(digest, str)
+
+
+def _is_made(value: Any) -> bool:
+    """Whether it says how many picks there are."""
+    counts = isinstance(value, dict) and is_whole(value.get("count")) and is_whole(value.get("bytes"))
+    return counts and isinstance(value.get("sha256"), str)
+
+
+def _is_pick(value: Any) -> bool:
+    """Whether it is what a window has brought."""
+    return (
+        isinstance(value, dict)
+        and all(is_whole(value.get(name)) for name in ("index", "rank", "window", "step"))
+        and all(is_real(value.get(name)) for name in ("gain", "conflict", "score"))
+    )
+
+
+_FORM: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "window": ("a count", is_whole),
+    "losses": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_real, value))),
+    "weights": (
+        "null, or step-N.safetensors with its checksum",
+        lambda value: value is None or _is_weights(value),
+    ),
+    "picks": ("count, bytes and checksum", _is_made),
+    "metrics": ("a count", is_whole),
+    "run": ("the settings of a run", lambda value: isinstance(value, dict)),
+}
+"""What state.json has: what each may be, for messages and as a check."""
+
+
 def _locked(path: Path) -> IO[bytes]:
     """Return a file that no other process has locked; the lock ends with the process, however it ends."""
+    _check_own(path)
     file = open(path, "ab")
     try:
         import fcntl

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import CorruptStoreError, InvalidInputError
 from spice_rs.extraction.batching import Sample, Task, longest_first, take_batch
 from spice_rs.extraction.gradients import multiplied
 from spice_rs.extraction.memory import out_of_memory
@@ -200,9 +200,31 @@ class ProxyTraining:
                 found[f"{key}:{names[number]}"] = torch.as_tensor(value)
         return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
 
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse what `tensors` does not return."""
+        missing = [name for name in self.parameters if f"weight:{name}" not in tensors]
+        strange = [
+            f"{name} of shape {tuple(tensor.shape)}"
+            for name, tensor in tensors.items()
+            for key, _, parameter in [name.partition(":")]
+            if parameter not in self.parameters
+            or (tensor.shape != self.parameters[parameter].shape and (key == "weight" or tensor.ndim))
+        ]
+        if missing or strange:
+            found = f"no weight:{missing[0]}" if missing else strange[0]
+            raise CorruptStoreError(
+                f"state: found {found} among the weights that were saved, expected those of the model that is trained. The"
+                " run cannot go on: start anew in another folder."
+            )
+
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `tensors` returned, in a process before this one."""
+        """Take over what `tensors` returned, in a process before this one.
+
+        Raises:
+            CorruptStoreError: These are tensors of something else.
+        """
         names = list(self.parameters)
+        self._check(tensors)
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             key, _, parameter = name.partition(":")

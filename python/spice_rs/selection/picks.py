@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import StringIO
@@ -17,6 +16,7 @@ from spice_rs.atomic import replacing
 from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
+from spice_rs.files import check_room, opened, read_whole
 from spice_rs.printable import printable_json
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
@@ -245,7 +245,7 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     """
     name = os.fspath(path)
     kind = name.lower().removesuffix(".gz")
-    contents = _contents(path)
+    contents = read_whole(path, _EXPECTED)
     if kind.endswith(".parquet"):
         return [("", item) for item in _of_parquet(name, contents)]
     if kind.endswith(".csv"):
@@ -261,21 +261,13 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
 def is_saved(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds a whole selection."""
     name = os.fspath(path)
-    return name.endswith(".safetensors") or _contents(path)[8:].startswith(b'{"__metadata__"')
+    if name.endswith(".safetensors"):
+        return True
+    with opened(path, _EXPECTED) as file:
+        return file.read(64)[8:].startswith(b'{"__metadata__"')
 
 
-def _contents(path: str | os.PathLike[str]) -> bytes:
-    name = os.fspath(path)
-    try:
-        with gzip.open(path) if name.lower().endswith(".gz") else open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise InvalidInputError(f"{name}: found {found}, expected a file of rows. Check the path.") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InvalidInputError(
-            f"{name}: found no whole gzip file ({error}), expected one. Write it again."
-        ) from error
+_EXPECTED = "a file of rows"
 
 
 def _parsed(text: bytes) -> Any:
@@ -314,10 +306,11 @@ def _of_parquet(name: str, contents: bytes) -> list[Any]:
         raise InvalidInputError(f"{name}: reading Parquet needs pyarrow; pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(contents)) as file:
+            check_room(name, 200 * file.metadata.num_rows, f"{file.metadata.num_rows} rows")
             names = [KEY] if KEY in file.schema_arrow.names else list(READ_BACK)
             items: list[Any] = file.read(columns=names).to_pylist()
             return items
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InvalidInputError(
             f"{name}: found no readable Parquet file ({error}). Write it again."
         ) from error

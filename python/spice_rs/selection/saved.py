@@ -39,52 +39,19 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs.atomic import replacing
-from spice_rs.data.matching import Belonging
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
+from spice_rs.files import opened
+from spice_rs.own_json import parsed, short
+from spice_rs.selection.form import fault_of
+from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
 
-SERIES = {
-    "indices": "I64",
-    "gains": "F64",
-    "base": "F64",
-    "conflict": "F64",
-    "scores": "F64",
-    "rows_read": "I64",
-    "log_dets": "F64",
-    "overruled": "BOOL",
-}
-"""The numbers of each pick and their element types; see `spice_rs.Selection` for what they are."""
-
-LAST = "log_dets"
-"""The series that is there only when the run has ended."""
-
-DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_ranks")
-"""The tensors that have an element for each near-duplicate."""
-
-OPTIONAL = {
-    "costs": ("F64", "budget"),
-    "groups": ("I64", "groups"),
-    "record_hashes": ("I64", "hashed"),
-    "duplicate_rows": ("I64", "max_similarity"),
-    "duplicate_of": ("I64", "max_similarity"),
-    "duplicate_cosines": ("F64", "max_similarity"),
-    "duplicate_ranks": ("I64", "max_similarity"),
-}
-"""What a run has for some settings alone: element type, and the setting ("hashed" is one of its source). Only of
-duplicates it need not have ended."""
-
-TENSORS = {
-    **{name: kind for name, kind in SERIES.items() if name != "overruled"},
-    **{name: kind for name, (kind, _) in OPTIONAL.items()},
-    "overruled": "BOOL",  # last, so that all others lie at multiples of 8 bytes
-}
-"""All tensors that there can be, in the order of the file, and their element types."""
+__all__ = ["DUPLICATES", "SERIES", "SavedRun", "check_same", "read_run", "write_run"]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
@@ -95,30 +62,6 @@ _START = b'{"__metadata__":{"checksum":"sha256:'
 _DIGITS = 64
 _SEAL = slice(_LENGTH + len(_START), _LENGTH + len(_START) + _DIGITS)
 """Where in the file the digits of the checksum are."""
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """What a file holds.
-
-    Attributes:
-        series: name → (m,) or (s,) array, of the names in `TENSORS`, those that the run has.
-        settings: `Selection.settings`.
-        stop_reason: why the run ended; None if it has not.
-        log_det: U of all picks; None if the run has not ended.
-        signal: median of α‖g‖² over the source; None if the run has not ended.
-        compared: `Selection.compared`.
-    """
-
-    series: dict[str, npt.NDArray[Any]]
-    settings: dict[str, Any]
-    stop_reason: str | None
-    log_det: float | None
-    signal: float | None
-    compared: dict[str, Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.series["indices"])
 
 
 def write_run(path: str | os.PathLike[str], run: SavedRun) -> None:
@@ -137,7 +80,7 @@ def write_run(path: str | os.PathLike[str], run: SavedRun) -> None:
         },
         allow_nan=False,
     )
-    names = _names(run.settings, ended=run.stop_reason is not None)
+    names = names_of(run.settings, ended=run.stop_reason is not None)
     parts = [run.series[name].astype(_NUMPY[TENSORS[name]]).tobytes() for name in names]
     header = _header({name: len(run.series[name]) for name in names}, text, "0" * _DIGITS)
     contents = bytearray(len(header).to_bytes(_LENGTH, "little") + header + b"".join(parts))
@@ -156,7 +99,7 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
     """
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file:
+        with opened(path, "a saved selection") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH)
             if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros
@@ -174,10 +117,11 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
             if size != expected:
                 _corrupt(name, "file size", f"{size} bytes", f"{expected}")
             data = file.read(expected - _LENGTH - length)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
-        raise InvalidInputError(
-            f"{name}: found {found}, expected a saved selection. Check the path, or save one with Selection.save."
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} One is saved with Selection.save (--save).") from error
+    except OSError as error:
+        raise StoreError(
+            f"{name}: file: found one that cannot be read ({error.strerror}), expected a selection. Copy it again."
         ) from error
     whole = bytearray(length.to_bytes(_LENGTH, "little") + header + data)
     whole[_SEAL] = b"0" * _DIGITS
@@ -188,10 +132,14 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
     for each, count in lengths.items():
         dtype = _NUMPY[TENSORS[each]]
         array = np.frombuffer(data, dtype, count, start)
+        if TENSORS[each] == "BOOL" and array.max(initial=0) > 1:
+            _corrupt(name, each, int(array.max()), "0 and 1")
         series[each] = array.astype(bool if TENSORS[each] == "BOOL" else dtype.newbyteorder("="))
         start += array.nbytes
     run = _run(name, metadata["run"], series)
-    _check(name, run, ended=LAST in lengths)
+    fault = fault_of_run(run, list(lengths))
+    if fault is not None:
+        _corrupt(name, *fault)
     return run
 
 
@@ -211,15 +159,6 @@ def check_same(
 
 
 # --- the header ---------------------------------------------------------------------------------------------------
-
-
-def _names(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
-    """Return the tensors that a run with these settings has."""
-    # Files of the first versions do not say whether their source has hashes: those have none.
-    present = {**settings, "hashed": settings["source"].get("hashed") or None}
-    absent = {name for name, (_, setting) in OPTIONAL.items() if present[setting] is None}
-    late = {LAST, *OPTIONAL}.difference(DUPLICATES)
-    return [name for name in TENSORS if name not in absent and (ended or name not in late)]
 
 
 def _bytes(name: str, count: int) -> int:
@@ -250,23 +189,21 @@ def _parse(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
     if not header.startswith(_START):
         _foreign(name, "no header of one")
     try:
-        parsed = json.loads(header)
-    except (ValueError, RecursionError) as error:
+        described = parsed(header)
+    except ValueError as error:
         _corrupt(name, "header", error, "JSON")
-    metadata = parsed.pop("__metadata__")
-    if not isinstance(metadata, dict):  # a second key of that name
-        _corrupt(name, "header", repr(metadata), "one __metadata__")
+    metadata = described.pop("__metadata__")
     if metadata.get("format") != _FORMAT:
-        _foreign(name, f"the format {metadata.get('format')!r}")
+        _foreign(name, f"the format {short(metadata.get('format'))}")
     if metadata.get("format_version") != _VERSION:
         raise StoreError(
-            f"{name}: format_version: found {metadata.get('format_version')!r}, expected {_VERSION!r}."
+            f"{name}: format_version: found {short(metadata.get('format_version'))}, expected {_VERSION!r}."
             " Read it with the version of spice-rs that wrote it."
         )
     for key in ("checksum", "run"):
         if not isinstance(metadata.get(key), str):
-            _corrupt(name, key, repr(metadata.get(key)), "a text")
-    return metadata, parsed
+            _corrupt(name, key, short(metadata.get(key)), "a text")
+    return metadata, described
 
 
 def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
@@ -277,7 +214,7 @@ def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
             case {"shape": [int(count)]} if 0 <= count < 1 << 40:
                 sizes[series] = int(count)  # true is 1, and spelled differently
             case found if series == "indices" or series in tensors:
-                _corrupt(name, series, repr(found), "the shape of a list of rows")
+                _corrupt(name, series, short(found), "the shape of a list of rows")
     return {
         series: sizes[DUPLICATES[0] if series in DUPLICATES else "indices"]
         for series in TENSORS
@@ -289,122 +226,24 @@ def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
 
 
 def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
-    """Return the run, its values of the right types but not yet checked."""
+    """Return the run, each of its values one that it can have, but not yet held against the others."""
     try:
-        run = json.loads(text, parse_constant=float)
-    except (ValueError, RecursionError) as error:
+        run = parsed(text)
+    except ValueError as error:
         _corrupt(name, "run", error, "JSON")
     match run:
         case {
-            "settings": {
-                "k": int() | None,
-                "conflict_penalty": float(),
-                "method": str(),
-                "pool_size": int() | None,
-                "source": {"name": str(), "rows": int(), "dim": int(), "fingerprint": str()} as source,
-                "budget": float() | None,
-                "groups": {"quotas": list()} | None,
-                "initial": {"rows": int()} | None,
-                "include": {"rows": int()} | None,
-                "max_similarity": float() | None,
-            } as settings,
-            "stop_reason": str() | None as stop_reason,
+            "settings": settings,
+            "stop_reason": None | "budget" | "early_stop" | "exhausted" | "time_limit" as stop_reason,
             "log_det": float() | None as log_det,
             "signal": float() | None as signal,
             "compared": dict() | None as compared,
-        }:
-            if _says_of_data(source):
-                return SavedRun(series, settings, stop_reason, log_det, signal, compared)
+        } if len(run) == 5:
+            fault = fault_of(settings)
+            if fault is not None:
+                _corrupt(name, *fault)
+            return SavedRun(series, settings, stop_reason, log_det, signal, compared)
     _corrupt(name, "run", text[:200], "settings, stop_reason, log_det, signal and compared of a selection")
-
-
-def _says_of_data(source: Mapping[str, Any]) -> bool:
-    """Whether a source says of its data, and of extractions that had not ended, what a selection keeps of them."""
-    data, hashed, unfinished = source.get("data"), source.get("hashed", False), source.get("unfinished")
-    pairs = unfinished is None or (
-        isinstance(unfinished, list)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and all(type(count) is int for count in pair)
-            for pair in unfinished
-        )
-    )
-    return (data is None or Belonging.is_about(data)) and isinstance(hashed, bool) and pairs
-
-
-def _check(name: str, run: SavedRun, *, ended: bool) -> None:
-    """Check what every run has in common."""
-    series, settings = run.series, run.settings
-    rows = settings["source"]["rows"]
-    ends = [value is not None for value in (run.stop_reason, run.log_det, run.signal)]
-    if ends != [ended] * 3:
-        expected = f"one, with log_det and signal, beside {LAST} and nowhere else"
-        _corrupt(name, "stop_reason", repr(run.stop_reason), expected)
-    if list(series) != _names(settings, ended=ended):
-        names = _names(settings, ended=ended)
-        _corrupt(name, "tensors", list(series), f"{names}, those of the settings")
-    if len(run) > rows or len(np.unique(series["indices"])) < len(run):
-        _corrupt(name, "indices", f"{len(run)} rows of {rows}", "different rows of the source")
-    for field, values in series.items():
-        if field == LAST and settings["pool_size"] is not None:
-            values = values[-1:]  # of windows, only the last says something
-        if TENSORS[field] == "F64" and not np.isfinite(values).all():
-            _corrupt(name, field, "NaN or infinity", "finite numbers")
-    match settings.get("extended"):
-        case None | {"picks": int(), "unchanged": int(), "new": list()}:
-            pass
-        case found:
-            _corrupt(name, "extended", repr(found), "picks, unchanged and new of a pool that has grown")
-    if (series["rows_read"] < 0).any():
-        _corrupt(name, "rows_read", int(series["rows_read"].min()), "counts")
-    if settings["max_similarity"] is not None:
-        _check_duplicates(name, run)
-    if not ended:
-        return
-    if not np.isfinite(run.signal or 0.0):
-        _corrupt(name, "signal", run.signal, "a finite number")
-    last = float(series[LAST][-1]) if len(run) else 0.0
-    at_start = not len(run) and settings["initial"] is not None  # U of the initial rows, which no series has
-    if not np.isfinite(run.log_det or 0.0) or (run.log_det != last and not at_start):
-        _corrupt(name, "log_det", run.log_det, f"{last}, the last of {LAST}")
-    _check_conditions(name, run)
-
-
-def _check_conditions(name: str, run: SavedRun) -> None:
-    """Check what budgets and groups have added to a run that has ended."""
-    series, settings = run.series, run.settings
-    if settings["groups"] is not None:
-        quotas = settings["groups"]["quotas"]
-        for quota in quotas:
-            match quota:
-                case [str() | int(), int() | float() as least, int() | float() | None] if least >= 0:
-                    continue
-            _corrupt(name, "quotas", repr(quota), "[label, minimum, maximum]")
-        if len(run) and not 0 <= series["groups"].min() <= series["groups"].max() < len(quotas):
-            _corrupt(name, "groups", int(series["groups"].max()), f"places in {len(quotas)} quotas")
-    if settings["budget"] is not None and not (series["costs"] > 0).all():
-        _corrupt(name, "costs", float(series["costs"].min()), "costs above 0")
-    match run.compared:
-        case None if settings["budget"] is None:
-            return
-        case {
-            "kept": "costed" | "uncosted" as kept,
-            "costed": {"log_det": float(), "picks": int(), "cost": float()} as costed,
-            "uncosted": {"log_det": float(), "picks": int(), "cost": float()} as uncosted,
-        } if settings["budget"] is not None:
-            own = costed if kept == "costed" else uncosted
-            if (own["log_det"], own["picks"]) == (run.log_det, len(run)):
-                return
-    _corrupt(name, "compared", repr(run.compared), "the two runs of a budget, the kept one with this log_det")
-
-
-def _check_duplicates(name: str, run: SavedRun) -> None:
-    skipped, _, cosines, ranks = (run.series[each] for each in DUPLICATES)
-    if len(np.unique(np.concatenate([run.series["indices"], skipped]))) < len(run) + len(skipped):
-        _corrupt(name, DUPLICATES[0], f"{len(skipped)} rows, some twice or picked", "others than the picks")
-    if (np.abs(cosines) > 1 + 1e-6).any():
-        _corrupt(name, DUPLICATES[2], float(np.abs(cosines).max()), "cosines")
-    if len(ranks) and not (0 <= ranks[0] and ranks[-1] <= len(run) and (np.diff(ranks) >= 0).all()):
-        _corrupt(name, DUPLICATES[3], ranks.tolist()[:10], f"ranks from 0 to {len(run)}, in order")
 
 
 def _foreign(name: str, found: str) -> NoReturn:

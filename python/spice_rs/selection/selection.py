@@ -145,7 +145,7 @@ def select(
         select_per_window: rows to select from each window; the last window may be shorter.
         seed: seed of the permutation for windows, `numpy.random.default_rng(seed).permutation(n)`, and of
             method="stochastic".
-        threads: threads to use; all cores by default.
+        threads: threads to use; all cores by default, and at most 16 for each core.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (picks, gain of the latest pick, rows read so far); with `budget` those of both runs together.
         time_limit: seconds after which the run ends with the picks it has, however few. The first reading of the
@@ -328,7 +328,7 @@ def log_det(
         rows: (m,) whole numbers, dataset rows (for example `sel.indices`).
         alpha: weight α of the Fisher information, or "auto", as for `select`.
         normalize: as for `select`.
-        threads: threads to use; all cores by default.
+        threads: threads to use; all cores by default, and at most 16 for each core.
         dim: columns of a headerless file.
         dtype: element type of a headerless file.
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,12 @@ from numpy.ma import (
 from spice_rs import _core
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.files import what_is
+from spice_rs.store.arrays import map_npy, read_npz
 from spice_rs.store.mapped import callers_file, mapped_file
 from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
-from spice_rs.store.tensors import MEMBER_SEPARATOR, tensor_cells
+from spice_rs.store.tensors import MEMBER_SEPARATOR, split_member, tensor_cells
 
 __all__ = ["Normalize", "Source", "as_rows", "join_sources", "open_source"]
 
@@ -210,9 +210,25 @@ def _from_store(store: GradientStore) -> Source:
 
 
 def _from_path(text: str, dim: int | None, dtype: str | None) -> Source:
-    name, _, member = text.partition(MEMBER_SEPARATOR)
+    name, member = split_member(text)
     path = Path(name)
-    if path.is_dir() and path.suffix != ".npz":
+    found = what_is(path)
+    if path.suffix == ".npz" and found != "a folder":
+        array, member = read_npz(path, member)
+        opened = _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
+        return replace(opened, origin=(_reopened, (os.path.abspath(text), dim, dtype, _state(path))))
+    if found not in (None, "a folder"):
+        found = f"{found} or folder" if found == "no such file" else found
+        raise InvalidInputError(
+            f"{path}: found {found}, expected a gradient store, a .npy or .npz file or a file of numbers. Check the path,"
+            " or make a store with `spice-rs extract`."
+        )
+    if member and (found or path.suffix != ".safetensors"):
+        raise InvalidInputError(
+            f"{text}: found the member {member!r} of {path}, expected one of an .npz or .safetensors file: others have"
+            " none. Leave it out."
+        )
+    if found:
         return _from_store(GradientStore(path))
     before = _state(path)
     opened = _from_file(path, member, dim, dtype)
@@ -234,7 +250,7 @@ def _reopened(text: str, dim: int | None, dtype: str | None, state: tuple[int, i
     Raises:
         StoreMismatchError: it has changed since.
     """
-    path = Path(text.partition(MEMBER_SEPARATOR)[0])
+    path = Path(split_member(text)[0])
     if path.is_file() and _state(path) != state:
         raise StoreMismatchError(
             f"{path}: content: found a file that was written to since its source was pickled, expected the same. Open it"
@@ -244,16 +260,11 @@ def _reopened(text: str, dim: int | None, dtype: str | None, state: tuple[int, i
 
 
 def _from_file(path: Path, member: str, dim: int | None, dtype: str | None) -> Source:
-    if path.suffix == ".npz":
-        return _from_npz(path, member)
-    if not path.is_file():
-        raise InvalidInputError(
-            f"{path}: found no such file or folder, expected a gradient store, a .npy or .npz file or a file of numbers."
-            " Check the path, or make a store with `spice-rs extract`."
-        )
     if path.suffix == ".npy":
-        array = _load_npy(path)
-        return _from_array(array, str(path), file=mapped_file(array))
+        array = map_npy(path)
+        return _from_array(
+            array, str(path), file=mapped_file(array) if isinstance(array, np.memmap) else None
+        )
     if path.suffix == ".safetensors":
         cells, kind, rows, columns, name, file = tensor_cells(path, member)
         block = (cells, kind, rows) if file is None else (cells, kind, rows, file)
@@ -275,57 +286,6 @@ def _from_file(path: Path, member: str, dim: int | None, dtype: str | None) -> S
             " For a numpy.memmap file give dim= (columns) and dtype=."
         )
     return _from_headerless(path, dim, dtype)
-
-
-def _load_npy(path: Path) -> np.memmap[Any, Any]:
-    try:
-        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise InvalidInputError(
-            f"{path}: found no readable .npy file ({error}), expected one. Write it again."
-        ) from error
-    return array
-
-
-def _from_npz(path: Path, member: str) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            shapes = {name: _npz_shape(archive, name) for name in names}
-            matrices = [name for name in names if len(shapes[name]) == 2]
-            if not member and len(matrices) != 1:
-                raise InvalidInputError(
-                    f"{path}: found the matrices {matrices}, expected one. Name the member:"
-                    f" {path}{MEMBER_SEPARATOR}{matrices[0] if matrices else 'member'}"
-                )
-            member = member or matrices[0]
-            if member not in names:
-                raise InvalidInputError(
-                    f"{path}: found no member {member!r}, expected one of {names}. Choose one of these."
-                )
-            with archive.open(f"{member}.npy") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InvalidInputError(
-            f"{path}: found no such file, expected an .npz archive. Check the path."
-        ) from error
-    except InvalidInputError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise InvalidInputError(
-            f"{path}: found no readable archive ({error}), expected .npz. Write it again."
-        ) from error
-    return _from_array(array, f"{path}{MEMBER_SEPARATOR}{member}")
-
-
-def _npz_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
-    with archive.open(f"{member}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape: tuple[int, ...] = read(file)[0]
-        return shape
 
 
 def _from_headerless(path: Path, dim: int, dtype: str) -> Source:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spice_rs.atomic import replacing
+from spice_rs.own_json import parsed
 
 FILE = "unfinished.json"
 
@@ -53,8 +54,8 @@ def read_mark(store: str | os.PathLike[str]) -> Unfinished | None:
         if path.is_symlink() or not path.is_file():  # as nothing of a store is read through links
             return None
         with open(path, "rb") as file:
-            found = json.loads(file.read(1 << 12))
-    except (OSError, ValueError, RecursionError):
+            found = parsed(file.read(1 << 12))
+    except (OSError, ValueError):
         return None
     match found:
         case {"rows": int(rows), "longest_first": bool(order)} if type(rows) is int and rows > 0:

@@ -4,7 +4,7 @@ use std::fs;
 
 /// Bytes that can be taken without swapping: what the system has, or what the process's group may still take.
 /// `None` where the system does not say.
-pub(crate) fn available() -> Option<f64> {
+pub fn available() -> Option<f64> {
     let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

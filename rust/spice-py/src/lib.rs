@@ -26,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::curvature, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::certify, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::available_memory, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
     module.add_function(wrap_pyfunction!(tools::convert, module)?)?;
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;

@@ -71,3 +71,9 @@ pub(crate) fn delete(
 pub(crate) fn repair(py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<String> {
     json(&watched(py, progress, |observer| store::repair(&path, observer))?)
 }
+
+/// Bytes of memory that can be taken without swapping; `None` where the system does not say.
+#[pyfunction]
+pub(crate) fn available_memory() -> Option<f64> {
+    spice_core::memory::available()
+}

@@ -6,14 +6,17 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use spice_core::Result;
 use spice_core::monitor::Monitor;
+use spice_core::{Error, Result};
 
 use crate::errors::to_py;
 use crate::files::Files;
 
 /// Time between two looks at Python's signals.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Threads for each core beyond which more are a slip: they bring nothing, and starting thousands takes minutes.
+const MOST_PER_CORE: usize = 16;
 
 /// What a watcher does between two looks at Python's signals.
 pub(crate) trait Observer {
@@ -33,7 +36,7 @@ impl Observer for () {
     }
 }
 
-/// Runs `work` on `threads` threads (all cores if `None`) while this thread watches.
+/// Runs `work` on `threads` threads (see [`pool_size`]) while this thread watches.
 ///
 /// Python's signal handlers run and the observer looks some twenty times a second. If either raises, or if a file of the rows
 /// has changed, the work is cancelled and the exception goes on. Of changed rows nothing is reported to the observer.
@@ -48,17 +51,15 @@ pub(crate) fn watch<T: Send>(
     // With the GIL: nobody forks meanwhile.
     spice_core::settle();
     py.detach(|| files.check()).map_err(to_py)?;
-    let mut builder = rayon::ThreadPoolBuilder::new();
-    if let Some(threads) = threads {
-        builder = builder.num_threads(threads);
-    }
-    let pool = builder.build().map_err(|error| {
-        pyo3::exceptions::PyOSError::new_err(format!("cannot start threads: {error}"))
-    })?;
+    let count = pool_size(threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build()
+        .map_err(|error| no_threads(count, &error))?;
     let watcher = thread::current();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let worker = scope.spawn(|| {
+        let worker = thread::Builder::new().spawn_scoped(scope, || {
             // Tells the watcher on every way out, a panic included.
             let _wake = OnDrop(|| {
                 done.store(true, Ordering::Release);
@@ -66,6 +67,7 @@ pub(crate) fn watch<T: Send>(
             });
             pool.install(work)
         });
+        let worker = worker.map_err(|error| no_threads(1, &error))?;
         let mut raised = None;
         let mut changed = None;
         while !done.load(Ordering::Acquire) {
@@ -99,6 +101,21 @@ pub(crate) fn watch<T: Send>(
         let looked = result.and_then(|result| observer.look(monitor).map(|()| result));
         looked.map_err(|error| observer.failed(monitor, error))
     })
+}
+
+/// The threads of a pool: as many as asked for, by the argument, by `RAYON_NUM_THREADS` or by the number of cores, but
+/// never so many that starting them takes longer than the work.
+fn pool_size(threads: Option<usize>) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let wanted = threads.or_else(|| std::env::var("RAYON_NUM_THREADS").ok()?.trim().parse().ok());
+    wanted.filter(|&count| count > 0).unwrap_or(cores).min(MOST_PER_CORE * cores)
+}
+
+/// The system refuses to start threads: what a person can do is ask for fewer.
+fn no_threads(count: usize, error: &dyn std::error::Error) -> PyErr {
+    let expected = format!("{count} that the system starts");
+    let remedy = "Give fewer, or raise the system's limits of threads and memory.";
+    to_py(Error::invalid("threads", error, expected, remedy))
 }
 
 /// A panic of the core is a bug of ours: it must not look like the user's mistake, nor end the process.

@@ -242,17 +242,26 @@ impl<'a> Run<'a> {
     /// Records a pick of an earlier run, whose row has `value` now; `cells` gets its row.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the value is not the one that the pick's Δ came from; whatever stops a run.
+    /// [`Error::InvalidInput`] if its numbers are not those of the pick: the search goes on from them; whatever stops a run.
     pub(super) fn replay(&mut self, pick: &Pick, value: f64, cells: &mut [f64]) -> Result<()> {
         self.check()?;
-        let gain = self.gain(value);
-        let difference = (gain - pick.gain).abs();
-        // Digits beyond these may differ between processors.
-        if difference.is_nan() || difference > 1e-6 * self.base(pick.row) {
-            let field = format!("gain of row {} in the picks to resume from", pick.index);
-            return Err(Error::invalid(field, pick.gain, gain, RESUME_REMEDY));
-        }
         self.survey.load(pick.row, cells);
+        let conflict = self.conflict(pick.row, cells);
+        let candidate = self.candidate(0, pick.row, self.gain(value), conflict);
+        let base = self.base(pick.row);
+        for (name, found, expected, scale) in [
+            ("gain", pick.gain, candidate.gain, base),
+            ("base", pick.base, base, base),
+            ("conflict", pick.conflict, conflict, 1.0),
+            ("score", pick.score, candidate.score, base.max(candidate.score.abs()).max(self.penalty)),
+        ] {
+            let difference = (found - expected).abs();
+            // Digits beyond these may differ between processors.
+            if difference.is_nan() || difference > 1e-6 * scale {
+                let field = format!("{name} of row {} in the picks to resume from", pick.index);
+                return Err(Error::invalid(field, found, expected, RESUME_REMEDY));
+            }
+        }
         self.record(*pick, cells);
         Ok(())
     }

@@ -159,11 +159,18 @@ fn side_by_side<T: Send>(
     let own = parts.next().unwrap_or_default();
     // Threads of our own and of this moment: a pool would be lost to a process that forks.
     thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| scope.spawn(|| check(part))).collect();
+        let check = &check;
+        let start = |part: Range<usize>| {
+            let its = part.clone();
+            thread::Builder::new().spawn_scoped(scope, move || check(its)).map_err(|_| part)
+        };
+        let others: Vec<_> = parts.map(start).collect();
         hash();
         let mut found = vec![check(own)];
-        let joined =
-            others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let joined = others.into_iter().map(|other| match other {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(part) => check(part), // the system starts no more threads
+        });
         found.extend(joined);
         found
     })

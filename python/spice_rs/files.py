@@ -1,0 +1,216 @@
+"""Files that are read: known to be files before they are opened, and no larger than memory once they are unpacked.
+
+A pipe that nobody writes to is waited for without end, a device never ends, and a few kilobytes unpack to gigabytes. So
+whatever reads a file that somebody named opens it here, or asks `check_file` before a library opens it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import IO, Any, cast
+
+from spice_rs import _core
+from spice_rs.errors import InvalidInputError
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a line of text: no sample is as long, and a file without line ends is none of records."""
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_SPOOL = "write what comes out of it to a file first, since files are read more than once"
+_PIECE = 1 << 20
+_PACKED = 200
+"""Times its size that a packed file may unpack to: text and numbers come to a tenth of it."""
+
+
+def opened(path: str | os.PathLike[str], expected: str) -> IO[bytes]:
+    """Open a file for reading.
+
+    Args:
+        path: its name.
+        expected: what should be there, for messages ("a saved selection").
+
+    Raises:
+        InvalidInputError: there is no such file, it cannot be opened, or it is none: a folder, a pipe, a socket, a device
+            or what the system keeps in /proc.
+    """
+    check_file(path, expected)
+    try:
+        file = os.fdopen(os.open(path, _FLAGS), "rb")
+    except OSError as error:
+        raise _refused(path, _reason(error), expected) from error
+    found = _kind(os.fstat(file.fileno()))  # of what was opened, whatever lies there now
+    if found is not None:
+        file.close()
+        raise _refused(path, found, expected)
+    return file
+
+
+def check_file(path: str | os.PathLike[str], expected: str) -> None:
+    """Refuse what is no file before somebody else opens it.
+
+    Raises:
+        InvalidInputError: see `opened`.
+    """
+    found = what_is(path)
+    if found is not None:
+        raise _refused(path, found, expected)
+
+
+def check_folder(path: str | os.PathLike[str], expected: str) -> None:
+    """Refuse a folder in which a pipe, a socket or a device lies, before a library reads what it finds there.
+
+    Raises:
+        InvalidInputError: the message names it.
+    """
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.path for entry in entries if not entry.is_file() and not entry.is_dir()]
+    except OSError:
+        return  # which whoever reads it will explain
+    for name in sorted(names):
+        if os.path.exists(name):  # others are links that lead nowhere
+            check_file(name, expected)
+
+
+def what_is(path: str | os.PathLike[str]) -> str | None:
+    """Return what is at a path for messages, "a pipe" or "no such file"; None if it is a file."""
+    try:
+        return _kind(os.stat(path))
+    except (OSError, ValueError) as error:
+        return _reason(error)
+
+
+def unpacked(path: str | os.PathLike[str], expected: str) -> IO[bytes]:
+    """Open a file for reading; one whose name ends in .gz is unpacked on the way.
+
+    Raises:
+        InvalidInputError: see `opened`.
+    """
+    file = opened(path, expected)
+    if not os.fspath(path).lower().endswith(".gz"):
+        return file
+    return cast(IO[bytes], _Unpacked(file))
+
+
+class _Unpacked(gzip.GzipFile):
+    """A packed file that is closed with what it is read through."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self.myfileobj = cast(Any, file)  # as gzip calls a file that is its own
+
+
+def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
+    """Return the contents of a file, unpacked if its name ends in .gz.
+
+    Raises:
+        InvalidInputError: see `opened`; it is no whole gzip file, or memory has no room for what it holds.
+    """
+    name = os.fspath(path)
+    try:
+        with unpacked(path, expected) as file:
+            size = os.stat(path).st_size
+            packed = isinstance(file, gzip.GzipFile)
+            most = max(64 * _PIECE, _PACKED * size) if packed else None
+            if not packed:
+                check_room(path, size, f"{size} bytes")
+            pieces, length = [], 0
+            while piece := file.read(_PIECE):
+                pieces.append(piece)
+                length += len(piece)
+                if most is not None and length > most:
+                    raise InvalidInputError(
+                        f"{name}: found {size} bytes that unpack to more than {most}, expected {expected}. Unpack it"
+                        " yourself if that is right."
+                    )
+                if packed and length % (64 * _PIECE) == 0:
+                    check_room(path, length, f"{size} bytes that unpack to {length} and more")
+            return b"".join(pieces)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"{name}: found no whole gzip file ({error}), expected one. Write it again."
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(
+            f"{name}: found a file that cannot be read ({error.strerror or error}), expected {expected}. Copy it"
+            " again."
+        ) from error
+
+
+def lines_of(file: IO[bytes], path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends.
+
+    Raises:
+        InvalidInputError: a line is longer than `LONGEST_LINE`.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InvalidInputError(
+                f"{os.fspath(path)}, line {number}: found more than {LONGEST_LINE} bytes without a line end, expected one"
+                " record per line. Write it again, one record per line."
+            )
+        yield line
+
+
+def check_room(path: str | os.PathLike[str], size: int, found: str) -> None:
+    """Refuse a file for which memory has no room.
+
+    Args:
+        path: the file, for the message.
+        size: bytes that it will take.
+        found: what takes them, for the message.
+
+    Raises:
+        InvalidInputError: there is less.
+    """
+    free = _core.available_memory()
+    if size > 64 * _PIECE and free is not None and size > free:
+        raise InvalidInputError(
+            f"{os.fspath(path)}: found {found}, which take {size / 1e9:.1f} GB of memory, expected at most the"
+            f" {free / 1e9:.1f} GB that are free. Use a machine with more, or less data."
+        )
+
+
+def _kind(status: os.stat_result) -> str | None:
+    found = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if found is None and status.st_dev == _system():
+        return "a file of the system's, in /proc"
+    return found
+
+
+@cache
+def _system() -> int | None:
+    """The device of what the system makes up as it is read: some of it has no end."""
+    try:
+        return os.stat("/proc/self").st_dev
+    except OSError:
+        return None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError):
+        return f"no file that can be opened ({error.strerror})"
+    return f"no name of a file ({error})"  # a NUL in it
+
+
+def _refused(path: str | os.PathLike[str], found: str, expected: str) -> InvalidInputError:
+    remedy = _SPOOL if found == "a pipe" else "check the path"
+    return InvalidInputError(
+        f"{os.fspath(path)}: found {found}, expected {expected}. {remedy[0].upper()}{remedy[1:]}."
+    )

@@ -1,0 +1,320 @@
+"""Selections, checkpoints and states altered by somebody who corrects the checksum: every field, with every wrong value.
+
+What is refused is refused by name; what is not means the same, in all that takes a selection.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spice_rs
+from spice_rs import Selection, SpiceError, SpiceWarning, StoreError
+from spice_rs.selection.picks import pick_lines
+
+ROWS = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
+START = len(b'01234567{"__metadata__":{"checksum":"sha256:')
+SEAL = slice(START, START + 64)
+GONE = object()
+
+
+class Spelled:
+    """JSON that no value of Python stands for."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+HOSTILE: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 1e308, -0.5, "", "x", "\ud800", "12"),
+    *([], [1], [[1]], {}, {"a": 1}, [None], ["a"], GONE),
+    *map(
+        Spelled, ("1" + "0" * 400, "9" * 5000, "NaN", "Infinity", "1e999", "[" * 50 + "]" * 50, "[" * 100_000)
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpiceWarning)
+        yield
+
+
+def text_of(value: Any) -> str:
+    if isinstance(value, Spelled):
+        return value.text
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {text_of(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(text_of, value)) + "]"
+    return json.dumps(value)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    keys = (
+        value.keys()
+        if isinstance(value, dict)
+        else range(min(len(value), 2))
+        if isinstance(value, list)
+        else ()
+    )
+    for key in keys:
+        yield from places(value[key], (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return {} if new is GONE else new
+    value = copy.deepcopy(value)
+    inner = value
+    for key in path[:-1]:
+        inner = inner[key]
+    if new is GONE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = new
+    return value
+
+
+def split(contents: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(contents[:8], "little")
+    return json.loads(contents[8 : 8 + length]), contents[8 + length :]
+
+
+def sealed(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    whole = bytearray(len(text).to_bytes(8, "little") + text + data)
+    whole[SEAL] = b"0" * 64
+    whole[SEAL] = hashlib.sha256(whole).hexdigest().encode()
+    return bytes(whole)
+
+
+def make(kind: str, path: Path) -> None:
+    ones = [1.0 + number % 5 for number in range(60)]
+    if kind == "plain":
+        spice_rs.select(ROWS, 12, conflict_penalty=0.3).save(path)
+    elif kind == "windows":
+        spice_rs.select(ROWS, pool_size=20, select_per_window=4, seed=1).save(path)
+    elif kind == "checkpoint":
+        spice_rs.select(ROWS, 12, checkpoint=path)
+    else:
+        labels = ["ab"[number % 2] for number in range(60)]
+        rows = {"initial": [1, 2], "include": [5], "exclude": [7]}
+        more = {"max_similarity": 0.6, "weights": ones, "prior": [0.1] * 60, "prior_weight": 0.5}
+        spice_rs.select(ROWS, budget=30, costs=ones, groups=labels, **rows, **more).save(path)
+
+
+def use(path: Path, out: Path) -> None:
+    """Do with a selection what people do; where it is refused, it is refused as everything is."""
+    selection = Selection.load(path)
+    repr(selection), selection.summary(), selection._repr_html_(), selection.belonging
+    selection.half_life, selection.epsilon, selection.forced, selection.kept, list(pick_lines(selection))
+    selection.save(out)
+    Selection.load(out)
+    for call in (
+        lambda: selection.head(3),
+        lambda: spice_rs.extend(selection, ROWS),
+        lambda: spice_rs.select(ROWS, 3, initial=selection),
+        lambda: spice_rs.certify(selection, ROWS),
+        lambda: selection.explain([11], ROWS),
+    ):
+        try:
+            call()
+        except SpiceError:
+            pass
+
+
+def tried(variants: Iterator[tuple[str, bytes]], path: Path, work: Any) -> list[str]:
+    """What came of each variant that was not refused in a second."""
+    wrong = []
+    for name, contents in variants:
+        path.write_bytes(contents)
+        begun = time.monotonic()
+        try:
+            work(path)
+        except SpiceError as error:
+            if "found" not in str(error) or len(str(error)) > 2000:
+                wrong.append(f"{name}: {str(error)[:200]}")
+        except Exception as error:  # noqa: BLE001 - whatever is no error of ours is what is looked for
+            wrong.append(f"{name}: {type(error).__name__}: {error}"[:200])
+        if time.monotonic() - begun > 2:
+            wrong.append(f"{name}: {time.monotonic() - begun:.1f} s")
+    return wrong
+
+
+def altered_texts(contents: bytes) -> Iterator[tuple[str, bytes]]:
+    header, data = split(contents)
+    run = json.loads(header["__metadata__"]["run"])
+    for path in places(run):
+        for value in HOSTILE:
+            changed = copy.deepcopy(header)
+            changed["__metadata__"]["run"] = text_of(replaced(run, path, value))
+            shown = value.text[:9] if isinstance(value, Spelled) else "none" if value is GONE else repr(value)
+            yield f"{path} = {shown}", sealed(changed, data)
+
+
+def altered_numbers(contents: bytes) -> Iterator[tuple[str, bytes]]:
+    header, data = split(contents)
+    values = {
+        "I64": [-1, 0, 59, 60, 2**62, -(2**63)],
+        "F64": [np.nan, np.inf, -np.inf, -1.0, 1e308, -1e308, 5e-324, 2.0],
+        "BOOL": [2, 255],
+    }
+    forms = {"I64": "<q", "F64": "<d", "BOOL": "B"}
+    for name, tensor in header.items():
+        if name == "__metadata__" or tensor["shape"] == [0]:
+            continue
+        first, end = tensor["data_offsets"]
+        form = forms[tensor["dtype"]]
+        for at in (first, end - struct.calcsize(form)):
+            for value in values[tensor["dtype"]]:
+                changed = bytearray(data)
+                struct.pack_into(form, changed, at, value)
+                yield f"{name}: {value}", sealed(header, bytes(changed))
+
+
+@pytest.mark.parametrize("kind", ["plain", "conditions", "windows"])
+def test_no_field_of_a_selection_can_be_made_up(kind: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "sel.safetensors", tmp_path / "again.safetensors"
+    make(kind, file)
+    contents = file.read_bytes()
+    use(file, out)
+    texts, numbers = altered_texts(contents), altered_numbers(contents)
+    assert tried(texts, file, lambda path: use(path, out)) == []
+    assert tried(numbers, file, lambda path: use(path, out)) == []
+
+
+def test_a_checkpoint_that_was_made_up_makes_no_other_picks(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    make("checkpoint", file)
+    contents = file.read_bytes()
+    expected = spice_rs.select(ROWS, 20).indices.tolist()
+
+    def go_on(path: Path) -> None:
+        copied = tmp_path / "copied"
+        shutil.copy(path, copied)
+        found = spice_rs.select(ROWS, 20, checkpoint=copied).indices.tolist()
+        if found != expected:
+            raise AssertionError(found)
+
+    assert tried(altered_texts(contents), file, go_on) == []
+    assert tried(altered_numbers(contents), file, go_on) == []
+    # The search goes on from the last scores: one that is too small would hide better rows.
+    header, data = split(contents)
+    for name in ("gains", "base", "conflict", "scores"):
+        changed = bytearray(data)
+        at = header[name]["data_offsets"][1] - 8
+        struct.pack_into("<d", changed, at, 0.999 * struct.unpack_from("<d", data, at)[0] + 1e-3)
+        file.write_bytes(sealed(header, bytes(changed)))
+        with pytest.raises(SpiceError, match="found"):
+            go_on(file)
+
+
+def test_limits_that_the_picks_exceed_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sel.safetensors"
+    make("conditions", file)
+    header, data = split(file.read_bytes())
+    run = json.loads(header["__metadata__"]["run"])
+    for path, value, says in (
+        (("settings", "budget"), 3.0, "costs: found .* in all, expected at most the budget of 3"),
+        (("settings", "groups", "quotas"), [["a", 0, 1.0], ["b", 0, None]], r"groups\['a'\]: found"),
+    ):
+        header["__metadata__"]["run"] = text_of(replaced(run, path, value))
+        file.write_bytes(sealed(header, data))
+        with pytest.raises(StoreError, match=says):
+            Selection.load(file)
+
+
+# --- the state of a run ------------------------------------------------------------------------------------------
+
+
+def sealed_state(content: Any) -> bytes:
+    """state.json with the checksum that fits it, as far as a value of JSON has one."""
+    digest = "0" * 64
+    try:
+        digest = hashlib.sha256(json.dumps(json.loads(text_of(content)), sort_keys=True).encode()).hexdigest()
+    except (ValueError, RecursionError):
+        pass
+    return (text_of(content)[:-1] + f', "sha256": "{digest}"}}').encode()
+
+
+def test_no_field_of_a_state_can_be_made_up(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from spice_rs.schedule.state import RunState
+
+    settings = {"pool_size": 4, "lora": None}
+    folder = tmp_path / "state"
+    pick = {"index": 3, "rank": 0, "gain": 1.0, "conflict": 0.0, "score": 1.0, "window": 0, "step": 0}
+    state = RunState(folder, settings)
+    state.advance([pick], loss=0.5, tensors={"weight:a": torch.ones(2)}, metrics=0)
+    state.close()
+    (tmp_path / "outside.safetensors").write_bytes((folder / "step-1.safetensors").read_bytes())
+    content = json.loads((folder / "state.json").read_bytes())
+    del content["sha256"]
+
+    def open_state(_: Path) -> None:
+        work = tmp_path / "work"
+        shutil.copytree(folder, work)
+        try:
+            opened = RunState(work, settings)
+            try:
+                assert opened.tensors() is None or set(opened.tensors()) == {"weight:a"}
+            finally:
+                opened.close()
+        finally:
+            shutil.rmtree(work)
+
+    def variants() -> Iterator[tuple[str, bytes]]:
+        for path in places(content):
+            for value in HOSTILE if path else ():
+                yield f"{path} = {value!r}"[:60], sealed_state(replaced(content, path, value))
+
+    assert tried(variants(), folder / "state.json", open_state) == []
+    digest = content["weights"]["sha256"]
+    for name in (
+        "../outside.safetensors",
+        str(tmp_path / "outside.safetensors"),
+        "step-1.safetensors/../x",
+        "",
+        ".",
+    ):
+        weights = {"file": name, "sha256": digest}
+        (folder / "state.json").write_bytes(sealed_state({**content, "weights": weights}))
+        with pytest.raises(StoreError, match="state.json: found weights"):
+            RunState(folder, settings)
+    assert (tmp_path / "outside.safetensors").exists()
+    (folder / "state.json").write_bytes(sealed_state(content))
+    for name in ("step-1.safetensors", "picks.jsonl", "state.json", ".lock"):
+        aside = folder / name
+        kept = aside.read_bytes()
+        for kind in ("link", "pipe"):
+            aside.unlink()
+            (tmp_path / "outside").write_bytes(kept)
+            if kind == "link":
+                aside.symlink_to(tmp_path / "outside")
+            else:
+                os.mkfifo(aside)
+            with pytest.raises(StoreError, match=f"{name}: found a {kind}"):
+                opened = RunState(folder, settings)
+                try:
+                    opened.tensors()
+                finally:
+                    opened.close()
+            assert (tmp_path / "outside").read_bytes() == kept
+        aside.unlink()
+        aside.write_bytes(kept)
