@@ -137,7 +137,7 @@ def test_nothing_is_picked_from_a_part_unless_it_is_wanted(part, tmp_path):
                 call(part)
             assert str(caught.value) == (
                 f"{part}: found {STATE}, expected all rows. Run the same `extract` again, which goes on from there; or take"
-                " what there is: partial=True (--partial)."
+                " what there is: partial=True."
             ), name
             found = call(part, partial=True)
             if name == "compare":

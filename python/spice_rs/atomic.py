@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = Path(local(path))
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
             yield file
@@ -49,6 +50,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: no file can lie there.
     """
+    path = local(path)
     place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
     if place.is_dir() or not place.parent.is_dir():
         found = "a folder" if place.is_dir() else f"no folder {place.parent}"

@@ -12,6 +12,8 @@ from spice_rs.analysis.curvature import percent
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.commands.values import path
+from spice_rs.streams import say
 
 ABOUT_U = "This is about U = log det(I + αF) alone: "
 
@@ -21,19 +23,26 @@ def add(commands: Any) -> None:
     curvature = add_command(
         commands, "curvature", _curvature, "bound how far greedy picks from a pool can be from the best"
     )
-    curvature.add_argument("source", metavar="SOURCE", help="as for select")
-    curvature.add_argument("--data", help="as for select: columns of it can be named")
+    curvature.add_argument("source", metavar="SOURCE", type=path, help="as for select")
     curvature.add_argument(
-        "--out", metavar="FILE", help=".npz file for rows, leverages and ratios of all rows of the pool"
+        "--data", metavar="DATA", type=path, help="as for select: columns of it can be named"
+    )
+    curvature.add_argument(
+        "--out",
+        metavar="FILE",
+        type=path,
+        help=".npz file for rows, leverages and ratios of all rows of the pool",
     )
     curvature.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_force(curvature)
     add_options(curvature, spice_rs.curvature, skip=("source", "data"), words=WORDS)
 
     certify = add_command(commands, "certify", _certify, "bound how far a selection is from the best")
-    certify.add_argument("selection", metavar="SELECTION", help="what `select --save` wrote")
-    certify.add_argument("source", metavar="SOURCE", help="what was selected from")
-    certify.add_argument("--data", help="as for select: columns of it can be named")
+    certify.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
+    certify.add_argument("source", metavar="SOURCE", type=path, help="what was selected from")
+    certify.add_argument(
+        "--data", metavar="DATA", type=path, help="as for select: columns of it can be named"
+    )
     certify.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_options(certify, spice_rs.certify, skip=("selection", "source", "data"), words=WORDS)
 
@@ -52,13 +61,13 @@ def _curvature(
             np.savez(file, rows=found.rows, leverages=found.leverages, ratios=found.ratios)
     if as_json:
         names = ("total", "error", "guarantee", "row")
-        print(json.dumps({name: getattr(found, name) for name in names} | {"rows": len(found)}))
+        say(json.dumps({name: getattr(found, name) for name in names} | {"rows": len(found)}))
         return
-    print(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
-    print(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
-    print(f"{ABOUT_U}it holds for conflict_penalty=0 without conditions, and for no other score.")
+    say(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
+    say(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
+    say(f"{ABOUT_U}it holds for --conflict-penalty 0 without conditions, and for no other score.")
     if found.row is not None and found.total > 0.5:
-        print(f"row {found.row} decides: beside all others it adds {1 - found.total:.3g} of what it is alone")
+        say(f"row {found.row} decides: beside all others it adds {1 - found.total:.3g} of what it is alone")
 
 
 def _certify(selection: str, source: str, data: str | None, as_json: bool, **options: Any) -> None:
@@ -74,15 +83,15 @@ def _certify(selection: str, source: str, data: str | None, as_json: bool, **opt
         names = ("picks", "log_det", "upper_bound", "ratio", "prefix")
         series = ("prefixes", "log_dets", "submodular", "concave", "relaxed")
         about = {name: getattr(found, name) for name in names}
-        print(json.dumps(about | {name: getattr(found, name).tolist() for name in series}))
+        say(json.dumps(about | {name: getattr(found, name).tolist() for name in series}))
         return
     columns = (found.prefixes, found.log_dets, found.submodular, found.concave)
     cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
-    print(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
+    say(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
     for number, bound in enumerate(found.relaxed, 1):
-        print(f"after {number} steps to better weights: concave bound {bound:.6g}")
-    print(
+        say(f"after {number} steps to better weights: concave bound {bound:.6g}")
+    say(
         f"\nU of the {found.picks} picks: {found.log_det:.6g}; of any {found.picks} rows at most {found.upper_bound:.6g}"
     )
-    print(f"the picks have at least {percent(found.ratio)} of the best U")
-    print(f"{ABOUT_U}what the penalty avoids and what conditions ask for does not count in the bound.")
+    say(f"the picks have at least {percent(found.ratio)} of the best U")
+    say(f"{ABOUT_U}what the penalty avoids and what conditions ask for does not count in the bound.")

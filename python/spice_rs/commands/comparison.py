@@ -7,6 +7,8 @@ from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.values import path
+from spice_rs.streams import say
 
 WORDS = {
     "methods": ("NAMES", "Here: names with commas between them."),
@@ -21,7 +23,7 @@ def add(commands: Any) -> None:
     compare = add_command(
         commands, "compare", _compare, "select with several methods and measure all of them alike"
     )
-    compare.add_argument("source", metavar="SOURCE", help="as for select")
+    compare.add_argument("source", metavar="SOURCE", type=path, help="as for select")
     compare.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     compare.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     add_options(compare, spice_rs.compare, skip=("source",), required=("k",), words=WORDS)
@@ -30,6 +32,6 @@ def add(commands: Any) -> None:
 def _compare(source: str, as_json: bool, markdown: bool, **options: Any) -> None:
     comparison = spice_rs.compare(source, **options)
     if as_json:
-        print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+        say(json.dumps(comparison.to_dict(), ensure_ascii=False))
     else:
-        print(comparison.to_markdown() if markdown else comparison.summary())
+        say(comparison.to_markdown() if markdown else comparison.summary())

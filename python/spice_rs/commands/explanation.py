@@ -8,7 +8,9 @@ from typing import Any
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.selection import COLUMNS, WORDS
+from spice_rs.commands.values import path, whole
 from spice_rs.errors import InvalidInputError
+from spice_rs.streams import say
 
 ROW_FILES = ("initial", "exclude")
 """Arguments of `explain` that are a file of rows here."""
@@ -18,9 +20,9 @@ def add(commands: Any) -> None:
     """Add the command."""
     explain = add_command(commands, "explain", _explain, "say why rows were not picked")
     add_selection(explain)
-    explain.add_argument("rows", metavar="ROW", nargs="+", type=int, help="dataset row")
+    explain.add_argument("rows", metavar="ROW", nargs="+", type=whole, help="dataset row")
     explain.add_argument(
-        "--data", metavar="DATA", help="the data the source was made from, to look columns up in"
+        "--data", metavar="DATA", type=path, help="the data the source was made from, to look columns up in"
     )
     explain.add_argument("--json", action="store_true", dest="as_json", help="print a JSON object per row")
     add_options(explain, spice_rs.explain, skip=("selection", "source", "rows", "data"), words=WORDS)
@@ -33,9 +35,10 @@ def add_selection(parser: Any) -> None:
     parser.add_argument(
         "selection",
         metavar="SELECTION",
+        type=path,
         help="what `select --save` wrote, or its picks (--out), scored again with the settings given here",
     )
-    parser.add_argument("source", metavar="SOURCE", help="what was selected from, as for select")
+    parser.add_argument("source", metavar="SOURCE", type=path, help="what was selected from, as for select")
     add_options(parser, read_selection, skip=("path", "source", "dim", "dtype"))
 
 
@@ -72,4 +75,4 @@ def _explain(
             f"--data: found it without the name of a column, expected one in {names}. Name one, or leave the data out."
         )
     for found in spice_rs.explain(chosen, source, rows, **options):
-        print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)
+        say(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found)

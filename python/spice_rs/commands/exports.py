@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+from spice_rs.commands.values import path
 
 if TYPE_CHECKING:
     from spice_rs.data.matching import Belonging
@@ -25,10 +26,13 @@ def add(commands: Any) -> None:
     export = add_command(
         commands, "export-picks", _export_picks, "write a saved selection as records, or for LLaMA-Factory"
     )
-    export.add_argument("selection", metavar="SELECTION", help="what `select --save` wrote")
-    export.add_argument("--out", metavar="FILE", help=OUT_HELP)
+    export.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
+    export.add_argument("--out", metavar="FILE", type=path, help=OUT_HELP)
     export.add_argument(
-        "--data", help="the data the store was made from; without it the numbers of the picks alone"
+        "--data",
+        metavar="DATA",
+        type=path,
+        help="the data the store was made from; without it the numbers of the picks alone",
     )
     _add_llama_factory(export)
     add_force(export)
@@ -36,14 +40,19 @@ def add(commands: Any) -> None:
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add the options for what a selection is written to, which `check_targets` and `write_targets` take."""
-    parser.add_argument("--out", metavar="FILE", default="-", help=f"{OUT_HELP} (default)")
+    parser.add_argument("--out", metavar="FILE", type=path, default="-", help=f"{OUT_HELP} (default)")
     parser.add_argument(
         "--data",
+        metavar="DATA",
+        type=path,
         help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
         " be named",
     )
     parser.add_argument(
-        "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
+        "--save",
+        metavar="FILE",
+        type=path,
+        help="safetensors file for the whole selection; Selection.load reads it",
     )
     _add_llama_factory(parser)
     add_force(parser)
@@ -51,7 +60,10 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
+        "--llama-factory",
+        metavar="FOLDER",
+        type=path,
+        help="LLaMA-Factory's dataset_dir, for a data set of the picks",
     )
     words = {"name": ("NAME", "For --llama-factory."), "columns": ("NAME=COLUMN,…", "For --llama-factory.")}
     skip = ("self", "folder", "data", "index_column")

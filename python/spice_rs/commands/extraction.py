@@ -11,6 +11,7 @@ import spice_rs
 from spice_rs.commands.exits import EXIT_CHECK_FAILED, EXIT_INTERRUPTED
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.store.store import STORE_FILE
+from spice_rs.streams import say
 
 
 def add(commands: Any, called: Sequence[str]) -> None:
@@ -48,12 +49,12 @@ def _extract(model: str, data: str, out: str, **options: Any) -> int | None:
         return EXIT_INTERRUPTED
     tracked = store.provenance["tracked"]
     if rank.count > 1:
-        print(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
+        say(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
         if not rank.first:
             return None
     else:
-        print(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
-    print(
+        say(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+    say(
         f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
         f"{tracked['coverage']:.1%} of those meant"
     )
@@ -70,10 +71,10 @@ def _kept(out: str) -> str | None:
 
 
 def _plan(model: str, data: str, **options: Any) -> None:
-    print(spice_rs.plan(model, data, **options))
+    say(spice_rs.plan(model, data, **options))
 
 
 def _doctor(model: str, data: str, **options: Any) -> int:
     diagnosis = spice_rs.doctor(model, data, **options)
-    print(diagnosis)
+    say(diagnosis)
     return 0 if diagnosis.passed else EXIT_CHECK_FAILED

@@ -10,6 +10,8 @@ from spice_rs.commands.explanation import ROW_FILES, add_selection, given_again,
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.commands.values import path
+from spice_rs.streams import say
 
 
 def add(commands: Any) -> None:
@@ -23,10 +25,13 @@ def add(commands: Any) -> None:
     )
     add_selection(report)
     report.add_argument(
-        "--out", metavar="FILE", default="report.html", help="the HTML file (default: report.html)"
+        "--out", metavar="FILE", type=path, default="report.html", help="the HTML file (default: report.html)"
     )
     report.add_argument(
-        "--data", metavar="DATA", help="the data the source was made from: the page then shows records"
+        "--data",
+        metavar="DATA",
+        type=path,
+        help="the data the source was made from: the page then shows records",
     )
     add_force(report)
     skip = ("selection", "source", "out", "data")
@@ -42,5 +47,5 @@ def _report(selection: str, source: str, out: str, data: str | None, force: bool
     given_again(options, data)
     options.update(data=data, index_column=index_column)
     found = spice_rs.write_report(chosen, source, out, **options)
-    print(found.summary())
+    say(found.summary())
     print(f"{out}: written", file=sys.stderr)

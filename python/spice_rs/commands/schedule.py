@@ -9,6 +9,7 @@ from typing import Any
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.streams import say
 
 ALIAS = "run-schedule"
 
@@ -33,6 +34,6 @@ def add(commands: Any, called: Sequence[str]) -> None:
 def _run(model: str, data: str, out: str, **options: Any) -> None:
     done = spice_rs.run_schedule(model, data, out, **options)
     print(repr(done), file=sys.stderr)
-    print(
+    say(
         f"{out}: picks.jsonl has {len(done)} lines; the trained weights are in adapter, the metrics in metrics.jsonl"
     )

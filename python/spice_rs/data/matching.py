@@ -32,7 +32,7 @@ LAYOUT = ("columns", "ignore_columns", "preference")
 
 REMEDY = (
     "Give the data that the gradients were extracted from, as they were; or, if the records say which rows they are, name"
-    " that column: index_column=… (--index-column)."
+    " that column: index_column=…"
 )
 
 _SAID = frozenset(name for name in FIELDS if kind_of_mark(name) is None) - {"scores", "rewards"}

@@ -13,7 +13,6 @@ import csv
 import gzip
 import io
 import json
-import shlex
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.paths import local
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = {
@@ -59,7 +59,7 @@ def found(value: Any) -> str:
 def ignoring(*names: str) -> str:
     """How a caller says that columns, or keys of turns, say nothing; for messages."""
     given = repr(names[0]) if len(names) == 1 else repr(list(names))
-    return f"ignore_columns={given} (--ignore-columns {shlex.quote(','.join(names))})"
+    return f"ignore_columns={given}"
 
 
 def open_data(data: Any) -> tuple[str, Parsed]:
@@ -128,7 +128,7 @@ def _leave_encoded(feature: Any) -> bool:
 
 
 def _from_path(data: str | Path) -> Parsed:
-    path = Path(data).expanduser()
+    path = Path(local(data))
     try:
         path.is_file()
     except OSError as error:  # a text that is no path

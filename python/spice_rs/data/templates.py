@@ -20,10 +20,11 @@ from typing import Any
 
 from spice_rs.data.letters import MARK_END, MARK_START
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 
 JOINED = "none"
 """The word in place of a template for prompts and responses that are joined as they stand."""
-REMEDY = "pass another template (chat_template=FILE, --chat-template FILE)"
+REMEDY = "pass another template (chat_template=FILE)"
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*([-+]?)%\}")
 _END_GENERATION = re.compile(r"\{%([-+]?)\s*endgeneration\s*[-+]?%\}")
@@ -54,7 +55,7 @@ def read_template(given: str | os.PathLike[str] | None) -> str | None:
         )
     place = f"chat_template {os.fspath(given)!r}"
     try:
-        text = Path(given).read_text(encoding="utf-8")
+        text = Path(local(given)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None)
         raise InvalidInputError(

@@ -34,6 +34,7 @@ from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings,
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
+from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import lease
 from spice_rs.store.store import STORE_FILE, GradientStore
@@ -180,6 +181,7 @@ def extract(
         checkpoints=checkpoints,
         checkpoint_weights=checkpoint_weights,
     )
+    out = local(out)
     rank = Rank.current()
     template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:

@@ -51,6 +51,7 @@ from spice_rs.extraction.proxy import (
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track
 from spice_rs.extraction.views import View, ViewedRun
+from spice_rs.signs import step
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 """Padded tokens per batch where the caller does not say."""
@@ -223,6 +224,7 @@ def preparing(
             device=reading.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        step("looking through the model")
         tracked = _track(network, targets, settings, checkpoints)
         if not quiet:
             check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
@@ -332,6 +334,7 @@ def read_text(
     )
     place = _device(model, settings.device)
     trusted = settings.trust_remote_code
+    step("loading the model")
     network, name = load_model(model, gguf_file=settings.gguf_file, device=place, trust_remote_code=trusted)
     tokenizer = settings.tokenizer
     if isinstance(tokenizer, str | os.PathLike):
@@ -345,6 +348,7 @@ def read_text(
     if padded and not settings.skip_bad:
         raise InvalidInputError(f"{padded[0]}; {SKIP_REMEDY}")
     rows = {each.row for each in padded}
+    step(f"tokenising {len(chosen):,} records")
     chosen = [record for record in chosen if record.index not in rows]
     examples = tokenise(
         chosen,

@@ -24,6 +24,7 @@ from spice_rs.extraction.tracking import (
     no_target,
     picked,
 )
+from spice_rs.paths import local
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
@@ -83,16 +84,17 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
     Raises:
         InvalidInputError: It is a file of another kind, or two GGUF files are named.
     """
-    place = Path(os.path.expanduser(os.fspath(model)))
+    name = local(model)
+    place = Path(name)
     if not place.is_file():
-        return (str(place) if os.fspath(model).startswith("~") else os.fspath(model)), gguf_file
+        return name, gguf_file
     if place.suffix.lower() != ".gguf":
         raise InvalidInputError(
             f"{place}: found a file, expected a model's folder or a .gguf file; name the folder that it lies in"
         )
     if gguf_file not in (None, place.name):
         raise InvalidInputError(
-            f"{place}: found a GGUF file beside gguf_file={gguf_file!r} (--gguf-file), expected one of the two; leave"
+            f"{place}: found a GGUF file beside gguf_file={gguf_file!r}, expected one of the two; leave"
             " one out"
         )
     return str(place.parent), place.name
@@ -390,7 +392,7 @@ def check_thresholds(model: torch.nn.Module) -> None:
         raise InvalidInputError(
             f"layer {found[0]!r}: found llm_int8_threshold={found[1]:g}, expected 0: with it, outliers of one sample decide"
             " how the others of its batch are computed. Load the model with BitsAndBytesConfig(load_in_8bit=True,"
-            " llm_int8_threshold=0.0), or compute one sample at a time: tokens_per_batch=1 (--tokens-per-batch 1)."
+            " llm_int8_threshold=0.0), or compute one sample at a time: tokens_per_batch=1."
         )
 
 

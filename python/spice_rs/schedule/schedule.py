@@ -42,6 +42,7 @@ from spice_rs.extraction.proxy import (
     warn_unless_checkpointed,
 )
 from spice_rs.extraction.ranks import Rank
+from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
 from spice_rs.schedule.arguments import check_counts, check_rates, run_folder
@@ -158,6 +159,7 @@ def run_schedule(
         )
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
+    out = local(out)
     told = recorded_date(Path(out) / "state" / "state.json", "run")
     with libraries_silent(progress):
         reading = read_text(model, data, settings, template_date=told)

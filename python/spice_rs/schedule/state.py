@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 
 from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
+from spice_rs.paths import local
 from spice_rs.selection.saved import check_same
 
 _FORMAT = "spice-rs schedule"
@@ -55,7 +56,7 @@ class RunState:
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(local(folder))
         self.window = self.metrics = 0
         self.losses: list[float] = []
         self.picks: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,8 +16,10 @@ from spice_rs.atomic import replacing
 from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
+from spice_rs.streams import stdout
 
 KEY = "spice"
 """The key that is added to each chosen record."""
@@ -167,7 +168,7 @@ def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str
     """
     lines = [encoded(each, place_of(each)) + "\n" for each in objects]
     if os.fspath(out) == "-":
-        sys.stdout.writelines(lines)
+        stdout().writelines(lines)
     else:
         write_text(lines, out)
 
@@ -199,7 +200,7 @@ def read_rows(path: str | os.PathLike[str], belonging: Belonging | None = None) 
         InvalidInputError: there is no such file, a line of it is something else, or the pick of another data set.
         StoreError: the saved selection is damaged.
     """
-    name = os.fspath(path)
+    name = local(path)
     if is_saved(path):
         return Selection.load(path)
     rows: list[int] = []
@@ -242,7 +243,7 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     Raises:
         InvalidInputError: there is no such file, or it cannot be read.
     """
-    name = os.fspath(path)
+    name = local(path)
     kind = name.lower().removesuffix(".gz")
     contents = _contents(path)
     if kind.endswith(".parquet"):
@@ -259,14 +260,14 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds a whole selection."""
-    name = os.fspath(path)
+    name = local(path)
     return name.endswith(".safetensors") or _contents(path)[8:].startswith(b'{"__metadata__"')
 
 
 def _contents(path: str | os.PathLike[str]) -> bytes:
-    name = os.fspath(path)
+    name = local(path)
     try:
-        with gzip.open(path) if name.lower().endswith(".gz") else open(path, "rb") as file:
+        with gzip.open(name) if name.lower().endswith(".gz") else open(name, "rb") as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError) as error:
         found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"

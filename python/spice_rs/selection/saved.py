@@ -48,6 +48,7 @@ import numpy.typing as npt
 from spice_rs.atomic import replacing
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
+from spice_rs.paths import local
 
 SERIES = {
     "indices": "I64",
@@ -154,9 +155,9 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
         StoreError: the file is something else, or of another version of the format.
         CorruptStoreError: the file was cut short or altered.
     """
-    name = os.fspath(path)
+    name = local(path)
     try:
-        with open(path, "rb") as file:
+        with open(name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH)
             if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.paths import local
 from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
 from spice_rs.store.tensors import MEMBER_SEPARATOR, tensor_cells
@@ -48,7 +49,7 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
     if isinstance(source, GradientStore):
         return _from_store(source)
     if isinstance(source, str | os.PathLike):
-        return _from_path(os.fspath(source), dim, dtype)
+        return _from_path(local(source), dim, dtype)
     if isinstance(source, list | tuple):
         return join_sources([open_source(part, dim=dim, dtype=dtype) for part in source])
     if isinstance(source, np.ma.MaskedArray):

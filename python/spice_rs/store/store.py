@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.paths import local, local_or_none
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
 from spice_rs.store.writer import GradientWriter
@@ -61,7 +62,7 @@ class GradientStore:
         self._open(path)
 
     def _open(self, path: _Path) -> None:
-        self._core = _core.Store(path, self._memory_limit)
+        self._core = _core.Store(local(path), self._memory_limit)
         self._order: NDArray[np.int64] | None = None
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
@@ -109,6 +110,7 @@ class GradientStore:
             InvalidInputError: If an argument cannot be used.
             StoreError: If the folder is no store or cannot be written.
         """
+        path = local(path)
         core = _core.StoreWriter(
             path,
             dim=non_negative("dim", dim),
@@ -305,7 +307,8 @@ class GradientStore:
                 f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
             )
         marks = [read_mark(source) for source in sources]
-        _core.merge([os.fspath(source) for source in sources], path, differing, progress)
+        path = local(path)
+        _core.merge([local(source) for source in sources], path, differing, progress)
         return _marked(path, of_all(marks))
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
@@ -324,6 +327,7 @@ class GradientStore:
             StoreError: If ``path`` is taken or cannot be written.
             CorruptStoreError: If a shard is damaged.
         """
+        path = local(path)
         _core.convert(self._core, path, dtype, progress)
         return _marked(path, self._unfinished)
 
@@ -387,7 +391,7 @@ class GradientStore:
             StoreError: If there is no store; while another process compacts, deletes or repairs.
             CorruptStoreError: If store.json is damaged: restore it from a copy.
         """
-        return _result(_core.repair(path, progress))
+        return _result(_core.repair(local(path), progress))
 
     def export(self, path: _Path, index: _Path | None = None, progress: Progress | None = None) -> None:
         """Writes the rows as one float32 matrix to a .npy file, sorted by dataset row.
@@ -401,6 +405,7 @@ class GradientStore:
             InvalidInputError: If no file can lie there, or both are one.
             OSError: If a file cannot be written.
         """
+        path, index = local(path), local_or_none(index)
         for place in (path, index):
             if place is not None:
                 check_place(place)
