@@ -140,7 +140,7 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
     message = refusal({**base, name: "three boats"})
     for word in (
         repr(name),
-        "--columns",
+        "columns=…",
         f"ignore_columns={name!r}",
         "remove or rename",
     ):
@@ -559,4 +559,4 @@ def test_a_speaker_that_nobody_knows_is_refused():
 def test_what_to_type_is_said_where_it_can_be_guessed(record, says):
     message = refusal(record)
     assert "expected the prompt in one of" in message
-    assert (says in message) if says else ("--columns" not in message.split("; correct it")[0])
+    assert (says in message) if says else ("columns={" not in message.split("; correct it")[0])

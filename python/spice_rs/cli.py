@@ -28,6 +28,7 @@ from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USE
 from spice_rs.commands.parser import Commands, Parser
 from spice_rs.commands.values import meant
 from spice_rs.commands.wording import in_flags
+from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError, SpiceError, SpiceWarning
 from spice_rs.signs import heard
 from spice_rs.streams import ours_alone, stdout
@@ -86,6 +87,8 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
         if more and called is not None:
             raise InvalidInputError(f"{more[0]}: found this beside all that is known. {called.whole()}")
         options = vars(known)
+        if "split" in options:
+            options["data"] = with_split(options["data"], options.pop("split"))
         command: Callable[..., int | None] = options.pop("run")
         code = command(**options)
         stdout().flush()

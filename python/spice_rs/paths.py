@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from urllib.parse import unquote, urlsplit
 
@@ -50,3 +51,26 @@ def _of_url(text: str) -> str:
             " it here first."
         )
     return unquote(parts.path)
+
+
+def is_meant_local(name: str) -> bool:
+    """Whether a name that may be a hub id can only be a path, whether or not something is there."""
+    return (
+        os.path.isabs(name)
+        or name.startswith(".")
+        or name.endswith(os.sep)
+        or name.count("/") > 1
+        or ("/" in name and os.path.isdir(name.split("/")[0]))
+    )
+
+
+def near(name: str) -> str:
+    """Return a question after the path that was meant, if there is one beside it with nearly the same name; else ""."""
+    path = os.path.normpath(name)
+    folder, last = os.path.split(path)
+    try:
+        there = os.listdir(folder or ".")
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(last, there, n=1, cutoff=0.7)
+    return f"; did you mean {os.path.join(folder, found[0])}?" if found else ""

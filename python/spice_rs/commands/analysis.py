@@ -9,7 +9,7 @@ import numpy as np
 
 import spice_rs
 from spice_rs.analysis.curvature import percent
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
 from spice_rs.commands.values import path
@@ -24,9 +24,7 @@ def add(commands: Any) -> None:
         commands, "curvature", _curvature, "bound how far greedy picks from a pool can be from the best"
     )
     curvature.add_argument("source", metavar="SOURCE", type=path, help="as for select")
-    curvature.add_argument(
-        "--data", metavar="DATA", type=path, help="as for select: columns of it can be named"
-    )
+    add_data(curvature, "as for select: columns of it can be named")
     curvature.add_argument(
         "--out",
         metavar="FILE",
@@ -40,9 +38,7 @@ def add(commands: Any) -> None:
     certify = add_command(commands, "certify", _certify, "bound how far a selection is from the best")
     certify.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
     certify.add_argument("source", metavar="SOURCE", type=path, help="what was selected from")
-    certify.add_argument(
-        "--data", metavar="DATA", type=path, help="as for select: columns of it can be named"
-    )
+    add_data(certify, "as for select: columns of it can be named")
     certify.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_options(certify, spice_rs.certify, skip=("selection", "source", "data"), words=WORDS)
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.selection import COLUMNS, WORDS
 from spice_rs.commands.values import path, whole
 from spice_rs.errors import InvalidInputError
@@ -18,12 +18,16 @@ ROW_FILES = ("initial", "exclude")
 
 def add(commands: Any) -> None:
     """Add the command."""
-    explain = add_command(commands, "explain", _explain, "say why rows were not picked")
+    explain = add_command(
+        commands,
+        "explain",
+        _explain,
+        "say why rows were not picked",
+        examples=("spice-rs explain sel.safetensors store 7 8 9",),
+    )
     add_selection(explain)
     explain.add_argument("rows", metavar="ROW", nargs="+", type=whole, help="dataset row")
-    explain.add_argument(
-        "--data", metavar="DATA", type=path, help="the data the source was made from, to look columns up in"
-    )
+    add_data(explain, "the data the source was made from, to look columns up in")
     explain.add_argument("--json", action="store_true", dest="as_json", help="print a JSON object per row")
     add_options(explain, spice_rs.explain, skip=("selection", "source", "rows", "data"), words=WORDS)
 

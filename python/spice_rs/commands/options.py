@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from spice_rs.commands import values
+from spice_rs.commands.groups import SELECTION
 from spice_rs.commands.parser import Parser
 from spice_rs.commands.shell import DEFAULTS, TEXTS, without_python
 from spice_rs.commands.wording import in_flags
@@ -24,7 +25,7 @@ def add_command(
     summary: str,
     *,
     alias: str | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Mapping[str, Sequence[str]] = SELECTION,
     examples: Sequence[str] = (),
 ) -> Parser:
     """Add a command without options; `run` takes them by name and returns the exit code.
@@ -35,7 +36,7 @@ def add_command(
         run: What it does.
         summary: In one line.
         alias: Another name, as the function behind it is called from Python.
-        groups: Title → names of options that the help shows under it.
+        groups: Title → names of options that the help shows under it, where there are any.
         examples: Command lines that the help ends with.
     """
     command: Parser = commands.add_parser(
@@ -45,7 +46,7 @@ def add_command(
         aliases=() if alias is None else (alias,),
         epilog="\n".join(["examples:", *(f"  {each}" for each in examples)]) if examples else None,
     )
-    command.groups = groups or {}
+    command.groups = groups
     command.set_defaults(run=run)
     return command
 
@@ -80,8 +81,11 @@ def add_options(
         text = helps.get(name, "")
         if name in TEXTS:
             own = TEXTS[name]
-            text = own.text or text
-            keywords |= {key: value for key, value in (("type", own.kind), ("metavar", own.metavar)) if value}
+            text = text if words and name in words else own.text or text
+            if "type" not in keywords or own.kind is not None:
+                keywords |= {
+                    key: each for key, each in (("type", own.kind), ("metavar", own.metavar)) if each
+                }
         if name.endswith("_columns"):
             keywords = {"type": values.columns, "metavar": "COLUMN,…"}
         if words and name in words:
@@ -99,6 +103,21 @@ def add_options(
         )
 
 
+def add_data(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the data that a store was made from, and which split of them."""
+    parser.add_argument("--data", metavar="DATA", type=values.path, help=text)
+    add_split(parser)
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Add the split of the data, which `cli` puts behind them."""
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="which split of --data, where they have several (default: the one that the store was made from)",
+    )
+
+
 def flag_of(name: str) -> str:
     """Return the option of a parameter."""
     return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
@@ -108,7 +127,9 @@ def _with_default(text: str, name: str, default: Any) -> str:
     """What an option does, and what holds without it."""
     text = without_python(text)
     shown = DEFAULTS.get(name) if default is None else default
-    if shown in (None, "") or isinstance(default, bool) or re.search(r"\bdefault\b|Without it", text, re.I):
+    if default is True:
+        shown = "on"
+    if shown is None or default is False or re.search(r"\bdefault\b|Without it", text, re.I):
         return text
     return f"{text.rstrip('.')} (default: {shown})"
 

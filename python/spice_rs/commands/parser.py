@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
             chosen = [each for name in names for each in actions if each.dest == name]
             placed.append((title, chosen))
             actions = [each for each in actions if each not in chosen]
-        placed.append(("other" if self.groups else "options", actions))
+        placed.append(("options", actions))
         return [part for part in placed if part[1]]
 
     def format_usage(self) -> str:

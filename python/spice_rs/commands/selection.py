@@ -46,7 +46,18 @@ WORDS = {
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    select = add_command(commands, "select", _select, "pick the rows that carry the most Fisher information")
+    select = add_command(
+        commands,
+        "select",
+        _select,
+        "pick the rows that carry the most Fisher information",
+        examples=(
+            "spice-rs select store -k 1000 --data pool.jsonl --out picks.jsonl --save sel.safetensors",
+            "spice-rs select store --preset paper+ --data pool.jsonl --out picks.parquet",
+            "spice-rs select store -k 1000 --data pool.jsonl --groups source --out picks.jsonl",
+            "spice-rs select store --budget 200000 --costs tokens --data pool.jsonl --out picks.jsonl",
+        ),
+    )
     select.add_argument(
         "source",
         metavar="SOURCE",

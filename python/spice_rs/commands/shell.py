@@ -35,13 +35,12 @@ TEXTS = {
     "tokenizer": Own(
         "TOKENIZER", "folder or hub id of a tokenizer (default: the one beside the model)", path
     ),
-    "out": Own("PATH"),
+    "out": Own("FOLDER", kind=path),
     "checkpoint": Own("FILE", kind=path),
-    "chat_template": Own("FILE|none"),
     "gguf_file": Own("NAME"),
     "device": Own("DEVICE", "cpu, cuda or cuda:1, for example (default: the GPU if there is one)"),
     "split": Own("NAME"),
-    "dtype": Own("DTYPE"),
+    "chat_template": Own("FILE|none", kind=path),
     "index_column": Own("COLUMN"),
     "completion_only": Own(
         text="learn the assistant's turns alone; --no-completion-only learns all tokens (default: --completion-only)"
@@ -113,6 +112,8 @@ DEFAULTS = {
 }
 """Argument whose default is None in Python → what that means, where its docstring does not say."""
 
+_PROPER = ("Adam", "LoRA", "SPICE")
+
 _PYTHON_ALONE = (
     (re.compile(r"[;.,]? ?[Ss]ee spice_rs[\w.]*"), ""),
     (re.compile(r",? or \(N,\)[^.;]*? by dataset row"), ""),
@@ -139,4 +140,5 @@ def without_python(text: str) -> str:
     """Return an explanation without what can be done from Python alone."""
     for pattern, instead in _PYTHON_ALONE:
         text = pattern.sub(instead, text)
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+    lower = text[1:2].islower() or text[1:2] == " "
+    return text[:1].lower() + text[1:] if lower and not text.startswith(_PROPER) else text

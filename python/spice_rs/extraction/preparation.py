@@ -29,6 +29,7 @@ from spice_rs.data.dataset import (
 )
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.records import record_hash
+from spice_rs.data.splits import parted, with_split
 from spice_rs.data.templates import read_template
 from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -83,6 +84,7 @@ class Settings:
     columns: Mapping[str, str] | None
     ignore_columns: str | Sequence[str] | None
     preference: str | None
+    split: str | None
     chat_template: str | os.PathLike[str] | None
     limit: int | None
     nnz: int
@@ -204,6 +206,7 @@ def preparing(
         InvalidInputError: An argument, a record or the model cannot be used.
     """
     _check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
+    data = with_split(data, settings.split)
     own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # the caller's would let no gradient be taken
@@ -371,13 +374,16 @@ def read_text(
             f"the first reason: {[*records.bad, *padded, *examples.skipped, 'no record'][0]}"
         )
     _check_limits(network, examples)
-    provenance = {
+    provenance: dict[str, Any] = {
         "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer, chat_template),
         "template": examples.template,
         "completion_only": settings.completion_only,
         "max_length": settings.max_length,
         "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
     }
+    split = settings.split or (parted(data)[1] if isinstance(data, str | os.PathLike) else None)
+    if split is not None:
+        provenance["dataset"]["split"] = split
     by_row = {record.index: record for record in records}
     date = template_date or examples.template_date
     if date is not None:

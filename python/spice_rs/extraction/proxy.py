@@ -24,7 +24,8 @@ from spice_rs.extraction.tracking import (
     no_target,
     picked,
 )
-from spice_rs.paths import local
+from spice_rs.hub import reached
+from spice_rs.paths import is_meant_local, local, near
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
@@ -57,14 +58,15 @@ def load_model(
             f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
         )
     model, gguf_file = _located(model, gguf_file)
-    if not Path(model).is_dir() and (Path(model).is_absolute() or os.fspath(model).startswith(".")):
-        raise InvalidInputError(f"{model}: no such folder, expected one with a model; check the path")
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
-    if not gguf_file and _is_quantised(model, trust_remote_code):
-        options["device_map"] = {"": device}  # packed weights cannot all be moved later
-    with _explained(f"{model}: no causal language model that can be loaded"):
+    if not gguf_file:
+        with reached(model, "model"):
+            quantised = _is_quantised(model, trust_remote_code)
+        if quantised:
+            options["device_map"] = {"": device}  # packed weights cannot all be moved later
+    with _explained(f"{model}: no causal language model that can be loaded"), reached(model, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=torch.float32 if device.type == "cpu" else "auto",
@@ -86,6 +88,10 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
     """
     name = local(model)
     place = Path(name)
+    if not place.exists() and (is_meant_local(name) or place.suffix.lower() == ".gguf"):
+        raise InvalidInputError(
+            f"{name}: no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
+        )
     if not place.is_file():
         return name, gguf_file
     if place.suffix.lower() != ".gguf":
@@ -123,7 +129,8 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
 
     model, gguf_file = _located(model, gguf_file)
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    with _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)"):
+    missing = _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)")
+    with missing, reached(model, "model"):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
 
@@ -414,5 +421,7 @@ def _short_name(model: str) -> str:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
+    except InvalidInputError:
+        raise  # which says it already
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InvalidInputError(f"{what}: {' '.join(str(error).split())}") from error
