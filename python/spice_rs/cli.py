@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import spice_rs
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
     """Run one command; `words` gets the options of all commands, by which messages name arguments."""
     quiet = any(len(each) > 5 and "--no-progress".startswith(each) for each in arguments)
+    if quiet and sys.argv[1:] == [*arguments]:  # this process is the command's alone
+        os.environ.setdefault("TQDM_DISABLE", "1")
     loads = bool({*arguments[:1]} & {*_NEED_TORCH}) and "torch" not in sys.modules
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -75,8 +78,9 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
             stack.enter_context(ours_alone(descriptor=bool({*arguments[:1]} & {*_NEED_TORCH})))
-        if not quiet:
-            stack.enter_context(heard("loading torch and transformers" if loads else None))
+        stack.enter_context(
+            _unlogged() if quiet else heard("loading torch and transformers" if loads else None)
+        )
         commands, listed = _parsers(arguments[:1])
         called = listed.get(arguments[0]) if arguments else None
         words.update(_words(called, listed.values()))
@@ -93,6 +97,17 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
         code = command(**options)
         stdout().flush()
     return code or 0
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside, libraries log nothing."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check_command(arguments: Sequence[str], commands: Parser, listed: Mapping[str, Parser]) -> None:

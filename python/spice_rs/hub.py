@@ -52,7 +52,7 @@ def reached(name: str, kind: str) -> Iterator[None]:
             raise InvalidInputError(
                 f"{name}: found no folder of this name, and no hub ({reason}); its cache"
                 f" {constants.HF_HUB_CACHE} {cached}. Give a local folder, set HF_HOME to a folder whose cache has it, or"
-                f" HF_ENDPOINT to a hub that can be reached{near(name)}"
+                f" HF_ENDPOINT to a hub that can be reached{near(name) or '.'}"
             ) from error
 
 

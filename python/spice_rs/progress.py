@@ -111,7 +111,7 @@ def _announced(kind: Any) -> Any:
 
     class Announced(kind):  # type: ignore[misc]
         def display(self, *args: Any, **keywords: Any) -> Any:
-            if not self.disable:
+            if str(self).strip():  # a terminal without a width shows nothing
                 seen()
             return super().display(*args, **keywords)
 

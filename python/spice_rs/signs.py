@@ -1,20 +1,24 @@
 """Signs of life: what a command is at, on stderr, within a second or two, and a line for each step that takes longer.
 
 `step` is called where something may take long. It costs nothing, and nobody hears it unless the command line listens: a
-thread then says the step, if it goes on for longer than `PATIENCE` and no bar is seen meanwhile. In Python bars alone are
-shown.
+thread then says the step, if it goes on for longer than `FIRST` or `PATIENCE` and no bar is seen meanwhile. In Python
+bars alone are shown.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PATIENCE = 0.8
-"""Seconds that a step may take without a word."""
+FIRST = 0.5
+"""Seconds that a command may take without a word."""
+
+PATIENCE = 1.0
+"""Seconds that a later step may take without one."""
 
 _listener: Listener | None = None
 
@@ -37,7 +41,7 @@ class Listener:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._what: str | None = None
-        self._ended = False
+        self._ended = self._said = False
         self._thread = threading.Thread(target=self._listen, name="spice-signs", daemon=True)
 
     def begin(self, what: str) -> None:
@@ -52,6 +56,7 @@ class Listener:
 
     def say(self, what: str) -> None:
         """Print a step."""
+        self._said = True
         print(f"spice-rs: {what} …", file=sys.stderr, flush=True)
 
     def start(self) -> None:
@@ -69,7 +74,7 @@ class Listener:
         with self._changed:
             while not self._ended:
                 what = self._what
-                end = time.monotonic() + PATIENCE
+                end = time.monotonic() + (PATIENCE if self._said else FIRST)
                 while what is not None and self._what is what and not self._ended:
                     left = end - time.monotonic()
                     if left <= 0:
@@ -80,6 +85,16 @@ class Listener:
                 else:
                     if self._what is None and not self._ended:
                         self._changed.wait()
+
+
+def _forget() -> None:
+    """In a process that was forked there is no thread to listen."""
+    global _listener
+    _listener = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

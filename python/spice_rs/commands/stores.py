@@ -54,8 +54,8 @@ def add(commands: Any) -> None:
                 "--dtype",
                 required=True,
                 type=one_of(DTYPES),
-                metavar="|".join(DTYPES),
-                help="of the new store",
+                metavar="DTYPE",
+                help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}",
             )
         if name == "export":
             command.add_argument("out", metavar="FILE", type=path, help=".npy file for the rows")

@@ -161,7 +161,7 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH)
             if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros
-                _foreign(name, "JSON, as `select --out` writes picks")
+                _foreign(name, "JSON, as `spice-rs select --out` writes picks")
             length = int.from_bytes(first, "little")
             if size < _LENGTH + len(_START) or length > _MAX_HEADER:
                 _foreign(name, f"{size} bytes that start with no header of one")
