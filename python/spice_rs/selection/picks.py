@@ -217,7 +217,7 @@ def read_rows(path: str | os.PathLike[str], belonging: Belonging | None = None) 
     known = {} if belonging is None else belonging.known(rows)
     for row, (place, item) in zip(rows, items, strict=True):
         record = {key: value for key, value in item.items() if key != KEY} if isinstance(item, dict) else {}
-        if belonging is None or KEY not in item or not record or row not in known:
+        if belonging is None or not record or KEY not in item or row not in known:
             continue
         if belonging.difference(row, f"{name}{place}", partial(dict, record), known[row]) is not None:
             raise InvalidInputError(
