@@ -77,8 +77,15 @@ def test_every_step_takes_the_same_split(several, proxy, tmp_path, capsys):
         "plan": (*model, "--split", "test"),
         "doctor": (*model, "--split", "test", "--samples", 3),
         "extract": (*model, "--out", store, "--split", "test"),
-        "run": (*model, "--out", tmp_path / "run", "--split", "test", "--pool-size", 3, "--select-per-window", 1, "--lora-rank", 2),
-    }.items():  # fmt: skip
+        "run": (
+            *model,
+            "--out",
+            tmp_path / "run",
+            "--split",
+            "test",
+            *"--pool-size 3 --select-per-window 1".split(),
+        ),
+    }.items():
         assert run(command, *more) == 0, capsys.readouterr().err
     for split in ((), ("--split", "test")):
         data = ("--data", several, *split)

@@ -133,7 +133,8 @@ def _leave_encoded(feature: Any) -> bool:
 
 def _from_path(data: str | os.PathLike[str]) -> Parsed:
     given, split = parted(data)
-    path = Path(local(given))
+    name = local(given)
+    path = Path(name)
     try:
         path.is_file()
     except OSError as error:  # a text that is no path
@@ -158,8 +159,8 @@ def _from_path(data: str | os.PathLike[str]) -> Parsed:
         )
     if kind in (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS):
         raise InvalidInputError(f"{path}: no such file; check the path{near(str(path))}")
-    if not path.is_dir() and is_meant_local(str(path)):
-        raise InvalidInputError(f"{path}: no such file or folder; check the path{near(str(path))}")
+    if not path.is_dir() and is_meant_local(name):
+        raise InvalidInputError(f"{name}: no such file or folder; check the path{near(name)}")
     return _from_datasets(path if path.is_dir() else given, split)
 
 
