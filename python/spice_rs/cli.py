@@ -78,9 +78,10 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
             stack.enter_context(ours_alone(descriptor=bool({*arguments[:1]} & {*_NEED_TORCH})))
-        stack.enter_context(
-            _unlogged() if quiet else heard("loading torch and transformers" if loads else None)
-        )
+        if quiet:
+            stack.enter_context(_unlogged())
+        elif os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
+            stack.enter_context(heard("loading torch and transformers" if loads else None))
         commands, listed = _parsers(arguments[:1])
         called = listed.get(arguments[0]) if arguments else None
         words.update(_words(called, listed.values()))
