@@ -93,6 +93,7 @@ def add_options(
             text += f" {note}"
             if "FILE" in keywords["metavar"].split("|"):
                 keywords["type"] = values.path
+        text = without_python(text)
         if name in required:
             keywords["required"] = True
         else:
@@ -125,7 +126,6 @@ def flag_of(name: str) -> str:
 
 def _with_default(text: str, name: str, default: Any) -> str:
     """What an option does, and what holds without it."""
-    text = without_python(text)
     shown = DEFAULTS.get(name) if default is None else default
     if default is True:
         shown = "on"

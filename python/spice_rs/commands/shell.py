@@ -39,7 +39,10 @@ TEXTS = {
     "checkpoint": Own("FILE", kind=path),
     "gguf_file": Own("NAME"),
     "device": Own("DEVICE", "cpu, cuda or cuda:1, for example (default: the GPU if there is one)"),
-    "split": Own("NAME"),
+    "split": Own(
+        "NAME",
+        "which split of the data, where they have several; the store remembers it (default: the only one)",
+    ),
     "chat_template": Own("FILE|none", kind=path),
     "index_column": Own("COLUMN"),
     "completion_only": Own(
@@ -115,6 +118,9 @@ DEFAULTS = {
 _PROPER = ("Adam", "LoRA", "SPICE")
 
 _PYTHON_ALONE = (
+    (re.compile(r" A module that has it on keeps it\."), ""),
+    (re.compile(r" \(of your own data: samples\)"), ""),
+    (re.compile(r"leaving it out for 64 MiB|None for 64 MiB"), "64 MiB by default"),
     (re.compile(r"[;.,]? ?[Ss]ee spice_rs[\w.]*"), ""),
     (re.compile(r",? or \(N,\)[^.;]*? by dataset row"), ""),
     (re.compile(r"\(m,\) "), ""),
