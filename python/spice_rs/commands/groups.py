@@ -46,6 +46,8 @@ SELECTION = {
         "rows",
         "dim",
         "dtype",
+        "differing",
+        "bytes_per_shard",
     ),
     "what is selected": (
         "k",
@@ -85,8 +87,6 @@ SELECTION = {
         "sweeps",
         "steps",
         "relaxation",
-        "differing",
-        "bytes_per_shard",
     ),
     "long runs": ("checkpoint", "time_limit", "threads", "search", "hot_rows", "memory_limit"),
     "output": (

@@ -13,6 +13,7 @@ import numpy as np
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+from spice_rs.commands.shell import TEXTS
 from spice_rs.commands.values import one_of, path, whole
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import counting
@@ -74,7 +75,7 @@ def add(commands: Any) -> None:
 def _store_options(parser: argparse.ArgumentParser, progress: bool = True) -> None:
     parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     if progress:
-        parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a bar")
+        parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=TEXTS["progress"].text)
 
 
 def _info(store: str, as_json: bool) -> None:
