@@ -33,3 +33,12 @@ def proxy(tmp_path_factory):
     from tiny import save_proxy
 
     return save_proxy(tmp_path_factory.mktemp("proxy"))
+
+
+@pytest.fixture(autouse=True)
+def no_signs(monkeypatch):
+    """Commands that are called in this process say no steps, however slow the machine is; tests of signs undo this."""
+    from spice_rs import signs
+
+    monkeypatch.setattr(signs, "FIRST", 3600)
+    monkeypatch.setattr(signs, "PATIENCE", 3600)

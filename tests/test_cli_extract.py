@@ -265,8 +265,8 @@ ARGUMENTS = {
     "no columns": (["--dim", "0"], ["dim is 0", "from 1"]),
     "fewer than no columns": (["--dim", "-4"], ["dim is -4", "from 1"]),
     "no rows": (["--limit", "0"], ["limit is 0", "positive"]),
-    "no room for a target": (["--max-length", "1"], ["max_length is 1", "at least 2"]),
-    "no batch": (["--tokens-per-batch", "0"], ["tokens_per_batch is 0", "positive"]),
+    "no room for a target": (["--max-length", "1"], ["--max-length is 1", "at least 2"]),
+    "no batch": (["--tokens-per-batch", "0"], ["--tokens-per-batch is 0", "positive"]),
     "no module": (["--target-modules", "x_proj"], ["x_proj", "q_proj"]),
     "a projection that is none": (["--projection", "other"], ["--projection", "'other'", "two_sided"]),
     "a dtype that is none": (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
@@ -374,13 +374,13 @@ def test_objects_in_an_array_are_not_unpickled(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--conflict-penalty", -1], "conflict_penalty: found -1"),
-        (["--conflict-penalty", "nan"], "conflict_penalty: found"),
-        (["--conflict-penalty", "inf"], "conflict_penalty: found"),
-        (["--early-stop", 1.5], "early_stop: found 1.5"),
-        (["--early-stop", 0], "early_stop: found 0"),
-        (["--alpha", 0], "alpha: found 0"),
-        (["--threads", 0], "threads: found 0"),
+        (["--conflict-penalty", -1], "--conflict-penalty: found -1"),
+        (["--conflict-penalty", "nan"], "--conflict-penalty: found"),
+        (["--conflict-penalty", "inf"], "--conflict-penalty: found"),
+        (["--early-stop", 1.5], "--early-stop: found 1.5"),
+        (["--early-stop", 0], "--early-stop: found 0"),
+        (["--alpha", 0], "--alpha: found 0"),
+        (["--threads", 0], "--threads: found 0"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_range(arguments, names, store, capsys):

@@ -93,7 +93,7 @@ def test_marks_of_slimorca_and_of_other_turns():
         (two_replies({"mask": 1}), "'mask' may mean"),
         ({**two_replies(), "loss_mask": [0, 1, 0]}, "has 3 marks"),
         ({**two_replies(), "loss_mask": [0, 0.5, 0, 1]}, "loss_mask[1] is 0.5"),
-        ({**PAIR, "weight": 0.5}, "weights='weight' (--weights weight) to select"),
+        ({**PAIR, "weight": 0.5}, "weights='weight' to select"),
         ({**PAIR, "weight": [0, 1]}, "'weight' is list"),
         ({**PAIR, "mask": "User"}, "'mask'"),
     ],
@@ -181,7 +181,7 @@ PREFERENCES = [
 @pytest.mark.parametrize(("record", "more"), PREFERENCES)
 def test_preference_data_are_refused_or_their_wanted_side_is_learned(record, more):
     message = refusal({**record, **more})
-    assert 'preference="chosen" (--preference chosen)' in message
+    assert 'preference="chosen"' in message
     head = [("system", "s")] if more else []
     expected = [*head, ("user", "Which river?"), ("assistant", "the blue one")]
     assert turns({**record, **more}, preference="chosen") == expected

@@ -62,8 +62,10 @@ def test_a_folder_of_several_kinds_is_refused_and_splits_are_named(tmp_path):
     assert len(load_records(hub)) == 6
     write_lines(tmp_path / "split" / "train.jsonl", records)
     write_lines(tmp_path / "split" / "test.jsonl", records[:2])
-    with pytest.warns(SpiceWarning, match=r"splits train \(6\), test \(2\); 'train' alone is read"):
-        assert len(load_records(tmp_path / "split")) == 6
+    several = r"splits train \(6 records\), test \(2 records\), expected the name of one. Add split='train', or give '.*::"
+    with pytest.raises(InvalidInputError, match=several):
+        load_records(tmp_path / "split")
+    assert len(load_records(f"{tmp_path / 'split'}::test")) == 2
 
 
 def test_a_text_that_is_no_path_is_named():

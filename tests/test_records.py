@@ -140,8 +140,8 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
     message = refusal({**base, name: "three boats"})
     for word in (
         repr(name),
-        "--columns",
-        f"ignore_columns={name!r} (--ignore-columns {name})",
+        "columns=…",
+        f"ignore_columns={name!r}",
         "remove or rename",
     ):
         assert word in message
@@ -551,12 +551,12 @@ def test_a_speaker_that_nobody_knows_is_refused():
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"conversation": CHAT}, "--columns messages=conversation"),
-        ({"id": 1, "frage": "q", "antwort": "r"}, "--columns prompt=frage,response=antwort"),
+        ({"conversation": CHAT}, "columns={'messages': 'conversation'}"),
+        ({"id": 1, "frage": "q", "antwort": "r"}, "columns={'prompt': 'frage', 'response': 'antwort'}"),
         ({"a": "q", "b": "r", "c": "s"}, None),
     ],
 )
 def test_what_to_type_is_said_where_it_can_be_guessed(record, says):
     message = refusal(record)
     assert "expected the prompt in one of" in message
-    assert (says in message) if says else ("--columns" not in message.split("; correct it")[0])
+    assert (says in message) if says else ("columns={" not in message.split("; correct it")[0])

@@ -369,7 +369,7 @@ def test_the_head_of_a_turn_that_nobody_asked_for_is_not_learned():
     untold = WORDS.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
     with pytest.raises(InvalidInputError, match=r"data\[0\].*'assistant: '|data\[0\].*rewrites turn 1"):
         learned(untold, DIALOGUE)
-    with pytest.raises(InvalidInputError, match=r"data\[0\].*add_generation_prompt.*chat-template"):
+    with pytest.raises(InvalidInputError, match=r"data\[0\].*add_generation_prompt.*chat_template=FILE"):
         learned(untold, DIALOGUE[:2])
 
 
@@ -412,7 +412,10 @@ def without(condition):
 @pytest.mark.parametrize(
     ("condition", "says"),
     [
-        ("m.role == 'system'", r"turn 0 \(system\).*leaves out its content \('Be brief.'\).*--chat-template"),
+        (
+            "m.role == 'system'",
+            r"turn 0 \(system\).*leaves out its content \('Be brief.'\).*chat_template=FILE",
+        ),
         ("m.role == 'developer'", r"turn 1 \(developer\).*content"),
         ("m.role == 'tool'", r"turn 4 \(tool\).*leaves out its content \('sunny'\)"),
         ("m.role == 'user' and loop.first is false and loop.index0 > 2", r"turn 6 \(user\).*content \('a'\)"),
@@ -795,7 +798,7 @@ def test_the_command_takes_a_template(tmp_path, model, capsys):
     assert spice_rs.GradientStore(tmp_path / "s").provenance["template"] == "joined"
     capsys.readouterr()
     assert command("extract", *options, "--out", tmp_path / "t", "--chat-template", tmp_path / "no") == 2
-    assert "chat_template" in capsys.readouterr().err
+    assert "--chat-template" in capsys.readouterr().err
     assert not os.path.exists(tmp_path / "t")
 
 

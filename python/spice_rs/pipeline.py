@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.extractor import extract
+from spice_rs.paths import local
 from spice_rs.selection.foresight import check_for_json
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
@@ -43,7 +45,8 @@ def choose(
     """
     if not 0 < share <= 1:
         raise InvalidInputError(f"share: found {share}, expected a number in (0, 1]. The paper selects 0.1.")
-    folder = Path(folder)
+    folder = Path(local(folder))
+    data = with_split(data, (extraction or {}).get("split"))
     check_for_json(data)
     store = extract(model, data, folder / "store", **(extraction or {}))
     picked = select(store, max(1, round(share * len(store))), **(selection or {}))

@@ -15,9 +15,10 @@ from __future__ import annotations
 import html
 import json
 import re
-import sys
 import unicodedata
 from typing import Any, TextIO
+
+from spice_rs.streams import stdout
 
 _OBEYED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Categories of Unicode whose characters do something, or nothing that anybody sees."""
@@ -69,17 +70,18 @@ def say(value: object, file: TextIO | None = None) -> None:
 
 def say_block(value: object, file: TextIO | None = None) -> None:
     """Print lines for people, for example a table; see `say`."""
-    print(_encodable(many_lines(value), sys.stdout if file is None else file), file=file)
+    file = stdout() if file is None else file
+    print(_encodable(many_lines(value), file), file=file, flush=True)
 
 
 def say_json(value: Any, *, indent: int | None = None) -> None:
     """Print a value to stdout as JSON."""
-    print(printable_json(json.dumps(value, ensure_ascii=False, indent=indent)))
+    print(printable_json(json.dumps(value, ensure_ascii=False, indent=indent)), file=stdout(), flush=True)
 
 
 def printable_json(text: str) -> str:
     r"""Return JSON of the same value that stdout can show: what a terminal would obey, or cannot encode, as `\uXXXX`."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    encoding = getattr(stdout(), "encoding", None) or "utf-8"
     if not text.replace("\n", "").isprintable():
         text = "".join(json.dumps(each)[1:-1] if _is_obeyed(each) and each != "\n" else each for each in text)
     try:

@@ -1,7 +1,8 @@
-"""Progress that appears once something takes longer than two seconds."""
+"""Progress that appears once something takes longer than a moment."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import time
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-DELAY = 2.0
+from spice_rs.signs import seen, step
+
+DELAY = 1.0
 """Seconds of silence before a bar is drawn."""
 
 Progress = bool | Callable[..., object] | None
@@ -80,6 +83,7 @@ class PlainLine:
         text = f"\r{self._what}: {self._done:.0f}/{self._total} {self._unit}, {rate:.1f}/s {self._note}"
         print(text.ljust(78), end="", file=self._stream, flush=True)
         self._drawn, self._visible = now, True
+        seen()
 
 
 def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 0) -> Bar:
@@ -87,6 +91,7 @@ def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 
     always = progress is True
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
+        step(f"{what}: {total:,} {unit}" if total > 0 else what)
     if not progress:
         return Silent()
     try:
@@ -94,10 +99,23 @@ def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 
     except ImportError:
         return PlainLine(total, what, unit, initial=initial)
     delay = 0 if always else DELAY
-    drawn: Any = tqdm(
+    drawn: Any = _announced(tqdm)(
         total=total, initial=initial, desc=what, unit=unit, delay=delay, file=sys.stderr, leave=always
     )
     return drawn  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _announced(kind: Any) -> Any:
+    """A bar of tqdm that tells when it is on the screen."""
+
+    class Announced(kind):  # type: ignore[misc]
+        def display(self, *args: Any, **keywords: Any) -> Any:
+            if str(self).strip():  # a terminal without a width shows nothing
+                seen()
+            return super().display(*args, **keywords)
+
+    return Announced
 
 
 @contextmanager
@@ -160,6 +178,11 @@ class Watcher:
         self._runs, self._run = runs, 1
         self._read = self._picked = self._evaluated = 0
         self._before = (0, 0)
+        if shown is None:
+            step(f"read: {rows * runs:,} rows")
+            self._next_step = f"select: {picks * runs:,} picks"
+        else:
+            self._next_step = ""
 
     def __enter__(self) -> Watcher:
         return self
@@ -182,6 +205,9 @@ class Watcher:
         else:
             self._reading.update(surveyed - self._read)
             if picks > self._picked:
+                if self._next_step:
+                    step(self._next_step)
+                    self._next_step = ""
                 of = f", run {self._run} of {self._runs}" if self._runs > 1 else ""
                 self._selecting.set_postfix_str(f"gain {gain:.3g}{of}", refresh=False)
                 self._selecting.update(picks - self._picked)
@@ -196,13 +222,15 @@ def counting(progress: Progress, what: str, unit: str = "rows") -> Iterator[Call
         yield progress
         return
     drawn: Bar | None = None
-    seen = 0
+    counted = 0
+    if progress is None:
+        step(what)
 
     def count(done: int, total: int) -> None:
-        nonlocal drawn, seen
+        nonlocal drawn, counted
         drawn = drawn or bar(progress, total=total, what=what, unit=unit)
-        drawn.update(done - seen)
-        seen = done
+        drawn.update(done - counted)
+        counted = done
 
     try:
         yield count

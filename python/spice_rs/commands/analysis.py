@@ -8,9 +8,10 @@ import numpy as np
 
 import spice_rs
 from spice_rs.analysis.curvature import percent
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.commands.values import path
 from spice_rs.printable import say, say_block, say_json
 
 ABOUT_U = "This is about U = log det(I + αF) alone: "
@@ -21,19 +22,22 @@ def add(commands: Any) -> None:
     curvature = add_command(
         commands, "curvature", _curvature, "bound how far greedy picks from a pool can be from the best"
     )
-    curvature.add_argument("source", metavar="SOURCE", help="as for select")
-    curvature.add_argument("--data", help="as for select: columns of it can be named")
+    curvature.add_argument("source", metavar="SOURCE", type=path, help="as for select")
+    add_data(curvature, "as for select: columns of it can be named")
     curvature.add_argument(
-        "--out", metavar="FILE", help=".npz file for rows, leverages and ratios of all rows of the pool"
+        "--out",
+        metavar="FILE",
+        type=path,
+        help=".npz file for rows, leverages and ratios of all rows of the pool",
     )
     curvature.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_force(curvature)
     add_options(curvature, spice_rs.curvature, skip=("source", "data"), words=WORDS)
 
     certify = add_command(commands, "certify", _certify, "bound how far a selection is from the best")
-    certify.add_argument("selection", metavar="SELECTION", help="what `select --save` wrote")
-    certify.add_argument("source", metavar="SOURCE", help="what was selected from")
-    certify.add_argument("--data", help="as for select: columns of it can be named")
+    certify.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
+    certify.add_argument("source", metavar="SOURCE", type=path, help="what was selected from")
+    add_data(certify, "as for select: columns of it can be named")
     certify.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_options(certify, spice_rs.certify, skip=("selection", "source", "data"), words=WORDS)
 
@@ -56,7 +60,7 @@ def _curvature(
         return
     say(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
     say(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
-    say(f"{ABOUT_U}it holds for conflict_penalty=0 without conditions, and for no other score.")
+    say(f"{ABOUT_U}it holds for --conflict-penalty 0 without conditions, and for no other score.")
     if found.row is not None and found.total > 0.5:
         say(f"row {found.row} decides: beside all others it adds {1 - found.total:.3g} of what it is alone")
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from spice_rs.commands.options import add_command
+from spice_rs.commands.values import number, path, whole
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     demo = add_command(commands, "demo", _demo, "run everything on a small real model and generated tasks")
     demo.add_argument(
-        "folder", nargs="?", default="demo-out", help="where data, store and picks go (default: demo-out)"
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        type=path,
+        default="demo-out",
+        help="where data, store and picks go (default: demo-out)",
     )
-    demo.add_argument("--samples", type=int, default=240, help="size of the pool (default: 240)")
-    demo.add_argument("--share", type=float, default=0.1, help="share of the pool to select (default: 0.1)")
+    demo.add_argument(
+        "--samples", type=whole, metavar="INT", default=240, help="size of the pool (default: 240)"
+    )
+    demo.add_argument(
+        "--share",
+        type=number,
+        metavar="FLOAT",
+        default=0.1,
+        help="share of the pool to select (default: 0.1)",
+    )
 
 
 def _demo(folder: str, samples: int, share: float) -> None:

@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 import spice_rs
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.selection import WORDS
+from spice_rs.commands.values import path, whole
 from spice_rs.printable import say, say_block, say_json
 
 ROW_FILES = ("initial", "exclude")
@@ -16,14 +17,16 @@ ROW_FILES = ("initial", "exclude")
 
 def add(commands: Any) -> None:
     """Add the command."""
-    explain = add_command(commands, "explain", _explain, "say why rows were not picked")
-    add_selection(explain)
-    explain.add_argument("rows", metavar="ROW", nargs="+", type=int, help="dataset row")
-    explain.add_argument(
-        "--data",
-        metavar="DATA",
-        help="the data the source was made from: records are then shown, and columns can be named",
+    explain = add_command(
+        commands,
+        "explain",
+        _explain,
+        "say why rows were not picked",
+        examples=("spice-rs explain sel.safetensors store 7 8 9",),
     )
+    add_selection(explain)
+    explain.add_argument("rows", metavar="ROW", nargs="+", type=whole, help="dataset row")
+    add_data(explain, "the data the source was made from, to look columns up in")
     explain.add_argument("--json", action="store_true", dest="as_json", help="print a JSON object per row")
     add_options(
         explain,
@@ -40,9 +43,10 @@ def add_selection(parser: Any) -> None:
     parser.add_argument(
         "selection",
         metavar="SELECTION",
+        type=path,
         help="what `select --save` wrote, or its picks (--out), scored again with the settings given here",
     )
-    parser.add_argument("source", metavar="SOURCE", help="what was selected from, as for select")
+    parser.add_argument("source", metavar="SOURCE", type=path, help="what was selected from, as for select")
     add_options(parser, read_selection, skip=("path", "source", "dim", "dtype"))
 
 

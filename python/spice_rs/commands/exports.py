@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import spice_rs
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+from spice_rs.commands.values import path
 from spice_rs.printable import say
 
 if TYPE_CHECKING:
@@ -24,27 +25,35 @@ OUT_HELP = (
 def add(commands: Any) -> None:
     """Add the command."""
     export = add_command(
-        commands, "export-picks", _export_picks, "write a saved selection as records, or for LLaMA-Factory"
+        commands,
+        "export-picks",
+        _export_picks,
+        "write a saved selection as records, or for LLaMA-Factory",
+        examples=(
+            "spice-rs export-picks sel.safetensors --data pool.jsonl --out picks.parquet",
+            "spice-rs export-picks sel.safetensors --data pool.jsonl --llama-factory LLaMA-Factory/data",
+        ),
     )
-    export.add_argument("selection", metavar="SELECTION", help="what `select --save` wrote")
-    export.add_argument("--out", metavar="FILE", help=OUT_HELP)
-    export.add_argument(
-        "--data", help="the data the store was made from; without it the numbers of the picks alone"
-    )
+    export.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
+    export.add_argument("--out", metavar="FILE", type=path, help=OUT_HELP)
+    add_data(export, "the data the store was made from; without it the numbers of the picks alone")
     _add_llama_factory(export)
     add_force(export)
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add the options for what a selection is written to, which `check_targets` and `write_targets` take."""
-    parser.add_argument("--out", metavar="FILE", default="-", help=f"{OUT_HELP} (default)")
-    parser.add_argument(
-        "--data",
-        help="the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
+    parser.add_argument("--out", metavar="FILE", type=path, default="-", help=f"{OUT_HELP} (default)")
+    add_data(
+        parser,
+        "the data the store was made from: each line is then the record with a key 'spice', and columns of it can"
         " be named",
     )
     parser.add_argument(
-        "--save", metavar="FILE", help="safetensors file for the whole selection; Selection.load reads it"
+        "--save",
+        metavar="FILE",
+        type=path,
+        help="safetensors file for the whole selection, which explain, certify, report and extend read",
     )
     _add_llama_factory(parser)
     add_force(parser)
@@ -52,7 +61,10 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_llama_factory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--llama-factory", metavar="FOLDER", help="LLaMA-Factory's dataset_dir, for a data set of the picks"
+        "--llama-factory",
+        metavar="FOLDER",
+        type=path,
+        help="LLaMA-Factory's dataset_dir, for a data set of the picks",
     )
     words = {"name": ("NAME", "For --llama-factory."), "columns": ("NAME=COLUMN,…", "For --llama-factory.")}
     skip = ("self", "folder", "data", "index_column")
@@ -98,6 +110,8 @@ def check_targets(
     from spice_rs.report.llama_factory import check_first, check_folder, data_file, has_entry
     from spice_rs.selection.foresight import check_for_json
 
+    if belonging is not None:
+        data = belonging.part_of(data)
     kind = None if out is None else file_format(out)
     if kind == ".parquet":
         check_pyarrow(str(out))

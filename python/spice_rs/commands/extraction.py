@@ -9,6 +9,7 @@ from typing import Any
 
 import spice_rs
 from spice_rs.commands.exits import EXIT_CHECK_FAILED, EXIT_INTERRUPTED
+from spice_rs.commands.groups import EXTRACTION
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.printable import say, say_block
 from spice_rs.store.store import STORE_FILE
@@ -17,17 +18,40 @@ from spice_rs.store.store import STORE_FILE
 def add(commands: Any, called: Sequence[str]) -> None:
     """Add the commands; the options of those in `called` alone, since these take torch, and seconds."""
     extract = add_command(
-        commands, "extract", _extract, "compute projected per-sample gradients into a store"
+        commands,
+        "extract",
+        _extract,
+        "compute projected per-sample gradients into a store",
+        groups=EXTRACTION,
+        examples=(
+            "spice-rs extract --model MODEL --data pool.jsonl --out store",
+            "spice-rs extract --model ~/models/small --data pool --split train --out store --max-length 4096",
+            "spice-rs extract --model MODEL --data pool.csv --out store --columns prompt=frage,response=antwort",
+        ),
     )
     if "extract" in called:
         add_options(extract, spice_rs.extract, required=("model", "data", "out"))
 
-    plan = add_command(commands, "plan", _plan, "predict time, disk and memory of an extraction")
+    plan = add_command(
+        commands,
+        "plan",
+        _plan,
+        "predict time, disk and memory of an extraction",
+        groups=EXTRACTION,
+        examples=("spice-rs plan --model MODEL --data pool.jsonl --processes 8",),
+    )
     if "plan" in called:
         add_options(plan, spice_rs.plan, required=("model", "data"), skip=("extraction",))
         add_options(plan, spice_rs.extract, skip=("model", "data", "out", "progress"))
 
-    doctor = add_command(commands, "doctor", _doctor, "check on a few samples that the gradients are right")
+    doctor = add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "check on a few samples that the gradients are right",
+        groups=EXTRACTION,
+        examples=("spice-rs doctor --model MODEL --data pool.jsonl --samples 16",),
+    )
     if "doctor" in called:
         add_options(doctor, spice_rs.doctor, required=("model", "data"), skip=("extraction",))
         skip = ("model", "data", "out", "dim", "projection", "nnz", "side", "dtype", "progress", "skip_bad")

@@ -7,9 +7,10 @@ from typing import Any
 
 import spice_rs
 from spice_rs.commands.explanation import ROW_FILES, add_selection, read, read_row_files
-from spice_rs.commands.options import add_command, add_options
+from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
+from spice_rs.commands.values import path
 from spice_rs.printable import say, say_block
 
 
@@ -21,14 +22,13 @@ def add(commands: Any) -> None:
         _report,
         "write an HTML page about a selection, with plots and tables",
         alias="write-report",
+        examples=("spice-rs report sel.safetensors store --data pool.jsonl --out report.html",),
     )
     add_selection(report)
     report.add_argument(
-        "--out", metavar="FILE", default="report.html", help="the HTML file (default: report.html)"
+        "--out", metavar="FILE", type=path, default="report.html", help="the HTML file (default: report.html)"
     )
-    report.add_argument(
-        "--data", metavar="DATA", help="the data the source was made from: the page then shows records"
-    )
+    add_data(report, "the data the source was made from: the page then shows records")
     add_force(report)
     skip = ("selection", "source", "out", "data")
     add_options(report, spice_rs.write_report, skip=skip, words={**WORDS, "column": ("COLUMN", "")})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import spice_rs
+from spice_rs.commands.groups import EXTRACTION
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.printable import say
 
@@ -22,6 +23,8 @@ def add(commands: Any, called: Sequence[str]) -> None:
         _run,
         "select window by window with a proxy that learns from what was selected",
         alias=ALIAS,
+        groups=EXTRACTION,
+        examples=("spice-rs run --model MODEL --data pool.jsonl --out run --lora-rank 16 --interval 10",),
     )
     if {"run", ALIAS} & {*called}:
         add_options(run, spice_rs.run_schedule, required=("model", "data", "out"), skip=("extraction",))

@@ -16,6 +16,7 @@ import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
+from spice_rs.commands.values import path
 from spice_rs.files import read_whole
 from spice_rs.printable import say, say_block
 
@@ -47,16 +48,32 @@ WORDS = {
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    select = add_command(commands, "select", _select, "pick the rows that carry the most Fisher information")
+    select = add_command(
+        commands,
+        "select",
+        _select,
+        "pick the rows that carry the most Fisher information",
+        examples=(
+            "spice-rs select store -k 1000 --data pool.jsonl --out picks.jsonl --save sel.safetensors",
+            "spice-rs select store --preset paper+ --data pool.jsonl --out picks.parquet",
+            "spice-rs select store -k 1000 --data pool.jsonl --groups source --out picks.jsonl",
+            "spice-rs select store --budget 200000 --costs tokens --data pool.jsonl --out picks.jsonl",
+        ),
+    )
     select.add_argument(
-        "source", metavar="SOURCE", help="store folder, .npy, .npz, file.npz::member or headerless file"
+        "source",
+        metavar="SOURCE",
+        type=path,
+        help="store folder, .npy, .npz, file.npz::member or headerless file",
     )
     add_outputs(select)
     add_options(select, spice_rs.select, skip=("source", "data", "index_column"), words=WORDS)
 
     extend = add_command(commands, "extend", _extend, "select again from a pool that has grown")
-    extend.add_argument("earlier", metavar="SELECTION", help="what `select --save` wrote of the smaller pool")
-    extend.add_argument("source", metavar="SOURCE", help="the pool as it is now")
+    extend.add_argument(
+        "earlier", metavar="SELECTION", type=path, help="what `select --save` wrote of the smaller pool"
+    )
+    extend.add_argument("source", metavar="SOURCE", type=path, help="the pool as it is now")
     add_outputs(extend)
     add_options(extend, spice_rs.extend, skip=("selection", "source"), words=WORDS)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,21 @@ import numpy as np
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
+from spice_rs.commands.shell import TEXTS
+from spice_rs.commands.values import one_of, path, whole
 from spice_rs.errors import InvalidInputError
 from spice_rs.printable import say, say_json
-from spice_rs.progress import bar
+from spice_rs.progress import counting
+
+DTYPES = ("int8", "float16", "bfloat16", "float32")
+"""Element types that a store can have."""
 
 
 def add(commands: Any) -> None:
     """Add the commands."""
     merge = add_command(commands, "merge", _merge, "make one new store of several, with identical rows once")
-    merge.add_argument("out", metavar="OUT", help="the new store: a new folder")
-    merge.add_argument("stores", metavar="STORE", nargs="+", help="store folder")
+    merge.add_argument("out", metavar="OUT", type=path, help="the new store: a new folder")
+    merge.add_argument("stores", metavar="STORE", nargs="+", type=path, help="store folder")
     add_options(merge, spice_rs.GradientStore.merge, skip=("sources", "path", "progress"))
     _store_options(merge)
 
@@ -42,25 +46,31 @@ def add(commands: Any) -> None:
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
     ):
         command = add_command(commands, name, run, summary)
-        command.add_argument("store", metavar="STORE", help="store folder")
+        command.add_argument("store", metavar="STORE", type=path, help="store folder")
         if name == "compact":
             add_options(command, spice_rs.GradientStore.compact, skip=("self", "progress"))
         if name == "delete":
-            command.add_argument("index", metavar="ROW", nargs="*", type=int, help="dataset row")
+            command.add_argument("index", metavar="ROW", nargs="*", type=whole, help="dataset row")
             command.add_argument(
-                "--rows", metavar="FILE", help=".npy file of dataset rows, for example picks"
+                "--rows", metavar="FILE", type=path, help=".npy file of dataset rows, for example picks"
             )
         if name == "convert":
-            command.add_argument("out", metavar="OUT", help="the new store: a new folder")
-            command.add_argument("--dtype", required=True, help="int8, float16, bfloat16 or float32")
+            command.add_argument("out", metavar="OUT", type=path, help="the new store: a new folder")
+            command.add_argument(
+                "--dtype",
+                required=True,
+                type=one_of(DTYPES),
+                metavar="DTYPE",
+                help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}",
+            )
         if name == "export":
-            command.add_argument("out", metavar="FILE", help=".npy file for the rows")
-            command.add_argument("--index", metavar="FILE", help=".npy file for the dataset rows")
+            command.add_argument("out", metavar="FILE", type=path, help=".npy file for the rows")
+            command.add_argument("--index", metavar="FILE", type=path, help=".npy file for the dataset rows")
             add_force(command)
         if name in ("verify", "export"):
             command.add_argument(
                 "--memory-limit",
-                type=int,
+                type=whole,
                 metavar="BYTES",
                 help="bytes that the open store may take (default: any)",
             )
@@ -70,7 +80,7 @@ def add(commands: Any) -> None:
 def _store_options(parser: argparse.ArgumentParser, progress: bool = True) -> None:
     parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     if progress:
-        parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a bar")
+        parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=TEXTS["progress"].text)
 
 
 def _info(store: str, as_json: bool) -> None:
@@ -88,7 +98,7 @@ def _info(store: str, as_json: bool) -> None:
 
 def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool | None) -> None:
     opened = spice_rs.GradientStore(store, memory_limit=memory_limit)
-    with _watch(progress, "verify") as watch:
+    with counting(progress, "verify") as watch:
         counts = opened.verify(watch)
     if as_json:
         say_json(counts)
@@ -105,7 +115,7 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
 
 
 def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress: bool | None) -> None:
-    with _watch(progress, "merge") as watch:
+    with counting(progress, "merge") as watch:
         merged = spice_rs.GradientStore.merge(stores, out, watch, differing)
     _report(
         as_json, f"{out}: {merged.unfinished or f'{len(merged)} rows'}", {"path": out, "rows": len(merged)}
@@ -114,7 +124,7 @@ def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress:
 
 def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: bool | None) -> None:
     opened = spice_rs.GradientStore(store)
-    with _watch(progress, "compact") as watch:
+    with counting(progress, "compact") as watch:
         done = opened.compact(bytes_per_shard, watch)
     _report(as_json, f"{store}: {done['shards_before']} shards are {done['shards']} now", done)
 
@@ -127,13 +137,13 @@ def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progr
         )
     wanted: Any = index if rows is None else _rows_of(rows)
     opened = spice_rs.GradientStore(store)
-    with _watch(progress, "delete") as watch:
+    with counting(progress, "delete") as watch:
         done = opened.delete(wanted, watch)
     _report(as_json, f"{store}: {done['deleted']} rows deleted, {len(opened)} left", done)
 
 
 def _repair(store: str, as_json: bool, progress: bool | None) -> None:
-    with _watch(progress, "repair", "shards") as watch:
+    with counting(progress, "repair", "shards") as watch:
         done = spice_rs.GradientStore.repair(store, watch)
     lines = [f"removed: {name}" for name in done["removed"]]
     lines += [f"kept, a writer may still work on it: {name}" for name in done["kept"]]
@@ -148,7 +158,7 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
 
 def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | None) -> None:
     opened = spice_rs.GradientStore(store)
-    with _watch(progress, "convert") as watch:
+    with counting(progress, "convert") as watch:
         new = opened.convert(out, dtype, watch)
     about = {"path": out, "rows": len(new), "dtype": new.dtype, "bytes": new.info()["bytes"]}
     _report(as_json, f"{out}: {len(new)} rows, {new.dtype}, {about['bytes']} bytes", about)
@@ -165,7 +175,7 @@ def _export(
 ) -> None:
     check_outputs({"FILE": out, "--index": index}, {"STORE": store}, force=force)
     opened = spice_rs.GradientStore(store, memory_limit=memory_limit)
-    with _watch(progress, "export") as watch:
+    with counting(progress, "export") as watch:
         opened.export(out, index, watch)
     about = {"path": out, "index": index, "rows": len(opened), "dim": opened.dim}
     _report(as_json, f"{out}: {len(opened)} rows × {opened.dim} columns, float32", about)
@@ -184,25 +194,6 @@ def _runs(rows: list[int], most: int = 8) -> str:
     runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
     texts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]
     return ", ".join(texts) + ", …" * (len(runs) > most)
-
-
-@contextmanager
-def _watch(progress: bool | None, what: str, unit: str = "rows") -> Iterator[Callable[[int, int], None]]:
-    """Yield what to call with (done, all): it moves a bar."""
-    drawn: Any = None
-    seen = 0
-
-    def watch(done: int, total: int) -> None:
-        nonlocal drawn, seen
-        drawn = drawn or bar(progress, total=total, what=what, unit=unit)
-        drawn.update(done - seen)
-        seen = done
-
-    try:
-        yield watch
-    finally:
-        if drawn is not None:
-            drawn.close()
 
 
 def _report(as_json: bool, text: str | Sequence[str], result: Mapping[str, Any]) -> None:

@@ -109,4 +109,4 @@ def check_calls_and_tools(rendering: Rendering, messages: Sequence[Message], tex
     found = unescaped(found)
     for sign, what in probe.needed.items():
         if sign not in found:
-            raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE, --chat-template FILE)")
+            raise TemplateFault(f"{what}; use one that shows them (chat_template=FILE)")

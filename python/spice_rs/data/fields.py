@@ -199,7 +199,7 @@ class Fields:
         raise BadRecord(
             "unread column",
             f"columns names {self.rules.columns[name]!r} as {name!r}, which is not read of {layout}. Leave it out of"
-            " columns (--columns), or name it as a field that is",
+            " columns=…, or name it as a field that is",
         )
 
     def _is_unread(self, name: str, value: Any, *, tokens: bool) -> bool:
@@ -262,8 +262,8 @@ class Fields:
         kind = f" ({reason.name}: {reason.read_as})" if reason is not None else ""
         return BadRecord(
             "unread column",
-            f"found {what} in {several}, which is not read of {layout}{kind}. Name what is to be read with columns"
-            f" (--columns), or pass {ignoring(*names)} if it says nothing to learn from, or remove or rename it",
+            f"found {what} in {several}, which is not read of {layout}{kind}. Name what is to be read with"
+            f" columns=…, or pass {ignoring(*names)} if it says nothing to learn from, or remove or rename it",
         )
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spice_rs.atomic import replacing
+from spice_rs.paths import local
 
-SKIP_REMEDY = "correct it, or pass skip_bad=True (--skip-bad) to leave such records out and count them"
+SKIP_REMEDY = "correct it, or pass skip_bad=True to leave such records out and count them"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def reasons(items: Sequence[LeftOut]) -> dict[str, int]:
 
 def left_out_file(store: str | os.PathLike[str]) -> Path:
     """The side file of a store: `pool-store.left-out.jsonl` beside `pool-store`."""
-    path = Path(store)
+    path = Path(local(store))
     return path.with_name(f"{path.name}.left-out.jsonl")
 
 

@@ -130,7 +130,7 @@ def check_record_mark(name: str, value: Any) -> None:
         raise BadRecord(
             "fractional weight",
             f"field {name!r} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. If it"
-            f" is what the sample counts, pass {ignoring(name)} here, and weights={name!r} (--weights {name}) to select",
+            f" is what the sample counts, pass {ignoring(name)} here, and weights={name!r} to select",
         )
     elif _flag(value, f"field {name!r}", name) == (kind == "masked"):
         raise BadRecord(

@@ -22,6 +22,7 @@ from spice_rs.data.layouts import kind_of_mark
 from spice_rs.data.reading import BadRecord, found, open_data
 from spice_rs.data.records import FIELDS, dataset_fingerprint, load_records, parse_record, record_hash
 from spice_rs.data.samples import sample_hash
+from spice_rs.data.splits import remembered
 from spice_rs.errors import InvalidInputError, SpiceWarning
 
 MOST_CHECKED = 20_000
@@ -32,7 +33,7 @@ LAYOUT = ("columns", "ignore_columns", "preference")
 
 REMEDY = (
     "Give the data that the gradients were extracted from, as they were; or, if the records say which rows they are, name"
-    " that column: index_column=… (--index-column)."
+    " that column: index_column=…"
 )
 
 _SAID = frozenset(name for name in FIELDS if kind_of_mark(name) is None) - {"scores", "rewards"}
@@ -50,7 +51,7 @@ class Belonging:
         name: what has the rows, for messages: a store.
         total: number of records in the data; None if it is not known.
         fingerprint: of all of them, as `dataset_fingerprint` has it; None if it is not known.
-        layout: how they were read: those of `LAYOUT` that were given.
+        layout: how they were read: those of `LAYOUT` that were given, and the "split", where they had several.
         own: whether they were samples of the user's own.
         fields: the fields of such samples, if they were mappings.
         rows: (n,) int64 dataset rows, ascending.
@@ -78,7 +79,7 @@ class Belonging:
         about = {
             "total": dataset.get("rows"),
             "fingerprint": dataset.get("fingerprint"),
-            "layout": {name: dataset[name] for name in LAYOUT if name in dataset},
+            "layout": {name: dataset[name] for name in (*LAYOUT, "split") if name in dataset},
             "own": dataset.get("own", False),
             "fields": dataset.get("fields"),
         }
@@ -99,7 +100,8 @@ class Belonging:
                 ignored = layout.get("ignore_columns", [])
                 texts = [ignored] if isinstance(ignored, str) else ignored
                 return (
-                    layout.keys() <= {*LAYOUT}
+                    layout.keys() <= {*LAYOUT, "split"}
+                    and isinstance(layout.get("split", ""), str)
                     and layout.get("preference") in (None, "chosen")
                     and isinstance(columns, dict)
                     and isinstance(texts, list)
@@ -122,6 +124,15 @@ class Belonging:
             rows=rows[order],
             hashes=None if hashes is None else hashes[order],
         )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Return the arguments by which records were read."""
+        return {name: value for name, value in self.layout.items() if name in LAYOUT}
+
+    def part_of(self, data: Any) -> Any:
+        """Return the split of the data that the rows were extracted from, where they are a place with several."""
+        return remembered(data, self.layout.get("split"))
 
     def difference(self, row: int, place: str, parse: Callable[[], Any], expected: int) -> str | None:
         """Return how a record differs from the one that a row came from: in words, or "" if it is just another one.
@@ -153,7 +164,7 @@ class Belonging:
             readings.append({name: value for name, value in record.items() if name in own})
         for each in readings:
             try:
-                if record_hash(parse_record(row, place, each, **self.layout)) == expected:
+                if record_hash(parse_record(row, place, each, **self.reading)) == expected:
                     return None
             except BadRecord as error:
                 wrong = wrong or str(error)
@@ -283,6 +294,7 @@ def _joined(
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield (row, place, record) of the wanted rows, in the order of the data."""
     if belonging is not None:
+        data = belonging.part_of(data)
         _check_all(data, belonging, whole=index_column is None)
     known = {} if belonging is None else belonging.known(rows if checked is None else checked)
     source, parsed = open_data(data)
@@ -393,7 +405,7 @@ def _check_all(data: Any, belonging: Belonging, *, whole: bool = True) -> None:
     if small and belonging.fingerprint is not None and not belonging.own:
         _check_total(data, sum(1 for _ in open_data(data)[1]), belonging)
         try:
-            found_fingerprint = dataset_fingerprint(load_records(data, skip_bad=True, **belonging.layout))
+            found_fingerprint = dataset_fingerprint(load_records(data, skip_bad=True, **belonging.reading))
         except InvalidInputError:
             pass  # they have names of columns that the store does not know
         else:

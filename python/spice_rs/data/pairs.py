@@ -157,7 +157,7 @@ def _answer(value: Any) -> Any:
             raise BadRecord(
                 "several answers",
                 f"field 'answers' holds {len(different)} different answers ({found(different)}), expected one. Name a field"
-                " that holds the one to learn with columns (--columns)",
+                " that holds the one to learn with columns=…",
             )
         return different[0]
     if given == []:
@@ -184,9 +184,8 @@ def _advice(fields: Fields) -> str:
     turns = [name for name, value in rest.items() if is_turns(value)]
     texts = [name for name, value in rest.items() if isinstance(value, str)]
     if turns:
-        return f". If {turns[0]!r} holds the turns: --columns messages={turns[0]} (columns={{'messages': {turns[0]!r}}})"
+        return f". If {turns[0]!r} holds the turns: columns={{'messages': {turns[0]!r}}}"
     if len(texts) == 2:
         prompt, response = texts
-        given = f"columns={{'prompt': {prompt!r}, 'response': {response!r}}}"
-        return f". For example --columns prompt={prompt},response={response} ({given})"
+        return f". For example columns={{'prompt': {prompt!r}, 'response': {response!r}}}"
     return ""

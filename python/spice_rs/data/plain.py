@@ -50,7 +50,7 @@ def joined(record: Record, eos: str) -> tuple[str, list[Span]]:
     if roles != ["user", "assistant"]:
         raise TemplateFault(
             f"found turns of {', '.join(roles)}, expected a prompt and a response alone, which chat_template='none' "
-            "(--chat-template none) joins as they stand; use a chat template for conversations"
+            "joins as they stand; use a chat template for conversations"
         )
     prompt, response = (message.content for message in record.messages)
     text = prompt + (response if response.endswith(eos) else response + eos)

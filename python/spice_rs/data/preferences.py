@@ -14,8 +14,7 @@ from spice_rs.data.values import text
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _REMEDY = (
-    'pass preference="chosen" (--preference chosen) to learn the wanted replies alone, or give the replies to learn as'
-    " responses"
+    'pass preference="chosen" to learn the wanted replies alone, or give the replies to learn as responses'
 )
 
 

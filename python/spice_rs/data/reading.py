@@ -13,15 +13,17 @@ import csv
 import io
 import json
 import os
-import shlex
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.data.splits import are_splits, chosen, parted
+from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_file, check_folder, lines_of, read_whole, unpacked
+from spice_rs.hub import reached
+from spice_rs.paths import is_meant_local, local, near
+from spice_rs.signs import step
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = {
@@ -60,7 +62,7 @@ def found(value: Any) -> str:
 def ignoring(*names: str) -> str:
     """How a caller says that columns, or keys of turns, say nothing; for messages."""
     given = repr(names[0]) if len(names) == 1 else repr(list(names))
-    return f"ignore_columns={given} (--ignore-columns {shlex.quote(','.join(names))})"
+    return f"ignore_columns={given}"
 
 
 def open_data(data: Any) -> tuple[str, Parsed]:
@@ -69,14 +71,15 @@ def open_data(data: Any) -> tuple[str, Parsed]:
     Raises:
         InvalidInputError: the data cannot be read; files are read while the records are taken.
     """
-    if isinstance(data, (str, Path)):
-        return str(data), _from_path(data)
+    step("reading the data" if not isinstance(data, str | os.PathLike) else f"reading {os.fspath(data)}")
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data), _from_path(data)
     if (rows := _rows_of_frame(data)) is not None:
         return "data", _from_items(rows, "data")
     if isinstance(data, Mapping):
-        raise InvalidInputError(
-            f"data is {found(data)}, expected a list of records; for a DatasetDict pass one split"
-        )
+        if are_splits(data):
+            return open_data(chosen(data, "data", None))
+        raise InvalidInputError(f"data is {found(data)}, expected a list of records")
     if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__iter__")):
         return "data", _from_items(data, "data")
     raise InvalidInputError(
@@ -128,8 +131,10 @@ def _leave_encoded(feature: Any) -> bool:
     return True
 
 
-def _from_path(data: str | Path) -> Parsed:
-    path = Path(data).expanduser()
+def _from_path(data: str | os.PathLike[str]) -> Parsed:
+    given, split = parted(data)
+    name = local(given)
+    path = Path(name)
     try:
         path.is_file()
     except OSError as error:  # a text that is no path
@@ -139,6 +144,10 @@ def _from_path(data: str | Path) -> Parsed:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     if path.is_file():
+        if split is not None:
+            raise InvalidInputError(
+                f"{path}: found split {split!r} of a file, which has none, expected the file alone. Leave the split out."
+            )
         if kind in (".jsonl", ".ndjson"):
             return _from_jsonl(path)
         if kind == ".json":
@@ -151,8 +160,10 @@ def _from_path(data: str | Path) -> Parsed:
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
     if kind in (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS):
-        raise InvalidInputError(f"{path}: no such file; check the path")
-    return _from_datasets(data)
+        raise InvalidInputError(f"{path}: no such file; check the path{near(str(path))}")
+    if not path.is_dir() and is_meant_local(name):
+        raise InvalidInputError(f"{name}: no such file or folder; check the path{near(name)}")
+    return _from_datasets(path if path.is_dir() else given, split)
 
 
 def _from_table(path: Path, delimiter: str) -> Parsed:
@@ -276,14 +287,14 @@ def _from_parquet(path: Path) -> Parsed:
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
-def _from_datasets(data: str | Path) -> Parsed:
+def _from_datasets(data: str | Path, split: str | None) -> Parsed:
     try:
         import datasets
     except ImportError:
         raise InvalidInputError(
             f"{data}: no such file, and hub ids and folders need `datasets`; pip install 'spice-rs[extract]'"
         ) from None
-    path = Path(data).expanduser()
+    path = Path(data)
     is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
     if path.is_dir():
         check_folder(path, "files of records")
@@ -293,27 +304,22 @@ def _from_datasets(data: str | Path) -> Parsed:
         if is_saved:
             loaded = datasets.load_from_disk(str(path))
         else:
-            loaded = datasets.load_dataset(str(path) if path.is_dir() else str(data))
+            with reached(str(data), "dataset"):
+                loaded = datasets.load_dataset(str(data))
+    except InvalidInputError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InvalidInputError(
             f"{data}: neither a file nor a data set that `datasets` can load ({reason})"
         ) from error
     if isinstance(loaded, Mapping):
-        splits = list(loaded)
-        if "train" not in splits and len(splits) != 1:
-            raise InvalidInputError(
-                f"{data}: found splits {splits}, expected 'train' or a single one; pass a Dataset"
-            )
-        name = "train" if "train" in splits else splits[0]
-        if len(splits) > 1:
-            counts = ", ".join(f"{split} ({len(rows)})" for split, rows in loaded.items())
-            warnings.warn(
-                f"{data}: found the splits {counts}; {name!r} alone is read. Pass a Dataset, or a file, for another",
-                SpiceWarning,
-                stacklevel=5,
-            )
-        loaded = loaded[name]
+        loaded = chosen(loaded, str(data), split)
+    elif split is not None and str(loaded.split) != split:
+        raise InvalidInputError(
+            f"{data}: found split {split!r} of a data set that is one of its own, expected the folder alone. Leave the"
+            " split out."
+        )
     return _from_items(loaded, str(data))
 
 

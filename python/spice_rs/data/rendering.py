@@ -198,6 +198,6 @@ class Renderer:
 def _rendered_before(number: int, role: str, marker: str) -> str:
     return (
         f"turn {number} ({role}): holds {marker!r}, which is written around turns, as in text that was rendered before; "
-        "take such markers out, or pass chat_template='none' (--chat-template none) to join prompt and response as they "
+        "take such markers out, or pass chat_template='none' to join prompt and response as they "
         "stand"
     )

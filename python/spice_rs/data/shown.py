@@ -265,7 +265,7 @@ def _left_out(piece: Piece, *, altered: bool = False) -> str:
     if piece.what == "calls":
         return (
             f"{whose}: the chat template leaves tool calls out, or a part of them ({_short(piece.words)}); use one that "
-            "shows them (chat_template=FILE, --chat-template FILE)"
+            "shows them (chat_template=FILE)"
         )
     if piece.what not in ("content", "name"):  # thoughts, wherever the data have them
         where = "between <think> and </think>" if piece.what == "thoughts" else f"in {piece.what!r}"
@@ -276,8 +276,8 @@ def _left_out(piece: Piece, *, altered: bool = False) -> str:
     if piece.what == "content" and piece.message.role == "assistant":
         return (
             f"the chat template rewrites turn {piece.turn} (assistant): it {does} its content ({_short(piece.words)}); "
-            f"use a template that shows it, best one with {{% generation %}} marks (chat_template=FILE, --chat-template "
-            f"FILE), or {ONE_PER_TURN}"
+            f"use a template that shows it, best one with {{% generation %}} marks (chat_template=FILE), "
+            f"or {ONE_PER_TURN}"
         )
     return f"{whose}: the chat template {does} its {piece.what} ({_short(piece.words)}); {REMEDY}"
 

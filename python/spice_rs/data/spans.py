@@ -269,7 +269,7 @@ class _Differences:
         return TemplateFault(
             f"the chat template rewrites turn {number} ({self.messages[number].role}) when later turns follow, so the "
             "learned tokens cannot be told from the rest; use a template with {% generation %} marks "
-            f"(chat_template=FILE, --chat-template FILE), or {ONE_PER_TURN}"
+            f"(chat_template=FILE), or {ONE_PER_TURN}"
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spice_rs.data.reading import BadRecord, open_data
+from spice_rs.paths import local
 
 Looked = Iterator[tuple[str, Any]]
 """(place, record) of each, with None for what is no record."""
@@ -57,7 +58,7 @@ def _of_parquet(path: str | os.PathLike[str], needed: Sequence[str], flat: bool)
     import pyarrow.parquet
 
     row = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(local(path)) as file:
         names = _doubtful(file.schema_arrow, needed, flat)
         for batch in file.iter_batches(columns=names) if names else ():
             for record in batch.to_pylist():

@@ -21,10 +21,11 @@ from typing import Any
 from spice_rs.data.letters import MARK_END, MARK_START
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_file, read_whole
+from spice_rs.paths import local
 
 JOINED = "none"
 """The word in place of a template for prompts and responses that are joined as they stand."""
-REMEDY = "pass another template (chat_template=FILE, --chat-template FILE)"
+REMEDY = "pass another template (chat_template=FILE)"
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*([-+]?)%\}")
 _END_GENERATION = re.compile(r"\{%([-+]?)\s*endgeneration\s*[-+]?%\}")
@@ -56,7 +57,7 @@ def read_template(given: str | os.PathLike[str] | None) -> str | None:
     place = f"chat_template {os.fspath(given)!r}"
     try:
         check_file(given, f"a file with a Jinja template, or {JOINED!r} to join prompt and response")
-        text = Path(given).read_text(encoding="utf-8")
+        text = Path(local(given)).read_text(encoding="utf-8")
     except InvalidInputError as error:
         raise InvalidInputError(f"chat_template: {error}") from None
     except (OSError, ValueError) as error:

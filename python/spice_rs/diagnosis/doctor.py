@@ -25,6 +25,7 @@ from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
 from spice_rs.progress import libraries_silent
+from spice_rs.signs import step
 from spice_rs.tables import aligned
 
 _DIM = 4096
@@ -90,6 +91,7 @@ def doctor(
         ordered = longest_first(ready.reading.samples)
         few = [ordered[round(i * (len(ordered) - 1) / (samples - 1))] for i in range(samples)]
         few = list({sample.index: sample for sample in few}.values())
+        step("comparing masks with their text")
         checks = [*_data_checks(ready), *mask_checks(ready.reading, settings.completion_only)]
         checks.append(
             Check(
@@ -135,6 +137,7 @@ def _row_checks(
         parts = [run.compute(few[i : i + sizes], length) for i in range(0, len(few), sizes)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
+    step(f"computing {len(few)} rows in several ways")
     with run.capture.attached():
         alone, losses = rows(1)
         again, _ = rows(1)
@@ -144,6 +147,7 @@ def _row_checks(
         padded_to = longest + _PADDING if positions is None else min(longest + _PADDING, positions)
         padded = rows(1, padded_to)[0] if isinstance(few[0], Example) and not apart else None
     filled = [name for name, parameter in ready.network.named_parameters() if parameter.grad is not None]
+    step("the same rows by plain autograd")
     plain, plain_losses = plain_rows(ready, few, settings, projection)
     names = [sample.index for sample in few]
 

@@ -21,11 +21,13 @@ class Catch:
         shape: Of the batch.
         projection: What they are projected by.
         rows: (B, dim) float32, what they are added to.
+        moved: Called for each gradient that was caught.
     """
 
     shape: BatchShape
     projection: Projection
     rows: torch.Tensor
+    moved: Callable[[], object] = lambda: None
 
     def output(self, layer: Layer, values: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The output of a layer to go on with: its gradient will be added to the rows.
@@ -53,14 +55,18 @@ class Catch:
 
         return self.tap(layer.output(self.shape, output), add)
 
-    @staticmethod
-    def tap(output: torch.Tensor, add: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    def tap(self, output: torch.Tensor, add: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """The output to go on with: `add` is called with its gradient."""
         if not output.requires_grad:
             # Nothing below is tracked: the graph begins here. The copy is no leaf, so that a model may change
             # it in place, as some clip their queries.
             output = output.detach().requires_grad_(True).clone()
-        output.register_hook(add)
+
+        def caught(gradient: torch.Tensor) -> None:
+            add(gradient)
+            self.moved()
+
+        output.register_hook(caught)
         return output
 
 

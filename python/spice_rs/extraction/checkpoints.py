@@ -18,6 +18,7 @@ from spice_rs.extraction.moments import load_tensors, read_moments
 from spice_rs.extraction.naming import matching
 from spice_rs.extraction.proxy import load_model
 from spice_rs.extraction.views import View
+from spice_rs.paths import local
 
 CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, torch.Tensor]
 """A folder or hub id of a model or an adapter, a file of tensors by name, or these tensors."""
@@ -232,13 +233,14 @@ def _load(
             f"checkpoints[{number}] is {type(source).__name__}, expected a folder, a file or a state dict"
         )
     else:
-        path, place = Path(source), str(source)
+        source = local(source)
+        path, place = Path(source), source
         adapter = next((path / name for name in _ADAPTERS if (path / name).is_file()), None)
         if path.is_file() or adapter is not None:
             given = dict(load_tensors(adapter or path))
         else:
             network, _ = load_model(
-                os.fspath(source),
+                source,
                 gguf_file=None,
                 device=torch.device("cpu"),
                 trust_remote_code=trust_remote_code,

@@ -34,6 +34,7 @@ from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings,
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules
+from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import lease
 from spice_rs.store.store import STORE_FILE, GradientStore
@@ -70,6 +71,7 @@ def extract(
     columns: Mapping[str, str] | None = None,
     ignore_columns: str | Sequence[str] | None = None,
     preference: Literal["chosen"] | None = None,
+    split: str | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     nnz: int = DEFAULT_NNZ,
@@ -106,7 +108,7 @@ def extract(
         gguf_file: Name of the GGUF file in the model's folder.
         max_length: Tokens kept per sample.
         tokens_per_batch: Padded tokens (of your own data: samples) per batch; halved where memory runs out. Default:
-            `TOKENS_PER_BATCH`, and never more than 256 samples.
+            2048 on a CPU and 16384 on a GPU, and never more than 256 samples.
         completion_only: Learn the assistant's turns alone, else all tokens.
         gradient_checkpointing: Form the activations of each block again on the way back, for memory. A module that
             has it on keeps it.
@@ -125,6 +127,8 @@ def extract(
         ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several; a key
             of a turn is "messages.key".
         preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
+        split: Which split of the data, where they have several: a DatasetDict, a folder or a hub id. The store remembers
+            it. Elsewhere "folder::split" is the same.
         chat_template: File with the chat template to use in place of the tokenizer's own, or "none": prompt and response
             are joined as they stand, and an end token behind them.
         limit: Only the rows below this index.
@@ -171,6 +175,7 @@ def extract(
         columns=columns,
         ignore_columns=ignore_columns,
         preference=preference,
+        split=split,
         chat_template=chat_template,
         limit=limit,
         nnz=nnz,
@@ -180,6 +185,7 @@ def extract(
         checkpoints=checkpoints,
         checkpoint_weights=checkpoint_weights,
     )
+    out = local(out)
     rank = Rank.current()
     template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:

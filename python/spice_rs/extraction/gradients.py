@@ -21,11 +21,13 @@ from spice_rs.extraction.batching import Sample, Task, longest_first, one_by_one
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import leave_out
 from spice_rs.extraction.memory import free_memory, out_of_memory
+from spice_rs.extraction.movement import Movement
 from spice_rs.extraction.own_data import OwnSample, UnlikeSamplesError
 from spice_rs.extraction.preflight import Preflight, reason_of, tolerance_of, worth_pairing, worth_trying
 from spice_rs.extraction.proxy import check_thresholds
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import bar
+from spice_rs.signs import step
 from spice_rs.store.store import GradientWriter
 
 _SAMPLES_PER_BATCH = 256  # what is formed per sample besides activations is at most 4 MB
@@ -57,6 +59,12 @@ class GradientRun:
         self.device = device
         self.tokens = tokens
         self.tried = False
+        self.begun: Callable[[int], object] = lambda tokens: None
+
+    @property
+    def passes(self) -> int:
+        """How often the model runs for a batch."""
+        return 1
 
     def fill(
         self,
@@ -81,6 +89,8 @@ class GradientRun:
         done, started = 0, time.perf_counter()
         ahead = 1 if self.device.type == "cuda" else 0  # batches queued before the oldest is written
         computed: deque[tuple[Sequence[Sample], HostCopy]] = deque()
+        moving = Movement(shown, 2 * len(self.capture.layers) * self.passes)
+        self.begun, self.capture.moved = moving.begin, moving
         with self.capture.attached(), closing(shown):
             try:
                 for batch, rows, losses in self.batches(longest_first(samples)):
@@ -88,7 +98,7 @@ class GradientRun:
                     while len(computed) > ahead:
                         write_rows(writer, *computed.popleft(), hashed)
                     done += len(batch)
-                    shown.update(sum(sample.length for sample in batch))
+                    moving.end(sum(sample.length for sample in batch))
                     rate = done / (time.perf_counter() - started)
                     of = f"{len(there) + done}/{len(there) + len(samples)} rows"
                     shown.set_postfix_str(f"{of}, {rate:.3g} rows/s", refresh=False)
@@ -107,9 +117,11 @@ class GradientRun:
         if samples and not self.tried:
             self.try_out(samples)
             self.tried = True
+            step(f"computing gradients of {len(samples):,} samples")
         start = 0
         while start < len(samples):
             batch = self.take(samples, start)
+            self.begun(sum(sample.length for sample in batch))
             result = self.compute_or_none(batch)
             if result is None:
                 self.shrink(batch)  # only here, where the failed batch's tensors are no longer referenced
@@ -149,6 +161,7 @@ class GradientRun:
         if not one_by_one(samples, self.tokens):
             check_thresholds(self.task.network)
         own = isinstance(samples[0], OwnSample)
+        step("holding a few gradients against plain autograd")
         try:
             with self.model_tried():
                 untried = self._tried(samples, worth_trying(samples))

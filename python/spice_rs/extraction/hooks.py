@@ -39,6 +39,7 @@ class GradientCapture:
     Attributes:
         layers: Those that are tracked.
         projection: What gradients go through; may be changed between batches.
+        moved: Called whenever the batch has gone through a layer, forward or back.
         calls: Name of each layer that ran while watched → the number and the names of what it was last called with.
     """
 
@@ -51,6 +52,7 @@ class GradientCapture:
         # While watched: id of a parameter → forwards that run and may use it.
         self._inside: dict[int, int] = {}
         self.calls: dict[str, Any] = {}
+        self.moved: Callable[[], object] = lambda: None
         self._gated: set[str] = set()  # norms that were tried with all that they are called with
 
     @contextmanager
@@ -85,7 +87,7 @@ class GradientCapture:
             InvalidInputError: A layer ran without gradients alone.
         """
         rows = torch.zeros(samples, self.projection.dim, dtype=torch.float32, device=device)
-        self._catch = Catch(BatchShape(samples, length), self.projection, rows)
+        self._catch = Catch(BatchShape(samples, length), self.projection, rows, self.moved)
         self._blind.clear()
         self._seen.clear()
         try:
@@ -203,6 +205,7 @@ class GradientCapture:
             return None
         enabled = bool(torch.is_grad_enabled())
         (self._seen if enabled else self._blind).add(name)
+        self.moved()
         return self._catch if enabled else None
 
 

@@ -57,7 +57,7 @@ class BatchShape:
         raise InvalidInputError(
             f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
             f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
-            f"expert?); compute one sample at a time, tokens_per_batch=1 (--tokens-per-batch 1), or {leave_out(name)}"
+            f"expert?); compute one sample at a time, tokens_per_batch=1, or {leave_out(name)}"
         )
 
 
@@ -183,7 +183,7 @@ class EmbeddingLayer(Layer):
             raise InvalidInputError(
                 f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
                 f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
-                f"(1, {shape.length}), compute one sample at a time, tokens_per_batch=1 (--tokens-per-batch 1), or "
+                f"(1, {shape.length}), compute one sample at a time, tokens_per_batch=1, or "
                 f"{leave_out(self.name)}"
             )
         return ids.expand(shape.samples, *ids.shape[1:]).reshape(shape.samples, -1)

@@ -32,6 +32,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.naming import matching
 from spice_rs.files import check_file
+from spice_rs.paths import local
 
 OptimizerState: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | torch.optim.Optimizer
 """A file, a folder with one (`optimizer.pt`), a state dict, or an optimiser."""
@@ -224,7 +225,7 @@ def _load(optimizer: Any) -> tuple[str, Mapping[str, Any]]:
         raise InvalidInputError(
             f"optimizer is {type(optimizer).__name__}, expected a file, a state dict or an optimiser of torch"
         )
-    path = Path(optimizer)
+    path = Path(local(optimizer))
     if path.is_dir():
         inside = [path / name for name in _FILES if (path / name).is_file()]
         if not inside:

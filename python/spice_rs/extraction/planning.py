@@ -26,7 +26,9 @@ from spice_rs.extraction.gradients import GradientRun, write_rows
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.transfer import HostCopy
+from spice_rs.paths import local_or_none
 from spice_rs.progress import libraries_silent
+from spice_rs.signs import step
 from spice_rs.store.store import GradientStore, GradientWriter
 from spice_rs.tables import aligned
 from spice_rs.temporary import folder_for
@@ -136,6 +138,7 @@ def plan(
     settings = Settings.of(extraction)
     begun = clock()
     there = None
+    out = local_or_none(out)
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = set(GradientStore(out).index.tolist())
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
@@ -205,7 +208,8 @@ def _measure(
             few = min(measure, len(starts))
             chosen = np.unique(np.linspace(0, len(starts) - 1, few).round().astype(int))
             times: list[float] = []
-            for place in chosen:
+            for number, place in enumerate(chosen, 1):
+                step(f"measuring batch {number} of {few}")
                 batch = run.take(ordered, starts[place])
                 seconds = _time(run, batch)
                 if seconds is None:

@@ -117,7 +117,7 @@ class Preflight:
             f"row {sample.index}: found a gradient that is off by {error:.1e} of its length in one batch with row "
             f"{other.index}{padded}, expected the same as alone, within {self.tolerance:.0e}"
         )
-        remedy = "compute one sample at a time: tokens_per_batch=1 (--tokens-per-batch 1)"
+        remedy = "compute one sample at a time: tokens_per_batch=1"
         known = task.of_model()
         if (
             known is not None

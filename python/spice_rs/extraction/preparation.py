@@ -29,6 +29,7 @@ from spice_rs.data.dataset import (
 )
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.records import record_hash
+from spice_rs.data.splits import parted, with_split
 from spice_rs.data.templates import read_template
 from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -51,6 +52,7 @@ from spice_rs.extraction.proxy import (
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track
 from spice_rs.extraction.views import View, ViewedRun
+from spice_rs.signs import step
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 """Padded tokens per batch where the caller does not say."""
@@ -82,6 +84,7 @@ class Settings:
     columns: Mapping[str, str] | None
     ignore_columns: str | Sequence[str] | None
     preference: str | None
+    split: str | None
     chat_template: str | os.PathLike[str] | None
     limit: int | None
     nnz: int
@@ -203,6 +206,7 @@ def preparing(
         InvalidInputError: An argument, a record or the model cannot be used.
     """
     _check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
+    data = with_split(data, settings.split)
     own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # the caller's would let no gradient be taken
@@ -223,6 +227,7 @@ def preparing(
             device=reading.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        step("looking through the model")
         tracked = _track(network, targets, settings, checkpoints)
         if not quiet:
             check_coverage(tracked, settings.min_coverage, warn=Rank.current().first)
@@ -332,6 +337,7 @@ def read_text(
     )
     place = _device(model, settings.device)
     trusted = settings.trust_remote_code
+    step("loading the model")
     network, name = load_model(model, gguf_file=settings.gguf_file, device=place, trust_remote_code=trusted)
     tokenizer = settings.tokenizer
     if isinstance(tokenizer, str | os.PathLike):
@@ -345,6 +351,7 @@ def read_text(
     if padded and not settings.skip_bad:
         raise InvalidInputError(f"{padded[0]}; {SKIP_REMEDY}")
     rows = {each.row for each in padded}
+    step(f"tokenising {len(chosen):,} records")
     chosen = [record for record in chosen if record.index not in rows]
     examples = tokenise(
         chosen,
@@ -367,13 +374,16 @@ def read_text(
             f"the first reason: {[*records.bad, *padded, *examples.skipped, 'no record'][0]}"
         )
     _check_limits(network, examples)
-    provenance = {
+    provenance: dict[str, Any] = {
         "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer, chat_template),
         "template": examples.template,
         "completion_only": settings.completion_only,
         "max_length": settings.max_length,
         "dataset": {"fingerprint": dataset_fingerprint(records), "rows": records.rows},
     }
+    split = settings.split or (parted(data)[1] if isinstance(data, str | os.PathLike) else None)
+    if split is not None:
+        provenance["dataset"]["split"] = split
     by_row = {record.index: record for record in records}
     date = template_date or examples.template_date
     if date is not None:

@@ -24,6 +24,8 @@ from spice_rs.extraction.tracking import (
     picked,
 )
 from spice_rs.files import check_file, check_folder
+from spice_rs.hub import reached
+from spice_rs.paths import is_meant_local, local, near
 
 INFERENCE_UNITS = "support_avx512bf16_for_cpu"
 """The attribute by which a layer of bitsandbytes says that it may be repacked."""
@@ -56,14 +58,15 @@ def load_model(
             f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
         )
     model, gguf_file = _located(model, gguf_file)
-    if not Path(model).is_dir() and (Path(model).is_absolute() or os.fspath(model).startswith(".")):
-        raise InvalidInputError(f"{model}: no such folder, expected one with a model; check the path")
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
-    if not gguf_file and _is_quantised(model, trust_remote_code):
-        options["device_map"] = {"": device}  # packed weights cannot all be moved later
-    with _explained(f"{model}: no causal language model that can be loaded"):
+    if not gguf_file:
+        with reached(model, "model"):
+            quantised = _is_quantised(model, trust_remote_code)
+        if quantised:
+            options["device_map"] = {"": device}  # packed weights cannot all be moved later
+    with _explained(f"{model}: no causal language model that can be loaded"), reached(model, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=torch.float32 if device.type == "cpu" else "auto",
@@ -83,20 +86,25 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
     Raises:
         InvalidInputError: It is a file of another kind, or two GGUF files are named.
     """
-    place = Path(os.path.expanduser(os.fspath(model)))
+    name = local(model)
+    place = Path(name)
+    if not place.exists() and (is_meant_local(name) or place.suffix.lower() == ".gguf"):
+        raise InvalidInputError(
+            f"{name}: no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
+        )
     if place.is_dir():
         check_folder(place, "a model's files")
     if not place.is_file():
         if place.exists() and not place.is_dir():
             check_file(place, "a model's folder or a .gguf file")
-        return (str(place) if os.fspath(model).startswith("~") else os.fspath(model)), gguf_file
+        return name, gguf_file
     if place.suffix.lower() != ".gguf":
         raise InvalidInputError(
             f"{place}: found a file, expected a model's folder or a .gguf file; name the folder that it lies in"
         )
     if gguf_file not in (None, place.name):
         raise InvalidInputError(
-            f"{place}: found a GGUF file beside gguf_file={gguf_file!r} (--gguf-file), expected one of the two; leave"
+            f"{place}: found a GGUF file beside gguf_file={gguf_file!r}, expected one of the two; leave"
             " one out"
         )
     return str(place.parent), place.name
@@ -125,7 +133,8 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
 
     model, gguf_file = _located(model, gguf_file)
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    with _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)"):
+    missing = _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)")
+    with missing, reached(model, "model"):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
 
@@ -394,7 +403,7 @@ def check_thresholds(model: torch.nn.Module) -> None:
         raise InvalidInputError(
             f"layer {found[0]!r}: found llm_int8_threshold={found[1]:g}, expected 0: with it, outliers of one sample decide"
             " how the others of its batch are computed. Load the model with BitsAndBytesConfig(load_in_8bit=True,"
-            " llm_int8_threshold=0.0), or compute one sample at a time: tokens_per_batch=1 (--tokens-per-batch 1)."
+            " llm_int8_threshold=0.0), or compute one sample at a time: tokens_per_batch=1."
         )
 
 
@@ -416,6 +425,8 @@ def _short_name(model: str) -> str:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
+    except InvalidInputError:
+        raise  # which says it already
     except (
         Exception
     ) as error:  # libraries meet anything in files that are made up: KeyError, TypeError, AttributeError

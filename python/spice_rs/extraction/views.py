@@ -164,6 +164,11 @@ class ViewedRun(GradientRun):
         super().__init__(task, capture, device, tokens, autocast)
         self.views = [(view, view.seen(capture.projection)) for view in views]
 
+    @property
+    def passes(self) -> int:
+        """How often the model runs for a batch."""
+        return len(self.views)
+
     def model_tried(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights of the first checkpoint."""
         return self.views[0][0].installed()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.matching import places_of
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.selection.encoding import check_json, encoded, spelled
 from spice_rs.selection.foresight import Check, OneKind, check_records
 from spice_rs.selection.picks import KEY, pick_lines, place_of, write_picks, write_text
@@ -72,7 +73,7 @@ def file_format(out: str | os.PathLike[str]) -> str:
     stem, suffix = os.path.splitext(name.removesuffix(".gz"))
     found = ".jsonl" if suffix in ("", ".ndjson") else suffix
     if found not in SUFFIXES or (name.endswith(".gz") and found == ".parquet"):
-        remedy = " A whole selection is written by --save." if suffix == ".safetensors" else ""
+        remedy = " Selection.save writes a whole selection." if suffix == ".safetensors" else ""
         raise InvalidInputError(
             f"{os.fspath(out)}: found a name that ends in {name.removeprefix(stem)!r}, expected .jsonl, .ndjson, .json or"
             f" .csv (.gz after these packs them), or .parquet. Name the file so.{remedy}"
@@ -110,7 +111,7 @@ def write_as(
         InvalidInputError: see `write_file`, or the name says another format, or no file can lie there.
         OSError: the file cannot be written.
     """
-    name = os.fspath(path)
+    name = local(path)
     for suffix in SUFFIXES:
         if suffix != kind and name.lower().removesuffix(".gz").endswith(suffix):
             raise InvalidInputError(
@@ -119,7 +120,7 @@ def write_as(
             )
     check_place(path)
     _WRITERS[kind](
-        selection, os.path.abspath(path), data, index_column=index_column
+        selection, os.path.abspath(name), data, index_column=index_column
     )  # "-" is a name here, not stdout
 
 

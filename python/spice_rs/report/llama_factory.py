@@ -14,6 +14,7 @@ from spice_rs.atomic import replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.files import read_whole
+from spice_rs.paths import local
 from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
 from spice_rs.selection.picks import records_of, write_text
@@ -75,7 +76,7 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
         raise InvalidInputError(
             f"name: found {name!r}, expected letters, digits, '_', '-' and '.'. LLaMA-Factory parts names by commas."
         )
-    place = Path(folder)
+    place = Path(local(folder))
     if place.exists() and not place.is_dir():
         raise InvalidInputError(
             f"{place}: found a file, expected a folder, LLaMA-Factory's dataset_dir. Name one."
@@ -89,12 +90,12 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
 
 def data_file(folder: str | os.PathLike[str], name: str) -> Path:
     """Return the file of a data set's records."""
-    return Path(folder) / f"{name}.jsonl"
+    return Path(local(folder)) / f"{name}.jsonl"
 
 
 def has_entry(folder: str | os.PathLike[str], name: str) -> bool:
     """Whether there is a data set of this name."""
-    return name in _entries(Path(folder) / INFO)
+    return name in _entries(Path(local(folder)) / INFO)
 
 
 def check_first(

@@ -36,10 +36,8 @@ KNOWN = {
 }
 """Fields that `columns` can name a column for: those of `extract` too, whose names are taken over."""
 
-NAME_COLUMNS = "Name the columns to train on with columns= (--columns)"
-AS_JSON_LINES = (
-    "write the picks as JSON Lines (--out picks.jsonl) for a trainer that reads them, TRL for example"
-)
+NAME_COLUMNS = "Name the columns to train on with columns="
+AS_JSON_LINES = "write the picks as JSON Lines for a trainer that reads them, TRL for example"
 
 
 @dataclass
@@ -185,5 +183,5 @@ def check_media(record: Seen, contents: Sequence[str]) -> None:
             where = f"in {name!r}" if name is not None else f"and no column {names[0]!r} for them"
             raise record.refuse(
                 f"{marks} marks {mark} and {len(items)} {column} {where}, expected as many of one as of the other",
-                "Correct the record, or name the column with columns= (--columns)",
+                "Correct the record, or name the column with columns=",
             )

@@ -87,7 +87,7 @@ def write_report(
         prior: as `select` had it.
         column: column of `data` whose values are compared between pool and picks; by default the one that `groups`
             names, or "source" where the records have it.
-        sweeps: whether to select again with other λ and α; by default for sources of up to `MOST_SWEPT` cells and
+        sweeps: whether to select again with other λ and α; by default for sources of up to 2·10⁸ cells and
             selections without conditions.
         steps: as for `spice_rs.analyze`.
         progress: show a bar, or do not; by default where a person can see it.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.selection.foresight import check_for_json
 
 _MADE = ("adapter", "metrics.jsonl", "picks.jsonl")
@@ -60,7 +61,7 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
         InvalidInputError: No folder can be there, it has files of somebody else's that a run would replace, or the records
         have the key that picks get, or hold what JSON cannot.
     """
-    folder = Path(out)
+    folder = Path(local(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,6 +24,7 @@ import numpy as np
 from spice_rs.data.left_out import reasons
 from spice_rs.data.matching import LAYOUT, Belonging
 from spice_rs.data.records import record_hash
+from spice_rs.data.splits import with_split
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Sample
@@ -42,6 +43,7 @@ from spice_rs.extraction.proxy import (
     warn_unless_checkpointed,
 )
 from spice_rs.extraction.ranks import Rank
+from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
 from spice_rs.schedule.arguments import check_counts, check_rates, run_folder
@@ -156,8 +158,10 @@ def run_schedule(
             "data: found samples of your own, expected text: records, chats or tokens with labels. Write the loop with"
             " spice_rs.extract and spice_rs.select."
         )
+    data = with_split(data, settings.split)
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
+    out = local(out)
     told = recorded_date(Path(out) / "state" / "state.json", "run")
     with libraries_silent(progress):
         reading = read_text(model, data, settings, template_date=told)

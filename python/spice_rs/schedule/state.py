@@ -28,6 +28,7 @@ from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.files import what_is
 from spice_rs.own_json import parsed, short
+from spice_rs.paths import local
 from spice_rs.selection.form import is_real, is_whole
 from spice_rs.selection.saved import check_same
 
@@ -59,7 +60,7 @@ class RunState:
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(local(folder))
         self.window = self.metrics = 0
         self.losses: list[float] = []
         self.picks: list[dict[str, Any]] = []

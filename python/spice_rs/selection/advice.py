@@ -92,7 +92,7 @@ def forgotten_rows(initial: Any) -> list[str]:
         return []
     return [
         f"initial is a selection that had {own['rows']} initial rows itself. It does not hold them: they do not count here,"
-        " and can be picked. Give one list of both: initial=[*rows, *selection.indices]."
+        " and can be picked. Give one list of both."
     ]
 
 

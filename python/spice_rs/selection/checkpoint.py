@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from spice_rs.atomic import check_place
 from spice_rs.errors import StoreMismatchError
+from spice_rs.paths import local
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import DUPLICATES, SavedRun, check_same, read_run, write_run
@@ -47,6 +48,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        path = local(path)
         check_place(path)
         self._path = path
         self._settings = settings

@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import StringIO
@@ -17,9 +16,11 @@ from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_room, opened, read_whole
+from spice_rs.paths import local
 from spice_rs.printable import printable_json
 from spice_rs.selection.encoding import encoded, name_of
 from spice_rs.selection.result import Selection
+from spice_rs.streams import stdout
 
 KEY = "spice"
 """The key that is added to each chosen record."""
@@ -168,7 +169,7 @@ def write_lines(objects: Iterable[Mapping[str, Any]], out: str | os.PathLike[str
     """
     lines = [encoded(each, place_of(each)) + "\n" for each in objects]
     if os.fspath(out) == "-":
-        sys.stdout.writelines(map(printable_json, lines))
+        stdout().writelines(map(printable_json, lines))
     else:
         write_text(lines, out)
 
@@ -200,7 +201,7 @@ def read_rows(path: str | os.PathLike[str], belonging: Belonging | None = None) 
         InvalidInputError: there is no such file, a line of it is something else, or the pick of another data set.
         StoreError: the saved selection is damaged.
     """
-    name = os.fspath(path)
+    name = local(path)
     if is_saved(path):
         return Selection.load(path)
     rows: list[int] = []
@@ -217,7 +218,7 @@ def read_rows(path: str | os.PathLike[str], belonging: Belonging | None = None) 
     known = {} if belonging is None else belonging.known(rows)
     for row, (place, item) in zip(rows, items, strict=True):
         record = {key: value for key, value in item.items() if key != KEY} if isinstance(item, dict) else {}
-        if belonging is None or KEY not in item or not record or row not in known:
+        if belonging is None or not record or KEY not in item or row not in known:
             continue
         if belonging.difference(row, f"{name}{place}", partial(dict, record), known[row]) is not None:
             raise InvalidInputError(
@@ -243,7 +244,7 @@ def read_items(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:
     Raises:
         InvalidInputError: there is no such file, or it cannot be read.
     """
-    name = os.fspath(path)
+    name = local(path)
     kind = name.lower().removesuffix(".gz")
     contents = read_whole(path, _EXPECTED)
     if kind.endswith(".parquet"):

@@ -79,7 +79,7 @@ def read_selection(
         )
     again.settings["include"] = None  # they were chosen, as far as anybody knows
     again.settings["remade"] = True  # nobody knows which of them the penalty decided
-    remedy = "Give the settings of the selection, or the file that --save wrote, which has them."
+    remedy = "Give the settings of the selection, or the file that Selection.save wrote, which has them."
     alpha_is, scale = again.settings["alpha"], again.settings["normalize"]
     for name, series, cause in (
         ("gain", again.gains, f"alpha={alpha_is:g} and normalize={scale!r}"),

@@ -270,7 +270,8 @@ class Selection(Exports):
         if run.stop_reason is None or run.log_det is None or run.signal is None:
             raise InvalidInputError(
                 f"{os.fspath(path)}: found a run that was interrupted after {len(run)} picks, expected one that has ended."
-                f" Finish it: select(source, …, checkpoint={os.fspath(path)!r}), with k={len(run)} for these picks alone."
+                f" Finish it by the same selection with checkpoint={os.fspath(path)!r}, and with k={len(run)} for"
+                " these picks alone."
             )
         if source is not None:
             opened = open_source(source, dim=dim, dtype=dtype)

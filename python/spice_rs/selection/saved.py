@@ -48,6 +48,7 @@ from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 from spice_rs.files import opened
 from spice_rs.own_json import parsed, short
+from spice_rs.paths import local
 from spice_rs.selection.form import fault_of
 from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
 
@@ -97,13 +98,13 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
         StoreError: the file is something else, or of another version of the format.
         CorruptStoreError: the file was cut short or altered.
     """
-    name = os.fspath(path)
+    name = local(path)
     try:
         with opened(path, "a saved selection") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH)
             if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros
-                _foreign(name, "JSON, as `select --out` writes picks")
+                _foreign(name, "JSON, as `spice-rs select --out` writes picks")
             length = int.from_bytes(first, "little")
             if size < _LENGTH + len(_START) or length > _MAX_HEADER:
                 _foreign(name, f"{size} bytes that start with no header of one")

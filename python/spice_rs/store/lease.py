@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spice_rs.errors import StoreError
+from spice_rs.paths import local
 
 FILE = ".extracting"
 """In the store's folder while an extraction goes on; it is no part of the store."""
@@ -32,7 +33,7 @@ def lease(store: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         StoreError: Another one does; the message names its host and process.
     """
-    path = Path(store) / FILE
+    path = Path(local(store)) / FILE
     descriptor = _locked(path)
     try:
         yield

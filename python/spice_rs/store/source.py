@@ -133,7 +133,7 @@ class Source:
         store = self.unfinished[0]
         raise UnfinishedStoreError(
             f"{store.path}: found {store.unfinished}, expected all rows. Run the same `extract` again, which goes on from"
-            " there; or take what there is: partial=True (--partial)."
+            " there; or take what there is: partial=True."
         )
 
     def warn_unfinished(self) -> None:

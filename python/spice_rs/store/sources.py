@@ -24,6 +24,7 @@ from spice_rs import _core
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.files import what_is
+from spice_rs.paths import local
 from spice_rs.store.arrays import map_npy, read_npz
 from spice_rs.store.mapped import callers_file, mapped_file
 from spice_rs.store.source import Normalize, Source
@@ -66,7 +67,7 @@ def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
     if isinstance(source, GradientStore):
         return _from_store(source)
     if isinstance(source, str | os.PathLike):
-        return _from_path(os.fspath(source), dim, dtype)
+        return _from_path(local(source), dim, dtype)
     if isinstance(source, list | tuple):
         return join_sources([_opened(part, dim, dtype) for part in source])
     if isinstance(source, MaskedArray):

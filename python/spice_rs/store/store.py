@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
@@ -65,7 +66,7 @@ class GradientStore:
         self._open(path)
 
     def _open(self, path: _Path) -> None:
-        self._core = _core.Store(path, self._memory_limit)
+        self._core = _core.Store(local(path), self._memory_limit)
         self._order: NDArray[np.int64] | None = None
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
@@ -129,6 +130,7 @@ class GradientStore:
             InvalidInputError: If an argument cannot be used.
             StoreError: If the folder is no store or cannot be written.
         """
+        path = local(path)
         core = _core.StoreWriter(
             path,
             dim=non_negative("dim", dim),
@@ -325,7 +327,8 @@ class GradientStore:
                 f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
             )
         marks = [read_mark(source) for source in sources]
-        _core.merge([os.fspath(source) for source in sources], path, differing, progress)
+        path = local(path)
+        _core.merge([local(source) for source in sources], path, differing, progress)
         return _marked(path, of_all(marks))
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
@@ -344,6 +347,7 @@ class GradientStore:
             StoreError: If ``path`` is taken or cannot be written.
             CorruptStoreError: If a shard is damaged.
         """
+        path = local(path)
         _core.convert(self._core, path, dtype, progress)
         return _marked(path, self._unfinished)
 
@@ -412,7 +416,7 @@ class GradientStore:
                 differ (the message has both shards): all else is repaired then, and no row is dropped.
             CorruptStoreError: If store.json is damaged: restore it from a copy.
         """
-        return _result(_core.repair(path, progress))
+        return _result(_core.repair(local(path), progress))
 
     def export(self, path: _Path, index: _Path | None = None, progress: Progress | None = None) -> None:
         """Writes the rows as one float32 matrix to a .npy file, sorted by dataset row.
@@ -426,6 +430,7 @@ class GradientStore:
             InvalidInputError: If no file can lie there, or both are one.
             OSError: If a file cannot be written.
         """
+        path, index = local(path), local_or_none(index)
         for place in (path, index):
             if place is not None:
                 check_place(place)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from spice_rs.atomic import replacing
 from spice_rs.own_json import parsed
+from spice_rs.paths import local
 
 FILE = "unfinished.json"
 
@@ -43,13 +44,13 @@ def mark(store: str | os.PathLike[str], unfinished: Unfinished) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(Path(store) / FILE) as file:
+    with replacing(Path(local(store)) / FILE) as file:
         file.write(json.dumps(asdict(unfinished)).encode() + b"\n")
 
 
 def read_mark(store: str | os.PathLike[str]) -> Unfinished | None:
     """Return the mark of a store; None if there is none, or none that can be read: it is a help and no more."""
-    path = Path(store) / FILE
+    path = Path(local(store)) / FILE
     try:
         if path.is_symlink() or not path.is_file():  # as nothing of a store is read through links
             return None
@@ -69,7 +70,7 @@ def unmark(store: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    (Path(store) / FILE).unlink(missing_ok=True)
+    (Path(local(store)) / FILE).unlink(missing_ok=True)
 
 
 def of_all(marks: Sequence[Unfinished | None]) -> Unfinished | None:

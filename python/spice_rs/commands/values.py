@@ -1,0 +1,92 @@
+"""What stands behind an option, read: each reader says what it expected."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+
+from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
+
+
+def path(text: str) -> str:
+    """Read a path, or what may be one: a hub id, for example, stays as it is."""
+    try:
+        return local(text)
+    except InvalidInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number") from None
+
+
+def number(text: str) -> float:
+    """Read a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number") from None
+
+
+def number_or(kind: Callable[[str], int | float], words: Sequence[str]) -> Callable[[str], int | float | str]:
+    """Return what reads a number or one of the words."""
+    what = "a whole number" if kind is whole else "a number"
+
+    def read(text: str) -> int | float | str:
+        if text in words:
+            return text
+        try:
+            return kind(text)
+        except argparse.ArgumentTypeError:
+            expected = " or ".join([what, *words])
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, expected {expected}{meant(text, words)}"
+            ) from None
+
+    return read
+
+
+def one_of(words: Sequence[str]) -> Callable[[str], str]:
+    """Return what reads one of the words."""
+
+    def read(text: str) -> str:
+        if text in words:
+            return text
+        expected = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}{meant(text, words)}")
+
+    return read
+
+
+def meant(text: str, words: Sequence[str]) -> str:
+    """Return a question after the word that was meant, if one is near."""
+    near = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def names(text: str) -> str | list[str]:
+    """Read `q_proj,k_proj` and `!q_proj,!k_proj` as lists of names, and anything else as one pattern."""
+    return text.split(",") if re.fullmatch(r"!?[\w.]+(,!?[\w.]+)+", text) else text
+
+
+def columns(text: str) -> list[str]:
+    """Read `notes,raw text,judge-1`: names of columns may hold anything but commas."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected COLUMN,COLUMN")
+    return found
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Read `prompt=frage,response=antwort`."""
+    found = [pair.split("=", 1) for pair in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=COLUMN,NAME=COLUMN")
+    return {name.strip(): column.strip() for name, column in found}

@@ -1,0 +1,87 @@
+"""Messages of Python in the words of the command line: `max_length=64` becomes `--max-length 64`.
+
+Messages are written where arguments have their names of Python. This is the one place where they become options, and it
+leaves alone what stands in quotation marks: names of columns, paths and texts of records.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Mapping
+
+_QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
+_VALUE = rf"(?:{_QUOTED}|\[[^\]\n]*\]|\{{[^}}\n]*\}}|…|-?\w(?:[\w.+-]*\w)?)"
+_NOTHING = (
+    (re.compile(r",? or None\b"), ""),
+    (re.compile(r"\bfound None\b"), "found none"),
+    (re.compile(r"(?<=\. )None(?= [a-z])"), "Leaving it out"),
+    (re.compile(r"(?<=; )None(?= [a-z])"), "leaving it out"),
+    (re.compile(r"\bSelection\.save\b"), "select --save"),
+)
+"""What is left out on the command line is None in Python; what is called there has an option here."""
+_BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
+
+
+def in_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a message with options for arguments.
+
+    Args:
+        text: The message.
+        flags: Argument → its option, or the placeholder of what stands without one.
+    """
+    if not flags:
+        return text
+    text = _first(text, flags)
+    names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
+    # As `name=value`, or by a name that is no word of English.
+    pattern = re.compile(
+        rf"(?P<quoted>(?<![\w=]){_QUOTED})"
+        rf"|(?<![\w./\\@:'\"-])(?P<given>{names})=(?P<value>{_VALUE})?(?P<flag>{_BOTH.pattern})?"
+        rf"|(?<![\w./\\@'\"=-])(?P<bare>{names})(?![\w=/(-]|\.\w)"
+    )
+
+    def option(match: re.Match[str]) -> str:
+        if match["quoted"]:
+            return match[0]
+        if match["bare"]:
+            return flags[match["bare"]] if "_" in match["bare"] else match[0]
+        return match[0] if match["given"] is None else _written(flags[match["given"]], match["value"])
+
+    text = pattern.sub(option, text)
+    for pattern, instead in _NOTHING:
+        text = pattern.sub(instead, text)
+    return _once(text)
+
+
+def _first(text: str, flags: Mapping[str, str]) -> str:
+    """The argument that a message is about stands in front: `k: found 0`, `max_length is 1`, `lora_rank was given`."""
+    match = re.match(r"([a-z]\w*)(: | is | was |\[)", text)
+    if match is None or match[1] not in flags:
+        return text
+    return flags[match[1]] + text[match.end(1) :]
+
+
+def _written(flag: str, value: str | None) -> str:
+    """An option with its value, as one types it."""
+    if not flag.startswith("-") or value is None:
+        return flag
+    if value in ("True", "False", "None"):
+        off = {"True": flag, "False": f"--no-{flag.removeprefix('--')}", "None": f"no {flag}"}
+        return off[value]
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return f"{flag} {value}"
+    if isinstance(found, dict):
+        found = ",".join(f"{key}={each}" for key, each in found.items())
+    elif isinstance(found, list | tuple):
+        found = ",".join(map(str, found))
+    return f"{flag} {value if not isinstance(found, str) else shlex.quote(found)}"
+
+
+def _once(text: str) -> str:
+    """A message without the same option twice, where it was written in both languages."""
+    twice = r"(?P<option>--[a-z][\w-]*)(?P<value> [^()\n]{0,200}?)? ?\((?P=option)(?: [^()]*)?\)"
+    return re.sub(twice, r"\g<option>\g<value>", text)
