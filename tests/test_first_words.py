@@ -207,8 +207,8 @@ def saved(tmp_path):
         ("sel", ["--normalize", "mean"], "expected 'unit'"),
         ("sel", ["--alpha", "1"], "alpha: found 1.0 for"),
         ("sel", ["--alpha", "auto"], "alpha: found 'auto' for"),
-        ("sel", ["--conflict-penalty", "0.1"], "conflict_penalty: found 0.1 for"),
-        ("sel", ["--conflict-penalty", "nan"], "conflict_penalty: found nan"),
+        ("sel", ["--conflict-penalty", "0.1"], "--conflict-penalty: found 0.1 for"),
+        ("sel", ["--conflict-penalty", "nan"], "--conflict-penalty: found nan"),
         ("sel", ["--dim", "9"], "dim: found 9 for"),
         ("sel", ["--dtype", "float16"], "dtype: found 'float16' for"),
         ("sel", ["--dim", "8", "--dtype", "float32"], None),
@@ -349,9 +349,9 @@ def test_it_is_said_by_the_command_the_report_and_extend(tmp_path, capsys):
     np.save(tmp_path / "b.npy", ROWS)
     command = ("select", tmp_path / "a.npy", "-k", 3, "--preset", "paper+", "--save", tmp_path / "sel")
     assert run(*command, "--out", tmp_path / "p.jsonl") == 0
-    assert "warning: early_stop=0.5 ended no run" in capsys.readouterr().err
+    assert "warning: --early-stop 0.5 ended no run" in capsys.readouterr().err
     assert run("extend", tmp_path / "sel", tmp_path / "b.npy", "--out", tmp_path / "q.jsonl") == 0
-    assert "warning: early_stop=0.5 ended no run" in capsys.readouterr().err
+    assert "warning: --early-stop 0.5 ended no run" in capsys.readouterr().err
     assert (
         run("report", tmp_path / "sel", tmp_path / "a.npy", "--out", tmp_path / "r.html", "--no-sweeps") == 0
     )

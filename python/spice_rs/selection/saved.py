@@ -119,7 +119,7 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
                 _corrupt(name, "file size", f"{size} bytes", f"{expected}")
             data = file.read(expected - _LENGTH - length)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{error} One is saved with Selection.save (--save).") from error
+        raise InvalidInputError(f"{error} One is saved with Selection.save.") from error
     except OSError as error:
         raise StoreError(
             f"{name}: file: found one that cannot be read ({error.strerror}), expected a selection. Copy it again."
