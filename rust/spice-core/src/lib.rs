@@ -9,7 +9,7 @@ pub mod convert;
 pub mod error;
 pub mod linalg;
 pub mod matrix;
-mod memory;
+pub mod memory;
 pub mod monitor;
 pub mod narrow;
 pub mod selection;

@@ -24,6 +24,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;
     module.add_function(wrap_pyfunction!(tools::delete, module)?)?;
     module.add_function(wrap_pyfunction!(tools::repair, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::check_memory, module)?)?;
     module.add_class::<store::Store>()?;
     module.add_class::<store::StoreWriter>()?;
     Ok(())

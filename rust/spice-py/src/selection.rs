@@ -218,6 +218,7 @@ pub(crate) fn norms_sq<'py>(
             Some(weights) => survey.with_weights(weights)?,
             None => survey,
         };
+        survey.check_squares()?;
         Ok(survey.norm_sq().to_vec())
     };
     Ok(watch(py, &monitor, threads, (), work)?.into_pyarray(py))

@@ -1,10 +1,10 @@
-//! What `spice_rs.store` does with whole stores; results are JSON.
+//! What `spice_rs.store` does with whole stores, as JSON; and whether memory suffices.
 
 use std::path::PathBuf;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use spice_core::{Error, store};
+use spice_core::{Error, memory, store};
 
 use crate::errors::to_py;
 use crate::store::{Store, json, stored_dtype, watched};
@@ -67,4 +67,11 @@ pub(crate) fn delete(
 #[pyo3(signature = (path, progress))]
 pub(crate) fn repair(py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<String> {
     json(&watched(py, progress, |observer| store::repair(&path, observer))?)
+}
+
+/// Raises InvalidInputError for `field` if `needed` bytes are more than this process can still take.
+#[pyfunction]
+#[pyo3(signature = (field, found, needed, remedy))]
+pub(crate) fn check_memory(field: &str, found: &str, needed: f64, remedy: &str) -> PyResult<()> {
+    memory::check(field, || found.to_string(), needed, remedy).map_err(to_py)
 }

@@ -299,23 +299,45 @@ const RESUME_REMEDY: &str = "Start anew, without the picks of an earlier run.";
 /// Checks the settings, alone and against the scale of the rows.
 fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
     settings.check()?;
-    check_scale(survey, settings.alpha)
+    check_scale(survey, settings.alpha)?;
+    // No cell's fourth power is larger.
+    let fourth = survey.largest_norm_sq().powi(2);
+    if settings.fisher == Fisher::Diagonal && !fourth.is_finite() {
+        return Err(Error::invalid(
+            "fisher",
+            format!("\"diagonal\" with rows of ‖g‖² = {:e}", survey.largest_norm_sq()),
+            "rows whose fourth powers float64 holds, of norms below 1e77",
+            "Scale the rows down, or use normalize=\"unit\".",
+        ));
+    }
+    Ok(())
 }
 
 /// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
 const LARGEST_SIGNAL: f64 = 1e13;
 
+/// Smallest α‖g‖² of the longest row: below, a gain has lost digits, or all of them.
+const LEAST_SIGNAL: f64 = f64::MIN_POSITIVE;
+
+/// Checks that float64 holds α‖g‖² of the rows.
 pub(crate) fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
+    survey.check_squares()?;
     let largest = alpha * survey.largest_norm_sq();
-    if largest <= LARGEST_SIGNAL {
+    let (expected, remedy) = if largest > LARGEST_SIGNAL {
+        let expected =
+            format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²");
+        (expected, "Lower alpha, or use normalize=\"unit\".")
+    } else if largest < LEAST_SIGNAL && survey.largest_norm_sq() > 0.0 {
+        (
+            format!("at least {LEAST_SIGNAL:e}: below, float64 has too few digits for gains"),
+            "Raise alpha, or use alpha=\"auto\".",
+        )
+    } else {
         return Ok(());
-    }
-    Err(Error::invalid(
-        "alpha",
-        format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}"),
-        format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²"),
-        "Lower alpha, or use normalize=\"unit\".",
-    ))
+    };
+    let alpha = if (1e-4..1e6).contains(&alpha) { alpha.to_string() } else { format!("{alpha:e}") };
+    let found = format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}");
+    Err(Error::invalid("alpha", found, expected, remedy))
 }
 
 /// One greedy run over `rows`.

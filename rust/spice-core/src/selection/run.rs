@@ -5,7 +5,7 @@ use super::conflict::SelectedMean;
 use super::ledger::Ledger;
 use super::merit::Merit;
 use super::near::{Near, NearDuplicate};
-use super::survey::Survey;
+use super::survey::{FAINT, Survey};
 use super::{Pick, RESUME_REMEDY, Settings, StopReason};
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
@@ -109,7 +109,9 @@ impl<'a> Run<'a> {
 
     /// The value below which a row's merit is below `merit`; negative if it never is.
     pub(super) fn value_at(&self, row: usize, merit: f64) -> f64 {
-        self.value(self.merit.gain(row, merit))
+        let gain = self.merit.gain(row, merit);
+        // So small a gain has not the digits to bound anything by.
+        if gain > 0.0 && gain < FAINT { 0.0 } else { self.value(gain) }
     }
 
     /// conflict of `row` at the current prefix; `cells` holds the row.

@@ -29,6 +29,7 @@ mod growth;
 mod hot;
 mod memory;
 mod period;
+mod ranked;
 mod refresh;
 mod stochastic;
 #[cfg(test)]
