@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.layers import is_linear, is_quantised
+from spice_rs.extraction.memory import check_weights
 from spice_rs.extraction.tracking import (
     TargetModules,
     check_left_out,
@@ -63,6 +64,8 @@ def load_model(
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
     if not gguf_file and _is_quantised(model, trust_remote_code):
         options["device_map"] = {"": device}  # packed weights cannot all be moved later
+    elif device.type == "cpu" and not gguf_file:
+        check_weights(Path(model))
     with _explained(f"{model}: no causal language model that can be loaded"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,

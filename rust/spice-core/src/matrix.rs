@@ -453,6 +453,42 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_blocks_are_all_rows_in_order() {
+        let bytes = [0_u8; 4 * 12];
+        let sizes = [0, 3, 0, 1, 5, 0, 0, 2, 1, 0];
+        let blocks =
+            sizes.map(|rows| RowBlock::new(&bytes[..4 * rows], Dtype::F32, rows, 1).unwrap()).to_vec();
+        let pool = Pool::new(blocks).unwrap();
+        for first in 0..12 {
+            for end in first..=12 {
+                let parts = pool.parts(first..end);
+                let rows = parts.flat_map(|(block, rows)| rows.map(move |row| (block, row)));
+                let found: Vec<usize> = rows.map(|(block, row)| pool.starts[block] + row).collect();
+                assert_eq!(found, (first..end).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn lifted_rows_are_read_as_they_are_meant() {
+        let cells = [5e-324, -1e-310, 1e300, 2.0];
+        let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 2, 2).unwrap();
+        let mut pool = Pool::new(vec![block]).unwrap();
+        let power = 2.0_f64.powi(1000);
+        pool.lift(0, power);
+        pool.rescale([3.0, 0.5].into_iter());
+        let (mut wide, mut narrow) = ([0.0; 2], [0.0; 2]);
+        pool.load(0, &mut wide);
+        assert_eq!(wide, [5e-324 * power * 3.0, -1e-310 * power * 3.0]);
+        pool.load_part(0, 1..2, &mut wide[..1]);
+        assert_eq!(wide[0], wide[1]);
+        pool.load_narrow(0, 1e20, &mut narrow);
+        assert_eq!(narrow[1], (wide[1] * 1e20) as f32);
+        pool.load(1, &mut wide);
+        assert_eq!(wide, [0.5e300, 1.0]);
+    }
+
+    #[test]
     fn halves_are_read_exactly_and_scaled() {
         let cells = [half::f16::from_f32(0.5), half::f16::from_f32(-65504.0)];
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F16, 1, 2).unwrap();

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use spice_core::Result;
 use spice_core::monitor::Monitor;
+use spice_core::{Error, Result, memory};
 
 use crate::errors::to_py;
 
@@ -47,13 +47,18 @@ pub(crate) fn watch<T: Send>(
     if let Some(threads) = threads {
         builder = builder.num_threads(threads);
     }
-    let pool = builder.build().map_err(|error| {
-        pyo3::exceptions::PyOSError::new_err(format!("cannot start threads: {error}"))
-    })?;
+    let wanted = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    memory::check_threads(wanted).map_err(to_py)?;
+    let refused = |error: &dyn std::fmt::Display| {
+        let found = format!("{wanted}, which the system does not start ({error})");
+        let expected = "as many as it lets this process have";
+        to_py(Error::invalid("threads", found, expected, "Use fewer threads, or raise the limit."))
+    };
+    let pool = builder.build().map_err(|error| refused(&error))?;
     let watcher = thread::current();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let worker = scope.spawn(|| {
+        let worker = thread::Builder::new().spawn_scoped(scope, || {
             // Tells the watcher on every way out, a panic included.
             let _wake = OnDrop(|| {
                 done.store(true, Ordering::Release);
@@ -61,6 +66,7 @@ pub(crate) fn watch<T: Send>(
             });
             pool.install(work)
         });
+        let worker = worker.map_err(|error| refused(&error))?;
         let mut raised = None;
         while !done.load(Ordering::Acquire) {
             py.detach(|| thread::park_timeout(POLL));

@@ -280,6 +280,44 @@ mod tests {
     }
 
     #[test]
+    fn no_step_is_long_between_two_questions_whether_to_go_on() {
+        let (dim, count) = (1200, 512);
+        let mut matrix = identity(dim);
+        add_outer_products(&mut matrix, dim, &cells(3 * dim, 5), 1.0);
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let ask = || {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(())
+        };
+        let questions = || asked.swap(0, std::sync::atomic::Ordering::Relaxed);
+        let factor = Cholesky::new(matrix, dim, ask).unwrap().unwrap();
+        assert_eq!(questions(), dim.div_ceil(PANEL));
+        factor.inverse(ask).unwrap();
+        assert_eq!(questions(), dim.div_ceil(PANEL));
+        let mut rows = cells(count * dim, 9);
+        let mut one = rows[7 * dim..8 * dim].to_vec();
+        factor.solve_lower(&mut rows, ask).unwrap();
+        assert_eq!(questions(), dim.div_ceil(SOLVED));
+        // A second's work of a slow core, at the widest factor and the most rows of an analysis.
+        assert!(2 * SOLVED * 8192 * 512 <= 5_000_000_000);
+        assert!(2 * PANEL * 8192 * 8192 <= 20_000_000_000);
+        // The parts are those of one solution.
+        factor.solve_lower(&mut one, || Ok(())).unwrap();
+        assert!(one.iter().zip(&rows[7 * dim..]).all(|(a, b)| (a - b).abs() < 1e-10));
+        for last in 0..3 {
+            let stop = || {
+                ask()?;
+                if asked.load(std::sync::atomic::Ordering::Relaxed) > last {
+                    return Err(crate::Error::Interrupted);
+                }
+                Ok(())
+            };
+            assert!(factor.solve_lower(&mut rows, stop).is_err());
+            assert_eq!(questions(), last + 1);
+        }
+    }
+
+    #[test]
     fn log_det_of_what_the_identity_swallows() {
         // A = s·rrᵀ: log det(I + A) = log(1 + s‖r‖²), 14 for this r.
         for power in 0..=306 {

@@ -31,12 +31,14 @@ pub struct Room {
 ///
 /// Pages of files that a group is charged for count as free: the system takes them back when they are needed.
 pub fn room() -> Option<Room> {
-    room_below(Path::new("/"))
+    // Outside of a pool of threads, the question alone would start one.
+    let threads = rayon::current_thread_index().map_or(1, |_| rayon::current_num_threads());
+    room_below(Path::new("/"), threads)
 }
 
 /// [`room`] by the files of a system below `root`.
-fn room_below(root: &Path) -> Option<Room> {
-    let rooms = system(root).into_iter().chain(groups::rooms(root)).chain(process::rooms(root));
+fn room_below(root: &Path, threads: usize) -> Option<Room> {
+    let rooms = system(root).into_iter().chain(groups::rooms(root)).chain(process::rooms(root, threads));
     rooms.min_by(|a, b| a.bytes.total_cmp(&b.bytes))
 }
 
@@ -46,6 +48,18 @@ fn room_below(root: &Path) -> Option<Room> {
 /// [`Error::InvalidInput`] for `field`: `found`, the bytes `needed` for it, what is there and what limits it, and `remedy`.
 pub fn check(field: &str, found: impl FnOnce() -> String, needed: f64, remedy: &str) -> Result<()> {
     if needed < SMALL { Ok(()) } else { check_in(room().as_ref(), field, found, needed, remedy) }
+}
+
+/// Refuses to start threads for which the process's own limits leave no room: an allocation that such a limit fails ends the
+/// process.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for `threads`.
+pub fn check_threads(threads: usize) -> Result<()> {
+    let rooms = process::rooms(Path::new("/"), threads);
+    let narrowest = rooms.into_iter().min_by(|a, b| a.bytes.total_cmp(&b.bytes));
+    let remedy = "Raise the limit, or use fewer threads.";
+    check_in(narrowest.as_ref(), "threads", || format!("{threads}"), 0.0, remedy)
 }
 
 fn check_in(

@@ -17,7 +17,7 @@ fn system_of(files: &[(&str, &str)]) -> TempDir {
 }
 
 fn found(files: &[(&str, &str)]) -> (f64, String) {
-    let room = room_below(system_of(files).path()).unwrap();
+    let room = room_below(system_of(files).path(), 0).unwrap();
     (room.bytes, room.limit)
 }
 
@@ -35,7 +35,7 @@ const FIRST: (&str, &str) = (
 #[test]
 fn without_limits_the_system_tells() {
     assert_eq!(found(&[]), (ALL, "/proc/meminfo (MemAvailable)".to_string()));
-    assert_eq!(room_below(tempfile::tempdir().unwrap().path()), None);
+    assert_eq!(room_below(tempfile::tempdir().unwrap().path(), 0), None);
     let text = "Max address space  unlimited  unlimited  bytes\n";
     assert_eq!(found(&[SECOND, ("proc/self/limits", text)]).0, ALL);
 }
@@ -131,11 +131,18 @@ fn a_process_has_limits_of_its_own() {
         "proc/self/status",
         "Name:\tpython\nVmPeak:\t 9 kB\nVmSize:\t 1000000 kB\nVmData:\t 500000 kB\n",
     );
-    let (bytes, limit) = found(&[("proc/self/limits", limits), status]);
-    assert_eq!((bytes, &*limit), (4e9 - 1.024e9, "/proc/self/limits (RLIMIT_AS, ulimit -v: 4.0 GB)"));
+    let files = [("proc/self/limits", limits), status];
+    let (bytes, limit) = found(&files);
+    let expected = "/proc/self/limits (RLIMIT_AS, ulimit -v: 4.0 GB) with 0 threads";
+    assert_eq!((bytes, &*limit), (4e9 - 1.024e9 - 72e6, expected));
+    // What threads reserve counts, used or not.
+    assert_eq!(room_below(system_of(&files).path(), 9).unwrap().bytes, bytes - 9.0 * 72e6);
     let limits = limits.replace("unlimited  unlimited", "700000000  unlimited");
     let (bytes, limit) = found(&[("proc/self/limits", &limits), status]);
-    assert_eq!((bytes, &*limit), (7e8 - 5.12e8, "/proc/self/limits (RLIMIT_DATA, ulimit -d: 700 MB)"));
+    assert_eq!(
+        (bytes, &*limit),
+        (7e8 - 5.12e8 - 72e6, "/proc/self/limits (RLIMIT_DATA, ulimit -d: 700 MB) with 0 threads")
+    );
 }
 
 #[test]
