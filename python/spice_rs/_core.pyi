@@ -11,6 +11,7 @@ __all__ = [
     "StoreWriter",
     "__version__",
     "certify",
+    "check_memory",
     "compact",
     "convert",
     "curvature",
