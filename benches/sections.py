@@ -287,6 +287,17 @@ def growth(bench: Bench) -> None:
     )
 
 
+def narrow(bench: Bench) -> None:
+    for name in LAWS:
+        seconds = []
+        for n in (250_000, 1_000_000):
+            ours = bench.select(bench.pool(name, n, 32), bench.size("k", 50), 0.1, 3, threads=1)
+            bench.row(ours, "lazy, threads=1")
+            seconds.append(ours["seconds"])
+        if all(seconds):
+            bench.note(f"{name}: {seconds[1] / seconds[0]:.1f} × the seconds for 4 × the rows")
+
+
 def threads(bench: Bench) -> None:
     pool = bench.pool("clustered", 100_000, 1024)
     for k, run, repeat in ((bench.size("k", 2000), "lazy", 3), (1, "first pass", 3)):
@@ -352,6 +363,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
         paper,
         million,
         growth,
+        narrow,
         threads,
         approximate,
         limits,

@@ -12,6 +12,7 @@ windows      windows of 128: against one pass over the pool at the speed of memo
 paper        n = 97.5 k, d = 8192, k = 9750: time and memory against a limit
 million      n = 1 M, d = 1024, k = 10 k (--long: and 100 k): the same
 growth       n from 25 k to 200 k: exponents of time and of rows read
+narrow       d = 32 and few picks: four times the rows
 threads      one thread against two
 approximate  ε-lazy and stochastic greedy: time and U against exact
 limits       groups, budgets of cost, near-duplicates, weights, priors, owned rows: against a run without them

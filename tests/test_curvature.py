@@ -184,7 +184,7 @@ def test_progress_and_interruption():
     ("keywords", "words"),
     [
         ({"alpha": 0}, "alpha: found 0"),
-        ({"alpha": 1e30}, "alpha: found 10"),
+        ({"alpha": 1e30}, "alpha: found 1e30"),
         ({"threads": 0}, "threads: found 0"),
         ({"normalize": "mean"}, "normalize: found 'mean'"),
         ({"weights": [1.0, 2.0]}, "weights: found 2 values"),

@@ -17,8 +17,8 @@ __all__ = [
     "StoreWriter",
     "__version__",
     "allowances",
-    "available_memory",
     "certify",
+    "check_memory",
     "compact",
     "convert",
     "curvature",
@@ -98,7 +98,6 @@ class StoreWriter:
     def commit(self) -> None: ...
     def close(self) -> None: ...
 
-def available_memory() -> float | None: ...
 def merge(
     sources: Sequence[str | PathLike[str]],
     path: str | PathLike[str],
@@ -119,6 +118,7 @@ def delete(
     progress: Callable[[int, int], object] | None,
 ) -> str: ...
 def repair(path: str | PathLike[str], progress: Callable[[int, int], object] | None) -> str: ...
+def check_memory(field: str, found: str, needed: float, remedy: str) -> None: ...
 def select(
     pool: Pool,
     objective: Objective,

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import IO, Any, cast
 
-from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.memory import check_memory
 from spice_rs.paths import local
 
 LONGEST_LINE = 1 << 26
@@ -182,12 +182,7 @@ def check_room(path: str | os.PathLike[str], size: int, found: str) -> None:
     Raises:
         InvalidInputError: there is less.
     """
-    free = _core.available_memory()
-    if size > 64 * _PIECE and free is not None and size > free:
-        raise InvalidInputError(
-            f"{os.fspath(path)}: found {found}, which take {size / 1e9:.1f} GB of memory, expected at most the"
-            f" {free / 1e9:.1f} GB that are free. Use a machine with more, or less data."
-        )
+    check_memory(found, size, "Use a machine with more, or less data.", field=os.fspath(path))
 
 
 def _kind(status: os.stat_result) -> str | None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
+from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows, log_dets
 from spice_rs.analysis.replay import Replay, log_spaced, sampled
+from spice_rs.analysis.waiting import waited
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.memory import check_memory
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
@@ -46,6 +48,13 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
     free[replay.excluded] = False
     candidates = replay.order[free[replay.order]]
     sizes = log_spaced(len(replay.picks), points) + 1
+    drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.source.dim
+    check_memory(
+        f"random sets of {drawn_rows} rows of {dim} columns",
+        16.0 * drawn_rows * dim + 32.0 * (drawn_rows if drawn_rows <= MOST_RECURSIVE else dim) ** 2,
+        "Look at a selection of fewer rows, or of gradients of fewer columns.",
+        field="selection",
+    )
     draws = np.random.default_rng(seed)
     found = np.empty((sets, len(sizes)))
     for number in range(sets):
@@ -61,15 +70,13 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
 def _log_dets(scaled: Floats, sizes: Rows) -> Floats:
     """Return log det(I + AᵀA) of the first rows, for each number of them."""
     if len(scaled) <= MOST_RECURSIVE:
-        gram = scaled @ scaled.T
-        gram[np.diag_indices_from(gram)] += 1.0
-        parts: Floats = np.cumsum(2.0 * np.log(np.diagonal(np.linalg.cholesky(gram))))
-        return parts[sizes - 1]
-    matrix, done, found = np.eye(scaled.shape[1]), 0, []
+        return log_dets(waited(np.matmul, scaled, scaled.T))[sizes - 1]
+    matrix, done, found = np.zeros((scaled.shape[1], scaled.shape[1])), 0, []
     for size in sizes.tolist():
-        matrix += scaled[done:size].T @ scaled[done:size]
+        part = scaled[done:size]
+        matrix += waited(np.matmul, part.T, part)
         done = size
-        found.append(float(np.linalg.slogdet(matrix)[1]))
+        found.append(float(log_dets(matrix.copy())[-1]))
     return np.array(found)
 
 
@@ -101,7 +108,7 @@ def pool_map(replay: Replay, *, sample: int = 1500, most_picks: int = 2000, seed
     centre = rows.mean(0)
     rows -= centre
     wide = rows.shape[1] > len(rows)
-    values, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    values, vectors = waited(np.linalg.eigh, rows @ rows.T if wide else rows.T @ rows)
     two = np.argsort(values)[::-1][:2]
     axes = rows.T @ vectors[:, two] if wide else vectors[:, two]
     lengths = np.sqrt((axes**2).sum(0))

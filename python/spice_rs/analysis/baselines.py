@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.store.rows import RowReader
+from spice_rs.analysis.waiting import waited
+from spice_rs.memory import check_memory
+from spice_rs.store.rows import RowReader, unit_rows
 from spice_rs.store.sources import Source
 
 Positions = npt.NDArray[np.int64]
@@ -53,6 +56,12 @@ def k_center(source: Source, reader: RowReader, k: int, watch: Watch | None = No
         k: rows to pick, at most all of them.
         watch: told of each pick.
     """
+    check_memory(
+        f"k_center with {k} picks of {reader.dim} columns",
+        8.0 * k * reader.dim + 40.0 * reader.rows,
+        "Leave method 'k_center' out, or pick fewer rows.",
+        field="methods",
+    )
     order = source.dataset_order()
     lengths = np.concatenate([np.einsum("ij,ij->i", rows, rows) for _, rows in reader.blocks(order=order)])
     picks = np.empty(k, np.int64)
@@ -109,7 +118,7 @@ class _Covered:
         oldest = int(self._seen[which].min())
         centres = self._centres[oldest : self._count]
         sums = self._lengths[which, None] + self._squares[None, oldest : self._count]
-        distances = sums - 2.0 * (rows @ centres.T)
+        distances = sums - 2.0 * waited(np.matmul, rows, centres.T)
         for i, j in np.argwhere(distances < NEAR * sums):
             difference = rows[i] - centres[j]
             distances[i, j] = difference @ difference
@@ -140,21 +149,30 @@ def _by_submodlib(reader: RowReader, k: int) -> Positions:
         n=reader.rows, mode="dense", separate_rep=False, sijs=_similarity(reader)
     )
     # It takes no budget of all rows.
-    made = function.maximize(budget=min(k, reader.rows - 1), optimizer="LazyGreedy", show_progress=False)
+    budget = min(k, reader.rows - 1)
+    maximize = partial(function.maximize, budget=budget, optimizer="LazyGreedy", show_progress=False)
+    made = waited(maximize)
     picks = np.array([row for row, _ in made], np.int64)
     return np.append(picks, np.setdiff1d(np.arange(reader.rows), picks)[: k - len(picks)])
 
 
 def _by_apricot(reader: RowReader, k: int) -> Positions:
     selection = import_module("apricot").FacilityLocationSelection(k, metric="precomputed", optimizer="lazy")
-    selection.fit(_similarity(reader).astype(np.float64))
+    waited(selection.fit, _similarity(reader).astype(np.float64))
     return np.asarray(selection.ranking, np.int64)
 
 
 def _similarity(reader: RowReader) -> npt.NDArray[np.float32]:
     """Return (n, n) float32 (1 + cosine)/2, in [0, 1]; rows of zeros have cosine 0."""
+    n, dim = reader.rows, reader.dim
+    check_memory(
+        f"a kernel of {n} × {n} numbers, of rows of {dim} columns",
+        # Rows and their units; the kernel, what makes it, and a library's copies.
+        20.0 * n * dim + 24.0 * n * n,
+        "Leave method 'facility_location' out, or compare a smaller pool.",
+        field="methods",
+    )
     rows = np.concatenate([rows for _, rows in reader.blocks()])
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0).astype(np.float32)
-    kernel: npt.NDArray[np.float32] = unit @ unit.T
+    unit = unit_rows(rows).astype(np.float32)
+    kernel: npt.NDArray[np.float32] = waited(np.matmul, unit, unit.T)
     return np.clip((1 + kernel) / 2, 0, 1)

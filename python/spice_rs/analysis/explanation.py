@@ -11,6 +11,7 @@ import numpy as np
 from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
+from spice_rs.analysis.waiting import waited
 from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import row_list
@@ -208,9 +209,7 @@ class _Explainer:
             return
         # Without y alone gᵀM⁻¹g is larger by z_y²/H_yy, with H = (I + AAᵀ)⁻¹ and z = H·A·g.
         scaled = self.selected * (np.sqrt(self.replay.alpha) * roots)[:, None]
-        gram = scaled @ scaled.T
-        gram[np.diag_indices_from(gram)] += 1.0
-        inverse = np.linalg.inv(gram)
+        inverse = waited(np.linalg.inv, np.eye(len(scaled)) + waited(np.matmul, scaled, scaled.T))
         own_roots = np.ones(count) if own_weights is None else np.sqrt(own_weights)
         solved = (own * (np.sqrt(self.replay.alpha) * own_roots)[:, None]) @ scaled.T @ inverse
         more = solved**2 / np.diagonal(inverse)

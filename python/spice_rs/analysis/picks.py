@@ -12,6 +12,7 @@ from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced, sampled
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
+from spice_rs.analysis.waiting import waited
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Bar, Progress, bar
 from spice_rs.selection.arguments import check_numbers
@@ -199,7 +200,7 @@ def _beside_earlier(
     means, bounds = np.zeros(count), np.zeros(count)
     for start in range(0, len(selected), 512):
         block = selected[start : start + 512]
-        products = block @ selected[: start + len(block)].T
+        products = waited(np.matmul, block, selected[: start + len(block)].T)
         for row, product in enumerate(products):
             j = start + row
             if j >= before:

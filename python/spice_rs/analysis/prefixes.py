@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.analysis.waiting import waited
+
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
@@ -84,11 +86,9 @@ class Prefixes:
         if reading == "diagonal":
             self._reciprocals = self._diagonals()
         elif reading == "full" and recursive:
-            gram = self._scaled @ self._scaled.T
-            gram[np.diag_indices_from(gram)] += 1.0
-            self._inverse = np.linalg.inv(np.linalg.cholesky(gram))
+            self._inverse = waited(_inverse_of_pairs, self._scaled)
         elif reading == "full":
-            self._bases = [self._basis(self._scaled[:size]) for size in sizes.tolist()]
+            self._bases = [waited(self._basis, self._scaled[:size]) for size in sizes.tolist()]
 
     def measure(
         self, rows: Floats, weights: Floats | None = None, *, overlap: bool = False, nearest: bool = False
@@ -184,6 +184,28 @@ def cost(sizes: Rows, rows: int, dim: int, *, recursive: bool) -> float:
     many = len(sizes) - len(few)
     own = (few**2 * (dim + few)).sum() + many * (dim**3 + most * dim**2)
     return float(own + rows * ((few * (2.0 * dim + few)).sum() + many * dim**2 + len(sizes) * dim))
+
+
+def _inverse_of_pairs(rows: Floats) -> Floats:
+    """Return L⁻¹ of LLᵀ = I + AAᵀ."""
+    gram = rows @ rows.T
+    gram[np.diag_indices_from(gram)] += 1.0
+    inverse: Floats = np.linalg.inv(np.linalg.cholesky(gram))
+    return inverse
+
+
+def log_dets(matrix: Floats) -> Floats:
+    """Return log det of the leading minors of I + A, (m,), from a positive semi-definite A, (m, m), which is changed.
+
+    They have the digits of A: where it is small, those are lost in I + A.
+    """
+    diagonal = np.diagonal(matrix).copy()
+    matrix[np.diag_indices_from(matrix)] += 1.0
+    factor = waited(np.linalg.cholesky, matrix)
+    taken = (np.tril(factor, -1) ** 2).sum(1)
+    small = np.log1p(np.maximum(np.where(diagonal < 1, diagonal - taken, 0.0), 0.0))
+    sums: Floats = np.cumsum(np.where(diagonal < 1, small, 2.0 * np.log(np.diagonal(factor))))
+    return sums
 
 
 def _inverse_factor(rows: Floats) -> Floats:

@@ -15,6 +15,7 @@ from spice_rs import _core
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.memory import check_memory
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import per_cost
 from spice_rs.selection.options import Constraints
@@ -154,6 +155,13 @@ class Replay:
     def rows_of(self, run: Run) -> tuple[Floats, Floats | None]:
         """Return the initial rows and the picks of a run, (i + m, d), and their weights."""
         positions = np.concatenate([self.initial, run.picks])
+        check_memory(
+            f"{len(positions)} picks and initial rows of {self.source.dim} columns to look at",
+            # The rows, the same scaled, and products of them where they are kept.
+            24.0 * len(positions) * self.source.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
+            "Look at a selection of fewer rows, or of gradients of fewer columns.",
+            field="selection",
+        )
         weights = None if self.weights is None else self.weights[positions]
         return self.reader.read(positions), weights
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.layers import is_linear, is_quantised
+from spice_rs.extraction.memory import check_weights
 from spice_rs.extraction.tracking import (
     TargetModules,
     check_left_out,
@@ -66,6 +67,8 @@ def load_model(
             quantised = _is_quantised(model, trust_remote_code)
         if quantised:
             options["device_map"] = {"": device}  # packed weights cannot all be moved later
+        elif device.type == "cpu":
+            check_weights(Path(model))
     with _explained(f"{model}: no causal language model that can be loaded"), reached(model, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,

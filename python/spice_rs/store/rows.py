@@ -52,11 +52,7 @@ class RowReader:
         if self._scale is not None:
             rows *= self._scale[wanted, None]
         if self._unit:
-            # The largest cell first: squares of very long and very short rows leave float64.
-            largest = np.abs(rows).max(axis=1, keepdims=True)
-            np.divide(rows, largest, out=rows, where=largest > 0)
-            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-            np.divide(rows, norms, out=rows, where=norms > 0)
+            unit_rows(rows)
         return rows.astype(self._dtype, copy=False)
 
     def blocks(
@@ -73,6 +69,16 @@ class RowReader:
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
             yield chunk, self.read(chunk)
+
+
+def unit_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Divide each of (m, d) rows by its norm, in place, and return them; rows of zeros stay as they are."""
+    # The largest cell first: squares of very long and very short rows leave float64.
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    np.divide(rows, largest, out=rows, where=largest > 0)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    np.divide(rows, norms, out=rows, where=norms > 0)
+    return rows
 
 
 class _Block:

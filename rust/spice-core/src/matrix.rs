@@ -5,6 +5,7 @@
 //! a scale for every row. Rows leave a pool as `f64`, converted exactly, so what a computation sees
 //! does not depend on how the rows are spread over blocks.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::convert::{brains, bytes, halves, scale_doubles, singles};
@@ -68,10 +69,11 @@ enum Cells<'a> {
 
 /// What is known of the rows of a block from when they were written, to be held against what is read.
 pub trait Written: Sync {
-    /// What row `row` of the block adds to the sum that [`Written::check`] takes.
+    /// What the rows from `first` on add to the sum that [`Written::check`] takes, modulo 2⁶⁴.
     ///
-    /// `cells` is the XXH3-64 of the row's stored bytes with `index` as the seed.
-    fn row_checksum(&self, row: usize, index: i64, cells: u64) -> u64;
+    /// Of each row an index and the XXH3-64 of its stored bytes with that as the seed: many rows at a time, since to ask
+    /// for one costs more than its checksum.
+    fn sum(&self, first: usize, hashed: &[(i64, u64)]) -> u64;
 
     /// Compares the sum over all rows, modulo 2⁶⁴, with that of the rows that were written.
     ///
@@ -207,6 +209,9 @@ pub struct Pool<'a> {
     dim: usize,
     index: Option<Vec<i64>>,
     scale: Option<Vec<f64>>,
+    /// Powers of two that the cells of some rows are multiplied by before their scale, which could not be a number
+    /// otherwise.
+    lifts: HashMap<usize, f64>,
 }
 
 impl<'a> Pool<'a> {
@@ -235,7 +240,7 @@ impl<'a> Pool<'a> {
                 "Extract gradients into the source first.",
             ));
         }
-        Ok(Self { dim: blocks[0].dim, blocks, starts, index: None, scale: None })
+        Ok(Self { dim: blocks[0].dim, blocks, starts, index: None, scale: None, lifts: HashMap::new() })
     }
 
     /// Gives every row its dataset index: what ties are broken by.
@@ -266,6 +271,16 @@ impl<'a> Pool<'a> {
             }
             None => factors.collect(),
         });
+    }
+
+    /// Multiplies the cells of `row` by a power of two before they are scaled.
+    pub(crate) fn lift(&mut self, row: usize, power: f64) {
+        self.lifts.insert(row, power);
+    }
+
+    /// The power of two that the cells of `row` are multiplied by first; mostly none.
+    fn lift_of(&self, row: usize) -> Option<f64> {
+        if self.lifts.is_empty() { None } else { self.lifts.get(&row).copied() }
     }
 
     fn check_length(&self, field: &str, found: usize) -> Result<()> {
@@ -300,6 +315,18 @@ impl<'a> Pool<'a> {
         self.index.as_ref().map_or(row as i64, |index| index[row])
     }
 
+    /// Rows that follow each other as parts of blocks: the number of each block and its rows.
+    pub(crate) fn parts(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let first = self.starts.partition_point(|&start| start <= rows.start) - 1;
+        let ends = self.starts[first + 1..].iter().zip(&self.starts[first..]).enumerate();
+        ends.take_while(move |&(_, (_, &start))| start < rows.end).filter_map(
+            move |(more, (&end, &start))| {
+                let part = rows.start.max(start) - start..rows.end.min(end) - start;
+                (!part.is_empty()).then_some((first + more, part))
+            },
+        )
+    }
+
     /// The block that holds `row`, and the row's number in it.
     fn locate(&self, row: usize) -> (&RowBlock<'a>, usize) {
         let block = self.starts.partition_point(|&start| start <= row) - 1;
@@ -309,7 +336,8 @@ impl<'a> Pool<'a> {
     /// Whether two rows are the same bytes with the same scale.
     pub(crate) fn same(&self, a: usize, b: usize) -> bool {
         let ((block_a, local_a), (block_b, local_b)) = (self.locate(a), self.locate(b));
-        let scales = self.scale.as_ref().is_none_or(|scale| scale[a].to_bits() == scale[b].to_bits());
+        let scales = self.scale.as_ref().is_none_or(|scale| scale[a].to_bits() == scale[b].to_bits())
+            && self.lift_of(a) == self.lift_of(b);
         scales && block_a.dtype() == block_b.dtype() && block_a.bytes(local_a) == block_b.bytes(local_b)
     }
 
@@ -330,13 +358,18 @@ impl<'a> Pool<'a> {
         xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.index(row) as u64)
     }
 
-    /// [`Pool::hash`] of `row`, and what the row adds to the sum of its block if that block knows its sum.
-    pub(crate) fn hash_and_checksum(&self, row: usize) -> (u64, Option<(usize, u64)>) {
-        let block = self.starts.partition_point(|&start| start <= row) - 1;
-        let (local, index) = (row - self.starts[block], self.index(row));
-        let (rows, seed) = (&self.blocks[block], index as u64);
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(rows.bytes(local), seed);
-        (hash, rows.written.map(|written| (block, written.row_checksum(local, index, hash))))
+    /// The row's index and [`Pool::hash`], for row `local` of block `block`; writes the row, scaled, to `out`.
+    pub(crate) fn hash_and_load(&self, block: usize, local: usize, out: &mut [f64]) -> (i64, u64) {
+        let (rows, row) = (&self.blocks[block], self.starts[block] + local);
+        let index = self.index(row);
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(rows.bytes(local), index as u64);
+        rows.load_part(local, 0..self.dim, self.scale(row), out);
+        (index, hash)
+    }
+
+    /// What rows of block `block` from its row `first` on add to the block's sum: see [`Written::sum`].
+    pub(crate) fn written_sum(&self, block: usize, first: usize, hashed: &[(i64, u64)]) -> u64 {
+        self.blocks[block].written.map_or(0, |written| written.sum(first, hashed))
     }
 
     /// Compares the sums of the rows' checksums, one for each block, with those of the rows that were written.
@@ -357,7 +390,14 @@ impl<'a> Pool<'a> {
     pub(crate) fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
         let (block, local) = self.locate(row);
         let scale = self.scale(row);
-        block.load_narrow(local, scale * factor, out);
+        match self.lift_of(row) {
+            None => block.load_narrow(local, scale * factor, out),
+            Some(_) => {
+                let mut wide = vec![0.0; self.dim];
+                self.load(row, &mut wide);
+                scale_doubles(&wide, factor, out);
+            }
+        }
     }
 
     /// Brings `row` into the caches, as soon as memory can.
@@ -378,7 +418,13 @@ impl<'a> Pool<'a> {
     /// Writes the columns `part` of row `row`, scaled, to `out`.
     pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
         let (block, local) = self.locate(row);
-        block.load_part(local, part, self.scale(row), out);
+        match self.lift_of(row) {
+            None => block.load_part(local, part, self.scale(row), out),
+            Some(lift) => {
+                block.load_part(local, part, lift, out);
+                out.iter_mut().for_each(|cell| *cell *= self.scale(row));
+            }
+        }
     }
 }
 
@@ -404,6 +450,42 @@ mod tests {
             assert_eq!(a, b);
             assert_eq!(a[0], 3.0 * row as f64);
         }
+    }
+
+    #[test]
+    fn parts_of_blocks_are_all_rows_in_order() {
+        let bytes = [0_u8; 4 * 12];
+        let sizes = [0, 3, 0, 1, 5, 0, 0, 2, 1, 0];
+        let blocks =
+            sizes.map(|rows| RowBlock::new(&bytes[..4 * rows], Dtype::F32, rows, 1).unwrap()).to_vec();
+        let pool = Pool::new(blocks).unwrap();
+        for first in 0..12 {
+            for end in first..=12 {
+                let parts = pool.parts(first..end);
+                let rows = parts.flat_map(|(block, rows)| rows.map(move |row| (block, row)));
+                let found: Vec<usize> = rows.map(|(block, row)| pool.starts[block] + row).collect();
+                assert_eq!(found, (first..end).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn lifted_rows_are_read_as_they_are_meant() {
+        let cells = [5e-324, -1e-310, 1e300, 2.0];
+        let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 2, 2).unwrap();
+        let mut pool = Pool::new(vec![block]).unwrap();
+        let power = 2.0_f64.powi(1000);
+        pool.lift(0, power);
+        pool.rescale([3.0, 0.5].into_iter());
+        let (mut wide, mut narrow) = ([0.0; 2], [0.0; 2]);
+        pool.load(0, &mut wide);
+        assert_eq!(wide, [5e-324 * power * 3.0, -1e-310 * power * 3.0]);
+        pool.load_part(0, 1..2, &mut wide[..1]);
+        assert_eq!(wide[0], wide[1]);
+        pool.load_narrow(0, 1e20, &mut narrow);
+        assert_eq!(narrow[1], (wide[1] * 1e20) as f32);
+        pool.load(1, &mut wide);
+        assert_eq!(wide, [0.5e300, 1.0]);
     }
 
     #[test]

@@ -8,10 +8,23 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::matrix::Pool;
+use crate::memory;
 use crate::monitor::Monitor;
 
 /// Rows that one task reads between two looks at the monitor.
 const CHUNK: usize = 256;
+
+/// 2¹⁰⁰⁰: a factor between this and its inverse has all its digits.
+const LIFT: f64 = f64::from_bits((1023 + 1000) << 52);
+
+/// What to do about rows that are too many for the memory.
+const FEWER: &str = "Split the source, and select from its parts.";
+
+/// Below this, ‖g‖² may have lost digits: the squares of cells are not all numbers.
+pub(crate) const FAINT: f64 = 1e-290;
+
+/// 2⁶⁰⁰: rows whose squares have lost digits have squares of all digits times this.
+const RAISE: f64 = f64::from_bits((1023 + 600) << 52);
 
 /// Rows that memory is asked for together.
 pub(crate) const AHEAD: usize = 8;
@@ -36,42 +49,33 @@ impl<'a> Survey<'a> {
     /// picks, and nobody would see it.
     ///
     /// # Errors
-    /// [`Error::CorruptStore`] if rows of a store are not those that were written; [`Error::InvalidInput`] naming the first row that holds a NaN or an infinity or whose squared
-    /// norm overflows; [`Error::Interrupted`].
+    /// [`Error::CorruptStore`] if rows of a store are not those that were written; [`Error::InvalidInput`] naming the first
+    /// row that holds a NaN or an infinity or whose squared norm overflows; [`Error::Interrupted`].
     pub fn new(mut pool: Pool<'a>, unit: bool, monitor: &Monitor) -> Result<Self> {
         let kernels = Kernels::default();
+        // What is found of each row, its scale and its norm, and what a search keeps of it.
+        memory::check("source", || format!("{} rows", pool.len()), 72.0 * pool.len() as f64, FEWER)?;
         let mut measured = vec![(0.0, 1.0); pool.len()]; // (‖g‖², factor)
         let sums: Vec<AtomicU64> = (0..pool.blocks()).map(|_| AtomicU64::new(0)).collect();
         let chunks = measured.par_chunks_mut(CHUNK).enumerate();
         let hashes = chunks.map_init(
-            || vec![0.0; pool.dim()],
-            |row, (chunk, measured)| {
+            || (vec![0.0; pool.dim()], Vec::with_capacity(CHUNK)),
+            |(row, hashed), (chunk, measured)| {
                 monitor.check()?;
-                let mut hash = 0_u64;
-                let mut sum = BlockSum::new(&sums);
-                for (offset, slot) in measured.iter_mut().enumerate() {
-                    let (row_hash, written) = pool.hash_and_checksum(chunk * CHUNK + offset);
-                    hash = hash.wrapping_add(row_hash);
-                    if let Some((block, checksum)) = written {
-                        sum.add(block, checksum);
+                let (first, count) = (chunk * CHUNK, measured.len());
+                let (mut hash, mut slots) = (0_u64, measured.iter_mut());
+                for (block, locals) in pool.parts(first..first + count) {
+                    hashed.clear();
+                    for (local, slot) in locals.clone().zip(&mut slots) {
+                        hashed.push(pool.hash_and_load(block, local, row));
+                        *slot = measure(kernels, row, unit);
                     }
-                    pool.load(chunk * CHUNK + offset, row);
-                    let mut norm_sq = kernels.dot(row, row);
-                    let mut factor = 1.0;
-                    if unit
-                        && row.iter().all(|cell| cell.is_finite())
-                        && let Some(largest) = row.iter().map(|cell| cell.abs()).reduce(f64::max)
-                        && largest > 0.0
-                    {
-                        // By the largest cell first: the square of the norm may not be a number yet.
-                        row.iter_mut().for_each(|cell| *cell /= largest);
-                        factor = 1.0 / largest / kernels.dot(row, row).sqrt();
-                        // Exactly, so that rows of equal length tie instead of competing by rounding.
-                        norm_sq = 1.0;
-                    }
-                    *slot = (norm_sq, factor);
+                    hash = hashed.iter().fold(hash, |hash, &(_, row)| hash.wrapping_add(row));
+                    // Threads meet once a part of a block, not once a row.
+                    let sum = pool.written_sum(block, locals.start, hashed);
+                    sums[block].fetch_add(sum, Ordering::Relaxed);
                 }
-                monitor.add_surveyed(measured.len());
+                monitor.add_surveyed(count);
                 Ok(hash)
             },
         );
@@ -82,6 +86,7 @@ impl<'a> Survey<'a> {
             return Err(refuse(&pool, row));
         }
         if unit {
+            lift(&mut pool, kernels, &mut measured);
             pool.rescale(measured.iter().map(|&(_, factor)| factor));
         }
         let norm_sq: Vec<f64> = measured.into_iter().map(|(norm_sq, _)| norm_sq).collect();
@@ -146,6 +151,27 @@ impl<'a> Survey<'a> {
         self.pool.load_narrow(row, if norm > 0.0 { 1.0 / norm } else { 0.0 }, out);
     }
 
+    /// Writes row `row` to `out`, times a power of two if its square has lost digits; returns the norm of what is written.
+    pub(super) fn load_measured(&self, row: usize, out: &mut [f64]) -> f64 {
+        self.load(row, out);
+        if self.norm_sq[row] >= FAINT {
+            return self.norm_sq[row].sqrt();
+        }
+        out.iter_mut().for_each(|cell| *cell *= RAISE);
+        self.kernels.dot(out, out).sqrt()
+    }
+
+    /// [`Survey::load_unit`] of rows however small.
+    pub(super) fn load_direction(&self, row: usize, out: &mut [f32]) {
+        if self.norm_sq[row] >= FAINT {
+            return self.load_unit(row, out);
+        }
+        let mut cells = vec![0.0; self.dim()];
+        let norm = self.load_measured(row, &mut cells);
+        let factor = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+        out.iter_mut().zip(&cells).for_each(|(out, cell)| *out = (cell * factor) as f32);
+    }
+
     /// The dataset index of `row`.
     pub fn index(&self, row: usize) -> i64 {
         self.pool.index(row)
@@ -154,6 +180,30 @@ impl<'a> Survey<'a> {
     /// ‖g‖² of every row, (n,).
     pub fn norm_sq(&self) -> &[f64] {
         &self.norm_sq
+    }
+
+    /// Checks that float64 holds the squares of the longest rows, unless all are zero.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it does not: their ‖g‖² has lost digits.
+    pub fn check_squares(&self) -> Result<()> {
+        if self.largest >= FAINT {
+            return Ok(());
+        }
+        let mut cells = vec![0.0; self.dim()];
+        let mut is_zero = |row| {
+            self.load(row, &mut cells);
+            cells.iter().all(|&cell| cell == 0.0)
+        };
+        if (0..self.len()).all(&mut is_zero) {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "gradients",
+            format!("rows of ‖g‖² up to {:e}", self.largest),
+            format!("rows of at least {FAINT:e}: below, float64 loses the squares of their cells"),
+            "Scale the rows up, or use normalize=\"unit\".",
+        ))
     }
 
     /// max ‖g‖².
@@ -206,34 +256,32 @@ pub fn fingerprint(pool: &Pool<'_>, rows: Option<&[usize]>, monitor: &Monitor) -
     chunks.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b))).map(show)
 }
 
-/// The rows of one task, summed up by block: threads meet once a block, not once a row.
-struct BlockSum<'a> {
-    sums: &'a [AtomicU64],
-    block: usize,
-    sum: u64,
+/// ‖g‖² of a row, and what it is to be multiplied by; `row` is left in an unspecified state.
+fn measure(kernels: Kernels, row: &mut [f64], unit: bool) -> (f64, f64) {
+    if unit
+        && row.iter().all(|cell| cell.is_finite())
+        && let Some(largest) = row.iter().map(|cell| cell.abs()).reduce(f64::max)
+        && largest > 0.0
+    {
+        // By the largest cell first: the square of the norm may not be a number yet.
+        row.iter_mut().for_each(|cell| *cell /= largest);
+        // Exactly 1, so that rows of equal length tie instead of competing by rounding.
+        return (1.0, 1.0 / largest / kernels.dot(row, row).sqrt());
+    }
+    (kernels.dot(row, row), 1.0)
 }
 
-impl<'a> BlockSum<'a> {
-    fn new(sums: &'a [AtomicU64]) -> Self {
-        Self { sums, block: 0, sum: 0 }
-    }
-
-    fn add(&mut self, block: usize, checksum: u64) {
-        if block != self.block {
-            self.flush();
-            self.block = block;
+/// Measures rows again, times a power of two, that are so small or so large that the factor which makes them unit rows
+/// has lost digits or is no number.
+fn lift(pool: &mut Pool<'_>, kernels: Kernels, measured: &mut [(f64, f64)]) {
+    let mut cells = vec![0.0; pool.dim()];
+    for (row, measured) in measured.iter_mut().enumerate() {
+        let factor = measured.1;
+        if !(1.0 / LIFT..=LIFT).contains(&factor) {
+            pool.lift(row, if factor > 1.0 { LIFT } else { 1.0 / LIFT });
+            pool.load(row, &mut cells);
+            *measured = measure(kernels, &mut cells, true);
         }
-        self.sum = self.sum.wrapping_add(checksum);
-    }
-
-    fn flush(&mut self) {
-        self.sums[self.block].fetch_add(std::mem::take(&mut self.sum), Ordering::Relaxed);
-    }
-}
-
-impl Drop for BlockSum<'_> {
-    fn drop(&mut self) {
-        self.flush();
     }
 }
 
@@ -256,7 +304,7 @@ fn refuse(pool: &Pool<'_>, row: usize) -> Error {
             format!("row {index}"),
             "a squared norm that overflows float64",
             "rows of norms below 1e150",
-            "Scale the rows down, or select with normalize=\"unit\" after scaling.",
+            "Scale the rows down, or select with normalize=\"unit\".",
         ),
     }
 }
@@ -276,17 +324,28 @@ pub(crate) fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
 /// Largest α‖g‖²: beyond, the I of I + αF is lost in the rounding of αF.
 const LARGEST_SIGNAL: f64 = 1e13;
 
+/// Smallest α‖g‖² of the longest row: below, a gain has lost digits, or all of them.
+const LEAST_SIGNAL: f64 = f64::MIN_POSITIVE;
+
+/// Checks that float64 holds α‖g‖² of the rows.
 pub(crate) fn check_scale(survey: &Survey<'_>, alpha: f64) -> Result<()> {
+    survey.check_squares()?;
     let largest = alpha * survey.largest_norm_sq();
-    if largest <= LARGEST_SIGNAL {
+    let (expected, remedy) = if largest > LARGEST_SIGNAL {
+        let expected =
+            format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²");
+        (expected, "Lower alpha, or use normalize=\"unit\".")
+    } else if largest < LEAST_SIGNAL && survey.largest_norm_sq() > 0.0 {
+        (
+            format!("at least {LEAST_SIGNAL:e}: below, float64 has too few digits for gains"),
+            "Raise alpha, or use alpha=\"auto\".",
+        )
+    } else {
         return Ok(());
-    }
-    Err(Error::invalid(
-        "alpha",
-        format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}"),
-        format!("at most {LARGEST_SIGNAL:e}: beyond, float64 loses the 1 in 1 + alpha·‖g‖²"),
-        "Lower alpha, or use normalize=\"unit\".",
-    ))
+    };
+    let alpha = if (1e-4..1e6).contains(&alpha) { alpha.to_string() } else { format!("{alpha:e}") };
+    let found = format!("{alpha} with rows up to alpha·‖g‖² = {largest:e}");
+    Err(Error::invalid("alpha", found, expected, remedy))
 }
 
 /// Checks numbers that belong to rows.

@@ -26,13 +26,13 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::curvature, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::certify, module)?)?;
-    module.add_function(wrap_pyfunction!(tools::available_memory, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
     module.add_function(wrap_pyfunction!(tools::convert, module)?)?;
     module.add_function(wrap_pyfunction!(tools::compact, module)?)?;
     module.add_function(wrap_pyfunction!(tools::delete, module)?)?;
     module.add_function(wrap_pyfunction!(tools::repair, module)?)?;
     module.add_class::<files::MappedFile>()?;
+    module.add_function(wrap_pyfunction!(tools::check_memory, module)?)?;
     module.add_class::<store::Store>()?;
     module.add_class::<store::StoreWriter>()?;
     Ok(())

@@ -116,7 +116,11 @@ pub(crate) fn norms_sq<'py>(
     let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    let work = || Ok(scaling.survey(pool, &monitor)?.norm_sq().to_vec());
+    let work = || {
+        let survey = scaling.survey(pool, &monitor)?;
+        survey.check_squares()?;
+        Ok(survey.norm_sq().to_vec())
+    };
     Ok(watch(py, &monitor, threads, files, (), work)?.into_pyarray(py))
 }
 

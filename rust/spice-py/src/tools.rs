@@ -1,10 +1,10 @@
-//! What `spice_rs.store` does with whole stores; results are JSON.
+//! What `spice_rs.store` does with whole stores, as JSON; and whether memory suffices.
 
 use std::path::PathBuf;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use spice_core::{Error, store};
+use spice_core::{Error, memory, store};
 
 use crate::errors::to_py;
 use crate::store::{Store, json, stored_dtype, watched};
@@ -72,8 +72,9 @@ pub(crate) fn repair(py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>)
     json(&watched(py, progress, |observer| store::repair(&path, observer))?)
 }
 
-/// Bytes of memory that can be taken without swapping; `None` where the system does not say.
+/// Raises InvalidInputError for `field` if `needed` bytes are more than this process can still take.
 #[pyfunction]
-pub(crate) fn available_memory() -> Option<f64> {
-    spice_core::memory::available()
+#[pyo3(signature = (field, found, needed, remedy))]
+pub(crate) fn check_memory(field: &str, found: &str, needed: f64, remedy: &str) -> PyResult<()> {
+    memory::check(field, || found.to_string(), needed, remedy).map_err(to_py)
 }

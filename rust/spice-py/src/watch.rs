@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use spice_core::monitor::Monitor;
-use spice_core::{Error, Result};
+use spice_core::{Error, Result, memory};
 
 use crate::errors::to_py;
 use crate::files::Files;
@@ -52,6 +52,7 @@ pub(crate) fn watch<T: Send>(
     spice_core::settle();
     py.detach(|| files.check()).map_err(to_py)?;
     let count = pool_size(threads);
+    memory::check_threads(count).map_err(to_py)?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(count)
         .build()

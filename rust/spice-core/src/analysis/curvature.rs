@@ -132,11 +132,17 @@ fn by_columns(passes: Passes<'_>) -> Result<Vec<Leverage>> {
 }
 
 /// α‖L⁻¹g‖² of each row of `cells`, which are whitened.
-pub(super) fn lengths(whitening: &Whitening, passes: Passes<'_>, cells: &mut [f64], out: &mut [f64]) {
-    whitening.whiten(cells);
+pub(super) fn lengths(
+    whitening: &Whitening,
+    passes: Passes<'_>,
+    cells: &mut [f64],
+    out: &mut [f64],
+) -> Result<()> {
+    whitening.whiten(cells, || passes.monitor.check())?;
     let kernels = passes.survey.kernels();
     let rows = cells.chunks_exact(passes.survey.dim());
     out.iter_mut().zip(rows).for_each(|(out, row)| *out = passes.alpha * kernels.dot(row, row));
+    Ok(())
 }
 
 /// The leverages from the n × n matrix C = I + αGGᵀ: 1 − αh is on the diagonal of C⁻¹. Where αh is small, digits of
@@ -154,7 +160,7 @@ fn by_pairs(passes: Passes<'_>) -> Result<Vec<Leverage>> {
         for (&place, column) in places.iter().zip(columns.chunks_exact_mut(n)) {
             pair_column(passes, &matrix, &rows, place, column);
         }
-        whitening.whiten(&mut columns);
+        whitening.whiten(&mut columns, || passes.monitor.check())?;
         let kernels = passes.survey.kernels();
         let leverages = places.iter().zip(columns.chunks_exact(n)).map(|(&place, column)| {
             let signal = passes.signal(place);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::linalg::{Whitening, add_many_outer_products, stride_of};
-use crate::memory::available;
+use crate::memory;
 use crate::monitor::Monitor;
 use crate::selection::check_alpha;
 use crate::survey::{AHEAD, Survey, check_scale};
@@ -17,9 +17,6 @@ const MOST_ROWS: usize = 512;
 
 /// Tasks that there should be at least, for many threads.
 const TASKS: usize = 64;
-
-/// Bytes of a run that nobody needs to be asked for.
-const SMALL: f64 = 5e8;
 
 /// The rows of a pool under one α.
 #[derive(Clone, Copy)]
@@ -91,7 +88,7 @@ impl<'a> Passes<'a> {
         &self,
         width: usize,
         out: &mut [f64],
-        work: impl Fn(&mut [f64], &mut [f64]) + Sync,
+        work: impl Fn(&mut [f64], &mut [f64]) -> Result<()> + Sync,
     ) -> Result<()> {
         let dim = self.survey.dim();
         let chunks = out.par_chunks_mut(self.chunk() * width).enumerate();
@@ -101,7 +98,7 @@ impl<'a> Passes<'a> {
             let rows: Vec<usize> = (first..first + out.len() / width).collect();
             cells.resize(rows.len() * dim, 0.0);
             self.load(&rows, cells, dim);
-            work(cells, out);
+            work(cells, out)?;
             self.monitor.add_surveyed(rows.len());
             Ok(())
         })
@@ -112,7 +109,7 @@ impl<'a> Passes<'a> {
         let (dim, count) = (self.survey.dim(), rows.len());
         let mut matrix = identity(count);
         // In bands of columns: a band, transposed, is a list of rows of `count` cells.
-        let band = (BATCH_CELLS * 4 / count + 1).min(dim);
+        let band = (BATCH_CELLS / count + 1).next_multiple_of(64).min(dim);
         let mut done = 0;
         for first in (0..dim).step_by(band) {
             self.monitor.check()?;
@@ -166,20 +163,9 @@ impl<'a> Passes<'a> {
     /// # Errors
     /// [`Error::InvalidInput`] if `bytes` are more memory than there is.
     pub(super) fn check_memory(&self, bytes: f64) -> Result<()> {
-        let free = available().unwrap_or(f64::INFINITY);
-        if bytes <= SMALL || bytes <= free {
-            return Ok(());
-        }
-        let (rows, dim) = (self.survey.len(), self.survey.dim());
-        Err(Error::invalid(
-            "source",
-            format!(
-                "{rows} rows of {dim} columns, which takes some {:.1} GB of memory to analyse",
-                bytes / 1e9
-            ),
-            format!("an analysis within the {:.1} GB that are free", free / 1e9),
-            "Project the gradients to fewer columns, or analyse fewer rows.",
-        ))
+        let found = || format!("{} rows of {} columns to analyse", self.survey.len(), self.survey.dim());
+        let remedy = "Project the gradients to fewer columns, or analyse fewer rows.";
+        memory::check("source", found, bytes, remedy)
     }
 }
 

@@ -11,6 +11,7 @@
 //!   factor, d²/2 multiplications a row for each prefix.
 
 use faer::linalg::matmul::matmul;
+use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -18,6 +19,9 @@ use super::curvature::{lengths, pair_column, pairs_error};
 use super::passes::{Passes, identity};
 use crate::error::Result;
 use crate::linalg::{Whitening, rounding};
+
+/// Directions that a chunk of rows is multiplied by in one go.
+const TOGETHER: usize = 512;
 
 /// What is known at one prefix.
 pub(super) struct Point {
@@ -34,14 +38,18 @@ pub(super) struct Point {
 }
 
 impl Point {
-    /// From αh of every row as [`lengths`] has them.
-    pub(super) fn of_columns(values: Vec<f64>, whitening: &Whitening) -> Self {
+    /// From αh of every row as [`lengths`] has them; `trace` is α Σ w‖g‖² of what was factored.
+    pub(super) fn of_columns(values: Vec<f64>, whitening: &Whitening, trace: Trace) -> Self {
+        let (log_det, log_det_error) = whitening
+            .log_dets()
+            .last()
+            .map_or((0.0, 0.0), |&log_det| trace.narrow(log_det, whitening.log_det_error()));
         Self {
             values,
             relative: whitening.slack() + rounding(8),
             absolute: if whitening.slack().is_finite() { 0.0 } else { f64::INFINITY },
-            log_det: whitening.log_dets().last().copied().unwrap_or(0.0),
-            log_det_error: whitening.log_det_error(),
+            log_det,
+            log_det_error,
         }
     }
 
@@ -58,6 +66,31 @@ impl Point {
     pub(super) fn below(&self, row: usize, signal: f64) -> f64 {
         let below = self.values[row] - (self.relative * self.values[row] + self.absolute * signal);
         if below.is_finite() { below.max(0.0) * (1.0 - rounding(8)) } else { 0.0 }
+    }
+}
+
+/// The trace of αF, and the terms of the sums that it is taken from.
+#[derive(Clone, Copy)]
+pub(super) struct Trace {
+    pub(super) value: f64,
+    pub(super) terms: usize,
+}
+
+impl Trace {
+    /// Of rows of a list, each α‖g‖² times its weight.
+    pub(super) fn of(passes: Passes<'_>, signals: impl Iterator<Item = f64>) -> Self {
+        let (mut value, mut terms) = (0.0, passes.survey.dim() + 8);
+        signals.for_each(|signal| (value, terms) = (value + signal, terms + 1));
+        Self { value, terms }
+    }
+
+    /// log det(I + αF) and how far it may be off, from what a factor says of it or from this, whichever says more: with
+    /// s = tr αF it is in [s − s²/2, s], as log(1 + x) is in [x − x²/2, x]. So it has its digits where αF is so small
+    /// that I + αF has none of them.
+    pub(super) fn narrow(self, log_det: f64, error: f64) -> (f64, f64) {
+        let half = self.value * self.value / 4.0;
+        let own = half + rounding(self.terms) * self.value + f64::MIN_POSITIVE * f64::EPSILON;
+        if own < error { (self.value - half, own) } else { (log_det, error) }
     }
 }
 
@@ -137,14 +170,14 @@ fn by_pairs(passes: Passes<'_>, matrix: &[f64], list: &[usize], ends: &[usize]) 
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     if list.is_empty() {
         passes.monitor.add_surveyed(n);
-        return Ok(at_once(passes, ends, &[], 0.0, (Vec::new(), 0.0)));
+        return Ok(at_once(passes, list, ends, &[], 0.0, (Vec::new(), 0.0)));
     }
     let roots = vec![1.0; list.len()];
     let whitening = passes.factor(pairs_among(passes, matrix, list, &roots), list.len(), dim + 8)?;
     let mut falls = vec![0.0; n * ends.len()];
     falls_by_pairs(passes, matrix, list, &roots, &whitening, ends, &mut falls)?;
     let error = pairs_error(&whitening, dim, list.len());
-    Ok(at_once(passes, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
+    Ok(at_once(passes, list, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
 }
 
 /// I + αGGᵀ of the rows of a list, each times its root: the lower triangle.
@@ -183,7 +216,7 @@ pub(super) fn falls_by_pairs(
             pair_column(passes, matrix, list, chunk * passes.chunk() + i, column);
             column.iter_mut().zip(roots).for_each(|(cell, root)| *cell *= root);
         }
-        whitening.whiten(&mut columns);
+        whitening.whiten(&mut columns, || passes.monitor.check())?;
         columns
             .chunks_exact(list.len())
             .zip(falls.chunks_exact_mut(ends.len()))
@@ -198,7 +231,7 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
     let count = ends[ends.len() - 1];
     if count == 0 {
         passes.monitor.add_surveyed(n);
-        return Ok(at_once(passes, ends, &[], 0.0, (Vec::new(), 0.0)));
+        return Ok(at_once(passes, list, ends, &[], 0.0, (Vec::new(), 0.0)));
     }
     let list = &list[..count];
     let whitening = passes.factor(passes.gram(list)?, count, dim + 8)?;
@@ -206,8 +239,7 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
     let mut directions = passes.transposed(list, 0, dim, count);
     let root = passes.alpha.sqrt();
     directions.par_chunks_mut(passes.chunk() * count).try_for_each(|columns| {
-        passes.monitor.check()?;
-        whitening.whiten(columns);
+        whitening.whiten(columns, || passes.monitor.check())?;
         columns.iter_mut().for_each(|cell| *cell *= root);
         Ok(())
     })?;
@@ -219,21 +251,28 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
         let rows = cells.len() / dim;
         let mut products = vec![0.0; rows * count];
         let rhs = MatRef::from_column_major_slice(cells, dim, rows);
-        let target = MatMut::from_column_major_slice_mut(&mut products, count, rows);
-        matmul(target, Accum::Replace, lhs, rhs, root, Par::Seq);
+        let mut target = MatMut::from_column_major_slice_mut(&mut products, count, rows);
+        for first in (0..count).step_by(TOGETHER) {
+            passes.monitor.check()?;
+            let together = TOGETHER.min(count - first);
+            let target = target.rb_mut().subrows_mut(first, together);
+            matmul(target, Accum::Replace, lhs.subrows(first, together), rhs, root, Par::Seq);
+        }
         products
             .chunks_exact(count)
             .zip(falls.chunks_exact_mut(ends.len()))
             .for_each(|(products, falls)| sums_of_squares(products, ends, falls));
+        Ok(())
     })?;
     let shift = (whitening.solving() + rounding(dim + 8)) * norm;
     let error = whitening.distance() + 2.0 * shift + shift * shift + rounding(2 * (count + dim) + 32);
-    Ok(at_once(passes, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
+    Ok(at_once(passes, list, ends, &falls, error, (whitening.log_dets(), whitening.log_det_error())))
 }
 
 /// Points from how far the leverages have fallen from α‖g‖², row after row; `falls` is empty if nothing has fallen.
 fn at_once(
     passes: Passes<'_>,
+    list: &[usize],
     ends: &[usize],
     falls: &[f64],
     absolute: f64,
@@ -245,8 +284,12 @@ fn at_once(
         let values = rows.map(|row| (passes.signal(row) - fall(row)).max(0.0)).collect();
         // Nothing is rounded where nothing is picked, but for α‖g‖² itself.
         let absolute = if end == 0 { rounding(passes.survey.dim() + 8) } else { absolute };
-        let (log_det, log_det_error) =
-            if end == 0 { (0.0, 0.0) } else { (log_dets[end - 1], log_det_error) };
+        let (log_det, log_det_error) = if end == 0 {
+            (0.0, 0.0)
+        } else {
+            let trace = Trace::of(passes, list[..end].iter().map(|&row| passes.signal(row)));
+            trace.narrow(log_dets[end - 1], log_det_error)
+        };
         Point { values, relative: 0.0, absolute, log_det, log_det_error }
     };
     ends.iter().enumerate().map(point).collect()
@@ -265,7 +308,8 @@ fn by_columns(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<
         let whitening = passes.factor(matrix.clone(), dim, passes.terms(end) + points.len())?;
         let mut values = vec![0.0; n];
         passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
-        points.push(Point::of_columns(values, &whitening));
+        let trace = Trace::of(passes, list[..end].iter().map(|&row| passes.signal(row)));
+        points.push(Point::of_columns(values, &whitening, trace));
     }
     Ok(points)
 }

@@ -8,7 +8,7 @@
 use super::bounds::concave_bound;
 use super::curvature::{lengths, pairs_error};
 use super::passes::{Passes, identity};
-use super::prefixes::{Point, falls_by_pairs, pairs_among};
+use super::prefixes::{Point, Trace, falls_by_pairs, pairs_among};
 use crate::error::Result;
 use crate::linalg::Whitening;
 
@@ -190,21 +190,20 @@ impl Relaxation<'_> {
         let (whitening, rows, roots) = self.factor(mixture)?;
         let passes = self.passes;
         let n = passes.survey.len();
+        let weighted = mixture.weights.iter().enumerate().filter(|&(_, &weight)| weight > 0.0);
+        let trace = Trace::of(passes, weighted.map(|(row, weight)| weight * passes.signal(row)));
         let mut values = vec![0.0; n];
         let Some(pairs) = self.pairs else {
             passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
-            return Ok(Point::of_columns(values, &whitening));
+            return Ok(Point::of_columns(values, &whitening, trace));
         };
         falls_by_pairs(passes, pairs, &rows, &roots, &whitening, &[rows.len()], &mut values)?;
         values.iter_mut().enumerate().for_each(|(row, value)| {
             *value = (passes.signal(row) - *value).max(0.0);
         });
-        Ok(Point {
-            values,
-            relative: 0.0,
-            absolute: pairs_error(&whitening, passes.survey.dim(), rows.len()),
-            log_det: whitening.log_dets().last().copied().unwrap_or(0.0),
-            log_det_error: whitening.log_det_error(),
-        })
+        let found = whitening.log_dets().last().copied().unwrap_or(0.0);
+        let (log_det, log_det_error) = trace.narrow(found, whitening.log_det_error());
+        let absolute = pairs_error(&whitening, passes.survey.dim(), rows.len());
+        Ok(Point { values, relative: 0.0, absolute, log_det, log_det_error })
     }
 }

@@ -44,6 +44,9 @@ pub fn add_outer_products(matrix: &mut [f64], dim: usize, rows: &[f64], alpha: f
     });
 }
 
+/// Cells of right-hand sides that are solved for in one go.
+const SOLVED: usize = 512;
+
 /// The Cholesky factor `L` of a symmetric positive definite matrix.
 pub struct Cholesky {
     /// `dim × dim` cells, column after column; those above the diagonal mean nothing.
@@ -129,12 +132,32 @@ impl Cholesky {
         Ok(transposed)
     }
 
-    /// Replaces each right-hand side `b` (rows of `dim` cells) by `L⁻¹ b`.
-    pub fn solve_lower(&self, right_hand_sides: &mut [f64]) {
+    /// Replaces each right-hand side `b` (rows of `dim` cells) by `L⁻¹ b`, on one thread.
+    ///
+    /// `alive` is asked before every [`SOLVED`] cells of them: before `SOLVED · dim · rows` multiplications at most.
+    ///
+    /// # Errors
+    /// Whatever `alive` returns.
+    pub fn solve_lower(
+        &self,
+        right_hand_sides: &mut [f64],
+        alive: impl Fn() -> Result<()>,
+    ) -> Result<()> {
         let count = right_hand_sides.len() / self.dim;
         let factor = MatRef::from_column_major_slice(&self.cells, self.dim, self.dim);
-        let target = MatMut::from_column_major_slice_mut(right_hand_sides, self.dim, count);
-        solve_lower_triangular_in_place(factor, target, Par::Seq);
+        let mut target = MatMut::from_column_major_slice_mut(right_hand_sides, self.dim, count);
+        for first in (0..self.dim).step_by(SOLVED) {
+            alive()?;
+            let width = SOLVED.min(self.dim - first);
+            let rest = self.dim - first - width;
+            let (mut part, mut below) =
+                target.rb_mut().subrows_mut(first, width + rest).split_at_row_mut(width);
+            let diagonal = factor.submatrix(first, first, width, width);
+            solve_lower_triangular_in_place(diagonal, part.rb_mut(), Par::Seq);
+            let under = factor.submatrix(first + width, first, rest, width);
+            matmul(below.rb_mut(), Accum::Add, under, part.rb(), -1.0, Par::Seq);
+        }
+        Ok(())
     }
 
     /// `log det` of every leading minor of `L Lᵀ`, the smallest first.
@@ -146,10 +169,42 @@ impl Cholesky {
         };
         (0..self.dim).map(add).collect()
     }
+}
 
-    /// `log det(L Lᵀ)`.
-    pub fn log_det(&self) -> f64 {
-        2.0 * (0..self.dim).map(|i| self.cells[i * self.dim + i].ln()).sum::<f64>()
+/// `log det` of the leading minors of I + A, A positive semi-definite, to the digits of A and not to those of I + A.
+pub struct LogDets(Vec<f64>);
+
+impl LogDets {
+    /// From the factor of I + A and the diagonal of A (before 1 was added to it).
+    pub fn new(factor: &Cholesky, diagonal: &[f64]) -> Self {
+        let (dim, cells) = (factor.dim, &factor.cells);
+        // What the columns before take off each pivot: Σ_k L_ik².
+        let mut taken = vec![0.0; dim];
+        for (k, column) in cells.chunks_exact(dim.max(1)).enumerate() {
+            let below = taken[k + 1..].iter_mut().zip(&column[k + 1..]);
+            below.for_each(|(taken, cell)| *taken += cell * cell);
+        }
+        let mut sum = 0.0;
+        let minors = diagonal.iter().zip(taken).enumerate().map(|(i, (&diagonal, taken))| {
+            // The pivot is 1 + a; where a is small, only a has the digits. Where A_ii is not, log det is of its size too.
+            sum += if diagonal < 1.0 {
+                (diagonal - taken).max(0.0).ln_1p()
+            } else {
+                2.0 * cells[i * dim + i].ln()
+            };
+            sum
+        });
+        Self(minors.collect())
+    }
+
+    /// All of them, the smallest minor's first.
+    pub fn all(self) -> Vec<f64> {
+        self.0
+    }
+
+    /// That of I + A; 0 if A has no rows.
+    pub fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(0.0)
     }
 }
 
@@ -217,9 +272,64 @@ mod tests {
     #[test]
     fn log_det_of_a_diagonal_matrix() {
         let factor = Cholesky::new(vec![4.0, 0.0, 0.0, 9.0], 2, || Ok(())).unwrap().unwrap();
-        assert!((factor.log_det() - 36.0_f64.ln()).abs() < 1e-15);
+        assert!((factor.log_dets()[1] - 36.0_f64.ln()).abs() < 1e-15);
+        assert!((LogDets::new(&factor, &[3.0, 8.0]).last() - 36.0_f64.ln()).abs() < 1e-15);
         assert!(Cholesky::new(vec![-1.0], 1, || Ok(())).unwrap().is_none());
         assert!(Cholesky::new(vec![1.0], 1, || Err(crate::Error::Interrupted)).is_err());
         assert!(factor.inverse(|| Err(crate::Error::Interrupted)).is_err());
+    }
+
+    #[test]
+    fn no_step_is_long_between_two_questions_whether_to_go_on() {
+        let (dim, count) = (1200, 512);
+        let mut matrix = identity(dim);
+        add_outer_products(&mut matrix, dim, &cells(3 * dim, 5), 1.0);
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let ask = || {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(())
+        };
+        let questions = || asked.swap(0, std::sync::atomic::Ordering::Relaxed);
+        let factor = Cholesky::new(matrix, dim, ask).unwrap().unwrap();
+        assert_eq!(questions(), dim.div_ceil(PANEL));
+        factor.inverse(ask).unwrap();
+        assert_eq!(questions(), dim.div_ceil(PANEL));
+        let mut rows = cells(count * dim, 9);
+        let mut one = rows[7 * dim..8 * dim].to_vec();
+        factor.solve_lower(&mut rows, ask).unwrap();
+        assert_eq!(questions(), dim.div_ceil(SOLVED));
+        // A second's work of a slow core, at the widest factor and the most rows of an analysis.
+        const { assert!(2 * SOLVED * 8192 * 512 <= 5_000_000_000) }
+        const { assert!(2 * PANEL * 8192 * 8192 <= 20_000_000_000) }
+        // The parts are those of one solution.
+        factor.solve_lower(&mut one, || Ok(())).unwrap();
+        assert!(one.iter().zip(&rows[7 * dim..]).all(|(a, b)| (a - b).abs() < 1e-10));
+        for last in 0..3 {
+            let stop = || {
+                ask()?;
+                if asked.load(std::sync::atomic::Ordering::Relaxed) > last {
+                    return Err(crate::Error::Interrupted);
+                }
+                Ok(())
+            };
+            assert!(factor.solve_lower(&mut rows, stop).is_err());
+            assert_eq!(questions(), last + 1);
+        }
+    }
+
+    #[test]
+    fn log_det_of_what_the_identity_swallows() {
+        // A = s·rrᵀ: log det(I + A) = log(1 + s‖r‖²), 14 for this r.
+        for power in 0..=306 {
+            let scale = 10f64.powi(-power);
+            let mut matrix = vec![0.0; 9];
+            add_outer_products(&mut matrix, 3, &[1.0, 2.0, 3.0], scale);
+            let diagonal: Vec<f64> = (0..3).map(|i| matrix[4 * i]).collect();
+            (0..3).for_each(|i| matrix[4 * i] += 1.0);
+            let factor = Cholesky::new(matrix, 3, || Ok(())).unwrap().unwrap();
+            let found = LogDets::new(&factor, &diagonal).last();
+            let expected = (14.0 * scale).ln_1p();
+            assert!((found / expected - 1.0).abs() < 1e-14, "{scale}: {found}, {expected}");
+        }
     }
 }

@@ -11,7 +11,7 @@ mod outer;
 mod products;
 mod whitening;
 
-pub use cholesky::{Cholesky, add_outer_products};
+pub use cholesky::{Cholesky, LogDets, add_outer_products};
 pub use kernels::Kernels;
 pub(crate) use kernels::{CHUNK, dot_twofold};
 pub(crate) use outer::{add_many_outer_products, stride_of};

@@ -66,9 +66,12 @@ impl Whitening {
         Ok(Some(Self { factor, size, distance, solving }))
     }
 
-    /// Replaces each row of `size` cells by L⁻¹ times it, on one thread.
-    pub fn whiten(&self, rows: &mut [f64]) {
-        self.factor.solve_lower(rows);
+    /// Replaces each row of `size` cells by L⁻¹ times it, on one thread; `alive` is asked on the way.
+    ///
+    /// # Errors
+    /// Whatever `alive` returns.
+    pub fn whiten(&self, rows: &mut [f64], alive: impl Fn() -> Result<()>) -> Result<()> {
+        self.factor.solve_lower(rows, alive)
     }
 
     /// ‖L⁻¹e‖² of all unit vectors e: the diagonal of M⁻¹, to within [`Whitening::slack`].
@@ -144,7 +147,7 @@ mod tests {
             let size = 40;
             let (matrix, mut rows) = matrix(size, scale);
             let whitening = Whitening::new(matrix, size, 3 * size, || Ok(())).unwrap().unwrap();
-            whitening.whiten(&mut rows);
+            whitening.whiten(&mut rows, || Ok(())).unwrap();
             let sum: f64 = rows.iter().map(|cell| cell * cell).sum();
             let rest: f64 = whitening.inverse_diagonal(|| Ok(())).unwrap().iter().sum();
             assert!((sum + rest - size as f64).abs() <= 2.0 * whitening.slack() * size as f64);

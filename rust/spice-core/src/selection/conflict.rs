@@ -8,6 +8,9 @@ const ETA: f64 = 1e-8;
 /// Below this cosine a dot product has cancelled so far that it is taken again, in twice the digits.
 const SMALL_COSINE: f64 = 1e-4;
 
+/// 2⁻⁵⁰⁰: sums of rows whose squares are numbers have squares that are, times this.
+const SHORTER: f64 = f64::from_bits((1023 - 500) << 52);
+
 /// The weighted sum of the selected rows, and with it their mean m_S.
 ///
 /// Rows come times the root of their weight, as they enter F; the cosine does not mind, and η is scaled with them.
@@ -40,7 +43,15 @@ impl SelectedMean {
             let weighted: Vec<f64> = row.iter().map(|cell| root * cell).collect();
             kernels.add_twofold(&mut self.sum, &mut self.rest, &weighted);
         }
-        self.norm = kernels.dot(&self.sum, &self.sum).sqrt() / self.count;
+        let square = kernels.dot(&self.sum, &self.sum);
+        let length = if square.is_finite() { square.sqrt() } else { self.long(kernels) };
+        self.norm = length / self.count;
+    }
+
+    /// ‖Σ‖ where its square is no number.
+    fn long(&self, kernels: Kernels) -> f64 {
+        let short: Vec<f64> = self.sum.iter().map(|cell| cell * SHORTER).collect();
+        kernels.dot(&short, &short).sqrt() / SHORTER
     }
 
     /// Whether nothing is selected.
@@ -98,6 +109,15 @@ mod tests {
             mean.push(kernels, &[cell], 1.0);
         }
         assert_eq!(mean.norm, 1e-17 / 5.0);
+    }
+
+    #[test]
+    fn sums_whose_squares_overflow_have_a_length() {
+        let (kernels, mut mean) = (Kernels::default(), SelectedMean::new(2));
+        (0..4).for_each(|_| mean.push(kernels, &[6e153, 8e153], 1.0));
+        assert!((mean.norm / 1e154 - 1.0).abs() < 1e-15);
+        let direction = mean.direction().unwrap();
+        assert!((direction[0] - 0.6).abs() < 1e-15 && (direction[1] - 0.8).abs() < 1e-15);
     }
 
     #[test]

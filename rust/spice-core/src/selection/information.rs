@@ -4,12 +4,16 @@ use rayon::prelude::*;
 
 use super::settings::check_alpha;
 use crate::error::{Error, Result};
-use crate::linalg::{Cholesky, add_outer_products};
+use crate::linalg::{Cholesky, LogDets, add_outer_products};
+use crate::memory;
 use crate::monitor::Monitor;
 use crate::survey::{AHEAD, Survey, check_rows, check_scale};
 
 /// Rows that are added to M together.
 const BATCH: usize = 256;
+
+/// Cells of rows that [`gram`] multiplies with each other in one go.
+const BAND_CELLS: usize = 1 << 20;
 
 /// Rows of a chunk of [`log_dets`], where there are more rows than columns.
 const LONGEST_CHUNK: usize = 4096;
@@ -26,14 +30,15 @@ pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monito
         return Ok(0.0);
     }
     let dim = survey.dim();
-    let factor = if dim <= rows.len() {
-        let mut matrix = identity(dim);
+    check_memory(rows.len(), dim, (dim.min(rows.len()) as f64).powi(2))?;
+    let (_, log_dets) = if dim <= rows.len() {
+        let mut matrix = vec![0.0; dim * dim];
         add_rows(&mut matrix, survey, alpha, rows, monitor)?;
         factor(matrix, dim, alpha, monitor)?
     } else {
         factor(gram(survey, alpha, rows, monitor)?, rows.len(), alpha, monitor)?
     };
-    Ok(factor.log_det())
+    Ok(log_dets.last())
 }
 
 /// U of every prefix of `rows`: the t-th number is U of the first t + 1 rows.
@@ -56,15 +61,18 @@ pub(super) fn log_dets(
     }
     let dim = survey.dim();
     let length = if rows.len() <= dim { rows.len() } else { dim.min(LONGEST_CHUNK) };
+    let square = |size: usize| (size as f64).powi(2);
+    let more = if rows.len() > dim { 2.0 * (square(dim) + (length * dim) as f64) } else { 0.0 };
+    check_memory(rows.len(), dim, square(length) + more)?;
     let (first, rest) = rows.split_at(length);
-    let mut series = factor(gram(survey, alpha, first, monitor)?, length, alpha, monitor)?.log_dets();
+    let mut series = factor(gram(survey, alpha, first, monitor)?, length, alpha, monitor)?.1.all();
     if rest.is_empty() {
         return Ok(series);
     }
-    let mut matrix = identity(dim);
+    let mut matrix = vec![0.0; dim * dim];
     add_rows(&mut matrix, survey, alpha, first, monitor)?;
     for chunk in rest.chunks(length) {
-        let base = factor(matrix.clone(), dim, alpha, monitor)?;
+        let (base, log_dets) = factor(matrix.clone(), dim, alpha, monitor)?;
         let mut solved = vec![0.0; chunk.len() * dim];
         for (&row, cells) in chunk.iter().zip(solved.chunks_exact_mut(dim)) {
             survey.load(row, cells);
@@ -73,24 +81,27 @@ pub(super) fn log_dets(
             monitor.check()?;
             add_outer_products(&mut matrix, dim, batch, alpha);
         }
-        solved.par_chunks_mut(64 * dim).try_for_each(|rows| {
+        solved
+            .par_chunks_mut(64 * dim)
+            .try_for_each(|rows| base.solve_lower(rows, || monitor.check()))?;
+        let mut small = vec![0.0; chunk.len() * chunk.len()];
+        for batch in transposed(&solved, dim).chunks(BATCH * chunk.len()) {
             monitor.check()?;
-            base.solve_lower(rows);
-            Ok(())
-        })?;
-        let mut small = identity(chunk.len());
-        add_outer_products(&mut small, chunk.len(), &transposed(&solved, dim), alpha);
-        let before = base.log_det();
-        let within = factor(small, chunk.len(), alpha, monitor)?.log_dets();
+            add_outer_products(&mut small, chunk.len(), batch, alpha);
+        }
+        let before = log_dets.last();
+        let within = factor(small, chunk.len(), alpha, monitor)?.1.all();
         series.extend(within.iter().map(|log_det| before + log_det));
     }
     Ok(series)
 }
 
-fn identity(size: usize) -> Vec<f64> {
-    let mut matrix = vec![0.0; size * size];
-    (0..size).for_each(|i| matrix[i * size + i] = 1.0);
-    matrix
+/// # Errors
+/// [`Error::InvalidInput`] if so many numbers are more than memory holds.
+fn check_memory(rows: usize, dim: usize, numbers: f64) -> Result<()> {
+    let found = || format!("log det of {rows} rows of {dim} columns");
+    let remedy = "Take fewer rows, or project the gradients to fewer columns.";
+    memory::check("rows", found, 8.0 * numbers, remedy)
 }
 
 /// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix`.
@@ -118,12 +129,12 @@ fn add_rows(
     Ok(())
 }
 
-/// I + αGGᵀ, G the matrix of `rows`: its lower triangle.
+/// αGGᵀ, G the matrix of `rows`: its lower triangle.
 fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<Vec<f64>> {
     let (dim, count) = (survey.dim(), rows.len());
-    let mut matrix = identity(count);
+    let mut matrix = vec![0.0; count * count];
     // In bands of columns: a band, transposed, is a list of rows of `count` cells.
-    let band = ((1 << 22) / count + 1).min(dim);
+    let band = (BAND_CELLS / count + 1).min(dim);
     let mut cells = vec![0.0; band];
     for first in (0..dim).step_by(band) {
         monitor.check()?;
@@ -152,13 +163,23 @@ fn transposed(rows: &[f64], dim: usize) -> Vec<f64> {
     columns
 }
 
-fn factor(matrix: Vec<f64>, size: usize, alpha: f64, monitor: &Monitor) -> Result<Cholesky> {
-    Cholesky::new(matrix, size, || monitor.check())?.ok_or_else(|| {
+/// The factor of I and a matrix, and its logarithms of determinants.
+fn factor(
+    mut matrix: Vec<f64>,
+    size: usize,
+    alpha: f64,
+    monitor: &Monitor,
+) -> Result<(Cholesky, LogDets)> {
+    let signal: Vec<f64> = (0..size).map(|i| matrix[i * size + i]).collect();
+    (0..size).for_each(|i| matrix[i * size + i] += 1.0);
+    let factor = Cholesky::new(matrix, size, || monitor.check())?.ok_or_else(|| {
         Error::invalid(
             "alpha",
             alpha,
             "I + alpha F within float64",
             "Lower alpha, or use normalize=\"unit\".",
         )
-    })
+    })?;
+    let log_dets = LogDets::new(&factor, &signal);
+    Ok((factor, log_dets))
 }

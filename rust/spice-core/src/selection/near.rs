@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::{product_error, products_of};
-use crate::survey::Survey;
+use crate::survey::{FAINT, Survey};
 
 /// Selected rows that one task compares with.
 const CHUNK: usize = 256;
@@ -35,22 +35,23 @@ impl Near {
     ///
     /// With s selected M ⪰ I + αssᵀ, so q ≤ ‖g‖²·(1 − cos²·α‖s‖²/(1 + α‖s‖²)).
     pub(super) fn is_far(&self, value: f64, norm_sq: f64) -> bool {
-        value > norm_sq * (1.0 + 1e-6 - self.threshold * self.threshold * self.strength)
+        norm_sq >= FAINT
+            && value > norm_sq * (1.0 + 1e-6 - self.threshold * self.threshold * self.strength)
     }
 
     /// The first selected row that `row` is too similar to, and their cosine.
     pub(super) fn of(&self, row: usize, survey: &Survey<'_>) -> Option<(usize, f64)> {
-        if survey.norm_sq()[row] == 0.0 {
-            return None;
-        }
         let dim = survey.dim();
         let mut unit = vec![0.0_f32; dim];
-        survey.load_unit(row, &mut unit);
+        survey.load_direction(row, &mut unit);
+        if unit.iter().all(|&cell| cell == 0.0) {
+            return None;
+        }
         let error = product_error(dim) + 1e-6;
         let compare = |cells: &mut Vec<f32>, selected: &[usize]| {
             cells.resize(selected.len() * dim, 0.0);
             for (&other, cells) in selected.iter().zip(cells.chunks_exact_mut(dim)) {
-                survey.load_unit(other, cells);
+                survey.load_direction(other, cells);
             }
             let mut products = vec![0.0_f32; selected.len()];
             products_of(&unit, dim, cells, dim, &mut products);
@@ -68,8 +69,6 @@ impl Near {
 /// The cosine of two rows, neither of them zero.
 fn cosine(a: usize, b: usize, survey: &Survey<'_>) -> f64 {
     let (mut left, mut right) = (vec![0.0; survey.dim()], vec![0.0; survey.dim()]);
-    survey.load(a, &mut left);
-    survey.load(b, &mut right);
-    let norms = survey.norm_sq()[a].sqrt() * survey.norm_sq()[b].sqrt();
+    let norms = survey.load_measured(a, &mut left) * survey.load_measured(b, &mut right);
     survey.kernels().dot(&left, &right) / norms
 }

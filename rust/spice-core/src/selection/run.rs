@@ -10,7 +10,7 @@ use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::monitor::Monitor;
-use crate::survey::Survey;
+use crate::survey::{FAINT, Survey};
 
 /// What to do about picks that this run cannot have made.
 pub(super) const RESUME_REMEDY: &str = "Start anew, without the picks of an earlier run.";
@@ -113,7 +113,9 @@ impl<'a> Run<'a> {
 
     /// The value below which a row's merit is below `merit`; negative if it never is.
     pub(super) fn value_at(&self, row: usize, merit: f64) -> f64 {
-        self.value(self.merit.gain(row, merit))
+        let gain = self.merit.gain(row, merit);
+        // So small a gain has not the digits to bound anything by.
+        if gain > 0.0 && gain < FAINT { 0.0 } else { self.value(gain) }
     }
 
     /// conflict of `row` at the current prefix; `cells` holds the row.

@@ -207,7 +207,18 @@ fn check_past(
 /// Checks the settings, alone and against the scale of the rows.
 pub(super) fn check(survey: &Survey<'_>, settings: &Settings) -> Result<()> {
     settings.check()?;
-    check_scale(survey, settings.alpha)
+    check_scale(survey, settings.alpha)?;
+    // No cell's fourth power is larger.
+    let fourth = survey.largest_norm_sq().powi(2);
+    if settings.fisher == Fisher::Diagonal && !fourth.is_finite() {
+        return Err(Error::invalid(
+            "fisher",
+            format!("\"diagonal\" with rows of ‖g‖² = {:e}", survey.largest_norm_sq()),
+            "rows whose fourth powers float64 holds, of norms below 1e77",
+            "Scale the rows down, or use normalize=\"unit\".",
+        ));
+    }
+    Ok(())
 }
 
 /// One greedy run over `rows`.

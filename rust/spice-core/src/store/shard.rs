@@ -130,18 +130,7 @@ impl Shard {
     /// What row `row` of this shard adds to its `rows_checksum`.
     pub(super) fn row_checksum(&self, row: usize) -> u64 {
         let index = self.values(&self.header.index)[row];
-        self.row_checksum_of(row, checksum::of_cells(index, self.row(row)))
-    }
-
-    /// [`Shard::row_checksum`], given [`checksum::of_cells`] of the row.
-    fn row_checksum_of(&self, row: usize, cells: u64) -> u64 {
-        let header = &self.header;
-        let value = |column: &Range<usize>| self.values(column)[row];
-        let optional = [&header.loss, &header.num_tokens]
-            .map(|column| column.as_ref().map_or(checksum::ABSENT, value));
-        let values = [value(&header.scale), value(&header.norm), optional[0], optional[1]];
-        let record = header.record.as_ref().map(|column| self.values(column)[row]);
-        checksum::of_row(values, record, cells)
+        self.sum(row, &[(i64::from_le_bytes(index), checksum::of_cells(index, self.row(row)))])
     }
 
     /// Whether row `row` is row `other_row` of another shard of the store, to the bit, with all that both know of it.
@@ -173,10 +162,31 @@ impl Shard {
 }
 
 impl Written for Shard {
-    fn row_checksum(&self, row: usize, index: i64, cells: u64) -> u64 {
-        // Whoever numbers the rows anew has hashed them with another seed.
-        let stored = i64::from_le_bytes(self.values(&self.header.index)[row]);
-        if index == stored { self.row_checksum_of(row, cells) } else { self.row_checksum(row) }
+    fn sum(&self, first: usize, hashed: &[(i64, u64)]) -> u64 {
+        let header = &self.header;
+        let rows = first..first + hashed.len();
+        let column = |range: &Range<usize>| &self.values::<4>(range)[rows.clone()];
+        let optional = |range: &Option<Range<usize>>| range.as_ref().map(&column);
+        let (indices, scales, norms) = (
+            &self.values::<8>(&header.index)[rows.clone()],
+            column(&header.scale),
+            column(&header.norm),
+        );
+        let (losses, tokens) = (optional(&header.loss), optional(&header.num_tokens));
+        let records = header.record.as_ref().map(|range| &self.values::<8>(range)[rows.clone()]);
+        let value =
+            |column: Option<&[[u8; 4]]>, row: usize| column.map_or(checksum::ABSENT, |of| of[row]);
+        let checksum = |(row, &(index, cells)): (usize, &(i64, u64))| {
+            // Whoever numbers the rows anew has hashed them with another seed.
+            let cells = if index.to_le_bytes() == indices[row] {
+                cells
+            } else {
+                checksum::of_cells(indices[row], self.row(first + row))
+            };
+            let values = [scales[row], norms[row], value(losses, row), value(tokens, row)];
+            checksum::of_row(values, records.map(|of| of[row]), cells)
+        };
+        hashed.iter().enumerate().map(checksum).fold(0, u64::wrapping_add)
     }
 
     fn check(&self, sum: u64) -> Result<()> {

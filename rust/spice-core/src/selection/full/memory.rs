@@ -1,7 +1,7 @@
 //! What a run will take of the memory, told before it starts.
 
-use crate::error::{Error, Result};
-use crate::memory::available;
+use crate::error::Result;
+use crate::memory;
 
 /// The sizes that a run's memory follows from.
 pub(super) struct Needs {
@@ -40,27 +40,9 @@ impl Needs {
     /// # Errors
     /// [`Error::InvalidInput`] if the run would take more memory than there is.
     pub(super) fn check(&self) -> Result<()> {
-        let needed = self.bytes();
-        // Windows are many small runs side by side: what is small is not looked at.
-        if needed < 5e8 {
-            return Ok(());
-        }
-        let available = available().unwrap_or(f64::INFINITY);
-        if needed <= available {
-            return Ok(());
-        }
-        Err(Error::invalid(
-            "k",
-            format!(
-                "{} of {} rows of {} columns, which takes some {:.1} GB of memory",
-                self.budget,
-                self.rows,
-                self.dim,
-                needed / 1e9
-            ),
-            format!("a selection within the {:.1} GB that are free", available / 1e9),
-            "Select fewer rows, project the gradients to fewer columns, or select in windows (pool_size=128).",
-        ))
+        let found = || format!("{} of {} rows of {} columns", self.budget, self.rows, self.dim);
+        let remedy = "Select fewer rows, project the gradients to fewer columns, or select in windows (pool_size=128).";
+        memory::check("k", found, self.bytes(), remedy)
     }
 }
 

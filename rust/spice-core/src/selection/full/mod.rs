@@ -30,6 +30,7 @@ mod growth;
 mod hot;
 mod memory;
 mod period;
+mod ranked;
 mod refresh;
 mod search;
 mod step;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::angles::cosines;
 use super::cold::Bar;
 use super::drift::angle;
+use super::ranked::Ranked;
 use super::search::{FIRST, Period, Search};
 use crate::error::Result;
 
@@ -171,15 +172,14 @@ impl Search<'_> {
     fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
         let picks = self.run.selected();
         let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
-        let mut waiting = self.cold.above(bar, &self.run);
+        let mut waiting = Ranked::new(self.cold.above(bar, &self.run));
         let mut staying: Vec<(f64, usize)> = Vec::new();
         let (mut measured, mut held) = (0, 0);
-        while !waiting.is_empty() {
-            let count = waiting.len().min(BATCH);
-            if count < waiting.len() {
-                waiting.select_nth_unstable_by(count - 1, |a, b| b.0.total_cmp(&a.0));
+        loop {
+            let batch = waiting.next_above(bar.score, BATCH);
+            if batch.is_empty() {
+                break;
             }
-            let batch: Vec<usize> = waiting.drain(..count).map(|(_, name)| name).collect();
             let stale: Vec<usize> =
                 batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
             self.read += stale.len() as u64;
@@ -208,7 +208,6 @@ impl Search<'_> {
                 }
             }
             bar.score = bar.score.max(leader - step);
-            waiting.retain(|&(reach, _)| reach > bar.score);
         }
         if measured > FIRST && held < measured / 8 {
             self.rest = REST;

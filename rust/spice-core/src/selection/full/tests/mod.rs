@@ -109,7 +109,7 @@ impl<'a> Picked<'a> {
         let factor = Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap();
         let value = |&row: &usize| {
             run.survey.load(row, &mut cells);
-            factor.solve_lower(&mut cells);
+            factor.solve_lower(&mut cells, || Ok(())).unwrap();
             cells.iter().map(|cell| cell * cell).sum()
         };
         rows.iter().map(value).collect()
