@@ -13,16 +13,20 @@ import csv
 import gzip
 import io
 import json
+import os
 import shlex
+import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS)
 _KINDS = {
     ".jsonl": "json",
     ".ndjson": "json",
@@ -62,12 +66,67 @@ def ignoring(*names: str) -> str:
     return f"ignore_columns={given} (--ignore-columns {shlex.quote(','.join(names))})"
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A data set that `datasets` has loaded.
+
+    Attributes:
+        name: What was asked for.
+        rows: Its records.
+    """
+
+    name: str
+    rows: Any
+
+
+def loaded(data: Any) -> Any:
+    """The data, where they are a folder or a hub id as what `datasets` makes of it: it is asked once.
+
+    Raises:
+        InvalidInputError: The data cannot be read.
+    """
+    if not isinstance(data, str | Path):
+        return data
+    path = _checked(data)
+    return data if path.is_file() or _kind(path) in _SUFFIXES else _from_datasets(data)
+
+
+def identity(data: Any) -> list[str | int] | None:
+    """What tells these data from others without reading them; None if nothing does.
+
+    A file is known by what the system says of it, which changes with every write; a data set of `datasets` by the
+    fingerprint that it has.
+    """
+    if isinstance(data, str | Path):
+        try:
+            about = os.stat(Path(data).expanduser())
+        except OSError:
+            return None
+        if not stat.S_ISREG(about.st_mode):
+            return None
+        known = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        return ["file", str(data), os.path.realpath(Path(data).expanduser()), *known]
+    name, rows = (data.name, data.rows) if isinstance(data, Loaded) else ("data", data)
+    fingerprint = getattr(rows, "_fingerprint", None)
+    if type(rows).__module__.partition(".")[0] != "datasets" or not isinstance(fingerprint, str):
+        return None
+    return ["datasets", name, fingerprint, len(rows)]
+
+
+def size_of(data: Any) -> int | None:
+    """The number of records, where the data say it."""
+    rows = data.rows if isinstance(data, Loaded) else data
+    return len(rows) if hasattr(rows, "__len__") and not isinstance(rows, str) else None
+
+
 def open_data(data: Any) -> tuple[str, Parsed]:
     """The data's name for people, and its records.
 
     Raises:
         InvalidInputError: the data cannot be read; files are read while the records are taken.
     """
+    if isinstance(data, Loaded):
+        return data.name, _from_items(data.rows, data.name)
     if isinstance(data, (str, Path)):
         return str(data), _from_path(data)
     if (rows := _rows_of_frame(data)) is not None:
@@ -128,13 +187,8 @@ def _leave_encoded(feature: Any) -> bool:
 
 
 def _from_path(data: str | Path) -> Parsed:
-    path = Path(data).expanduser()
-    try:
-        path.is_file()
-    except OSError as error:  # a text that is no path
-        raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    path = _checked(data)
+    kind = _kind(path)
     if path.is_file():
         if kind in (".jsonl", ".ndjson"):
             return _from_jsonl(path)
@@ -147,9 +201,25 @@ def _from_path(data: str | Path) -> Parsed:
         raise InvalidInputError(
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
-    if kind in (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS):
+    if kind in _SUFFIXES:
         raise InvalidInputError(f"{path}: no such file; check the path")
-    return _from_datasets(data)
+    rows = _from_datasets(data)
+    return _from_items(rows.rows, rows.name)
+
+
+def _checked(data: str | Path) -> Path:
+    path = Path(data).expanduser()
+    try:
+        path.is_file()
+    except OSError as error:  # a text that is no path
+        raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
+    return path
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
 
 
 def _from_table(path: Path, delimiter: str) -> Parsed:
@@ -273,7 +343,7 @@ def _from_parquet(path: Path) -> Parsed:
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
-def _from_datasets(data: str | Path) -> Parsed:
+def _from_datasets(data: str | Path) -> Loaded:
     try:
         import datasets
     except ImportError:
@@ -309,7 +379,7 @@ def _from_datasets(data: str | Path) -> Parsed:
                 stacklevel=5,
             )
         loaded = loaded[name]
-    return _from_items(loaded, str(data))
+    return Loaded(str(data), loaded)
 
 
 def _check_kinds(folder: Path) -> None:

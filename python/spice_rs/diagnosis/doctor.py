@@ -86,7 +86,10 @@ def doctor(
         raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
     settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0})
     least = extraction.get("min_coverage", Settings.of({}).min_coverage)
-    with libraries_silent(progress), preparing(model, data, settings, quiet=True) as ready:
+    with (
+        libraries_silent(progress),
+        preparing(model, data, settings, quiet=True, keep_records=True, progress=progress) as ready,
+    ):
         ordered = longest_first(ready.reading.samples)
         few = [ordered[round(i * (len(ordered) - 1) / (samples - 1))] for i in range(samples)]
         few = list({sample.index: sample for sample in few}.values())

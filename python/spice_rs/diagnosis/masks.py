@@ -12,7 +12,7 @@ from spice_rs.data.records import Record
 from spice_rs.data.shown import THINKING
 from spice_rs.data.special import SpecialTokens
 from spice_rs.diagnosis.verdict import Check
-from spice_rs.extraction.preparation import Reading
+from spice_rs.extraction.inputs import Reading
 
 _MOST = 200  # conversations looked at
 _EXTRA = 32  # characters that a template may put between a turn's head and its words ("<think></think>")

@@ -22,7 +22,7 @@ import torch
 
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.gradients import GradientRun, write_rows
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.ranks import Rank
@@ -137,13 +137,17 @@ def plan(
     begun = clock()
     there = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
-        there = set(GradientStore(out).index.tolist())
+        there = GradientStore(out).index
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
-    with libraries_silent(progress), preparing(model, data, settings, template_date=told) as ready:
+    with (
+        libraries_silent(progress),
+        preparing(model, data, settings, template_date=told, out=out, progress=progress) as ready,
+    ):
         preparation = clock() - begun
         if out is not None and there is not None:
             _check_store(ready, settings, out)
-        missing = [sample for sample in ready.reading.samples if sample.index not in (there or ())]
+        samples = ready.reading.samples
+        missing = samples if there is None else samples[~np.isin(rows_of(samples), there)]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
@@ -159,7 +163,7 @@ def plan(
         waiting = min(_SHARD, max(0, len(share) - measured) * row) if not _on_gpu(ready) else 0
         return Plan(
             rows=len(missing),
-            tokens=sum(sample.length for sample in missing),
+            tokens=int(lengths_of(missing).sum()),
             processes=processes,
             batches=batches,
             measured=measured,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Settings
+from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.schedule.arguments import check_counts
 from spice_rs.schedule.batches import APART, check_loss, check_trainer, samples_of
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
