@@ -82,8 +82,8 @@ def measure(kind: str, data: str, count: int) -> dict[str, float]:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=4000, **sizes))
     settings = Settings.of({"tokenizer": tokenizer, "dim": 16, "device": "cpu"})
-    few = [record(kind, row, random.Random(0), words) for row in range(20)]
-    with preparing(model, few, settings):  # imports, caches
+    few = [record(kind, row, random.Random(0), words) for row in range(2000)]
+    with preparing(model, few, settings):  # imports, caches, what allocators keep
         pass
     gc.collect()
     before, device = machine.anonymous(), torch.device("cpu")

@@ -144,6 +144,7 @@ def test_chance_in_the_forward_is_found(tokenizer):
 
 def with_labels(monkeypatch, change):
     """The labels of every example, changed."""
+
     class Changed(Tokeniser):
         def examples(self, records):
             for each in super().examples(records):

@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 
-_TOLD_EVERY = 1000
+_TOLD_EVERY = 64  # records, of which some are long
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ TABLES = {
 """By example: row of the data, first byte, tokens, learned ones, flags; by good record: row and hash."""
 
 _CUT, _LABELS = 1, 2  # flags: longer in the data; labels in full
+_NOT_LEARNED = np.int32(IGNORED)
 _DIGEST = 32
 _TAIL = 8 + _DIGEST + len(MAGIC)
 _PIECE = 1 << 24  # bytes that are hashed at a time
@@ -201,16 +202,22 @@ class TokenFile(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return map(self._at, range(len(self)))
 
+    def tokens(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Yield ids (T,), not to be written to, and labels (T,) of the examples at the places (m,)."""
+        columns = (self._starts, self.lengths, self._flags)
+        for start, count, flags in zip(*(column[places].tolist() for column in columns), strict=True):
+            ids = np.frombuffer(self._content, np.int32, count, start)
+            behind = start + 4 * count
+            if flags & _LABELS:
+                yield ids, np.frombuffer(self._content, np.int32, count, behind)
+            else:
+                bits = np.frombuffer(self._content, np.uint8, (count + 7) // 8, behind)
+                yield ids, np.where(np.unpackbits(bits, count=count).view(np.bool_), ids, _NOT_LEARNED)
+
     def _at(self, place: int) -> Example:
-        start, count, flags = int(self._starts[place]), int(self.lengths[place]), int(self._flags[place])
-        ids = np.frombuffer(self._content, np.int32, count, start).copy()
-        behind = start + 4 * count
-        if flags & _LABELS:
-            labels = np.frombuffer(self._content, np.int32, count, behind).copy()
-        else:
-            bits = np.frombuffer(self._content, np.uint8, (count + 7) // 8, behind)
-            labels = np.where(np.unpackbits(bits, count=count).view(np.bool_), ids, np.int32(IGNORED))
-        return Example(int(self.rows[place]), ids, labels, int(self.num_tokens[place]), bool(flags & _CUT))
+        ((ids, labels),) = self.tokens(np.array([place]))
+        cut = bool(self._flags[place] & _CUT)
+        return Example(int(self.rows[place]), ids.copy(), labels.copy(), int(self.num_tokens[place]), cut)
 
 
 def _table(content: memoryview, kind: str, start: int, count: int) -> NDArray[Any]:

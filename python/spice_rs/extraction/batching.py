@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from spice_rs.data.dataset import IGNORED, Example
+from spice_rs.data.token_file import TokenFile
 from spice_rs.extraction.loss import Learned, SummedLoss
 from spice_rs.extraction.transfer import to_device
 
@@ -197,16 +198,14 @@ def one_by_one(samples: Sequence[Sample], tokens: int) -> bool:
 
 def collate(examples: Sequence[Example], device: torch.device, length: int = 0) -> Batch:
     """Pads to the longest example or `length`. The pad id is 0; by mask and labels no value depends on it."""
-    examples = list(examples)  # once: they may be read from a file
-    shape = (len(examples), max(length, *(example.length for example in examples)))
+    lengths = lengths_of(examples)
+    shape = (len(examples), max(length, int(lengths.max())))
     ids = np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids[row, :length] = example.input_ids
-        mask[row, :length] = 1
-        labels[row, :length] = example.labels
+    for row, (own, learned) in enumerate(_tokens_of(examples)):
+        ids[row, : len(own)] = own
+        labels[row, : len(own)] = learned
+    mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
     host = torch.from_numpy(labels)
     return Batch(
         to_device(torch.from_numpy(ids), device),
@@ -214,3 +213,10 @@ def collate(examples: Sequence[Example], device: torch.device, length: int = 0) 
         to_device(host, device),
         Learned.of(host, device),
     )
+
+
+def _tokens_of(examples: Sequence[Example]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Ids and labels of each."""
+    if isinstance(examples, Samples) and isinstance(examples.table, TokenFile):
+        return examples.table.tokens(examples.places)
+    return ((example.input_ids, example.labels) for example in examples)

@@ -281,10 +281,10 @@ class _Reader:
     def is_mine(self, tokens: TokenFile) -> bool:
         """Whether tokens with this key were made by the same tokenizer, on the same day where that matters."""
         about = tokens.about
-        needed, padded = about["words"], about["padding"] is not None
+        needed, tokens_too = about["words"], about["has_tokens"]
         return bool(
             about["tokenizer"] == self._proxy.fingerprint(needed)
-            and about["padding"] == (_listed(self._proxy.padding(needed)) if padded else None)
+            and about["padding"] == (_listed(self._proxy.padding(needed)) if tokens_too else None)
             and about["template_date"] in (None, self._today.isoformat())
         )
 
@@ -337,6 +337,7 @@ class _Reader:
             "fingerprint": fingerprint,
             "left_out": [[each.row, each.place, each.reason, each.detail] for each in left_out],
             "words": words,
+            "has_tokens": has_tokens,
             "talks": talks,
             "tokenizer": self._proxy.fingerprint(words),
             "padding": _listed(padding),
