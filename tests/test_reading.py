@@ -205,3 +205,258 @@ def test_memory_of_a_record_is_bounded_whatever_its_length(tmp_path):
     large, many = held_for(4500, tmp_path)
     assert (large - small) / 4000 < 100, (small, large)
     assert many - few < 400  # no object of Python for each
+
+
+# --- shared by ranks, and by the next run ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(proxy, tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in make_records(12)))
+    return str(proxy), str(path)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often data were tokenised."""
+    made = []
+    original = inputs._Reader.made
+
+    def count(self, path=None):
+        made.append(path)
+        return original(self, path)
+
+    monkeypatch.setattr(inputs._Reader, "made", count)
+    return made
+
+
+def as_rank(monkeypatch, number, count):
+    for name, value in (("RANK", number), ("WORLD_SIZE", count), ("LOCAL_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+
+
+def extracted(pool, out, **options):
+    return spice_rs.extract(*pool, out, **{"dim": 32, "device": "cpu", "progress": False, **options})
+
+
+def left_of(folder):
+    return sorted(each.name.partition(".tokens-")[0] for each in folder.glob("*.tokens-*"))
+
+
+def test_ranks_read_the_data_once_and_the_last_one_removes_the_tokens(pool, tmp_path, monkeypatch, counted):
+    for number in (2, 0, 1):
+        as_rank(monkeypatch, number, 3)
+        store = extracted(pool, tmp_path / "s")
+        assert left_of(tmp_path) == (["s"] if number != 1 else [])
+    assert len(counted) == 1
+    monkeypatch.delenv("RANK")
+    whole = extracted(pool, tmp_path / "one")
+    assert store.provenance == whole.provenance
+    for name in ("index", "record", "num_tokens"):
+        left, right = (getattr(each, name)[np.argsort(each.index)] for each in (store, whole))
+        np.testing.assert_array_equal(left, right)
+    assert left_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pool, options: Path(pool[1]).write_text(Path(pool[1]).read_text() + "\n"),
+        lambda pool, options: options.update(max_length=30),
+        lambda pool, options: options.update(chat_template="none"),
+        lambda pool, options: options.update(tokenizer=make_tokenizer(chat_template=CHAT)),
+    ],
+    ids=["data", "length", "template", "tokenizer"],
+)
+def test_tokens_of_other_data_settings_or_tokenizers_are_made_anew(change, pool, tmp_path, monkeypatch, counted):
+    as_rank(monkeypatch, 0, 2)
+    options = {}
+    extracted(pool, tmp_path / "s")
+    change(pool, options)
+    cache = TokenCache.of(tmp_path / "s", None)
+    before = cache.path.read_bytes()
+    reading = read_text(*pool, Settings.of({"device": "cpu", **options}), cache=cache)
+    assert len(reading.samples) == 12
+    assert len(counted) == 2
+    assert cache.path.read_bytes() != before
+    again = read_text(*pool, Settings.of({"device": "cpu", **options}), cache=cache)
+    assert len(counted) == 2
+    assert again.provenance == reading.provenance
+    assert_same(list(again.samples), list(reading.samples))
+    assert [again.hashed(row) for row in range(12)] == [reading.hashed(row) for row in range(12)]
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "end", "cut", "empty", "more", "link", "head"])
+def test_a_damaged_file_is_made_anew(place, pool, tmp_path, counted):
+    cache = TokenCache.of(tmp_path / "s", None)
+    options = Settings.of({"device": "cpu"})
+    expected = list(read_text(*pool, options, cache=cache).samples)
+    content = bytearray(cache.path.read_bytes())
+    if place == "cut":
+        content = content[: len(content) // 2]
+    elif place == "empty":
+        content = b""
+    elif place == "more":
+        content += bytes(8)
+    elif place == "head":
+        content[-48:-40] = (1 << 62).to_bytes(8, "little")
+    elif place == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        cache.path.unlink()
+        cache.path.symlink_to(tmp_path / "elsewhere")
+        content = None
+    else:
+        content[{"first": 0, "middle": len(content) // 2, "end": -len(MAGIC) - 3}[place]] ^= 1
+    if content is not None:
+        cache.path.write_bytes(content)
+    assert_same(list(read_text(*pool, options, cache=cache).samples), expected)
+    assert len(counted) == 2
+    assert TokenFile.open(cache.path).is_whole()
+
+
+def test_what_contradicts_itself_is_no_file_of_tokens(tmp_path):
+    examples = [Example(0, np.full(4, 5, np.int32), np.full(4, 5, np.int32), 3)]
+    whole = bytes(in_file(examples)._content)
+    for end in range(0, len(whole), 7):
+        (tmp_path / "t").write_bytes(whole[:end])
+        assert TokenFile.open(tmp_path / "t") is None
+    assert TokenFile.open(tmp_path) is None
+    assert TokenFile.open(tmp_path / "none") is None
+
+
+def test_a_run_that_was_stopped_goes_on_without_reading(pool, tmp_path, counted, monkeypatch):
+    from spice_rs.extraction.gradients import GradientRun
+
+    original = GradientRun.fill
+
+    def stopped(self, writer, samples, *args, **options):
+        original(self, writer, samples[:5], *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GradientRun, "fill", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extracted(pool, tmp_path / "s")
+    assert left_of(tmp_path) == ["s"]
+    monkeypatch.setattr(GradientRun, "fill", original)
+    assert len(extracted(pool, tmp_path / "s")) == 12
+    assert len(counted) == 1
+    assert left_of(tmp_path) == []
+
+
+def test_what_is_refused_leaves_no_tokens(pool, tmp_path, counted):
+    with pytest.raises(InvalidInputError):
+        extracted(pool, tmp_path / "s", target_modules="nothing")
+    assert len(counted) == 1
+    assert left_of(tmp_path) == []
+
+
+def test_data_in_memory_are_read_by_each(pool, tmp_path, monkeypatch, counted):
+    for number in (0, 1):
+        as_rank(monkeypatch, number, 2)
+        store = extracted((pool[0], make_records(12)), tmp_path / "s")
+    assert counted == [None, None]
+    assert len(store) == 12
+    assert left_of(tmp_path) == []
+
+
+def test_data_that_change_while_they_are_read_are_shared_with_nobody(pool, tmp_path, monkeypatch):
+    original = inputs.fingerprint_and_hashes
+
+    def late(records):
+        with open(pool[1], "a") as file:
+            file.write("\n")
+        return original(records)
+
+    monkeypatch.setattr(inputs, "fingerprint_and_hashes", late)
+    cache = TokenCache.of(tmp_path / "s", None)
+    assert len(read_text(*pool, Settings.of({"device": "cpu"}), cache=cache).samples) == 12
+    assert left_of(tmp_path) == []
+
+
+def test_a_data_set_of_datasets_is_shared_too(pool, tmp_path, monkeypatch, counted):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(make_records(12)).save_to_disk(tmp_path / "pool")
+    for number in (0, 1):
+        as_rank(monkeypatch, number, 2)
+        store = extracted((pool[0], str(tmp_path / "pool")), tmp_path / "s")
+    assert len(counted) == 1
+    assert len(store) == 12
+
+
+def test_a_folder_of_ones_own_for_tokens(pool, tmp_path, monkeypatch, counted):
+    (tmp_path / "fast").mkdir()
+    for out in (tmp_path / "a" / "s", tmp_path / "b" / "s"):  # two stores of one name
+        as_rank(monkeypatch, 0, 2)
+        extracted(pool, out, cache_dir=tmp_path / "fast")
+    assert len(left_of(tmp_path / "fast")) == 2
+    assert left_of(tmp_path / "a") == []
+    with pytest.raises(InvalidInputError, match=r"cache_dir: found no folder .*none"):
+        extracted(pool, tmp_path / "c", cache_dir=tmp_path / "none")
+
+
+# --- room --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_full_disk_is_said_and_leaves_nothing(after, pool, tmp_path, monkeypatch):
+    left = [after]
+    original = scratch.put
+
+    def full(file, content):
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        original(file, content)
+
+    monkeypatch.setattr(scratch, "put", full)
+    with pytest.raises(InvalidInputError, match=r"No space left on device.*--cache-dir") as caught:
+        extracted(pool, tmp_path / "s")
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.setattr(scratch, "put", original)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["pool.jsonl"]
+    assert len(extracted(pool, tmp_path / "s")) == 12
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"not-there: the tokens of the data cannot be kept there"):
+        Scratch(tmp_path / "not-there")
+    assert scratch_folder(None, None) is None
+    assert scratch_folder(tmp_path / "a" / "b", None) == tmp_path
+
+
+# --- real processes ----------------------------------------------------------------------------------------------
+
+
+def start(pool, out, number, count, **environment):
+    names = {"RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    words = ["--model", pool[0], "--data", pool[1], "--out", str(out), "--dim", "32", "--device", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "spice_rs", "extract", *words, "--no-progress"],
+        env={**os.environ, **names, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs flock and SIGKILL")
+def test_the_others_go_on_where_the_one_that_reads_is_killed(pool, tmp_path):
+    with open(pool[1], "a") as file:
+        file.writelines(json.dumps(each) + "\n" for each in make_records(1000))
+    out = tmp_path / "s"
+    first = start(pool, out, 0, 2)
+    lock = TokenCache.of(out, None).path.with_suffix(TokenCache.of(out, None).path.suffix + ".lock")
+    lock = Path(f"{TokenCache.of(out, None).path}.lock")
+    deadline = time.monotonic() + 120
+    while not lock.exists() and first.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    first.kill()
+    first.communicate()
+    rest = [start(pool, out, number, 2) for number in (1, 0)]
+    said = [each.communicate(timeout=200) for each in rest]
+    assert [each.returncode for each in rest] == [0, 0], said
+    assert len(spice_rs.GradientStore(out)) == 1012
+    assert [each for each in left_of(tmp_path) if not each.endswith(".lock")] == []
