@@ -89,6 +89,11 @@ class StoredRecords(Sequence[Record]):
         self.rows = rows
         self.kinds = kinds
 
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return len(self._content)
+
     def __len__(self) -> int:
         return len(self._starts)
 

@@ -29,6 +29,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any, Protocol
 
 import numpy as np
@@ -225,10 +226,25 @@ def fingerprint_and_hashes(records: Records) -> tuple[str, NDArray[np.int64]]:
     digest = hashlib.sha256(f"records:{records.rows}\n".encode())
     hashes = np.empty(len(records), np.int64)
     for place, record in enumerate(records):
-        learned = _learned(record)
-        digest.update(_as_json([record.index, learned]) + b"\n")
-        hashes[place] = _hash_of(learned)
+        short, ordered = _encodings(record)
+        digest.update(f"[{record.index},{short}]\n".encode())
+        hashes[place] = short_hash(ordered.encode())
     return digest.hexdigest(), hashes
+
+
+def _encodings(record: Record) -> tuple[str, str]:
+    """What is learned from a record as JSON: as the fingerprint of all has it, and as the hash of one."""
+    if record.messages and record.tools is None and not record.template_options:
+        turns = [
+            (encode_basestring_ascii(each.role), encode_basestring_ascii(each.content))
+            for each in record.messages
+            if each.learned and not each.more
+        ]
+        if len(turns) == len(record.messages):  # as nearly all are
+            short = ",".join([f"[{role},{content}]" for role, content in turns])
+            return f"[{short}]", f"[{', '.join([f'[{role}, {content}]' for role, content in turns])}]"
+    learned = _learned(record)
+    return _SHORT(learned), _SORTED(_without_nulls(learned))
 
 
 def record_hash(record: Record) -> int:
@@ -237,11 +253,7 @@ def record_hash(record: Record) -> int:
     It counts what `dataset_fingerprint` counts, without the index, and without what columnar formats change inside of
     tools and calls: the order of fields, and fields that are null where a record does not have them.
     """
-    return _hash_of(_learned(record))
-
-
-def _hash_of(learned: Any) -> int:
-    return short_hash(_SORTED(_without_nulls(learned)).encode())
+    return short_hash(_SORTED(_without_nulls(_learned(record))).encode())
 
 
 def _without_nulls(value: Any) -> Any:

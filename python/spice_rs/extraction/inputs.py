@@ -89,7 +89,8 @@ class Reading:
         hashed: Dataset row → hash of its record, by which a store recognises it.
         notes: What of the data needs a second look, in sentences.
         described: Columns that describe the records and are not read.
-        nbytes: Of the file with the tokens; 0 for the user's own data.
+        scratch: Bytes of the file with the tokens, and of the one with the records before they were tokenised; 0 for the
+            user's own data.
     """
 
     network: torch.nn.Module
@@ -106,7 +107,7 @@ class Reading:
     tokenizer: Any = None
     notes: Sequence[str] = ()
     described: Sequence[str] = ()
-    nbytes: int = 0
+    scratch: tuple[int, int] = (0, 0)
 
 
 def read_own(model: Any, data: Any, settings: Settings) -> Reading:
@@ -336,6 +337,7 @@ class _Reader:
             "described": records.described,
             "fingerprint": fingerprint,
             "left_out": [[each.row, each.place, each.reason, each.detail] for each in left_out],
+            "nbytes": stored.nbytes,
             "words": words,
             "has_tokens": has_tokens,
             "talks": talks,
@@ -379,7 +381,7 @@ class _Reader:
             tokenizer=proxy.tokenizer(about["words"]),
             notes=about["notes"],
             described=about["described"],
-            nbytes=tokens.nbytes,
+            scratch=(tokens.nbytes, about["nbytes"]),
         )
 
     def _warn_of_template(self, talks: bool) -> None:

@@ -24,8 +24,10 @@ from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.gradients import GradientRun, write_rows
-from spice_rs.extraction.preparation import Extraction, Settings, preparing
+from spice_rs.extraction.preparation import Extraction, preparing
 from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.settings import Settings
+from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.progress import libraries_silent
 from spice_rs.report.tables import aligned
@@ -59,6 +61,8 @@ class Plan:
         coverage: Tracked share of the parameters meant.
         left_out: Records that cannot be used.
         truncated: Samples that are cut.
+        scratch: Bytes of disk for the tokens until the extraction ends, and for the records until they are tokenised.
+        scratch_at: The file of the tokens.
     """
 
     rows: int
@@ -75,6 +79,8 @@ class Plan:
     coverage: float
     left_out: int
     truncated: int
+    scratch: tuple[int, int] = (0, 0)
+    scratch_at: str = ""
 
     @property
     def hours(self) -> float:
@@ -96,9 +102,17 @@ class Plan:
             ("time", f"{_duration(self.seconds)} and {_duration(self.preparation)} before it"),
             ("hours", f"{self.hours:.3g}"),
             ("disk", _size(self.disk)),
+            ("disk until it ends", self._scratch()),
             ("memory" + (" of each process" if self.processes > 1 else ""), _size(self.memory)),
         ]
         return aligned(rows)
+
+    def _scratch(self) -> str:
+        tokens, records = self.scratch
+        if not tokens:
+            return "none"
+        at = f" ({self.scratch_at})" if self.scratch_at else ""
+        return f"{_size(tokens)} of tokens{at}, before it {_size(records)} of records"
 
 
 def plan(
@@ -138,6 +152,7 @@ def plan(
     there = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = GradientStore(out).index
+    cache = None if out is None else TokenCache.of(out, settings.cache_dir)
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
     with (
         libraries_silent(progress),
@@ -176,6 +191,8 @@ def plan(
             coverage=ready.tracked.coverage,
             left_out=len(ready.reading.left_out),
             truncated=ready.reading.truncated,
+            scratch=ready.reading.scratch,
+            scratch_at="" if cache is None else str(cache.path),
         )
 
 
