@@ -345,6 +345,10 @@ def test_what_is_refused_leaves_no_tokens(pool, tmp_path, counted):
         extracted(pool, tmp_path / "s", target_modules="nothing")
     assert len(counted) == 1
     assert left_of(tmp_path) == []
+    extracted(pool, tmp_path / "s")
+    with pytest.raises(spice_rs.StoreMismatchError):
+        extracted(pool, tmp_path / "s", max_length=30)
+    assert left_of(tmp_path) == []
 
 
 def test_data_in_memory_are_read_by_each(pool, tmp_path, monkeypatch, counted):

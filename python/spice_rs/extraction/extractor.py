@@ -23,7 +23,7 @@ import torch
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
-from spice_rs.errors import SpiceWarning, StoreMismatchError
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Reading
@@ -39,7 +39,7 @@ from spice_rs.extraction.tracking import TargetModules
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import lease
 from spice_rs.store.store import STORE_FILE, GradientStore
-from spice_rs.store.unfinished import Unfinished, mark, unmark
+from spice_rs.store.unfinished import Unfinished, mark, read_mark, unmark
 
 __all__ = ["TOKENS_PER_BATCH", "extract"]
 
@@ -239,9 +239,12 @@ def extract(
     return store
 
 
-def _tidy(out: str | os.PathLike[str], cache: TokenCache | None, *error: object) -> None:
-    """Leaves no tokens behind where there is no store."""
-    if cache is not None and not (Path(out) / STORE_FILE).exists():
+def _tidy(
+    out: str | os.PathLike[str], cache: TokenCache | None, _: object, error: object, __: object
+) -> None:
+    """Leaves tokens for the next run alone, or for processes that have not begun: not where this one is refused."""
+    refused = isinstance(error, InvalidInputError | StoreMismatchError)
+    if cache is not None and (refused or read_mark(out) is None):
         cache.remove()
 
 
