@@ -12,6 +12,7 @@ another version.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -71,6 +72,13 @@ def tokenizer_of(words: list[str]) -> Any:
     )
 
 
+def trim() -> None:
+    """Give back to the system what is no longer used."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def measure(kind: str, data: str, count: int) -> dict[str, float]:
     """Return bytes and processor seconds for each record of a file."""
     import torch
@@ -87,13 +95,13 @@ def measure(kind: str, data: str, count: int) -> dict[str, float]:
     few = [record(kind, row, random.Random(0), words) for row in range(2000)]
     with preparing(model, few, settings):  # imports, caches, what allocators keep
         pass
-    gc.collect()
+    trim()
     before, device = machine.anonymous(), torch.device("cpu")
     with machine.PeakMemory() as peak:
         started = sum(os.times()[:2])
         with preparing(model, data, settings) as ready:
             read = sum(os.times()[:2])
-            gc.collect()
+            trim()
             held = machine.anonymous() - before
             ordered = longest_first(ready.reading.samples)
             start = tokens = 0

@@ -21,6 +21,7 @@ from spice_rs.data import scratch
 from spice_rs.data.dataset import Example, dataset_fingerprint, load_records, tokenise
 from spice_rs.data.record_file import ByRow, RecordWriter
 from spice_rs.data.records import fingerprint_and_hashes, record_hash
+from spice_rs.data.row_set import RowSet
 from spice_rs.data.scratch import Scratch
 from spice_rs.data.token_file import MAGIC, TokenFile, TokenWriter
 from spice_rs.errors import InvalidInputError
@@ -31,6 +32,9 @@ from spice_rs.extraction.own_data import OwnTable
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.token_cache import TokenCache, scratch_folder
+from spice_rs.selection.columns import Columns
+from spice_rs.selection.picks import pick_lines
+from spice_rs.store.sources import open_source
 from tiny import WORDS, make_records, make_tokenizer
 
 CHAT = (
@@ -158,6 +162,15 @@ def test_orders_and_shares_of_a_file_are_those_of_a_list():
     assert samples.of_rows([9, 0])[0].index == 9
     own = Samples(OwnTable(5), np.arange(5))
     assert [each.index for each in longest_first(own)] == [0, 1, 2, 3, 4]
+
+
+@given(st.lists(st.integers(0, 3000), unique=True, max_size=40), st.integers(-2, 3100))
+def test_sets_of_rows_are_sets(rows, other):
+    for given_rows in (rows, [*range(200), *(row + 200 for row in rows)]):
+        found = RowSet(np.array(given_rows, np.int64))
+        assert sorted(given_rows) == list(found)
+        assert len(found) == len(given_rows)
+        assert (other in found) == (other in set(given_rows))
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -459,3 +472,27 @@ def test_the_others_go_on_where_the_one_that_reads_is_killed(pool, tmp_path):
     assert [each.returncode for each in rest] == [0, 0], said
     assert len(spice_rs.GradientStore(out)) == 1012
     assert left_of(tmp_path) == []
+
+
+def test_picks_are_shown_without_holding_the_records(tmp_path):
+    """Of a million records the picks alone are in memory, and of columns each text once."""
+    path = tmp_path / "pool.jsonl"
+    with path.open("w") as file:
+        for row in range(20_000):
+            record = {"instruction": "a b c " * 40, "output": str(row), "source": f"source {row % 3} " * 8}
+            file.write(json.dumps(record) + "\n")
+    rows = np.arange(20_000)
+    selection = spice_rs.select(np.random.default_rng(0).normal(size=(20_000, 4)), 5, progress=False)
+
+    def peak(work):
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1] / len(rows)
+        finally:
+            tracemalloc.stop()
+
+    assert peak(lambda: list(pick_lines(selection, str(path)))) < 20
+    source = open_source(np.zeros((20_000, 4)))
+    given = {"groups": "source"}
+    assert peak(lambda: Columns(source, str(path), given)) < 60
