@@ -108,6 +108,7 @@ def test_samples_are_those_of_the_way_through_memory(records, max_length):
         if one.tokens is not None:
             np.testing.assert_array_equal(one.tokens, other.tokens)
             assert one.tokens.dtype == np.int64
+            assert stored.items.edges[stored.items.rows == one.index].tolist() == [[*one.tokens[0, [0, -1]]]]
     fingerprint, hashes = fingerprint_and_hashes(stored)
     assert fingerprint == dataset_fingerprint(held)
     assert hashes.tolist() == [record_hash(each) for each in held]

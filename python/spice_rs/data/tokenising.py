@@ -24,7 +24,7 @@ from spice_rs.data.tokens import IGNORED
 from spice_rs.errors import InvalidInputError
 
 _TEXTS_AT_ONCE = 512  # fast tokenizers work on many texts in parallel; bounds the encodings held at a time
-_LETTERS_AT_ONCE = 1 << 20  # and the seconds in which nobody can stop them
+_LETTERS_AT_ONCE = 1 << 18  # and the seconds in which nobody can stop them
 
 
 class Tokeniser:

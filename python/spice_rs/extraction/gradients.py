@@ -213,13 +213,15 @@ class GradientRun:
             tolerance_of(self.task.network, self.device, self.autocast),
         )
         preflight.check_gradients(self.task, few)
-        batches: list[Sequence[Sample]] = []
+        shared: list[Sequence[Sample]] = []
         start = 0
         while start < len(samples):
-            batches.append(self.take(samples, start))
-            start += len(batches[-1])
+            batch = self.take(samples, start)
+            start += len(batch)
+            if len(batch) > 1:
+                shared.append(batch)
         try:
-            preflight.check_batches(self.task, worth_pairing(batches))
+            preflight.check_batches(self.task, worth_pairing(shared))
         except UnlikeSamplesError:
             pass  # which the run will say
         return preflight.untried[0] if preflight.untried else None

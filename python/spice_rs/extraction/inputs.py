@@ -8,7 +8,6 @@ a record is some fifty bytes, whatever its length.
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spice_rs.data.dataset import Record, Records, Tokeniser, load_records, tokenizer_fingerprint
+from spice_rs.data.dataset import Record, Records, Tokeniser, load_records
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.reading import identity, loaded, size_of
 from spice_rs.data.record_file import TOKENS, TURNS, ByRow, RecordWriter, StoredRecords
@@ -34,8 +33,9 @@ from spice_rs.data.token_file import TokenFile, TokenWriter
 from spice_rs.data.tokens import unmasked_padding
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.batching import Samples
+from spice_rs.extraction.loading import Proxy, device_of
 from spice_rs.extraction.own_data import OwnTable, recognised
-from spice_rs.extraction.proxy import limits, load_model, load_tokenizer
+from spice_rs.extraction.proxy import limits, load_model
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings, check_counts
 from spice_rs.extraction.token_cache import TokenCache, scratch_folder
@@ -112,7 +112,7 @@ class Reading:
 
 def read_own(model: Any, data: Any, settings: Settings) -> Reading:
     """The model, and samples of the user's own."""
-    place = _device(model, settings.device)
+    place = device_of(model, settings.device)
     network, name = load_model(
         model, gguf_file=settings.gguf_file, device=place, trust_remote_code=settings.trust_remote_code
     )
@@ -164,7 +164,7 @@ def read_text(
     check_counts(max_length=settings.max_length)
     folder = scratch_folder(out, settings.cache_dir)
     reader = _Reader(
-        _Proxy(model, settings, chat_template),
+        Proxy(model, settings, chat_template),
         loaded(data),
         settings,
         template_date or datetime.date.today(),
@@ -175,86 +175,12 @@ def read_text(
     return reader.reading(tokens, template_date, keep_records)
 
 
-class _Proxy:
-    """The model and its tokenizer, each loaded when it is asked for.
-
-    Attributes:
-        chat_template: What is used in place of the tokenizer's own.
-    """
-
-    def __init__(self, model: Any, settings: Settings, chat_template: str | None) -> None:
-        self._model = model
-        self._settings = settings
-        self._tokenizers: dict[bool, Any] = {}
-        self.chat_template = chat_template
-
-    @functools.cached_property
-    def device(self) -> torch.device:
-        """Where it is to be used."""
-        return _device(self._model, self._settings.device)
-
-    @functools.cached_property
-    def network(self) -> tuple[torch.nn.Module, str]:
-        """The model, and what it is recorded under."""
-        return load_model(
-            self._model,
-            gguf_file=self._settings.gguf_file,
-            device=self.device,
-            trust_remote_code=self._settings.trust_remote_code,
-        )
-
-    def tokenizer(self, needed: bool) -> Any:
-        """The one given, or where one is needed that of the model; else None."""
-        if needed not in self._tokenizers:
-            self._tokenizers[needed] = self._tokenizer(needed)
-        return self._tokenizers[needed]
-
-    def fingerprint(self, needed: bool) -> str | None:
-        """Of the tokenizer."""
-        tokenizer = self.tokenizer(needed)
-        return None if tokenizer is None else tokenizer_fingerprint(tokenizer, self.chat_template)
-
-    def padding(self, needed: bool) -> tuple[int, bool] | None:
-        """The pad token of records that are tokenised already, and whether it may end a sample; None if it is unknown.
-
-        The tokenizer that made the tokens, most likely, knows: the one beside the model.
-        """
-        tokenizer = self.tokenizer(needed) or self._beside
-        sources = (tokenizer, getattr(self.network[0], "config", None))
-        pads, ends = (
-            [value for source in sources if (value := getattr(source, name, None)) is not None]
-            for name in ("pad_token_id", "eos_token_id")
-        )
-        if not pads:
-            return None
-        end = (ends or [None])[0]
-        return pads[0], pads[0] in (end if isinstance(end, list | tuple) else [end])
-
-    @functools.cached_property
-    def _beside(self) -> Any:
-        try:
-            return self._loaded(self._model, self._settings.gguf_file)
-        except InvalidInputError:
-            return None
-
-    def _tokenizer(self, needed: bool) -> Any:
-        given = self._settings.tokenizer
-        if isinstance(given, str | os.PathLike):
-            return self._loaded(given, None)
-        if given is None and needed:
-            return self._loaded(self._model, self._settings.gguf_file)
-        return given
-
-    def _loaded(self, source: Any, gguf_file: str | None) -> Any:
-        return load_tokenizer(source, gguf_file=gguf_file, trust_remote_code=self._settings.trust_remote_code)
-
-
 class _Reader:
     """Makes the file with the tokens of data, or says whether one that is there is right."""
 
     def __init__(
         self,
-        proxy: _Proxy,
+        proxy: Proxy,
         data: Any,
         settings: Settings,
         today: datetime.date,
@@ -441,36 +367,13 @@ def _padded(records: StoredRecords, pad: int, may_end: bool) -> Iterator[LeftOut
         tokens = records[place].tokens
         return None if tokens is None else unmasked_padding(tokens, pad, allowed)
 
-    places = np.flatnonzero(records.kinds == TOKENS).tolist()
+    places = np.flatnonzero((records.edges == pad).any(axis=1)).tolist()  # padding is at the ends
     padded = [place for place in places if wrong(place, 1)]
     for place in padded if may_end or not padded else places:
         reason = wrong(place, 1 if may_end else 0)
         if reason is not None:
             record = records[place]
             yield LeftOut(record.index, record.place, "padding", reason)
-
-
-def _device(model: Any, device: str | torch.device | None) -> torch.device:
-    if device is None and isinstance(model, torch.nn.Module):
-        parameter = next(model.parameters(), None)
-        if parameter is None:
-            raise InvalidInputError("model has no parameters, expected a model to take gradients of")
-        if parameter.device.type == "meta":
-            raise InvalidInputError("model is on the meta device, without weights; load them first")
-        return parameter.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    rank = Rank.current()
-    if str(device) == "cuda" and rank.count > 1:
-        device = f"cuda:{rank.local}"  # each process of a machine its own
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
-        reason = str(error).splitlines()[0]
-        raise InvalidInputError(
-            f"device is {str(device)!r}: {reason}; use one that this machine has"
-        ) from None
-    return torch.device(device)
 
 
 def _check_limits(network: torch.nn.Module, tokens: TokenFile) -> None:
