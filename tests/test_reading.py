@@ -24,6 +24,7 @@ from spice_rs.data.records import fingerprint_and_hashes, record_hash
 from spice_rs.data.row_set import RowSet
 from spice_rs.data.scratch import Scratch
 from spice_rs.data.token_file import MAGIC, TokenFile, TokenWriter
+from spice_rs.data.tokenising import _chunks
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction import inputs
 from spice_rs.extraction.batching import Samples, learned_of, lengths_of, longest_first, rows_of
@@ -497,3 +498,21 @@ def test_picks_are_shown_without_holding_the_records(tmp_path):
     source = open_source(np.zeros((20_000, 4)))
     given = {"groups": "source"}
     assert peak(lambda: Columns(source, str(path), given)) < 60
+
+
+def test_reading_and_tokenising_are_shown_unless_nothing_is(pool, tmp_path, capfd):
+    extracted(pool, tmp_path / "a", progress=True)
+    shown = capfd.readouterr().err
+    assert "read:" in shown
+    assert "tokenise:" in shown
+    extracted(pool, tmp_path / "b", progress=False)
+    assert capfd.readouterr().err == ""
+
+
+def test_few_letters_are_tokenised_at_once():
+    """A call of a tokenizer cannot be stopped."""
+    records = load_records([{"text": "a" * 100_000}] * 9 + [{"text": "a"}] * 1200)
+    sizes = [len(chunk) for chunk in _chunks(records)]
+    assert sum(sizes) == 1209
+    assert max(sizes) <= 512
+    assert max(sizes[:3]) == 3
