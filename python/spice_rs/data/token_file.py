@@ -77,8 +77,7 @@ class TokenWriter:
         for table, value in zip(self._tables.values(), values, strict=True):
             table.append(value)
         self._file.write(ids.tobytes() + kept + bytes(-len(kept) % 4))
-        largest = int(ids.max()) if plain else max(int(ids.max()), int(labels.max()))
-        self.largest = max(self.largest, largest)
+        self.largest = max(self.largest, int(ids.max()), 0 if plain else int(labels.max()))
         self.longest = max(self.longest, len(ids))
 
     def finish(
