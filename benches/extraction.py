@@ -38,7 +38,7 @@ import spice_rs
 from projection import read
 from spice_rs.demo import UPPER_LAYERS, model_files
 from spice_rs.extraction.batching import longest_first, take_batch
-from spice_rs.extraction.extractor import TOKENS_PER_BATCH
+from spice_rs.extraction.extractor import TOKENS_PER_BATCH, extract
 from spice_rs.extraction.preparation import Settings, preparing
 from spice_rs.store.store import GradientStore
 
@@ -107,7 +107,7 @@ class Bench:
 
     def compare(self, kind: str, model: Any, projections: list[str], target: str | None) -> None:
         """One row for each run of one choice of parameters."""
-        with preparing(model, self.records, Settings.of(self.options("sparse", target))) as ready:
+        with preparing(model, self.records, Settings.of(self.options("sparse", target), extract)) as ready:
             samples: Any = longest_first(ready.reading.samples)
             tracked = {parameter.name for parameter in ready.tracked.parameters}
         tokens = sum(sample.length for sample in samples)
@@ -138,7 +138,9 @@ class Bench:
         show("floor", floor)
         show("all logits", self.measure(partial(per_sample.summed, model, batches, self.device, lean=False)))
         for projection in projections:
-            with preparing(model, self.records, Settings.of(self.options(projection, target))) as ready:
+            with preparing(
+                model, self.records, Settings.of(self.options(projection, target), extract)
+            ) as ready:
 
                 def fill(ready: Any = ready) -> None:
                     with GradientStore.create(self.store(), dim=ready.projection.dim) as writer:

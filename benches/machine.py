@@ -102,9 +102,15 @@ class PeakMemory:
             self._sample()
 
     def _sample(self) -> None:
-        found = re.search(r"RssAnon:\s+(\d+) kB", STATUS.read_text()) if STATUS.is_file() else None
-        if found:
-            self.bytes = max(self.bytes or 0, int(found[1]) * 1024)
+        found = anonymous()
+        if found is not None:
+            self.bytes = max(self.bytes or 0, found)
+
+
+def anonymous() -> int | None:
+    """Return the bytes of this process's anonymous memory; None where Linux does not tell."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", STATUS.read_text()) if STATUS.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def bandwidth(size: int, threads: int) -> dict[str, float]:

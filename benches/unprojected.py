@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from spice_rs.extraction.batching import longest_first
+from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.preparation import Settings, preparing
 from spice_rs.extraction.projection import Parameter, Projection, make_projection
 from spice_rs.extraction.proxy import fresh_lora
@@ -82,7 +83,7 @@ def spill(folder: Path, model: str, records: list[Any], **extraction: Any) -> No
     """Write the factors of all samples, a file for each batch, and the A of a fresh LoRA."""
     if (folder / "spilled.json").exists():
         return
-    settings = Settings.of({"min_coverage": 0.0, **extraction})
+    settings = Settings.of({"min_coverage": 0.0, **extraction}, extract)
     with preparing(model, records, settings) as ready:
         save_file(_fresh_a(ready.network, settings), folder / "lora.safetensors")
         projection = _Spill()

@@ -11,10 +11,10 @@ import transformers as hf
 import spice_rs
 from command import run as command
 from reference import make_lora
-from spice_rs.data.dataset import IGNORED, Example, Examples
+from spice_rs.data.dataset import IGNORED, Example, Tokeniser
 from spice_rs.diagnosis import doctor as diagnosis
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction import preparation
+from spice_rs.extraction import inputs
 from spice_rs.extraction.preflight import tolerance_of
 from tiny import WORDS, make_records, make_tokenizer, save_proxy
 
@@ -144,17 +144,14 @@ def test_chance_in_the_forward_is_found(tokenizer):
 
 def with_labels(monkeypatch, change):
     """The labels of every example, changed."""
-    original = preparation.tokenise
 
-    def changed(*args, **options):
-        examples = original(*args, **options)
-        items = [
-            Example(each.index, each.input_ids, change(each.input_ids, each.labels.copy()), 1)
-            for each in examples
-        ]
-        return Examples(tuple(items), examples.truncated, examples.skipped, examples.template)
+    class Changed(Tokeniser):
+        def examples(self, records):
+            for each in super().examples(records):
+                labels = change(each.input_ids, each.labels.copy())
+                yield Example(each.index, each.input_ids, labels, 1)
 
-    monkeypatch.setattr(preparation, "tokenise", changed)
+    monkeypatch.setattr(inputs, "Tokeniser", Changed)
 
 
 def test_masks_that_are_off_are_found(tokenizer, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -134,10 +135,16 @@ def test_the_command_prints_a_table(proxy, tmp_path, capsys):
     data.write_text("".join(json.dumps(record) + "\n" for record in make_records(30)), encoding="utf-8")
     arguments = ["plan", "--model", proxy, "--data", data, "--dim", 64, "--measure", 3]
     assert command(*arguments, "--out", tmp_path / "store") == 0
-    rows = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines()[2:])
+    rows = dict(
+        re.split(r"  +(?=\S)", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:]
+    )
     found = {name.strip(): value.strip() for name, value in rows.items()}
     assert found["rows to compute"] == "30"
     assert {"rows/s", "hours", "disk", "memory"} <= found.keys()
+    assert re.fullmatch(
+        r"[\d.]+ kB of tokens \(\S+/store\.tokens-\S+\), before it [\d.]+ kB of records",
+        found["disk until it ends"],
+    )
     assert not (tmp_path / "store").exists()
     assert command(*arguments, "--measure", 0) == 2
 

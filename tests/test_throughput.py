@@ -9,6 +9,7 @@ import spice_rs
 from reference import assert_rows_equal, make_data, make_lora, make_model, rows_of, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.batching import collate, longest_first, take_batch
+from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.preparation import Settings, preparing
@@ -45,7 +46,7 @@ class Waits(TorchDispatchMode):
 
 def waits(model, data, **options):
     """The operations in one batch, and those in making its tensors on the host left out."""
-    with preparing(model, data, Settings.of(options)) as ready:
+    with preparing(model, data, Settings.of(options, extract)) as ready:
         computed = ready.run()
         samples = longest_first(ready.reading.samples)
         batch = collate(samples, CPU)
@@ -87,7 +88,7 @@ def test_adapters_and_embeddings_do_not_wait_either():
 
 
 def test_batches_fill_the_budget_longest_first():
-    with preparing(make_model(), make_data(40), Settings.of({})) as ready:
+    with preparing(make_model(), make_data(40), Settings.of({}, extract)) as ready:
         samples = longest_first(ready.reading.samples)
     lengths = [sample.length for sample in samples]
     assert lengths == sorted(lengths, reverse=True)

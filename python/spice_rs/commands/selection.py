@@ -226,6 +226,7 @@ def _check_data(
         InvalidInputError: see `raw_records`.
     """
     from spice_rs.data.matching import raw_records, spread
+    from spice_rs.data.row_set import RowSet
 
     belonging = opened.belonging
     if data is not None and index_column is not None:
@@ -235,7 +236,7 @@ def _check_data(
                 given = each.indices if isinstance(each, spice_rs.Selection) else np.asarray(each, np.int64)
                 rows = np.setdiff1d(rows, given)
         checked = set(spread(rows))
-        joined = raw_records(data, set(rows.tolist()), belonging, index_column=index_column, checked=checked)
+        joined = raw_records(data, RowSet(rows), belonging, index_column=index_column, checked=checked)
         deque(joined, maxlen=0)
     elif data is not None and belonging is not None:
         deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)

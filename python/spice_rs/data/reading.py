@@ -13,8 +13,10 @@ import csv
 import io
 import json
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from spice_rs.paths import is_meant_local, local, near
 from spice_rs.signs import step
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS)
 _KINDS = {
     ".jsonl": "json",
     ".ndjson": "json",
@@ -65,12 +68,70 @@ def ignoring(*names: str) -> str:
     return f"ignore_columns={given}"
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A data set that `datasets` has loaded.
+
+    Attributes:
+        name: What was asked for.
+        rows: Its records.
+    """
+
+    name: str
+    rows: Any
+
+
+def loaded(data: Any) -> Any:
+    """The data, where they are a folder or a hub id as what `datasets` makes of it: it is asked once.
+
+    Raises:
+        InvalidInputError: The data cannot be read.
+    """
+    if not isinstance(data, str | os.PathLike):
+        return data
+    given, split = parted(data)
+    path = _checked(given)
+    return data if path.is_file() or _kind(path) in _SUFFIXES else _from_datasets(given, path, split)
+
+
+def identity(data: Any) -> list[str | int] | None:
+    """What tells these data from others without reading them; None if nothing does.
+
+    A file is known by what the system says of it, which changes with every write; a data set of `datasets` by the
+    fingerprint that it has.
+    """
+    if isinstance(data, str | os.PathLike):
+        path = local(parted(data)[0])
+        try:
+            about = os.stat(path)
+        except OSError:
+            return None
+        if not stat.S_ISREG(about.st_mode):
+            return None
+        known = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        return ["file", os.fspath(data), os.path.realpath(path), *known]
+    name, rows = (data.name, data.rows) if isinstance(data, Loaded) else ("data", data)
+    fingerprint = getattr(rows, "_fingerprint", None)
+    if type(rows).__module__.partition(".")[0] != "datasets" or not isinstance(fingerprint, str):
+        return None
+    return ["datasets", name, fingerprint, len(rows)]
+
+
+def size_of(data: Any) -> int | None:
+    """The number of records, where the data say it."""
+    rows = data.rows if isinstance(data, Loaded) else data
+    return len(rows) if hasattr(rows, "__len__") and not isinstance(rows, str) else None
+
+
 def open_data(data: Any) -> tuple[str, Parsed]:
     """The data's name for people, and its records.
 
     Raises:
         InvalidInputError: the data cannot be read; files are read while the records are taken.
     """
+    if isinstance(data, Loaded):
+        step(f"reading {data.name}")
+        return data.name, _from_items(data.rows, data.name)
     step("reading the data" if not isinstance(data, str | os.PathLike) else f"reading {os.fspath(data)}")
     if isinstance(data, str | os.PathLike):
         return os.fspath(data), _from_path(data)
@@ -133,16 +194,8 @@ def _leave_encoded(feature: Any) -> bool:
 
 def _from_path(data: str | os.PathLike[str]) -> Parsed:
     given, split = parted(data)
-    name = local(given)
-    path = Path(name)
-    try:
-        path.is_file()
-    except OSError as error:  # a text that is no path
-        raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
-    if os.path.lexists(path) and not path.is_dir():
-        check_file(path, "a file of records")  # never a pipe: records are read more than once
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    path = _checked(given)
+    kind = _kind(path)
     if path.is_file():
         if split is not None:
             raise InvalidInputError(
@@ -159,11 +212,28 @@ def _from_path(data: str | os.PathLike[str]) -> Parsed:
         raise InvalidInputError(
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
-    if kind in (".jsonl", ".ndjson", ".json", ".parquet", *_DELIMITERS):
+    if kind in _SUFFIXES:
         raise InvalidInputError(f"{path}: no such file; check the path{near(str(path))}")
-    if not path.is_dir() and is_meant_local(name):
-        raise InvalidInputError(f"{name}: no such file or folder; check the path{near(name)}")
-    return _from_datasets(path if path.is_dir() else given, split)
+    rows = _from_datasets(given, path, split)
+    return _from_items(rows.rows, rows.name)
+
+
+def _checked(data: str | os.PathLike[str]) -> Path:
+    """The path of a file, of a folder, or of nothing: then it may be a hub id."""
+    path = Path(local(data))
+    try:
+        path.is_file()
+    except OSError as error:  # a text that is no path
+        raise InvalidInputError(f"data is {found(str(data))}, no path ({error.strerror}); check it") from None
+    if os.path.lexists(path) and not path.is_dir():
+        check_file(path, "a file of records")  # never a pipe: records are read more than once
+    return path
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
 
 
 def _from_table(path: Path, delimiter: str) -> Parsed:
@@ -287,14 +357,17 @@ def _from_parquet(path: Path) -> Parsed:
         raise InvalidInputError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
-def _from_datasets(data: str | Path, split: str | None) -> Parsed:
+def _from_datasets(given: str, path: Path, split: str | None) -> Loaded:
+    """What `datasets` makes of a folder, or of a hub id."""
+    if not path.is_dir() and is_meant_local(str(path)):
+        raise InvalidInputError(f"{path}: no such file or folder; check the path{near(str(path))}")
+    data = str(path) if path.is_dir() else given
     try:
         import datasets
     except ImportError:
         raise InvalidInputError(
             f"{data}: no such file, and hub ids and folders need `datasets`; pip install 'spice-rs[extract]'"
         ) from None
-    path = Path(data)
     is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
     if path.is_dir():
         check_folder(path, "files of records")
@@ -304,8 +377,8 @@ def _from_datasets(data: str | Path, split: str | None) -> Parsed:
         if is_saved:
             loaded = datasets.load_from_disk(str(path))
         else:
-            with reached(str(data), "dataset"):
-                loaded = datasets.load_dataset(str(data))
+            with reached(data, "dataset"):
+                loaded = datasets.load_dataset(data)
     except InvalidInputError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -314,13 +387,13 @@ def _from_datasets(data: str | Path, split: str | None) -> Parsed:
             f"{data}: neither a file nor a data set that `datasets` can load ({reason})"
         ) from error
     if isinstance(loaded, Mapping):
-        loaded = chosen(loaded, str(data), split)
+        loaded = chosen(loaded, data, split)
     elif split is not None and str(loaded.split) != split:
         raise InvalidInputError(
             f"{data}: found split {split!r} of a data set that is one of its own, expected the folder alone. Leave the"
             " split out."
         )
-    return _from_items(loaded, str(data))
+    return Loaded(data, loaded)
 
 
 def _check_kinds(folder: Path) -> None:

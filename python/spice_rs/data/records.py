@@ -27,9 +27,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from json.encoder import encode_basestring_ascii
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,9 @@ __all__ = [
     "parse_record",
     "record_hash",
 ]
+
+
+_TOLD_EVERY = 64  # records, of which some are long
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Records(Sequence[Record]):
         described: Columns that describe the records by their names, and are not read.
     """
 
-    items: tuple[Record, ...]
+    items: Sequence[Record]
     rows: int
     bad: tuple[LeftOut, ...]
     source: str
@@ -115,6 +119,16 @@ class Records(Sequence[Record]):
         return iter(self.items)
 
 
+class Keeper(Protocol):
+    """What takes records one after the other, to keep them elsewhere than in memory."""
+
+    def append(self, record: Record) -> None:
+        """Take the next one."""
+
+    def finish(self) -> Sequence[Record]:
+        """Return all that were taken."""
+
+
 def load_records(
     data: Any,
     *,
@@ -122,6 +136,8 @@ def load_records(
     columns: Mapping[str, str] | None = None,
     ignore_columns: str | Sequence[str] | None = None,
     preference: str | None = None,
+    keeper: Keeper | None = None,
+    count: Callable[[int], object] | None = None,
 ) -> Records:
     """Reads and checks every record of `data`.
 
@@ -133,6 +149,8 @@ def load_records(
         ignore_columns: Columns that say nothing to learn from, beside those known as such: one name, or several. A key
             of a turn is "messages.key".
         preference: "chosen": of preference data learn the wanted replies; they are refused otherwise.
+        keeper: Keeps the good records; None: they are held in memory.
+        count: Called with the number of records that were read since it was called before, now and then.
 
     Raises:
         InvalidInputError: The data cannot be read, or a record is malformed, lacks a field, has an empty response, or
@@ -141,29 +159,38 @@ def load_records(
     rules = Rules.of(columns, ignore_columns, preference)
     source, parsed = open_data(data)
     items: list[Record] = []
+    take = items.append if keeper is None else keeper.append
     bad: list[LeftOut] = []
-    rows = 0
+    rows = told = 0
     names: set[str] = set()
     for index, (place, parse) in enumerate(parsed):
         rows = index + 1
+        if count is not None and rows - told == _TOLD_EVERY:
+            count(rows - told)
+            told = rows
         try:
             given = parse()
-            items.append(_record(index, place, given, rules))
+            record = _record(index, place, given, rules)
             names.update(given)
         except BadRecord as error:
             left_out = LeftOut(index, place, error.reason, str(error))
             if not skip_bad:
                 raise InvalidInputError(f"{left_out}; {SKIP_REMEDY}") from None
             bad.append(left_out)
+        else:
+            take(record)
+    if count is not None:
+        count(rows - told)
     if rows == 0:
         raise InvalidInputError(
             f"{source}: found no records, expected at least one; check the path and the split"
         )
-    if not items:
+    if len(bad) == rows:
         raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
     named = set(rules.columns.values())
     described = sorted(name for name in names - named if isinstance(name, str) and layouts.is_metadata(name))
-    return Records(tuple(items), rows, tuple(bad), source, tuple(described))
+    kept = tuple(items) if keeper is None else keeper.finish()
+    return Records(kept, rows, tuple(bad), source, tuple(described))
 
 
 def parse_record(
@@ -194,17 +221,44 @@ def dataset_fingerprint(records: Records) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_and_hashes(records: Records) -> tuple[str, NDArray[np.int64]]:
+    """`dataset_fingerprint` of all records and `record_hash` of each, (n,) int64, in one go over them."""
+    digest = hashlib.sha256(f"records:{records.rows}\n".encode())
+    hashes = np.empty(len(records), np.int64)
+    for place, record in enumerate(records):
+        short, ordered = _encodings(record)
+        digest.update(f"[{record.index},{short}]\n".encode())
+        hashes[place] = short_hash(ordered.encode())
+    return digest.hexdigest(), hashes
+
+
+def _encodings(record: Record) -> tuple[str, str]:
+    """What is learned from a record as JSON: as the fingerprint of all has it, and as the hash of one."""
+    if record.messages and record.tools is None and not record.template_options:
+        turns = [
+            (encode_basestring_ascii(each.role), encode_basestring_ascii(each.content))
+            for each in record.messages
+            if each.learned and not each.more
+        ]
+        if len(turns) == len(record.messages):  # as nearly all are
+            short = ",".join([f"[{role},{content}]" for role, content in turns])
+            return f"[{short}]", f"[{', '.join([f'[{role}, {content}]' for role, content in turns])}]"
+    learned = _learned(record)
+    return _SHORT(learned), _SORTED(_without_nulls(learned))
+
+
 def record_hash(record: Record) -> int:
     """Hash of what is learned from one record, an int64, wherever it stands in whatever data.
 
     It counts what `dataset_fingerprint` counts, without the index, and without what columnar formats change inside of
     tools and calls: the order of fields, and fields that are null where a record does not have them.
     """
-    content = json.dumps(_without_nulls(_learned(record)), ensure_ascii=True, sort_keys=True)
-    return short_hash(content.encode())
+    return short_hash(_SORTED(_without_nulls(_learned(record))).encode())
 
 
 def _without_nulls(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
         return {name: _without_nulls(each) for name, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list | tuple) else value
@@ -225,7 +279,11 @@ def _learned(record: Record) -> Any:
 
 
 def _as_json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+    return _SHORT(content).encode()
+
+
+_SHORT = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+_SORTED = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
 
 
 # ------------------------------------------------------------------------------------------ one record

@@ -125,6 +125,8 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
         raise BadRecord(
             "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
         )
+    if column.dtype == np.int64:  # as nearly all are
+        return column
     numbers: NDArray[np.int64] = np.minimum(column, np.iinfo(np.int64).max).astype(np.int64)
     return numbers
 
@@ -146,7 +148,10 @@ def _kept(fields: Mapping[str, Any], ids: NDArray[np.int64]) -> slice:
     if "attention_mask" not in fields:
         return slice(0, ids.size)
     mask = _along(fields, "attention_mask", ids.size)
-    if not np.all(mask == np.floor(mask)) or mask.min() < 0:
+    least = mask.min()
+    if mask.dtype.kind in "iu" and 0 < least == mask.max():  # no padding
+        return slice(0, ids.size)
+    if not np.all(mask == np.floor(mask)) or least < 0:
         raise BadRecord(
             "bad tokens", "field 'attention_mask' holds other values than 0 and 1, expected these alone"
         )

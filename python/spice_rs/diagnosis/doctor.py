@@ -19,6 +19,7 @@ from spice_rs.diagnosis.plain import plain_rows
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first, one_by_one
+from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.own_data import UnlikeSamplesError
 from spice_rs.extraction.preflight import tolerance_of
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
@@ -85,9 +86,12 @@ def doctor(
         isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and tolerance >= 0
     ):
         raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
-    settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0})
-    least = extraction.get("min_coverage", Settings.of({}).min_coverage)
-    with libraries_silent(progress), preparing(model, data, settings, quiet=True) as ready:
+    settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0}, extract)
+    least = extraction.get("min_coverage", Settings.of({}, extract).min_coverage)
+    with (
+        libraries_silent(progress),
+        preparing(model, data, settings, quiet=True, keep_records=True, progress=progress) as ready,
+    ):
         ordered = longest_first(ready.reading.samples)
         few = [ordered[round(i * (len(ordered) - 1) / (samples - 1))] for i in range(samples)]
         few = list({sample.index: sample for sample in few}.values())

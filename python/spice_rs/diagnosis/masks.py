@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from spice_rs.data.dataset import IGNORED, Example
@@ -12,7 +13,7 @@ from spice_rs.data.records import Record
 from spice_rs.data.shown import THINKING
 from spice_rs.data.special import SpecialTokens
 from spice_rs.diagnosis.verdict import Check
-from spice_rs.extraction.preparation import Reading
+from spice_rs.extraction.inputs import Reading
 
 _MOST = 200  # conversations looked at
 _EXTRA = 32  # characters that a template may put between a turn's head and its words ("<think></think>")
@@ -21,7 +22,7 @@ _EXTRA = 32  # characters that a template may put between a turn's head and its 
 def mask_checks(reading: Reading, completion_only: bool) -> list[Check]:
     """Prompts masked, responses learned, the end token learned also where pad tokens are the same."""
     names = ("prompts are masked", "responses are learned", "end tokens are learned", "pad token")
-    pairs = list(_conversations(reading))[:_MOST]
+    pairs = list(islice(_conversations(reading), _MOST))
     if not pairs:
         return [Check(name, None, "no conversation that is not cut", "") for name in names]
     tokenizer = reading.tokenizer

@@ -13,9 +13,10 @@ from spice_rs.extraction.batching import Sample
 from spice_rs.extraction.gradients import multiplied
 from spice_rs.extraction.loss import logits_of, takes_cache
 from spice_rs.extraction.own_data import OwnTask
-from spice_rs.extraction.preparation import Extraction, Settings
+from spice_rs.extraction.preparation import Extraction
 from spice_rs.extraction.projection import Projection
 from spice_rs.extraction.reference import part_of, plain_gradients, whole_name
+from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.views import combined
 
 _AT_ONCE = 1 << 20  # coordinates projected at a time

@@ -8,14 +8,16 @@ Padding is on the right: with causal attention no learned token sees it, and pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spice_rs.data.dataset import IGNORED, Example
+from spice_rs.data.token_file import TokenFile
 from spice_rs.extraction.loss import Learned, SummedLoss
 from spice_rs.extraction.transfer import to_device
 
@@ -34,6 +36,96 @@ class Sample(Protocol):
     @property
     def num_tokens(self) -> int:
         """Learned tokens, or 1."""
+
+
+class Table(Protocol):
+    """Many samples, of which each is made when it is asked for."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) rows of the data."""
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        """(n,) integers, as `Sample.length`."""
+
+    @property
+    def num_tokens(self) -> NDArray[Any]:
+        """(n,) integers, as `Sample.num_tokens`."""
+
+    def __getitem__(self, place: int, /) -> Sample:
+        """One of them."""
+
+
+class Samples(Sequence[Sample]):
+    """Some samples of a table in some order, at eight bytes each: those of a batch, of a rank, of a run.
+
+    Args:
+        table: All.
+        places: (n,) int64, which of them.
+    """
+
+    def __init__(self, table: Table, places: NDArray[np.int64]) -> None:
+        self.table = table
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, which: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, which: slice | NDArray[Any]) -> Samples: ...
+
+    def __getitem__(self, which: int | slice | NDArray[Any]) -> Sample | Samples:
+        if isinstance(which, slice | np.ndarray):
+            return Samples(self.table, self.places[which])
+        return self.table[int(self.places[which])]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.table[place] for place in self.places.tolist())
+
+    def of_rows(self, rows: Sequence[int]) -> Samples:
+        """Those of the table with these rows of the data, in their order; they must be there, and the table ascending."""
+        return Samples(self.table, np.searchsorted(self.table.rows, np.array(rows, np.int64)))
+
+
+def chosen(samples: Sequence[Sample], which: NDArray[Any]) -> Sequence[Sample]:
+    """Those at the places (m,) int64, or where a mask (n,) bool says so."""
+    if isinstance(samples, Samples):
+        return samples[which]
+    places = np.flatnonzero(which) if which.dtype == np.bool_ else which
+    return [samples[place] for place in places.tolist()]
+
+
+def together(parts: Sequence[Sequence[Sample]]) -> Sequence[Sample]:
+    """All samples of some parts of one sequence, at least one, in their order."""
+    own = [part for part in parts if isinstance(part, Samples)]
+    if len(own) < len(parts):
+        return [sample for part in parts for sample in part]
+    return Samples(own[0].table, np.concatenate([part.places for part in own]))
+
+
+def rows_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """(n,) rows of the data."""
+    if isinstance(samples, Samples):
+        return samples.table.rows[samples.places]
+    return np.array([sample.index for sample in samples], dtype=np.int64)
+
+
+def lengths_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """(n,) tokens of each."""
+    if isinstance(samples, Samples):
+        return samples.table.lengths[samples.places].astype(np.int64)
+    return np.array([sample.length for sample in samples], dtype=np.int64)
+
+
+def learned_of(samples: Sequence[Sample]) -> NDArray[np.int32]:
+    """(n,) learned tokens of each."""
+    if isinstance(samples, Samples):
+        return samples.table.num_tokens[samples.places].astype(np.int32)
+    return np.array([sample.num_tokens for sample in samples], dtype=np.int32)
 
 
 class Task(Protocol):
@@ -88,14 +180,15 @@ class Batch:
     learned: Learned
 
 
-def longest_first(samples: Sequence[Sample]) -> list[Sample]:
+def longest_first(samples: Sequence[Sample]) -> Sequence[Sample]:
     """Samples by falling length, ties by index: the batch that needs most memory comes first."""
-    return sorted(samples, key=lambda sample: (-sample.length, sample.index))
+    return chosen(samples, np.lexsort((rows_of(samples), -lengths_of(samples))))
 
 
 def take_batch(samples: Sequence[Sample], start: int, tokens: int, most: int) -> Sequence[Sample]:
     """The samples from `start` on that fit: B·T ≤ tokens and B ≤ most, but at least one."""
-    return samples[start : start + max(1, min(tokens // samples[start].length, most))]
+    longest = int(lengths_of(samples[start : start + 1])[0])
+    return samples[start : start + max(1, min(tokens // longest, most))]
 
 
 def one_by_one(samples: Sequence[Sample], tokens: int) -> bool:
@@ -105,15 +198,14 @@ def one_by_one(samples: Sequence[Sample], tokens: int) -> bool:
 
 def collate(examples: Sequence[Example], device: torch.device, length: int = 0) -> Batch:
     """Pads to the longest example or `length`. The pad id is 0; by mask and labels no value depends on it."""
-    shape = (len(examples), max(length, *(example.length for example in examples)))
+    lengths = lengths_of(examples)
+    shape = (len(examples), max(length, int(lengths.max())))
     ids = np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids[row, :length] = example.input_ids
-        mask[row, :length] = 1
-        labels[row, :length] = example.labels
+    for row, (own, learned) in enumerate(_tokens_of(examples)):
+        ids[row, : len(own)] = own
+        labels[row, : len(own)] = learned
+    mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
     host = torch.from_numpy(labels)
     return Batch(
         to_device(torch.from_numpy(ids), device),
@@ -121,3 +213,10 @@ def collate(examples: Sequence[Example], device: torch.device, length: int = 0) 
         to_device(host, device),
         Learned.of(host, device),
     )
+
+
+def _tokens_of(examples: Sequence[Example]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Ids and labels of each."""
+    if isinstance(examples, Samples) and isinstance(examples.table, TokenFile):
+        return examples.table.tokens(examples.places)
+    return ((example.input_ids, example.labels) for example in examples)

@@ -19,26 +19,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
-from spice_rs.errors import SpiceWarning, StoreMismatchError
-from spice_rs.extraction.batching import Sample
+from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
+from spice_rs.extraction.inputs import Reading
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Reading, Settings, preparing
+from spice_rs.extraction.preparation import preparing
 from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
 from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
+from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.tracking import TargetModules
 from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import lease
 from spice_rs.store.store import STORE_FILE, GradientStore
-from spice_rs.store.unfinished import Unfinished, mark, unmark
+from spice_rs.store.unfinished import Unfinished, mark, read_mark, unmark
 
 __all__ = ["TOKENS_PER_BATCH", "extract"]
 
@@ -80,6 +82,7 @@ def extract(
     optimizer: OptimizerState | Sequence[OptimizerState] | None = None,
     checkpoints: Sequence[CheckpointSource] | None = None,
     checkpoint_weights: Sequence[float] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> GradientStore:
     """Computes the gradient row of every sample that the store lacks.
 
@@ -142,6 +145,8 @@ def extract(
             row has the gradients at all of them (LESS, arXiv 2402.04333), and inner products are sums over them. The
             model's own weights are used where they have none. See `spice_rs.extraction.views`.
         checkpoint_weights: What each checkpoint counts in these sums: its learning rate, say. Default: 1 each.
+        cache_dir: Folder for the tokens of the data, some 4 bytes each, which are read from there while the extraction goes
+            on, by all processes of a machine. Default: that of the store. They are removed when the store is whole.
 
     Returns:
         The open store; `index` of a row is the row of the data. Under `torchrun`, each process computes its share, and
@@ -184,13 +189,27 @@ def extract(
         optimizer=optimizer,
         checkpoints=checkpoints,
         checkpoint_weights=checkpoint_weights,
+        cache_dir=cache_dir,
     )
     out = local(out)
     rank = Rank.current()
+    shown = progress if rank.first else False
+    cache = TokenCache.of(out, cache_dir, shown)
     template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:
         stack.enter_context(libraries_silent(progress))
-        ready = stack.enter_context(preparing(model, data, settings, template_date=template_date))
+        stack.push(functools.partial(_tidy, out, cache))
+        ready = stack.enter_context(
+            preparing(
+                model,
+                data,
+                settings,
+                template_date=template_date,
+                out=out,
+                cache=cache,
+                progress=shown,
+            )
+        )
         reading, run = ready.reading, ready.run()
         share = rank.slice(reading.samples)
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
@@ -212,27 +231,33 @@ def extract(
         if rank.first:
             _report(reading, max_length, out)
         _mark(out, reading)
-        present = writer.contains(_rows(share))
-        there = [sample for sample, is_there in zip(share, present, strict=True) if is_there]
-        missing = [sample for sample, is_there in zip(share, present, strict=True) if not is_there]
+        present = np.asarray(writer.contains(rows_of(share)), np.bool_)
+        there, missing = chosen(share, present), chosen(share, ~present)
         # A store of an earlier version goes on as it began.
         without = earlier is not None and len(earlier) > 0 and earlier.record is None
         hashed = None if without else reading.hashed
-        run.fill(writer, missing, progress if rank.first else False, hashed=hashed, there=there)
+        run.fill(writer, missing, shown, hashed=hashed, there=there)
     store = GradientStore(out)
     if store.expected_rows is None:  # whichever process is the last sees that
         unmark(out)
+        if cache is not None:
+            cache.remove()
     return store
 
 
-def _rows(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    return np.array([sample.index for sample in samples], dtype=np.int64)
+def _tidy(
+    out: str | os.PathLike[str], cache: TokenCache | None, _: object, error: object, __: object
+) -> None:
+    """Leaves tokens for the next run alone, or for processes that have not begun: not where this one is refused."""
+    refused = isinstance(error, InvalidInputError | StoreMismatchError)
+    if cache is not None and (refused or read_mark(out) is None):
+        cache.remove()
 
 
 def _mark(out: str | os.PathLike[str], reading: Reading) -> None:
     """Marks the store as unfinished, if rows of any process are missing."""
     store = GradientStore(out)
-    expected = len(np.union1d(store.index, _rows(reading.samples)))
+    expected = len(np.union1d(store.index, rows_of(reading.samples)))
     if len(store) < expected and (store.expected_rows or 0) < expected:  # one of a larger limit stays
         text = not isinstance(reading.samples[0], OwnSample)
         mark(out, Unfinished(expected, longest_first=text))

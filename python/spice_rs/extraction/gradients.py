@@ -17,7 +17,16 @@ import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.extraction.batching import Sample, Task, longest_first, one_by_one, take_batch
+from spice_rs.extraction.batching import (
+    Sample,
+    Task,
+    learned_of,
+    lengths_of,
+    longest_first,
+    one_by_one,
+    rows_of,
+    take_batch,
+)
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import leave_out
 from spice_rs.extraction.memory import free_memory, out_of_memory
@@ -84,7 +93,7 @@ class GradientRun:
             hashed: What tells the hash of a dataset row's record; None to write none.
             there: Samples whose rows the store has already: the bar goes on from these.
         """
-        before, total = (sum(sample.length for sample in part) for part in (there, samples))
+        before, total = (int(lengths_of(part).sum()) for part in (there, samples))
         shown = bar(progress, total=before + total, what="extract", unit="tokens", initial=before)
         done, started = 0, time.perf_counter()
         ahead = 1 if self.device.type == "cuda" else 0  # batches queued before the oldest is written
@@ -98,7 +107,7 @@ class GradientRun:
                     while len(computed) > ahead:
                         write_rows(writer, *computed.popleft(), hashed)
                     done += len(batch)
-                    moving.end(sum(sample.length for sample in batch))
+                    moving.end(int(lengths_of(batch).sum()))
                     rate = done / (time.perf_counter() - started)
                     of = f"{len(there) + done}/{len(there) + len(samples)} rows"
                     shown.set_postfix_str(f"{of}, {rate:.3g} rows/s", refresh=False)
@@ -212,25 +221,27 @@ class GradientRun:
         preflight = Preflight(
             self.capture,
             dict(self.capture.calls),
-            lambda task, some: self._computed(task, some, max(each.length for each in some)),
+            lambda task, some: self._computed(task, some, _longest(some)),
             self._losses,
             tolerance_of(self.task.network, self.device, self.autocast),
         )
         preflight.check_gradients(self.task, few)
-        batches: list[Sequence[Sample]] = []
+        shared: list[Sequence[Sample]] = []
         start = 0
         while start < len(samples):
-            batches.append(self.take(samples, start))
-            start += len(batches[-1])
+            batch = self.take(samples, start)
+            start += len(batch)
+            if len(batch) > 1:
+                shared.append(batch)
         try:
-            preflight.check_batches(self.task, worth_pairing(batches))
+            preflight.check_batches(self.task, worth_pairing(shared))
         except UnlikeSamplesError:
             pass  # which the run will say
         return preflight.untried[0] if preflight.untried else None
 
     def _losses(self, task: Task, samples: Sequence[Sample]) -> torch.Tensor:
         with multiplied(self.device, self.autocast):
-            return task.losses(samples, max(each.length for each in samples), self.device)
+            return task.losses(samples, _longest(samples), self.device)
 
     def take(self, samples: Sequence[Sample], start: int) -> Sequence[Sample]:
         """The batch that begins at `start`."""
@@ -249,7 +260,7 @@ class GradientRun:
                 f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
                 "than there is; lower max_length, or track fewer layers with target_modules"
             )
-        self.tokens = batch[0].length * (len(batch) // 2)
+        self.tokens = _longest(batch) * (len(batch) // 2)
 
     def compute(self, samples: Sequence[Sample], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B, dim) and losses (B,) float32 of one batch; the hooks must be attached.
@@ -258,7 +269,7 @@ class GradientRun:
             samples: The batch.
             length: Pad to this length, if the longest sample is shorter.
         """
-        return self._computed(self.task, samples, max(length, *(sample.length for sample in samples)))
+        return self._computed(self.task, samples, max(length, _longest(samples)))
 
     def _computed(
         self, task: Task, samples: Sequence[Sample], length: int
@@ -319,10 +330,15 @@ def write_rows(
 ) -> None:
     """Appends the rows of a batch, given with its losses, when they have arrived."""
     rows, losses = copy.wait()
+    index = rows_of(batch)
     writer.append(
         rows.numpy(),
-        index=np.array([sample.index for sample in batch], dtype=np.int64),
-        num_tokens=np.array([sample.num_tokens for sample in batch], dtype=np.int32),
+        index=index,
+        num_tokens=learned_of(batch),
         loss=losses.to(torch.float32).numpy(),
-        record=None if hashed is None else np.array([hashed(sample.index) for sample in batch], np.int64),
+        record=None if hashed is None else np.array([hashed(row) for row in index.tolist()], np.int64),
     )
+
+
+def _longest(samples: Sequence[Sample]) -> int:
+    return int(lengths_of(samples).max())

@@ -38,6 +38,17 @@ class OwnSample:
     num_tokens: int = 1
 
 
+class OwnTable:
+    """All samples of data, as `batching.Table` has them."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = np.arange(count, dtype=np.int64)
+        self.lengths = self.num_tokens = np.ones(count, np.int32)
+
+    def __getitem__(self, place: int) -> OwnSample:
+        return OwnSample(int(self.rows[place]))
+
+
 def is_own(data: Any, columns: Mapping[str, str] | None, loss_fn: Any) -> bool:
     """Whether the items of `data` are no records of text or tokens, and the loss takes them as they are.
 

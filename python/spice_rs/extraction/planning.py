@@ -21,10 +21,13 @@ import torch
 
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
+from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun, write_rows
-from spice_rs.extraction.preparation import Extraction, Settings, preparing
+from spice_rs.extraction.preparation import Extraction, preparing
 from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.settings import Settings
+from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.transfer import HostCopy
 from spice_rs.paths import local_or_none
 from spice_rs.progress import libraries_silent
@@ -61,6 +64,8 @@ class Plan:
         coverage: Tracked share of the parameters meant.
         left_out: Records that cannot be used.
         truncated: Samples that are cut.
+        scratch: Bytes of disk for the tokens until the extraction ends, and for the records until they are tokenised.
+        scratch_at: The file of the tokens.
     """
 
     rows: int
@@ -77,6 +82,8 @@ class Plan:
     coverage: float
     left_out: int
     truncated: int
+    scratch: tuple[int, int] = (0, 0)
+    scratch_at: str = ""
 
     @property
     def hours(self) -> float:
@@ -98,9 +105,17 @@ class Plan:
             ("time", f"{_duration(self.seconds)} and {_duration(self.preparation)} before it"),
             ("hours", f"{self.hours:.3g}"),
             ("disk", _size(self.disk)),
+            ("disk until it ends", self._scratch()),
             ("memory" + (" of each process" if self.processes > 1 else ""), _size(self.memory)),
         ]
         return aligned(rows)
+
+    def _scratch(self) -> str:
+        tokens, records = self.scratch
+        if not tokens:
+            return "none"
+        at = f" ({self.scratch_at})" if self.scratch_at else ""
+        return f"{_size(tokens)} of tokens{at}, before it {_size(records)} of records"
 
 
 def plan(
@@ -135,18 +150,23 @@ def plan(
     for name, value in (("measure", measure), ("processes", processes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
-    settings = Settings.of(extraction)
+    settings = Settings.of(extraction, extract)
     begun = clock()
     there = None
     out = local_or_none(out)
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
-        there = set(GradientStore(out).index.tolist())
+        there = GradientStore(out).index
+    cache = None if out is None else TokenCache.of(out, settings.cache_dir)
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
-    with libraries_silent(progress), preparing(model, data, settings, template_date=told) as ready:
+    with (
+        libraries_silent(progress),
+        preparing(model, data, settings, template_date=told, out=out, progress=progress) as ready,
+    ):
         preparation = clock() - begun
         if out is not None and there is not None:
             _check_store(ready, settings, out)
-        missing = [sample for sample in ready.reading.samples if sample.index not in (there or ())]
+        samples = ready.reading.samples
+        missing = samples if there is None else samples[~np.isin(rows_of(samples), there)]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
@@ -162,7 +182,7 @@ def plan(
         waiting = min(_SHARD, max(0, len(share) - measured) * row) if not _on_gpu(ready) else 0
         return Plan(
             rows=len(missing),
-            tokens=sum(sample.length for sample in missing),
+            tokens=int(lengths_of(missing).sum()),
             processes=processes,
             batches=batches,
             measured=measured,
@@ -175,6 +195,8 @@ def plan(
             coverage=ready.tracked.coverage,
             left_out=len(ready.reading.left_out),
             truncated=ready.reading.truncated,
+            scratch=ready.reading.scratch,
+            scratch_at="" if cache is None else str(cache.path),
         )
 
 

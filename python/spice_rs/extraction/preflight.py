@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.extraction.batching import Sample, Task
+from spice_rs.extraction.batching import Sample, Task, chosen, learned_of, lengths_of, together
 from spice_rs.extraction.catch import Replaced
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.layers import Layer, is_quantised, leave_out
@@ -332,9 +333,9 @@ def worth_trying(samples: Sequence[Sample]) -> list[Sample]:
     """
     if isinstance(samples[0], OwnSample):
         return list(samples[:_TRIES])
-    rising = samples[::-1]
-    some = [each for each in rising if each.length >= _TOKENS and each.num_tokens >= _LEARNED]
-    return list((some or rising[len(rising) // 2 :])[:_TRIES])
+    some = np.flatnonzero((lengths_of(samples) >= _TOKENS) & (learned_of(samples) >= _LEARNED))
+    falling = some if some.size else np.arange(len(samples) - len(samples) // 2)
+    return list(chosen(samples, falling[::-1][:_TRIES]))
 
 
 def worth_pairing(batches: Sequence[Sequence[Sample]]) -> list[tuple[Sample, Sample]]:
@@ -347,17 +348,20 @@ def worth_pairing(batches: Sequence[Sequence[Sample]]) -> list[tuple[Sample, Sam
         None where each sample has a batch of its own; samples of one length where none is ever padded.
     """
     shared = [batch for batch in batches if len(batch) > 1]
-    if not any(batch[0].length > batch[-1].length for batch in shared):
+    ends = [lengths_of(batch)[[0, -1]] for batch in shared]
+    if not any(longest > shortest for longest, shortest in ends):
         return [(batch[1], batch[0]) for batch in shared[::-1][:_TRIES]]
-    falling = [sample for batch in shared for sample in batch]
-    rising = falling[::-1]
+    falling = together(shared)
+    lengths = lengths_of(falling)
     pairs = []
     for sample in worth_trying(falling):
-        longer = [each for each in rising if each.length > sample.length]
-        if not longer:  # then there are shorter ones
-            sample, longer = next(each for each in falling if each.length < sample.length), [sample]
-        far = next((each for each in longer if each.length >= 1.5 * sample.length), longer[-1])
-        pairs.append((sample, far))
+        longer = int(np.count_nonzero(lengths > sample.length))  # they come first
+        if longer == 0:  # then there are shorter ones
+            shorter = falling[int(np.flatnonzero(lengths < sample.length)[0])]
+            pairs.append((shorter, sample))
+            continue
+        far = int(np.count_nonzero(lengths[:longer] >= 1.5 * sample.length))
+        pairs.append((sample, falling[max(far, 1) - 1]))
     return pairs
 
 

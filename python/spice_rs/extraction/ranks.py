@@ -12,8 +12,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.batching import Sample, longest_first
+from spice_rs.extraction.batching import Sample, chosen, longest_first
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Rank:
         """Whether this is the one that speaks for all."""
         return self.number == 0
 
-    def slice(self, samples: Sequence[Sample]) -> list[Sample]:
+    def slice(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """The samples of this rank, longest first."""
         period = 2 * self.count
-        turns = (self.number, period - 1 - self.number)
-        return [sample for place, sample in enumerate(longest_first(samples)) if place % period in turns]
+        turn = np.arange(len(samples)) % period
+        mine = (turn == self.number) | (turn == period - 1 - self.number)
+        return chosen(longest_first(samples), mine)

@@ -20,6 +20,7 @@ from spice_rs.analysis.stepwise import NAMES
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
+from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
@@ -351,8 +352,9 @@ def _records(
         return None, {}
     shown = set(replay.selection.indices[:SHOWN_PICKS].tolist())
     rows = replay.order if replay.source.index is None else replay.source.index[replay.order]
-    wanted = set(rows.tolist())
+    wanted = RowSet(rows)
     name, values, records = column or "source", {}, {}
+    same: dict[str, str] = {}  # each text once
     checked = shown.union(spread(rows))
     for row, record in raw_records(
         data, wanted, replay.source.belonging, index_column=index_column, checked=checked
@@ -360,7 +362,8 @@ def _records(
         if row in shown:
             records[row] = record
         if name in record:
-            values[row] = record[name]
+            value = record[name]
+            values[row] = same.setdefault(value, value) if isinstance(value, str) else value
         elif column is not None:
             raise InvalidInputError(
                 f"column: found no {column!r} in record {row} of the data, expected it in every record. Name a column that"

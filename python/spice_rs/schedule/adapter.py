@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from spice_rs.extraction.preparation import Reading, Settings
+from spice_rs.extraction.inputs import Reading
 from spice_rs.extraction.proxy import add_lora, move, restorer
+from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.tracking import is_adapted, is_partial
 
 LORA_RANK = 16

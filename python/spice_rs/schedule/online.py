@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.extraction.preparation import TOKENS_PER_BATCH, Settings
+from spice_rs.extraction.extractor import extract
+from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.schedule.arguments import check_counts
 from spice_rs.schedule.batches import APART, check_loss, check_trainer, samples_of
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
@@ -76,7 +77,7 @@ class OnlineSelector:
             if name not in _USED:
                 raise TypeError(f"{name} is no argument here; there are {', '.join(_USED)}")
         check_counts(select_per_window=select_per_window, tokens_per_batch=extraction.get("tokens_per_batch"))
-        self._settings = Settings.of(extraction)
+        self._settings = Settings.of(extraction, extract)
         self._criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
         self._criterion.check()
         self._per_window = select_per_window

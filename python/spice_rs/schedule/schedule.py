@@ -23,26 +23,22 @@ import numpy as np
 
 from spice_rs.data.left_out import reasons
 from spice_rs.data.matching import LAYOUT, Belonging
-from spice_rs.data.records import record_hash
 from spice_rs.data.splits import with_split
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.extraction.batching import Sample
+from spice_rs.extraction.batching import Samples
+from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
+from spice_rs.extraction.inputs import Reading, read_text
 from spice_rs.extraction.own_data import is_own
-from spice_rs.extraction.preparation import (
-    TOKENS_PER_BATCH,
-    Reading,
-    Settings,
-    name_of,
-    read_text,
-)
+from spice_rs.extraction.preparation import name_of
 from spice_rs.extraction.proxy import (
     check_seed,
     warn_unless_checkpointed,
 )
 from spice_rs.extraction.ranks import Rank
+from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
@@ -139,7 +135,7 @@ def run_schedule(
             reason = "no store is written" if name == "dtype" else "gradients are those of the proxy as it is"
             raise TypeError(f"{name} is no argument of run_schedule: {reason}")
     check_seed(seed)
-    settings = Settings.of({**extraction, "seed": seed})
+    settings = Settings.of({**extraction, "seed": seed}, extract)
     check_counts(
         pool_size=pool_size,
         select_per_window=select_per_window,
@@ -164,16 +160,16 @@ def run_schedule(
     out = local(out)
     told = recorded_date(Path(out) / "state" / "state.json", "run")
     with libraries_silent(progress):
-        reading = read_text(model, data, settings, template_date=told)
+        reading = read_text(model, data, settings, template_date=told, out=out, progress=progress)
     order = np.random.default_rng(seed).permutation(len(reading.samples))
-    samples = [reading.samples[place] for place in order]
+    samples = reading.samples[order]
     windows = [samples[start : start + pool_size] for start in range(0, len(samples), pool_size)]
     if select_per_window > len(windows[0]):
         raise InvalidInputError(
             f"select_per_window: found {select_per_window}, expected a number from 1 to {len(windows[0])}, the samples of a"
             " window. Ask for fewer, or use wider windows."
         )
-    plan = _Plan(windows, select_per_window, interval)
+    plan = _Plan(samples, windows, select_per_window, interval)
     if warmup_steps is None:
         warmup_steps = max(1, round(WARM_UP * plan.steps))
     folder = run_folder(out, data)
@@ -252,20 +248,21 @@ def run_schedule(
 def _belonging(reading: Reading, settings: Settings) -> Belonging:
     """What the run has read, against what is there when its picks are joined with the data."""
     layout = {name: value for name in LAYOUT if (value := getattr(settings, name)) is not None}
-    rows = np.array(list(reading.records), np.int64)
-    hashes = np.array([record_hash(record) for record in reading.records.values()], np.int64)
-    return Belonging("this run", reading.rows, layout=layout, rows=rows, hashes=hashes)
+    hashed = reading.hashed
+    return Belonging("this run", reading.rows, layout=layout, rows=hashed.rows, hashes=hashed.hashes)
 
 
 class _Plan:
     """Windows, and after which of them the proxy learns."""
 
-    def __init__(self, windows: Sequence[Sequence[Sample]], per_window: int, interval: int | None) -> None:
+    def __init__(
+        self, samples: Samples, windows: Sequence[Samples], per_window: int, interval: int | None
+    ) -> None:
+        self.samples = samples
         self.windows = windows
         self.per_window = per_window
         self.interval = interval
         self.steps = 0 if interval is None else -(-len(windows) // interval)
-        self.samples = {sample.index: sample for window in windows for sample in window}
 
     def step_due(self, window: int) -> bool:
         """Whether the proxy learns after a window, counted from 0."""
@@ -304,7 +301,7 @@ def _go_on(
         if plan.step_due(number):
             since = [pick["index"] for pick in (*state.picks, *picks) if pick["step"] == made]
             begun = time.perf_counter()
-            step = training.step(gradients.task, [plan.samples[index] for index in since], made)
+            step = training.step(gradients.task, list(plan.samples.of_rows(since)), made)
             seconds = time.perf_counter() - begun
             metrics.write("step", number + 1, {**asdict(step), "seconds": seconds})
             gradients.refresh()

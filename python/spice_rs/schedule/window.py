@@ -16,9 +16,9 @@ from spice_rs.extraction.batching import Sample, TextTask, longest_first
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.loss import SummedLoss
-from spice_rs.extraction.preparation import Settings
 from spice_rs.extraction.projection import make_projection
 from spice_rs.extraction.proxy import prepared
+from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.tracking import TargetModules, check_coverage, output_head, track
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
+from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
 from spice_rs.store.sources import Source, as_rows
 
@@ -207,8 +208,8 @@ def _read(
         data, belonging = data.select_columns(list(columns)), None
     contiguous, whole = int(rows[-1]) + 1 == len(rows), source.index is None
     # Without an index every record has a row: one more is looked for, and refused.
-    wanted = range(len(rows) + whole) if contiguous else set(rows.tolist())
-    read = -1
+    wanted = range(len(rows) + whole) if contiguous else RowSet(rows)
+    read, same = -1, dict[str, str]()
     for row, record in raw_records(data, wanted, belonging, checked=spread(rows)):
         if read + 1 == len(rows):
             raise InvalidInputError(
@@ -217,7 +218,7 @@ def _read(
             )
         _check_there(names, record, row, place)
         for name, values in columns.items():
-            values.append(record[name])
+            values.append(_once(record[name], same))
         read += 1
     if read + 1 < len(rows):
         raise InvalidInputError(
@@ -237,12 +238,13 @@ def _read_by_index(
     """Return the named columns of the data, for `rows` alone, in their order; records come in any order."""
     place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
     found: dict[int, list[Any]] = {}
-    wanted = set(rows.tolist())
+    wanted = RowSet(rows)
+    same: dict[str, str] = {}
     for row, record in raw_records(
         data, wanted, source.belonging, index_column=index_column, checked=spread(rows)
     ):
         _check_there(names, record, row, place)
-        found[row] = [record[name] for name in names.values()]
+        found[row] = [_once(record[name], same) for name in names.values()]
     values = zip(*(found[row] for row in rows.tolist()), strict=True)
     return dict(zip(names.values(), map(list, values), strict=True))
 
@@ -254,6 +256,11 @@ def _check_there(names: Mapping[str, str], record: Mapping[str, Any], row: int, 
                 f"{field}: found no {name!r} in record {row} of {place} (only {_short(list(record))}), expected it in"
                 " every record. Name a column that all rows have."
             )
+
+
+def _once(value: Any, same: dict[str, str]) -> Any:
+    """The value; of equal texts the first, so that each is held once."""
+    return same.setdefault(value, value) if type(value) is str else value
 
 
 def _short(value: Any) -> str:
