@@ -61,6 +61,18 @@ def test_files_that_the_glossary_names_are_there():
     assert not [name for name in names if not any(path.endswith(f"/{name}") for path in files)]
 
 
+def test_no_function_of_the_binding_takes_more_than_eight_parameters():
+    found = {}
+    for path in (ROOT / "rust" / "spice-py" / "src").glob("*.rs"):
+        code = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
+        for name, parameters in re.findall(r"\bfn (\w+)(?:<[^(]*>)?\(((?:[^()]|\([^()]*\))*)\)", code):
+            plain = re.sub(r"<[^<>]*>", "", re.sub(r"<[^<>]*>", "", re.sub(r"\([^()]*\)", "", parameters)))
+            found[f"{path.name}: {name}"] = len([each for each in plain.split(",") if each.strip()])
+    assert found["selection.rs: select"] == 7
+    assert found["analysis.rs: certify"] == 7
+    assert {name: count for name, count in found.items() if count > 8} == {}
+
+
 @pytest.mark.parametrize(
     ("file", "line"),
     [

@@ -8,6 +8,7 @@ from typing_extensions import Self
 
 from spice_rs.analysis.certificate import Choice
 from spice_rs.selection.options import Constraints, Control, Objective, Past, Windows
+from spice_rs.store.options import Schema, Shards
 from spice_rs.store.pool import Pool
 
 __all__ = [
@@ -72,20 +73,7 @@ class Store:
 
 @final
 class StoreWriter:
-    def __new__(
-        cls,
-        path: str | PathLike[str],
-        *,
-        dim: int,
-        dtype: str,
-        reduction: str | None,
-        provenance: str,
-        rows_per_shard: int | None,
-        bytes_per_shard: int | None,
-        seconds_per_shard: float | None,
-        fsync: bool,
-        writer: str | None,
-    ) -> Self: ...
+    def __new__(cls, path: str | PathLike[str], schema: Schema, shards: Shards) -> Self: ...
     def append(
         self,
         rows: NDArray[np.float32],

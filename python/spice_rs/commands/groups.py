@@ -31,7 +31,7 @@ EXTRACTION = {
     ),
     "training": ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"),
     "checks": ("samples", "tolerance", "measure", "processes"),
-    "speed and memory": ("tokens_per_batch", "gradient_checkpointing", "autocast", "threads"),
+    "speed and memory": ("tokens_per_batch", "gradient_checkpointing", "autocast", "threads", "cache_dir"),
     "output": ("out", "dtype", "seed", "tensorboard", "progress"),
 }
 """For commands that compute gradients."""

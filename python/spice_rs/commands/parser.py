@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -142,6 +143,9 @@ class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str, **keywords: Any) -> None:
         width = min(shutil.get_terminal_size().columns - 2, WIDEST)
         super().__init__(prog, max_help_position=max(14, min(30, width // 3)), width=max(width, 40))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # "--no-" is no option
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)

@@ -22,6 +22,7 @@ from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
+from spice_rs.store.options import Schema, Shards
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
 from spice_rs.store.writer import GradientWriter
@@ -131,20 +132,15 @@ class GradientStore:
             StoreError: If the folder is no store or cannot be written.
         """
         path = local(path)
-        core = _core.StoreWriter(
-            path,
-            dim=non_negative("dim", dim),
-            dtype=dtype,
-            reduction=reduction,
-            provenance=json_object(provenance),
-            rows_per_shard=None if rows_per_shard is None else non_negative("rows_per_shard", rows_per_shard),
-            bytes_per_shard=None
-            if bytes_per_shard is None
-            else non_negative("bytes_per_shard", bytes_per_shard),
-            seconds_per_shard=seconds_per_shard,
+        schema = Schema(non_negative("dim", dim), dtype, reduction, json_object(provenance))
+        shards = Shards(
+            rows=None if rows_per_shard is None else non_negative("rows_per_shard", rows_per_shard),
+            bytes=None if bytes_per_shard is None else non_negative("bytes_per_shard", bytes_per_shard),
+            seconds=seconds_per_shard,
             fsync=fsync,
             writer=writer,
         )
+        core = _core.StoreWriter(path, schema, shards)
         return GradientWriter(core, path, int(dim))
 
     def __len__(self) -> int:

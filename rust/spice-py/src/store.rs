@@ -173,6 +173,51 @@ impl Store {
     }
 }
 
+/// `spice_rs.store.options.Schema`: what a store's rows are.
+#[derive(FromPyObject)]
+pub(crate) struct SchemaOptions {
+    dim: usize,
+    dtype: String,
+    reduction: Option<String>,
+    provenance: String,
+}
+
+impl SchemaOptions {
+    fn schema(&self) -> Result<Schema> {
+        schema(self.dim, &self.dtype, self.reduction.as_deref(), &self.provenance)
+    }
+}
+
+/// `spice_rs.store.options.Shards`: when a shard is committed, and who writes it.
+#[derive(FromPyObject)]
+pub(crate) struct ShardOptions {
+    rows: Option<usize>,
+    bytes: Option<usize>,
+    seconds: Option<f64>,
+    fsync: bool,
+    writer: Option<String>,
+}
+
+impl ShardOptions {
+    fn options(self) -> Result<WriterOptions> {
+        let defaults = WriterOptions::default();
+        let time_per_shard = match self.seconds {
+            None => defaults.time_per_shard,
+            Some(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| {
+                Error::invalid("seconds_per_shard", seconds, error, "Give seconds, 0 or more.")
+            })?,
+        };
+        Ok(WriterOptions {
+            rows_per_shard: self.rows,
+            bytes_per_shard: self.bytes.unwrap_or(defaults.bytes_per_shard),
+            time_per_shard,
+            fsync: self.fsync,
+            writer: self.writer,
+            ..defaults
+        })
+    }
+}
+
 /// A writer into a store; closed once, by `close`.
 #[pyclass(frozen, module = "spice_rs._core")]
 pub(crate) struct StoreWriter {
@@ -271,33 +316,13 @@ fn this_thread() -> u64 {
 #[pymethods]
 impl StoreWriter {
     #[new]
-    #[pyo3(signature = (path, *, dim, dtype, reduction, provenance, rows_per_shard, bytes_per_shard, seconds_per_shard, fsync, writer))]
-    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         path: PathBuf,
-        dim: usize,
-        dtype: &str,
-        reduction: Option<&str>,
-        provenance: &str,
-        rows_per_shard: Option<usize>,
-        bytes_per_shard: Option<usize>,
-        seconds_per_shard: Option<f64>,
-        fsync: bool,
-        writer: Option<String>,
+        schema: SchemaOptions,
+        shards: ShardOptions,
     ) -> PyResult<Self> {
-        let open = || {
-            let schema = schema(dim, dtype, reduction, provenance)?;
-            let mut options =
-                WriterOptions { rows_per_shard, fsync, writer, ..WriterOptions::default() };
-            options.bytes_per_shard = bytes_per_shard.unwrap_or(options.bytes_per_shard);
-            if let Some(seconds) = seconds_per_shard {
-                options.time_per_shard = Duration::try_from_secs_f64(seconds).map_err(|error| {
-                    Error::invalid("seconds_per_shard", seconds, error, "Give seconds, 0 or more.")
-                })?;
-            }
-            Writer::create(&path, schema, options)
-        };
+        let open = || Writer::create(&path, schema.schema()?, shards.options()?);
         let writer = py.detach(open).map_err(to_py)?;
         let process = AtomicU32::new(std::process::id());
         Ok(Self { writer: Mutex::new(Some(writer)), process, thread: AtomicU64::new(0) })
