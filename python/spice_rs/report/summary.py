@@ -12,7 +12,8 @@ from spice_rs.selection.stopping import early_stop_finding
 from spice_rs.tables import aligned, html_table
 
 if TYPE_CHECKING:
-    from spice_rs.selection.result import Selection
+    from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.result import Selection
 
 SHOWN_GROUPS = 50
 """More groups than these are no table that anybody reads."""
@@ -148,8 +149,9 @@ def _conditions(selection: Selection) -> str:
         parts.append(f"{len(selection.quotas)} groups")
     if settings["budget"] is not None:
         parts.append(f"budget {settings['budget']:g}")
-    if settings["max_similarity"] is not None:
-        parts.append(f"max_similarity {settings['max_similarity']:g}")
+    for each in SCALARS:
+        if settings[each.name] is not None:
+            parts.append(f"{each.name} {settings[each.name]:g}")
     parts += [name for name in ("weights", "prior") if settings[name] is not None]
     return ", ".join(parts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import digest
+from spice_rs.selection.constraints import SCALARS
 from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
@@ -26,7 +27,7 @@ KEYS = (
     "initial",
     "include",
     "exclude",
-    "max_similarity",
+    *(each.name for each in SCALARS),
     "weights",
     "prior",
     "prior_weight",
@@ -48,7 +49,7 @@ class Conditions:
         costs: (n,) cost of each row.
         budget: the cost that the picks may have.
         total: the budget in rows or in cost units.
-        max_similarity: largest |cosine| to a pick.
+        scalars: the value of each of `SCALARS`, or None.
         weights: (n,) weight in the Fisher information.
         prior: (n,) what is added to the score, times `prior_weight`.
         prior_weight: see `prior`.
@@ -63,10 +64,15 @@ class Conditions:
     costs: Floats | None = None
     budget: float | None = None
     total: Fraction | None = None
-    max_similarity: float | None = None
+    scalars: Mapping[str, float | None] = field(default_factory=dict)
     weights: Floats | None = None
     prior: Floats | None = None
     prior_weight: float | None = None
+
+    @property
+    def max_similarity(self) -> float | None:
+        """Largest |cosine| to a pick."""
+        return self.scalars.get("max_similarity")
 
     def for_core(self, *, costed: bool = False) -> Constraints:
         """Return them as the core takes them; `costed`: gains count per cost."""
@@ -88,7 +94,7 @@ class Conditions:
             maxima=maxima,
             costs=self.costs,
             budget=self.budget,
-            max_similarity=self.max_similarity,
+            scalars=self.scalars,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -127,7 +133,7 @@ class Conditions:
             "initial": listed(self.initial),
             "include": listed(self.include),
             "exclude": listed(self.exclude, ordered=False),
-            "max_similarity": self.max_similarity,
+            **self.scalars,
             "weights": hashed(self.weights),
             "prior": hashed(self.prior),
             "prior_weight": self.prior_weight,

@@ -13,6 +13,7 @@ from typing import Any
 
 from spice_rs.data.matching import Belonging
 from spice_rs.own_json import short
+from spice_rs.selection.constraints import SCALARS
 
 _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
@@ -186,7 +187,7 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     "initial": ("number and hash of rows, or null", _or_none(_is_list)),
     "include": ("number and hash of rows, or null", _or_none(_is_list)),
     "exclude": ("number and hash of rows, or null", _or_none(_is_list)),
-    "max_similarity": ("a cosine between 0 and 1, or null", _or_none(_SHARE)),
+    **{each.name: (f"{each.expected}, or null", _or_none(each.is_legal)) for each in SCALARS},
     "weights": ("the hash of weights, or null", _or_none(_is_hashed)),
     "prior": ("the hash of a prior, or null", _or_none(_is_hashed)),
     "prior_weight": ("a number, or null", _or_none(is_real)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Constraints:
         maxima: (g,) largest cost of the picks of each group.
         costs: (n,) cost of each row.
         budget: largest cost of all picks.
-        max_similarity: largest |cosine| to a pick.
+        scalars: the value of each of `constraints.SCALARS`, or None.
     """
 
     multiplier: Floats | None = None
@@ -69,7 +69,7 @@ class Constraints:
     maxima: Floats | None = None
     costs: Floats | None = None
     budget: float | None = None
-    max_similarity: float | None = None
+    scalars: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,7 @@ from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.constraints import SCALARS
 from spice_rs.selection.options import Floats, Rows
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
@@ -22,7 +24,11 @@ from spice_rs.store.sources import Source
 
 @dataclass(frozen=True)
 class Requested:
-    """The conditions as the caller gave them; see `spice_rs.select`."""
+    """The conditions as the caller gave them; see `spice_rs.select`.
+
+    Attributes:
+        scalars: the arguments of `SCALARS` by name; all others are called as there.
+    """
 
     data: Any
     index_column: str | None
@@ -33,10 +39,17 @@ class Requested:
     initial: Any
     include: Any
     exclude: Any
-    max_similarity: Any
+    scalars: Mapping[str, Any]
     weights: Any
     prior: Any
     prior_weight: Any
+
+    @staticmethod
+    def of(arguments: Mapping[str, Any]) -> Requested:
+        """Return those among the arguments of `select`, by name."""
+        scalars = {each.name: arguments[each.name] for each in SCALARS}
+        names = (each.name for each in fields(Requested) if each.name != "scalars")
+        return Requested(scalars=scalars, **{name: arguments[name] for name in names})
 
     def check(self, *, k: int | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
         """Refuse what does not go together, before anything is opened.
@@ -50,11 +63,12 @@ class Requested:
             "initial",
             "include",
             "exclude",
-            "max_similarity",
+            *self.scalars,
             "weights",
             "prior",
         )
-        given = [name for name in conditions if _asks(getattr(self, name))]
+        arguments = {**vars(self), **self.scalars}
+        given = [name for name in conditions if _asks(arguments[name])]
         if pool_size is not None and given:
             raise InvalidInputError(
                 f"{given[0]}: found it beside pool_size={pool_size}, expected one of the two: each window is a run of its"
@@ -144,7 +158,7 @@ class Requested:
             costs=costs,
             budget=budget,
             total=total,
-            max_similarity=self._similarity(),
+            scalars={each.name: each.checked(self.scalars[each.name]) for each in SCALARS},
             weights=weights,
             prior=prior,
             prior_weight=prior_weight,
@@ -206,16 +220,6 @@ class Requested:
                 " (0, 1), which float64 holds. Correct it."
             )
         return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
-
-    def _similarity(self) -> float | None:
-        if self.max_similarity is None:
-            return None
-        value = _number("max_similarity", self.max_similarity)
-        if not 0 < value < 1:
-            raise InvalidInputError(
-                f"max_similarity: found {value:g}, expected a cosine in (0, 1). Leave it out to allow any."
-            )
-        return value
 
 
 def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows | None) -> None:

@@ -186,6 +186,7 @@ def select(
         >>> spice_rs.select(rows, 3, conflict_penalty=0).indices
         array([0, 4, 1])
     """
+    arguments = dict(locals())
     named = with_preset(
         preset,
         {
@@ -211,21 +212,7 @@ def select(
         threads=threads,
         hot_rows=hot_rows,
     )
-    requested = Requested(
-        data=data,
-        index_column=index_column,
-        groups=groups,
-        group_shares=group_shares,
-        costs=costs,
-        budget=budget,
-        initial=initial,
-        include=include,
-        exclude=exclude,
-        max_similarity=max_similarity,
-        weights=weights,
-        prior=prior,
-        prior_weight=prior_weight,
-    )
+    requested = Requested.of(arguments)
     check_budget(k, early_stop, budget, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
         raise InvalidInputError(

@@ -1,5 +1,7 @@
 //! What a run is asked for: `spice_rs.selection.run`'s dataclasses → the core's own structs.
 
+use std::collections::HashMap;
+
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use spice_core::Error;
@@ -85,7 +87,7 @@ pub(crate) struct ConstraintOptions<'py> {
     maxima: Option<PyReadonlyArray1<'py, f64>>,
     costs: Option<PyReadonlyArray1<'py, f64>>,
     budget: Option<f64>,
-    max_similarity: Option<f64>,
+    scalars: HashMap<String, Option<f64>>,
 }
 
 /// The rules alone: what may be picked before each of some picks, and what rows are worth.
@@ -100,7 +102,7 @@ pub(crate) fn allowances<'py>(
     positions: PyReadonlyArray1<'py, i64>,
     k: usize,
 ) -> PyResult<Option<Bound<'py, PyArray1<f64>>>> {
-    let Some(limits) = constraints.conditions(k).limits else { return Ok(None) };
+    let Some(limits) = constraints.conditions(k)?.limits else { return Ok(None) };
     let found = limits.allowances(&rows_of(&positions)).map_err(to_py)?;
     Ok(Some(found.into_pyarray(py)))
 }
@@ -114,17 +116,40 @@ pub(crate) fn merits<'py>(
     positions: PyReadonlyArray1<'py, i64>,
     gains: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let found = constraints.conditions(0).merits(&rows_of(&positions), &numbers_of(&gains));
+    let found = constraints.conditions(0)?.merits(&rows_of(&positions), &numbers_of(&gains));
     Ok(found.map_err(to_py)?.into_pyarray(py))
+}
+
+/// Constraints that are one number, by name, of which each is to be taken.
+struct Scalars(HashMap<String, Option<f64>>);
+
+impl Scalars {
+    fn take(&mut self, name: &str) -> Option<f64> {
+        self.0.remove(name).flatten()
+    }
+
+    fn all_taken(&self) -> PyResult<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let expected = "constraints that the core knows";
+                Err(to_py(Error::invalid("constraints", name, expected, "Build the extension again.")))
+            }
+        }
+    }
 }
 
 impl ConstraintOptions<'_> {
     /// `k`: what all groups together may have where there is no budget of cost.
-    pub(crate) fn conditions(&self, k: usize) -> Conditions {
+    ///
+    /// # Errors
+    /// A scalar that nobody takes: the core does not know it.
+    pub(crate) fn conditions(&self, k: usize) -> PyResult<Conditions> {
+        let mut scalars = Scalars(self.scalars.clone());
         let rows =
             |rows: &Option<PyReadonlyArray1<'_, i64>>| rows.as_ref().map_or_else(Vec::new, rows_of);
         let limited = self.groups.is_some() || self.budget.is_some();
-        Conditions {
+        let conditions = Conditions {
             multiplier: self.multiplier.as_ref().map(numbers_of),
             bonus: self.bonus.as_ref().map(numbers_of),
             initial: rows(&self.initial),
@@ -137,8 +162,10 @@ impl ConstraintOptions<'_> {
                 costs: self.costs.as_ref().map(numbers_of),
                 budget: self.budget.unwrap_or(k as f64),
             }),
-            max_similarity: self.max_similarity,
-        }
+            max_similarity: scalars.take("max_similarity"),
+        };
+        scalars.all_taken()?;
+        Ok(conditions)
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn select<'py>(
     let (settings, k) = (objective.settings()?, objective.k);
     let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
-    let conditions = constraints.conditions(k.unwrap_or(pool.len()));
+    let conditions = constraints.conditions(k.unwrap_or(pool.len()))?;
     let windows = windows.map(|windows| (windows.rows(), windows.size.max(1), windows.per_window));
     let (made, left_out, old) = past.of(&pool).map_err(to_py)?;
     let monitor = match control.time_limit {

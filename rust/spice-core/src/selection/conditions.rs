@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::survey::{Survey, check_numbers};
 
 /// Conditions of a run; all rows are rows of the pool. The default asks for nothing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conditions {
     /// m_x > 0 of each row, (n,): the score is m_x·Δ_x − λ·conflict_x + b_x; all 1 if `None`.
     pub multiplier: Option<Vec<f64>>,
@@ -27,14 +27,7 @@ pub struct Conditions {
 impl Conditions {
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
-        let Self { multiplier, bonus, initial, include, exclude, limits, max_similarity } = self;
-        multiplier.is_none()
-            && bonus.is_none()
-            && initial.is_empty()
-            && include.is_empty()
-            && exclude.is_empty()
-            && limits.is_none()
-            && max_similarity.is_none()
+        *self == Self::default()
     }
 
     /// m and b of all rows.

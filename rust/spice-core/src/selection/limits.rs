@@ -11,7 +11,7 @@ pub const ROUNDING: f64 = 1e-9;
 ///
 /// A row x of group G is eligible while G's maximum leaves room for it, and the budget pays for x and for what all
 /// groups lack to their minima afterwards. Both only ever get stricter, so that a row once ineligible stays so.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Group of each row, (n,); all rows are of group 0 if `None`.
     pub groups: Option<Vec<usize>>,
