@@ -5,7 +5,7 @@ What a run makes of them is in test_constraints.py.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import json
 import math
 import warnings
@@ -449,8 +449,8 @@ def test_conditions_that_cannot_be_met_name_themselves(keywords, says):
 
 def resolved(rows, **given):
     """The conditions of a run on these rows, checked, and no run."""
-    names = (field.name for field in dataclasses.fields(Requested))
-    requested = Requested(**{**dict.fromkeys(names), "prior_weight": 1.0, **given})
+    none = dict.fromkeys(inspect.signature(spice_rs.select).parameters)
+    requested = Requested.of({**none, "prior_weight": 1.0, **given})
     return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1)
 
 

@@ -1250,7 +1250,7 @@ def test_an_interrupted_run_under_conditions_ends_with_the_same_bits(keywords, t
     rows = pools.law("opposed", 12_000, 128, 2)
     rows[6000:6500] = rows[:500] * 2
     file, k = tmp_path / "run", 600
-    monkeypatch.setattr("spice_rs.selection.selection.INTERVAL", 0.0)
+    monkeypatch.setattr("spice_rs.selection.run.INTERVAL", 0.0)
 
     def stop(picks, *_):
         if picks >= 20:

@@ -208,7 +208,7 @@ def test_the_command_says_what_it_is_about(tmp_path, capsys):
     np.save(tmp_path / "rows.npy", rows)
     assert run("curvature", tmp_path / "rows.npy", "--out", tmp_path / "all.npz", "--alpha", 2) == 0
     said = capsys.readouterr().out
-    assert "conflict_penalty=0" in said
+    assert "--conflict-penalty 0" in said
     found = spice_rs.curvature(rows, alpha=2)
     archive = np.load(tmp_path / "all.npz")
     np.testing.assert_array_equal(archive["ratios"], found.ratios)

@@ -203,4 +203,4 @@ def test_the_command(tmp_path, capsys):
     assert shown["row"] == left[0]
     assert shown["reason"] in ("conflict", "redundant", "small_gain", "unknown")
     assert run("explain", tmp_path / "sel.safetensors", tmp_path / "pool.npy", 400) == 2
-    assert "rows: found 400" in capsys.readouterr().err
+    assert "ROW: found 400" in capsys.readouterr().err

@@ -55,9 +55,7 @@ WORK: dict[str, Callable[[Source], object]] = {
     "select": lambda source: spice_rs.select(source, 5),
     "certify": lambda source: spice_rs.curvature(source),
     "norms": lambda source: spice_rs.select(source, 5, alpha="auto"),
-    "identify": lambda source: spice_rs.store.source._core.fingerprint(
-        source.blocks, dim=DIM, index=None, threads=None
-    ),
+    "identify": lambda source: spice_rs.store.source._core.fingerprint(source.stored, threads=None),
     "rows": lambda source: RowReader(source).read([N - 1]),
     "analyze": lambda source: list(RowReader(source).blocks()),
 }

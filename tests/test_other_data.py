@@ -119,7 +119,7 @@ def test_the_doctor_shows_what_is_not_read_and_explain_wants_to_know_what_data_a
     )
     capsys.readouterr()
     assert run("explain", tmp_path / "sel", tmp_path / "s", 5, "--data", tmp_path / "none.jsonl") == 2
-    assert "--data: found it without the name of a column" in capsys.readouterr().err
+    assert "none.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_a_frame_is_no_dataset(tmp_path):

@@ -51,7 +51,7 @@ def assert_same(a: Selection, b: Selection) -> None:
 
 def interrupted(rows, checkpoint, after: int, monkeypatch, **keywords) -> int:
     """Start a run that ends with an error once there are `after` picks; return how many it has kept."""
-    monkeypatch.setattr("spice_rs.selection.selection.INTERVAL", 0.0)
+    monkeypatch.setattr("spice_rs.selection.run.INTERVAL", 0.0)
 
     def stop(picks, *_):
         if picks >= after:
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spice_rs.selection.selection.INTERVAL", 0.0)
+    monkeypatch.setattr("spice_rs.selection.run.INTERVAL", 0.0)
     monkeypatch.setattr("spice_rs.selection.checkpoint.write_run", full)
     with pytest.raises(OSError, match="No space left"):
         spice_rs.select(ROWS, 400, search="eager", checkpoint=tmp_path / "run")
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch)
 RUN = """
     import sys, numpy as np, spice_rs
     import spice_rs.selection.selection
-    spice_rs.selection.selection.INTERVAL = 0.05
+    spice_rs.selection.run.INTERVAL = 0.05
     keywords = {"early_stop": 0.03} if sys.argv[3] == "early" else {}
     def progress(picks, gain, rows_read):
         print(picks, flush=True)

@@ -143,7 +143,7 @@ def test_padding_is_never_learned(proxy, tmp_path, end, tokens, wrong):
         return
     with pytest.raises(InvalidInputError) as caught:
         extract("a", pool)
-    for word in ("data[1]", wrong, "attention_mask", "--skip-bad"):
+    for word in ("data[1]", wrong, "attention_mask", "skip_bad"):
         assert word in str(caught.value)
     assert len(extract("b", pool, skip_bad=True)) == 1
     assert (tmp_path / "b.left-out.jsonl").read_text(encoding="utf-8").count('"padding"') == 1

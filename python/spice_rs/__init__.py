@@ -30,6 +30,7 @@ from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
 from spice_rs.selection.result import NearDuplicates, Selection
 from spice_rs.selection.selection import log_det, select
+from spice_rs.settled import settle
 from spice_rs.store.store import GradientStore
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ _ON_FIRST_USE = {
     "select_online": "schedule.online",
 }
 """Name → module: what needs torch, and what not every program needs."""
+
+
+settle()
+del settle
 
 
 def __getattr__(name: str) -> Any:

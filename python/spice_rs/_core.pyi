@@ -31,6 +31,7 @@ __all__ = [
     "norms_sq",
     "repair",
     "select",
+    "settle",
 ]
 
 ROUNDING: float
@@ -116,6 +117,11 @@ def select(
     past: Past,
     control: Control,
 ) -> dict[str, Any]: ...
+def settle(
+    run: tuple[Pool, Objective, Constraints, Windows, Past, Control],
+    choice: Choice,
+    writer: tuple[Schema, Shards],
+) -> None: ...
 def allowances(
     constraints: Constraints, *, positions: NDArray[np.int64], k: int
 ) -> NDArray[np.float64] | None: ...

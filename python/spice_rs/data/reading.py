@@ -359,8 +359,8 @@ def _from_parquet(path: Path) -> Parsed:
 
 def _from_datasets(given: str, path: Path, split: str | None) -> Loaded:
     """What `datasets` makes of a folder, or of a hub id."""
-    if not path.is_dir() and is_meant_local(str(path)):
-        raise InvalidInputError(f"{path}: no such file or folder; check the path{near(str(path))}")
+    if not path.is_dir() and is_meant_local(local(given)):
+        raise InvalidInputError(f"{given}: no such file or folder; check the path{near(local(given))}")
     data = str(path) if path.is_dir() else given
     try:
         import datasets

@@ -95,7 +95,7 @@ class Scratch:
         reason = getattr(error, "strerror", None) or str(error)
         return InvalidInputError(
             f"{self._folder}: the tokens of the data cannot be kept there ({reason}, after {self.size / 1e6:.0f} MB),"
-            " expected a folder with room for them. Make room, or name another one: cache_dir=… (--cache-dir)."
+            " expected a folder with room for them. Make room, or name another one: in cache_dir."
         )
 
 

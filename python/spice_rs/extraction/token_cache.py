@@ -22,6 +22,7 @@ from pathlib import Path
 
 from spice_rs.data.token_file import TokenFile
 from spice_rs.errors import InvalidInputError
+from spice_rs.paths import local
 from spice_rs.progress import Bar, Progress, bar
 
 _LOOK_AGAIN = 0.2  # seconds
@@ -162,11 +163,11 @@ def scratch_folder(
         InvalidInputError: There is no such folder.
     """
     if cache_dir is not None:
-        folder = Path(cache_dir).expanduser().absolute()
+        folder = Path(local(cache_dir)).absolute()
         if not folder.is_dir():
             raise InvalidInputError(
                 f"cache_dir: found no folder {folder}, expected one for the tokens of the data. Make it, or name another"
-                " (--cache-dir)."
+                "."
             )
         return folder
     if out is None:

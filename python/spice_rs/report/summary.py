@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
 from spice_rs.report.shares import group_rows
+from spice_rs.selection.constraints import SCALARS
 from spice_rs.selection.stopping import early_stop_finding
 from spice_rs.tables import aligned, html_table
 
 if TYPE_CHECKING:
-    from spice_rs.selection.constraints import SCALARS
-from spice_rs.selection.result import Selection
+    from spice_rs.selection.result import Selection
 
 SHOWN_GROUPS = 50
 """More groups than these are no table that anybody reads."""

@@ -7,6 +7,7 @@ mod options;
 mod past;
 mod pool;
 mod selection;
+mod settled;
 mod store;
 mod tools;
 mod watch;
@@ -18,6 +19,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("ROUNDING", spice_core::selection::ROUNDING)?;
+    module.add_function(wrap_pyfunction!(settled::settle, module)?)?;
     module.add_function(wrap_pyfunction!(options::allowances, module)?)?;
     module.add_function(wrap_pyfunction!(options::merits, module)?)?;
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
