@@ -134,7 +134,7 @@ impl Cholesky {
 
     /// Replaces each right-hand side `b` (rows of `dim` cells) by `L⁻¹ b`, on one thread.
     ///
-    /// `alive` is asked before every [`SOLVED`] cells of them: before `SOLVED · dim · rows` multiplications at most.
+    /// `alive` is asked before every `SOLVED` cells of them: before `SOLVED · dim · rows` multiplications at most.
     ///
     /// # Errors
     /// Whatever `alive` returns.

@@ -13,7 +13,7 @@ pub struct Pick {
     pub base: f64,
     /// conflict_x(S), in [0, 1].
     pub conflict: f64,
-    /// Δ − λ·conflict (for [`Method::TopK`]: Δ), with the m and b of [`Conditions`]: m·Δ − λ·conflict + b.
+    /// Δ − λ·conflict (for [`Method::TopK`](super::Method::TopK): Δ), with the m and b of [`Conditions`](super::Conditions): m·Δ − λ·conflict + b.
     pub score: f64,
     /// Whether some other row that could be picked had a larger Δ (m·Δ + b): the penalty decided.
     pub overruled: bool,

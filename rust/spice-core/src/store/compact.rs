@@ -38,8 +38,8 @@ pub struct Compacted {
 /// The store stays readable and may be appended to meanwhile; positions of rows change. What is copied is verified.
 ///
 /// # Errors
-/// As [`Reader::open`] and [`Reader::verify`]; [`Error::Store`] while another process compacts, deletes or repairs;
-/// [`Error::Interrupted`]. The store then has all its rows, compacted or not.
+/// As [`Reader::open`] and [`Reader::verify`]; [`Error::Store`](crate::Error::Store) while another process compacts, deletes or repairs;
+/// [`Error::Interrupted`](crate::Error::Interrupted). The store then has all its rows, compacted or not.
 pub fn compact(path: &Path, bytes_per_shard: usize, observer: &mut Observer<'_>) -> Result<Compacted> {
     let (mut work, store) = Work::begin(path, observer)?;
     let groups = groups(&store.shards, bytes_per_shard);
