@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from spice_rs.selection.constraints import SCALARS
+
 EXTRACTION = {
     "model": ("model", "lora_rank", "tokenizer", "gguf_file", "device", "trust_remote_code"),
     "data": ("data", "split", "limit", "columns", "ignore_columns", "preference", "skip_bad"),
@@ -73,7 +75,7 @@ SELECTION = {
         "include",
         "exclude",
         "initial",
-        "max_similarity",
+        *(each.name for each in SCALARS),
         "weights",
         "prior",
         "prior_weight",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spice_rs.commands.values import path
+from spice_rs.selection.constraints import SCALARS
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ DEFAULTS = {
     "initial": "none",
     "include": "none",
     "exclude": "none",
-    "max_similarity": "off",
+    **{each.name: "off" for each in SCALARS},
     "weights": "1 each",
     "prior": "none",
     "pool_size": "no windows",
