@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 from datasets import Dataset
-from spice_rs.report.tables import aligned
 
 import spice_rs
+from spice_rs.tables import aligned
 from tiny import make_records, save_proxy
 
 WIDTH = 64

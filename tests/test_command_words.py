@@ -225,3 +225,10 @@ def test_messages_of_python_name_no_options():
             continue
         plain = re.sub(r"spice-rs [a-z-]+ [^.;`]*|pip install [^)]*", "", text)
         assert not re.search(r"(?<![\w-])--[a-z]", plain), f"{file}:{line}: {text}"
+
+
+@pytest.mark.parametrize("name", ["store", "data", "out", "source", "seed", "k"])
+def test_a_path_that_is_called_as_an_argument_stays_a_path(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("select", name, "-k", 1) == 2
+    assert f"spice-rs: {name}: found no such file or folder" in capsys.readouterr().err

@@ -19,7 +19,7 @@ def test_selecting_from_records_says_to_extract_first(tmp_path, name, capsys):
     path = tmp_path / name
     path.write_text('{"instruction": "a", "response": "b"}\n')
     with pytest.raises(
-        InvalidInputError, match="holds records or picks.*Extract them first.*extract --model MODEL"
+        InvalidInputError, match="holds records or picks.*Extract them first.*`spice-rs extract`"
     ):
         spice_rs.select(path, 1)
     assert run("select", path, "-k", 1) == 2
@@ -30,7 +30,7 @@ def test_selecting_from_records_says_to_extract_first(tmp_path, name, capsys):
 def test_picks_are_no_saved_selection(tmp_path, text, capsys):
     path = tmp_path / "picks.jsonl"
     path.write_text(text)
-    with pytest.raises(StoreError, match="found JSON.*spice-rs select --save FILE.*select again and save it"):
+    with pytest.raises(StoreError, match="found JSON.*Selection.save.*select again and save it"):
         spice_rs.Selection.load(path)
     assert run("certify", path, tmp_path / "store") == 2
     assert "select --save" in capsys.readouterr().err

@@ -76,6 +76,17 @@ def test_choose_leads_from_data_to_picks(proxy, tmp_path):
     assert picked.indices.tolist() == on_disk.indices.tolist()
 
 
+def test_choose_takes_one_of_several_splits(proxy, tmp_path):
+    records = make_records(12)
+    data = {"train": records[:8], "test": records[8:]}
+    options = {**EXTRACTION, "split": "train"}
+    store, picked = pipeline.choose(str(proxy), data, tmp_path / "out", share=0.3, extraction=options)
+    assert len(store) == 8
+    assert store.provenance["dataset"]["split"] == "train"
+    lines = (tmp_path / "out/picks.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [records[row]["id"] for row in picked.indices]
+
+
 def test_choosing_again_computes_nothing_and_gives_the_same_picks(proxy, tmp_path, monkeypatch):
     data = write_lines(tmp_path / "pool.jsonl", make_records(RECORDS))
 

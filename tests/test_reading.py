@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -426,7 +427,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(after, pool, tmp_path, monkeypat
         original(file, content)
 
     monkeypatch.setattr(scratch, "put", full)
-    with pytest.raises(InvalidInputError, match=r"No space left on device.*--cache-dir") as caught:
+    with pytest.raises(InvalidInputError, match=r"No space left on device.*name another one: in cache_dir") as caught:
         extracted(pool, tmp_path / "s")
     assert str(tmp_path) in str(caught.value)
     monkeypatch.setattr(scratch, "put", original)
@@ -517,3 +518,21 @@ def test_few_letters_are_tokenised_at_once():
     assert sum(sizes) == 1209
     assert max(sizes) <= 512
     assert max(sizes[:3]) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_the_lock_is_not_waited_for(tmp_path):
+    cache = TokenCache.of(tmp_path / "s", None)
+    os.mkfifo(f"{cache.path}.lock")
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        with cache._locked() as mine:
+            assert not mine
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -8,6 +8,7 @@ import pytest
 
 import spice_rs
 from command import run
+from spice_rs.data import reading
 from spice_rs.data.dataset import load_records
 from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError
@@ -117,3 +118,20 @@ def test_what_has_no_splits_says_so(tmp_path):
     with pytest.raises(InvalidInputError, match="expected one split"):
         with_split(f"{tmp_path}/one::all", "a")
     assert run("curvature", tmp_path / "x", "--split", "a") == 2
+
+
+def test_columns_are_no_splits_and_a_remedy_can_be_followed():
+    for columns in ({"prompt": ["a", "b"], "response": ["c", "d"]}, {"text": ["hello there"]}):
+        with pytest.raises(InvalidInputError, match="data is dict .*expected a list of records"):
+            load_records(columns)
+    two = {"train": make_records(4), "test": make_records(2)}
+    with pytest.raises(InvalidInputError, match=r"give data\['train'\] as data"):
+        load_records(two)
+
+
+def test_a_data_set_of_one_split_is_that_split():
+    rows = datasets.Dataset.from_list(make_records(5))
+    only = reading.loaded(datasets.DatasetDict({"train": rows}))
+    assert reading.size_of(only) == 5
+    assert reading.identity(only) == reading.identity(rows)
+    assert reading.identity(only) is not None

@@ -388,3 +388,25 @@ def test_two_extractions_do_not_work_on_one_store_at_once(proxy, tmp_path):
     assert len(spice_rs.extract(proxy, records, tmp_path / "s", **options)) == 12
     assert not (tmp_path / "s" / LEASE).exists()
     GradientStore(tmp_path / "s").verify()
+
+
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_store_that_a_repair_has_taken_rows_from_is_unfinished(tmp_path, capsys, damage):
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=3, dtype="float32", rows_per_shard=4) as writer:
+        writer.append(np.eye(10, 3, dtype=np.float32) + 1, index=range(10))
+    shard = sorted((tmp_path / "s").glob("shard-*"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] if damage == "cut" else b"\0" * 40 + content[40:])
+    assert run("repair", tmp_path / "s") == 0
+    rows = 10 if damage == "cut" else 7  # what nobody can read is one at least
+    said = f"6 of {rows} rows: the others were in damaged shards"
+    assert said in capsys.readouterr().out
+    store = spice_rs.GradientStore(tmp_path / "s")
+    assert store.unfinished.startswith(said)
+    with pytest.raises(UnfinishedStoreError, match=said):
+        spice_rs.select(store, 2)
+    assert run("verify", tmp_path / "s") == 0
+    assert said in capsys.readouterr().out
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=3, dtype="float32") as writer:
+        writer.append(np.eye(10, 3, dtype=np.float32)[:4] + 1, index=range(4))
+    assert len(spice_rs.select(tmp_path / "s", 2, conflict_penalty=0)) == 2

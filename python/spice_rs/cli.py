@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return EXIT_BROKEN_PIPE
     except (SpiceError, OSError, ModuleNotFoundError) as error:
-        say(f"spice-rs: {' '.join(in_flags(str(error), words).split())}", file=sys.stderr)
+        say(f"spice-rs: {' '.join(in_flags(str(error), words, arguments).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
     except MemoryError as error:
         say(f"spice-rs: memory ran out ({error}); use less data, or a machine with more", file=sys.stderr)
@@ -87,7 +87,7 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
     loads = bool({*arguments[:1]} & {*_NEED_TORCH}) and "torch" not in sys.modules
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = _shows_warnings(words)
+        warnings.showwarning = _shows_warnings(words, arguments)
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
             stack.enter_context(ours_alone(descriptor=bool({*arguments[:1]} & {*_NEED_TORCH})))
@@ -186,9 +186,12 @@ def _words(called: Parser | None, others: Iterable[Parser]) -> dict[str, str]:
     }
 
 
-def _shows_warnings(words: Mapping[str, str]) -> Callable[..., None]:
+def _shows_warnings(words: Mapping[str, str], typed: Sequence[str]) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, SpiceWarning):
-            say(f"spice-rs: warning: {' '.join(in_flags(str(message), words).split())}", file=sys.stderr)
+            say(
+                f"spice-rs: warning: {' '.join(in_flags(str(message), words, typed).split())}",
+                file=sys.stderr,
+            )
 
     return show

@@ -46,9 +46,9 @@ def choose(
     if not 0 < share <= 1:
         raise InvalidInputError(f"share: found {share}, expected a number in (0, 1]. The paper selects 0.1.")
     folder = Path(local(folder))
-    data = with_split(data, (extraction or {}).get("split"))
-    check_for_json(data)
+    part = with_split(data, (extraction or {}).get("split"))
+    check_for_json(part)
     store = extract(model, data, folder / "store", **(extraction or {}))
     picked = select(store, max(1, round(share * len(store))), **(selection or {}))
-    picked.to_jsonl(folder / "picks.jsonl", data)
+    picked.to_jsonl(folder / "picks.jsonl", part)
     return store, picked

@@ -6,8 +6,6 @@ function of this module, one for each kind of output; files that machines read g
 
 Escaped are control characters and invisible format characters (Unicode's Cc, Cf, Zl, Zp) and surrogates, spelled as Python
 spells them: `\x1b`, `\u202e`, `\udcff`. Text without any is not changed, so that escaping twice is escaping once.
-
-This module imports nothing of the package.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def certify(
     opened.warn_unfinished()
     remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
     identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
-    check_same("source", settings["source"], identity, StoreMismatchError, remedy)
+    check_same("selection: source", settings["source"], identity, StoreMismatchError, remedy)
     pool = opened.pool(settings["normalize"])
     choice = Choice(
         _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
@@ -170,7 +170,7 @@ def certify(
             progress=count,
         )
     content = {"content": found["fingerprint"]}
-    check_same("source", settings["source"], content, StoreMismatchError, remedy)
+    check_same("selection: source", settings["source"], content, StoreMismatchError, remedy)
     submodular, concave = found["submodular"], found["concave"]
     bounds = np.minimum(submodular, concave)
     return Certificate(

@@ -249,7 +249,7 @@ def _names_file(shares: str | None) -> bool:
 
 def _shares(text: str | None) -> Any:
     """Return what `--group-shares` says: a word, or JSON in the argument or in a file."""
-    if text is None or not (_names_file(text) or text.lstrip().startswith("{")):
+    if text is None or text == "pool":
         return text
     try:
         if _names_file(text):

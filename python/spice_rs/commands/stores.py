@@ -104,6 +104,10 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
         say_json(counts)
         return
     say(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
+    if opened.unfinished is not None:
+        say(
+            f"{store}: unfinished, {opened.unfinished}; run the same `extract` again, which computes the others"
+        )
     for kind in ("superseded", "leftovers"):
         for name in counts[kind]:
             say(f"{kind}: {name}")
@@ -153,6 +157,9 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
         f" ({len(copies['rows'])} rows, {copies['bytes']} bytes)"
         for copies in done["duplicates"]
     ]
+    if done["damaged"]:
+        unfinished = spice_rs.GradientStore(store).unfinished
+        lines.append(f"{store}: {unfinished}; run the same `extract` again, which computes them")
     _report(as_json, lines or f"{store}: nothing to repair", done)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 _QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 _VALUE = rf"(?:{_QUOTED}|\[[^\]\n]*\]|\{{[^}}\n]*\}}|…|-?\w(?:[\w.+-]*\w)?)"
@@ -24,16 +24,17 @@ _NOTHING = (
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
 
 
-def in_flags(text: str, flags: Mapping[str, str]) -> str:
+def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -> str:
     """Return a message with options for arguments.
 
     Args:
         text: The message.
         flags: Argument → its option, or the placeholder of what stands without one.
+        typed: What the caller has typed: a path of his that is called as an argument is none.
     """
     if not flags:
         return text
-    text = _first(text, flags)
+    text = _first(text, flags, typed)
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
     # As `name=value`, or by a name that is no word of English.
     pattern = re.compile(
@@ -55,10 +56,10 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
     return _once(text)
 
 
-def _first(text: str, flags: Mapping[str, str]) -> str:
+def _first(text: str, flags: Mapping[str, str], typed: Collection[str]) -> str:
     """The argument that a message is about stands in front: `k: found 0`, `max_length is 1`, `lora_rank was given`."""
     match = re.match(r"([a-z]\w*)(: | is | was |\[)", text)
-    if match is None or match[1] not in flags:
+    if match is None or match[1] not in flags or match[1] in typed:
         return text
     return flags[match[1]] + text[match.end(1) :]
 

@@ -88,7 +88,7 @@ def loaded(data: Any) -> Any:
         InvalidInputError: The data cannot be read.
     """
     if not isinstance(data, str | os.PathLike):
-        return data
+        return chosen(data, "data", None) if isinstance(data, Mapping) and are_splits(data) else data
     given, split = parted(data)
     path = _checked(given)
     return data if path.is_file() or _kind(path) in _SUFFIXES else _from_datasets(given, path, split)

@@ -54,10 +54,14 @@ def parted(data: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 def are_splits(data: Mapping[Any, Any]) -> bool:
     """Whether a mapping is one of splits, as DatasetDict is."""
-    return bool(data) and all(
-        isinstance(name, str) and hasattr(part, "__len__") and not isinstance(part, str | Mapping)
-        for name, part in data.items()
-    )
+    return bool(data) and all(isinstance(name, str) and _may_be_split(part) for name, part in data.items())
+
+
+def _may_be_split(part: Any) -> bool:
+    """Whether a value of a mapping may be records: a column is a list of something else."""
+    if not hasattr(part, "__len__") or isinstance(part, str | Mapping):
+        return False
+    return not isinstance(part, list | tuple) or all(isinstance(record, Mapping) for record in part[:1])
 
 
 def chosen(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
@@ -78,8 +82,10 @@ def chosen(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
     counts = ", ".join(f"{each} ({len(rows):,} records)" for each, rows in splits.items())
     first = next(iter(splits))
     found = f"the splits {counts}" if split is None else f"no split {split!r} but {counts}"
-    other = "" if name == "data" else f", or give {name + SEPARATOR + first!r} as data"
-    raise InvalidInputError(f"{name}: found {found}, expected the name of one. Add split={first!r}{other}.")
+    other = f"data[{first!r}]" if name == "data" else repr(name + SEPARATOR + first)
+    raise InvalidInputError(
+        f"{name}: found {found}, expected the name of one. Add split={first!r}, or give {other} as data."
+    )
 
 
 def remembered(data: Any, split: str | None) -> Any:

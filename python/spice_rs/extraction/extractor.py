@@ -242,6 +242,8 @@ def extract(
         unmark(out)
         if cache is not None:
             cache.remove()
+            if (beside := TokenCache.of(out, None)) is not None:
+                beside.remove()  # of a run that had another folder for them
     return store
 
 

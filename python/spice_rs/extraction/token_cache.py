@@ -134,7 +134,9 @@ class TokenCache:
         with closing(_Waiting(self.progress)) as waiting:
             while True:
                 try:
-                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                    descriptor = os.open(
+                        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+                    )
                 except OSError:  # a folder that cannot be written to, which is said where the tokens are
                     return None
                 try:
@@ -146,9 +148,11 @@ class TokenCache:
                         return descriptor
                     os.close(descriptor)
                 except OSError as error:
-                    holder = os.read(descriptor, 200).decode(errors="replace")
+                    taken = error.errno in _TAKEN
+                    # Of anything else than a file of ours nothing is read: a pipe would be waited for.
+                    holder = os.read(descriptor, 200).decode(errors="replace") if taken else ""
                     os.close(descriptor)
-                    if error.errno not in _TAKEN and not isinstance(error, FileNotFoundError):
+                    if not taken and not isinstance(error, FileNotFoundError):
                         return None
                     waiting.on(holder)
                     time.sleep(_LOOK_AGAIN)

@@ -149,12 +149,12 @@ def run_schedule(
             f"found {Rank.current().count} processes, expected one: each window needs the proxy that the one before has"
             " trained. Start it without torchrun."
         )
+    data = with_split(data, settings.split)
     if settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn):
         raise InvalidInputError(
             "data: found samples of your own, expected text: records, chats or tokens with labels. Write the loop with"
             " spice_rs.extract and spice_rs.select."
         )
-    data = with_split(data, settings.split)
     criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
     out = local(out)

@@ -213,13 +213,13 @@ class RunState:
         return dict(content)
 
     def _sweep(self) -> None:
-        """Remove what a killed run left behind: picks after the last window, and files that count for nothing."""
+        """Remove what a killed run left behind: picks after the last window, and weights that count for nothing."""
         if self._picks.exists():
             os.truncate(self._picks, self._length)
         named = None if self._weights is None else self._weights["file"]
         for path in self.folder.iterdir():
             stray = path.name.startswith("step-") and path.name != named
-            if stray or path.name.startswith((".step-", ".state.json-")):
+            if stray:
                 path.unlink()
 
 

@@ -79,7 +79,7 @@ def check_budget(
             )
     elif per_window is None or k is not None:
         raise InvalidInputError(
-            f"pool_size: found k={k} and select_per_window={per_window} beside it, expected select_per_window and no k."
+            f"pool_size: found k={k} and select_per_window={per_window} beside it, expected select_per_window and no k=."
             " Each window has a budget of its own."
         )
     elif per_window > pool_size:

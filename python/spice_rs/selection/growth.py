@@ -13,7 +13,7 @@ from spice_rs import _core
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_settings
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import check_numbers, check_reals
 from spice_rs.selection.checkpoint import COLUMNS
 from spice_rs.selection.conditions import KEYS, Conditions
 from spice_rs.selection.options import Objective, Past
@@ -95,7 +95,7 @@ def extend(
         past=Past(made, old=mask),
         threads=numbers["threads"],
         progress=progress,
-        time_limit=None if time_limit is None else float(time_limit),
+        time_limit=None if time_limit is None else check_reals(time_limit=time_limit)["time_limit"],
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     content = result.pop("fingerprint")
@@ -166,6 +166,7 @@ def _old_positions(
     if content != earlier.get("content"):
         raise StoreMismatchError(
             f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
-            f" {earlier.get('content')}. They are not as they were, or not those. {remedy}"
+            f" {earlier.get('content')}. They are not as they were (rows computed anew differ in the last digits), or not"
+            f" those. {remedy}"
         )
     return old

@@ -104,7 +104,7 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH)
             if first.lstrip()[:1] in (b"{", b"[") and b"\0" not in first:  # a length has zeros
-                _foreign(name, "JSON, as `spice-rs select --out` writes picks")
+                _foreign(name, "JSON, as picks are written in")
             length = int.from_bytes(first, "little")
             if size < _LENGTH + len(_START) or length > _MAX_HEADER:
                 _foreign(name, f"{size} bytes that start with no header of one")
@@ -249,8 +249,8 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
 
 def _foreign(name: str, found: str) -> NoReturn:
     raise StoreError(
-        f"{name}: file: found {found}, expected a selection in safetensors format. Name a file that Selection.save"
-        " (spice-rs select --save FILE) or a checkpoint wrote; without one, select again and save it."
+        f"{name}: file: found {found}, expected a selection in safetensors format. Name a file that Selection.save or"
+        " a checkpoint wrote; without one, select again and save it."
     )
 
 

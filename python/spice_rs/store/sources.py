@@ -273,8 +273,7 @@ def _from_file(path: Path, member: str, dim: int | None, dtype: str | None) -> S
     if path.suffix in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz"):
         raise InvalidInputError(
             f"{path}: found a {path.suffix} file, which holds records or picks, expected gradients: a store, .npy or .npz."
-            f" Extract them first (spice-rs extract --model MODEL --data {path.name} --out store), and select from the"
-            " store."
+            " Extract them first (`spice-rs extract`, spice_rs.extract), and select from that store."
         )
     if path.suffix in (".pt", ".pth"):
         raise InvalidInputError(

@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from spice_rs import _core
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.own_json import parsed
 from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
 from spice_rs.store.options import Schema, Shards
@@ -38,6 +40,7 @@ STORE_FILE = "store.json"
 """What a folder has that is a store."""
 
 _EXPORT_CELLS = 1 << 20
+_LONGEST_HEADER = 1 << 20  # bytes; see the format
 """Cells that are exported at a time."""
 
 
@@ -394,7 +397,8 @@ class GradientStore:
         """Makes a store with damaged or forgotten files, or copies of rows, one that opens and that ``verify`` finds sound.
 
         Removes unfinished files of dead writers and superseded shards, and renames damaged shards to "damaged-…", which
-        the store does not look at. Their rows are missing then: an extraction that is resumed computes them again. Of rows
+        the store does not look at. Their rows are missing then, and the store is unfinished: an extraction that is resumed
+        computes them again. Of rows
         with one index that are the same to the bit, as two extractions at a time leave them, one is kept. Others may read
         and append meanwhile; whenever the process is killed, no row is lost, and the next repair does the rest.
 
@@ -412,7 +416,16 @@ class GradientStore:
                 differ (the message has both shards): all else is repaired then, and no row is dropped.
             CorruptStoreError: If store.json is damaged: restore it from a copy.
         """
-        return _result(_core.repair(local(path), progress))
+        path = local(path)
+        earlier = read_mark(path)
+        done = _result(_core.repair(path, progress))
+        if done["damaged"]:
+            rows = len(GradientStore(path)) + sum(
+                _rows_of(Path(path) / each["name"]) for each in done["damaged"]
+            )
+            if earlier is None or earlier.rows < rows:
+                mark(path, Unfinished(rows, longest_first=False, lost=True))
+        return done
 
     def export(self, path: _Path, index: _Path | None = None, progress: Progress | None = None) -> None:
         """Writes the rows as one float32 matrix to a .npy file, sorted by dataset row.
@@ -494,3 +507,13 @@ def _reopened(kind: type[GradientStore], path: str, memory_limit: int | None, id
 def _result(text: str) -> dict[str, Any]:
     """What the core has to say about its work."""
     return cast(dict[str, Any], json.loads(text))
+
+
+def _rows_of(shard: Path) -> int:
+    """Return how many rows a damaged shard says that it had; at least 1, where its header cannot be read."""
+    try:
+        with open(shard, "rb") as file:
+            header = parsed(file.read(int.from_bytes(file.read(8), "little") % (_LONGEST_HEADER + 1)))
+        return max(1, int(header["__metadata__"]["rows"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 1

@@ -27,13 +27,17 @@ class Unfinished:
     Attributes:
         rows: of the store when it has ended.
         longest_first: whether the longest samples are computed first, so that the rows that are there are these.
+        lost: whether rows are missing that were there, since a repair has set damaged shards aside.
     """
 
     rows: int
     longest_first: bool
+    lost: bool = False
 
     def text(self, there: int) -> str:
         """Return how far it is, for people."""
+        if self.lost:
+            return f"{there} of {self.rows} rows: the others were in damaged shards, which a repair has set aside"
         which = ", the longest first" if self.longest_first else ""
         return f"{there} of {self.rows} rows{which}: the extraction has not ended (or is still running)"
 
@@ -60,7 +64,7 @@ def read_mark(store: str | os.PathLike[str]) -> Unfinished | None:
         return None
     match found:
         case {"rows": int(rows), "longest_first": bool(order)} if type(rows) is int and rows > 0:
-            return Unfinished(rows, order)
+            return Unfinished(rows, order, found.get("lost") is True)
     return None
 
 

@@ -1,4 +1,4 @@
-//! What a run is asked for: `spice_rs.selection.run`'s dataclasses → the core's own structs.
+//! What a run is asked for: `spice_rs.selection.options`'s dataclasses → the core's own structs.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use spice_core::selection::{Conditions, Fisher, Limits, Method, Search, Settings
 use crate::errors::to_py;
 use crate::pool::{numbers_of, rows_of};
 
-/// `spice_rs.selection.run.Objective`: the settings.
+/// `spice_rs.selection.options.Objective`: the settings.
 #[derive(FromPyObject)]
 pub(crate) struct ObjectiveOptions {
     pub(crate) k: Option<usize>,
@@ -59,7 +59,7 @@ impl ObjectiveOptions {
     }
 }
 
-/// `spice_rs.selection.run.Windows`.
+/// `spice_rs.selection.options.Windows`.
 #[derive(FromPyObject)]
 pub(crate) struct WindowOptions<'py> {
     order: PyReadonlyArray1<'py, i64>,
@@ -74,7 +74,7 @@ impl WindowOptions<'_> {
     }
 }
 
-/// `spice_rs.selection.run.Constraints`, by position of the pool.
+/// `spice_rs.selection.options.Constraints`, by position of the pool.
 #[derive(FromPyObject)]
 pub(crate) struct ConstraintOptions<'py> {
     multiplier: Option<PyReadonlyArray1<'py, f64>>,

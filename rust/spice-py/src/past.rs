@@ -6,7 +6,7 @@ use spice_core::matrix::Pool;
 use spice_core::selection::{NearDuplicate, Pick};
 use spice_core::{Error, Result};
 
-/// `spice_rs.selection.run.Past`.
+/// `spice_rs.selection.options.Past`.
 #[derive(FromPyObject)]
 pub(crate) struct PastOptions<'py> {
     made: Option<Made<'py>>,

@@ -14,7 +14,7 @@ use crate::past::PastOptions;
 use crate::pool::{PoolOptions, rows_of};
 use crate::watch::{Observer, watch};
 
-/// `spice_rs.selection.run.Control`: who watches, and when to stop.
+/// `spice_rs.selection.options.Control`: who watches, and when to stop.
 #[derive(FromPyObject)]
 pub(crate) struct ControlOptions<'py> {
     threads: Option<usize>,
@@ -24,7 +24,7 @@ pub(crate) struct ControlOptions<'py> {
     checkpoint_interval: f64,
 }
 
-/// Selects rows; see `spice_rs.selection.run` for what the arguments hold.
+/// Selects rows; see `spice_rs.selection.options` for what the arguments hold.
 #[pyfunction]
 #[pyo3(signature = (pool, objective, constraints, *, windows, past, control))]
 pub(crate) fn select<'py>(
@@ -157,7 +157,10 @@ impl Follower<'_> {
             && monitor.picks() > self.saved_picks
         {
             let picks = monitor.log();
-            checkpoint.call1((series(self.py, &picks, &monitor.left_out())?,))?;
+            // Read a moment later: what was left out after the last of these picks is no part of them.
+            let mut left_out = monitor.left_out();
+            left_out.retain(|found| found.picks <= picks.len());
+            checkpoint.call1((series(self.py, &picks, &left_out)?,))?;
             self.saved_picks = picks.len();
         }
         self.saved = Instant::now();
@@ -190,7 +193,7 @@ impl Observer for Follower<'_> {
     }
 }
 
-/// The numbers of picks and near-duplicates as arrays, under the names of `spice_rs.selection.saved`.
+/// The numbers of picks and near-duplicates as arrays, under the names of `spice_rs.selection.saved_run`.
 fn series<'py>(
     py: Python<'py>,
     picks: &[Pick],

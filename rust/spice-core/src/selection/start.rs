@@ -137,7 +137,7 @@ fn start(
     };
     let duplicates = monitor.left_out();
     let by_cost = conditions.limits.as_ref().is_some_and(|limits| limits.costs.is_some());
-    let left = candidates - picks.len() - duplicates.len();
+    let left = candidates.saturating_sub(picks.len() + duplicates.len());
     if budget.is_none() && matches!(stop, StopReason::Budget | StopReason::Exhausted) {
         // Rows may be left that the budget does not pay for.
         stop = if by_cost && left > 0 { StopReason::Budget } else { StopReason::Exhausted };
