@@ -427,7 +427,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(after, pool, tmp_path, monkeypat
         original(file, content)
 
     monkeypatch.setattr(scratch, "put", full)
-    with pytest.raises(InvalidInputError, match=r"No space left on device.*name another one: in cache_dir") as caught:
+    with pytest.raises(
+        InvalidInputError, match=r"No space left on device.*name another one: in cache_dir"
+    ) as caught:
         extracted(pool, tmp_path / "s")
     assert str(tmp_path) in str(caught.value)
     monkeypatch.setattr(scratch, "put", original)
