@@ -120,9 +120,8 @@ def _announced(kind: Any) -> Any:
 
 @contextmanager
 def libraries_silent(progress: Progress) -> Iterator[None]:
-    """Inside, the bars of transformers, datasets and huggingface_hub are not shown either, where ours are not."""
-    unseen = progress is False or (progress is None and (sys.stderr is None or not sys.stderr.isatty()))
-    steps = _silence() if unseen else []
+    """Inside, the bars of transformers, datasets and huggingface_hub are not shown either, where `progress` is False."""
+    steps = _silence() if progress is False else []
     try:
         yield
     finally:
