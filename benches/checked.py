@@ -9,6 +9,7 @@ bytes. Both passes alternate; the cost is that of the fastest of each, and the m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 import machine
 from spice_rs import GradientStore, _core
+from spice_rs.store.pool import Pool
 from spice_rs.store.sources import open_source
 
 Blocks = list[Any]
@@ -71,21 +73,14 @@ def main() -> None:
                 write(path, rows, dim, shards)
                 source = open_source(path)
 
-                def seconds(blocks: Blocks, source: Any = source) -> float:
+                def seconds(pool: Pool) -> float:
                     start = time.process_time()
-                    _core.norms_sq(
-                        blocks,
-                        dim=source.dim,
-                        index=source.index,
-                        scale=source.scale,
-                        unit=False,
-                        weights=None,
-                        threads=1,
-                    )
+                    _core.norms_sq(pool, threads=1)
                     return time.process_time() - start
 
-                plain = arrays(path)
-                pairs = np.array([[seconds(source.blocks), seconds(plain)] for _ in range(options.repeat)])
+                stored = source.pool("none")
+                plain = dataclasses.replace(stored, blocks=arrays(path))
+                pairs = np.array([[seconds(stored), seconds(plain)] for _ in range(options.repeat)])
             best, pair = pairs.min(0), float(np.median(pairs[:, 0] / pairs[:, 1]))
             cells = [
                 f"{dim}",
