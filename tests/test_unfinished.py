@@ -410,3 +410,16 @@ def test_a_store_that_a_repair_has_taken_rows_from_is_unfinished(tmp_path, capsy
     with spice_rs.GradientStore.create(tmp_path / "s", dim=3, dtype="float32") as writer:
         writer.append(np.eye(10, 3, dtype=np.float32)[:4] + 1, index=range(4))
     assert len(spice_rs.select(tmp_path / "s", 2, conflict_penalty=0)) == 2
+
+
+def test_a_damaged_shard_is_not_believed_to_have_had_more_rows_than_its_bytes(tmp_path):
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=3, dtype="float32", rows_per_shard=4) as writer:
+        writer.append(np.eye(8, 3, dtype=np.float32) + 1, index=range(8))
+    shard = sorted((tmp_path / "s").glob("shard-*"))[0]
+    content = shard.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    lie = header.replace(b'"rows":"4"', b'"rows":"999999999999"')
+    assert lie != header
+    shard.write_bytes(len(lie).to_bytes(8, "little") + lie + content[8 + len(header) :])
+    spice_rs.GradientStore.repair(tmp_path / "s")
+    assert 4 < spice_rs.GradientStore(tmp_path / "s").expected_rows <= 4 + len(content) // 17 + 1

@@ -41,6 +41,7 @@ STORE_FILE = "store.json"
 
 _EXPORT_CELLS = 1 << 20
 _LONGEST_HEADER = 1 << 20  # bytes; see the format
+_LEAST_ROW = 17  # bytes of a row: index, scale, norm and a cell
 """Cells that are exported at a time."""
 
 
@@ -510,10 +511,12 @@ def _result(text: str) -> dict[str, Any]:
 
 
 def _rows_of(shard: Path) -> int:
-    """Return how many rows a damaged shard says that it had; at least 1, where its header cannot be read."""
+    """Return how many rows a damaged shard says that it had, as far as it is large enough for them; at least 1."""
     try:
         with open(shard, "rb") as file:
-            header = parsed(file.read(int.from_bytes(file.read(8), "little") % (_LONGEST_HEADER + 1)))
-        return max(1, int(header["__metadata__"]["rows"]))
+            length = int.from_bytes(file.read(8), "little")
+            header = parsed(file.read(min(length, _LONGEST_HEADER)))
+            most = os.fstat(file.fileno()).st_size // _LEAST_ROW
+        return max(1, min(int(header["__metadata__"]["rows"]), most))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 1
