@@ -29,6 +29,8 @@ __all__ = [
     "merge",
     "merits",
     "norms_sq",
+    "relevance",
+    "relevance_to",
     "repair",
     "select",
     "settle",
@@ -147,3 +149,20 @@ def certify(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
+def relevance(
+    pool: Pool,
+    target: Pool,
+    groups: NDArray[np.int64],
+    count: int,
+    *,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...
+def relevance_to(
+    pool: Pool,
+    mean: NDArray[np.float64],
+    directions: NDArray[np.float64],
+    *,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float64]: ...

@@ -16,8 +16,10 @@ from spice_rs.frames import Framed
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import check_numbers
 from spice_rs.selection.columns import Columns, digest, row_list
+from spice_rs.selection.conditions import weighted
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
+from spice_rs.selection.target import aimed_again
 from spice_rs.store.sources import Source, as_rows, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -160,9 +162,10 @@ def certify(
     choice = Choice(
         _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
     )
+    aimed = None if selection.target is None else aimed_again(selection.target, opened, numbers["threads"])
     with counting(progress, "certify") as count:
         found = _core.certify(
-            pool.weighted(_weights(opened, data, index_column, weights, settings)),
+            pool.weighted(weighted(_weights(opened, data, index_column, weights, settings), aimed)),
             choice,
             alpha=settings["alpha"],
             steps=int(steps),

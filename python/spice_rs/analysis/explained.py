@@ -21,7 +21,7 @@ class Explanation(Framed):
 
     Attributes:
         row: the dataset row.
-        reason: "picked", "initial", "excluded", "near_duplicate", "group_full", "budget", "conflict", "redundant",
+        reason: "picked", "initial", "excluded", "points_away" and "in_target" (with a target), "near_duplicate", "group_full", "budget", "conflict", "redundant",
             "small_gain", "tie" or "unknown".
         text: the reason in a sentence or two.
         rank: the rank of the row if it was picked, else of the pick to which it came closest, ties aside; None if it was
@@ -42,6 +42,7 @@ class Explanation(Framed):
         scores: (s,) its score.
         needed: (s,) the pick's score.
         allowed: (s,) bool, whether the conditions allowed the row there.
+        relevance: the row's r to the target; None without one.
         record: what the row's record says, its prompt and its answer shortened; None unless `data` were given.
         nearest_record: the same of `nearest`.
         redundant_record: the same of `redundant_with`.
@@ -65,6 +66,7 @@ class Explanation(Framed):
     scores: Floats
     needed: Floats
     allowed: Bools
+    relevance: float | None = None
     record: str | None = None
     nearest_record: str | None = None
     redundant_record: str | None = None
@@ -127,5 +129,6 @@ class Explanation(Framed):
             "nearest_cosine": self.nearest_cosine,
             "redundant_with": self.redundant_with,
             "taken": self.taken,
+            **({} if self.relevance is None else {"relevance": self.relevance}),
             **({} if self.record is None else {"record": self.record, "nearest_record": self.nearest_record}),
         }

@@ -238,6 +238,16 @@ class _Explainer:
             )
         elif position in replay.excluded:
             reason, text = "excluded", f"Row {row} was never to be picked: it was given in exclude."
+        elif replay.aimed is not None and replay.aimed.points_away[position]:
+            reason, text = (
+                "points_away",
+                f"Row {row} points away from the target, and so was no candidate: {self._relevance(position)}.",
+            )
+        elif replay.aimed is not None and position in replay.aimed.overlap:
+            reason, text = (
+                "in_target",
+                f"Row {row} was never to be picked: the target has it too ({self._relevance(position)}).",
+            )
         else:
             barred = self._barred(at, position, row, gaps, allowed, near)
             if len(open_):
@@ -250,6 +260,8 @@ class _Explainer:
             else:
                 cause = "rows to include took all picks" if len(run.picks) else "the run ended before a pick"
                 reason, text = barred or ("unknown", f"Row {row} was never scored: {cause}.")
+        if replay.aimed is not None and reason not in ("points_away", "in_target"):
+            text = f"{text} {self._relevance(position).capitalize()}."
         return Explanation(
             row=row,
             reason=reason,
@@ -269,7 +281,15 @@ class _Explainer:
             scores=self.scores[at, :-1].copy(),
             needed=self.needed.copy(),
             allowed=allowed,
+            relevance=None if replay.aimed is None else float(replay.aimed.best[position]),
         )
+
+    def _relevance(self, position: int) -> str:
+        """Return how relevant a row is to the target, and how many are more."""
+        assert self.replay.aimed is not None
+        best = self.replay.aimed.best
+        rank = 1 + int((best > best[position]).sum())
+        return f"relevance {best[position]:.3f}, {_ordinal(rank)} of {len(best):,}"
 
     def _row_at(self, place: int) -> int | None:
         return None if place < 0 else self.replay.source.dataset_row(int(self.places[place]))
@@ -360,6 +380,12 @@ class _Explainer:
             f"Row {row} is worth too little: even alone, its Δ is {self.base[at]:.4g}, and the last pick's score was"
             f" {self.needed[last]:.4g}. {how_far}."
         )
+
+
+def _ordinal(rank: int) -> str:
+    """Return 1st, 2nd, 4,310th."""
+    last = {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th") if rank % 100 // 10 != 1 else "th"
+    return f"{rank:,}{last}"
 
 
 def _unpicked_window(replay: Replay, position: int) -> Explanation:

@@ -17,10 +17,11 @@ from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.memory import check_memory
 from spice_rs.selection.columns import Columns, digest, row_list
-from spice_rs.selection.conditions import per_cost
+from spice_rs.selection.conditions import per_cost, weighted
 from spice_rs.selection.options import Constraints
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
+from spice_rs.selection.target import aimed_again
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, open_source
 
@@ -115,7 +116,9 @@ class Replay:
                 )
         self.initial = self._rows("initial", given.initial, ordered=True)
         self.excluded = self._rows("exclude", given.exclude, ordered=False)
-        self.weights = self._numbers(columns, "weights", given.weights)
+        self.target = selection.target
+        self.aimed = None if self.target is None else aimed_again(self.target, self.source)
+        self.weights = weighted(self._numbers(columns, "weights", given.weights), self.aimed)
         self.prior = self._numbers(columns, "prior", given.prior)
         self.costs = None
         if self.settings["budget"] is not None and "costs" not in self.missing:
@@ -138,6 +141,9 @@ class Replay:
             free = np.ones(self.source.rows, bool)
             free[self.initial] = False
             free[self.excluded] = False
+            if self.aimed is not None:
+                free[self.aimed.barred] = False
+                free[self.picks] = True  # rows to include
             return [Run(0, self.picks, self.order[free[self.order]])]
         shuffled = self.order[np.random.default_rng(self.settings["seed"]).permutation(self.source.rows)]
         place = np.empty(self.source.rows, np.int64)
@@ -281,6 +287,8 @@ class Replay:
             for name in ("groups", "initial", "exclude", "weights", "prior")
             if self.settings[name] is not None and getattr(given, name) is None
         ]
+        if self.selection.target is not None and self.selection.target.labels is not None:
+            names = [name for name in names if name != "groups"]  # they follow from the target
         by_tokens = self.source.num_tokens is not None
         if self.settings["budget"] is not None and given.costs is None and not by_tokens:
             names.append("costs")
@@ -316,8 +324,11 @@ class Replay:
         return columns.by_position(numbers)
 
     def _groups(self, columns: Columns, value: Any) -> Rows | None:
-        if self.settings["groups"] is None or value is None:
+        if self.settings["groups"] is None:
             return None
+        if value is None:
+            aims = self.target is not None and self.target.labels is not None
+            return self.aimed.serves if self.aimed is not None and aims else None
         labels, codes = columns.labels("groups", value)
         self._same("groups", digest(labels, codes), self.settings["groups"]["sha256"])
         return columns.by_position(codes)

@@ -31,13 +31,20 @@ class Columns:
         data: where column names are looked up: a path, a Dataset or a list of records; None if there is none.
         given: argument → what the caller gave for it; a text is the name of a column.
         index_column: column of the data with the dataset rows, as for `raw_records`; None if the n-th record is row n.
+        data_field: what the argument of the data is called.
 
     Raises:
         InvalidInputError: the data lacks a column or a row, or are not those that the rows were extracted from.
     """
 
     def __init__(
-        self, source: Source, data: Any, given: Mapping[str, Any], index_column: str | None = None
+        self,
+        source: Source,
+        data: Any,
+        given: Mapping[str, Any],
+        index_column: str | None = None,
+        *,
+        data_field: str = "data",
     ) -> None:
         self._source = source
         self._order = source.dataset_order()
@@ -47,13 +54,14 @@ class Columns:
         if names and data is None:
             field, name = next(iter(names.items()))
             raise InvalidInputError(
-                f"{field}: found the column name {name!r} and no data, expected data= beside it. Give the data, or one"
-                " value per dataset row."
+                f"{field}: found the column name {name!r} and no data, expected {data_field}= beside it. Give the data, or"
+                " one value per dataset row."
             )
         if data is not None and not names:
             *first, last = given
+            fields = f"{', '.join(first)} or {last}" if first else last
             raise InvalidInputError(
-                f"data: found it without the name of a column, expected one in {', '.join(first)} or {last}. Name one, or"
+                f"{data_field}: found it without the name of a column, expected one in {fields}. Name one, or"
                 " leave the data out."
             )
         self._columns = _read(data, names, self.rows, source, index_column) if names else {}

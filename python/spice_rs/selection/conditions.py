@@ -18,6 +18,7 @@ from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import DUPLICATES
+from spice_rs.selection.target import Aimed, Target
 from spice_rs.store.sources import Source
 
 KEYS = (
@@ -31,6 +32,7 @@ KEYS = (
     "weights",
     "prior",
     "prior_weight",
+    "target",
 )
 """The entries of `Selection.settings` that conditions have; None where there is no such condition."""
 
@@ -53,6 +55,8 @@ class Conditions:
         weights: (n,) weight in the Fisher information.
         prior: (n,) what is added to the score, times `prior_weight`.
         prior_weight: see `prior`.
+        target: what the rows are picked for.
+        aimed: what that means for each row.
     """
 
     source: Source
@@ -68,6 +72,13 @@ class Conditions:
     weights: Floats | None = None
     prior: Floats | None = None
     prior_weight: float | None = None
+    target: Target | None = None
+    aimed: Aimed | None = None
+
+    @property
+    def row_weights(self) -> Floats | None:
+        """(n,) weight of each row in the Fisher information, that of the caller times that of its relevance."""
+        return weighted(self.weights, self.aimed)
 
     @property
     def max_similarity(self) -> float | None:
@@ -83,12 +94,21 @@ class Conditions:
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
             minima = np.array([float(minimum) for minimum in groups.minima])
+        exclude = self.exclude
+        if self.aimed is not None:
+            barred = self.aimed.barred
+            for forced in (self.initial, self.include):
+                if forced is not None:
+                    barred[forced] = False
+            if exclude is not None:
+                barred[exclude] = True
+            exclude = np.flatnonzero(barred)
         return Constraints(
             multiplier=multiplier,
             bonus=None if self.prior is None else self.prior * (self.prior_weight or 0.0),
             initial=self.initial,
             include=self.include,
-            exclude=self.exclude,
+            exclude=exclude,
             groups=None if groups is None else groups.codes,
             minima=minima,
             maxima=maxima,
@@ -137,6 +157,7 @@ class Conditions:
             "weights": hashed(self.weights),
             "prior": hashed(self.prior),
             "prior_weight": self.prior_weight,
+            "target": None if self.target is None else self.target.settings(),
         }
         return {key: values[key] for key in KEYS}
 
@@ -168,6 +189,8 @@ class Conditions:
             "groups": groups,
             "near_duplicates": near,
             "record_hashes": hashes,
+            "relevance": None if self.aimed is None else self.aimed.best[positions],
+            "target": self.target,
         }
 
     def check_included(self) -> None:
@@ -210,6 +233,13 @@ class Conditions:
     def _plain(self, value: Fraction | None) -> int | float | None:
         """Return a quota as JSON holds it: a number of rows is whole."""
         return None if value is None else int(value) if self.costs is None else float(value)
+
+
+def weighted(weights: Floats | None, aimed: Aimed | None) -> Floats | None:
+    """Return the (n,) weights of the caller times those of a target; None where there are neither."""
+    if aimed is None:
+        return weights
+    return aimed.weights if weights is None else weights * aimed.weights
 
 
 def per_cost(costs: Floats) -> Floats:

@@ -17,6 +17,8 @@ from spice_rs.selection.constraints import SCALARS
 
 _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
+MOST_WEIGHT = 100.0
+"""Largest τ of a target: beyond, the weights of most rows are no numbers."""
 _DTYPES = {"int8", "float16", "bfloat16", "float32", "float64"}
 
 Check = Callable[[Any], bool]
@@ -158,6 +160,37 @@ def _is_extended(value: Any) -> bool:
     return False
 
 
+def _is_target(value: Any) -> bool:
+    match value:
+        case {
+            "name": str(),
+            "fingerprint": str(),
+            "rows": rows,
+            "zero_rows": zero,
+            "weight": weight,
+            "labels": labels,
+            "contrast": list() as contrast,
+            "noise": list() as noise,
+            "away": away,
+            "candidates": candidates,
+            "overlap": overlap,
+        } if len(value) == 11:
+            count = 1 if labels is None else len(labels) if isinstance(labels, list) else 0
+            kinds = set(map(type, labels or [""]))
+            return (
+                is_whole(rows, 1)
+                and all(map(is_whole, (zero, away, candidates, overlap)))
+                and is_real(weight)
+                and 0 <= weight <= MOST_WEIGHT
+                and count == len(contrast) == len(noise) > 0
+                and len(kinds) == 1
+                and kinds <= {str, int, bool}
+                and all(map(_real(_not_negative), contrast))
+                and all(map(_or_none(_real(_not_negative)), noise))
+            )
+    return False
+
+
 def _not_negative(value: float) -> bool:
     return value >= 0
 
@@ -191,6 +224,7 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     "weights": ("the hash of weights, or null", _or_none(_is_hashed)),
     "prior": ("the hash of a prior, or null", _or_none(_is_hashed)),
     "prior_weight": ("a number, or null", _or_none(is_real)),
+    "target": ("what is known of a target, or null", _or_none(_is_target)),
     "partial": ("true or false", _is_bool),
     "kept": ("a whole number of at least 0", is_whole),
     "extended": ("picks, unchanged and new of a pool that has grown", _is_extended),
@@ -210,5 +244,5 @@ _SOURCE: dict[str, tuple[str, Check]] = {
     "unfinished": ("pairs of counts, or null", _or_none(_is_unfinished)),
 }
 
-_LATER = frozenset({"partial", "kept", "extended", "remade", "content", "data", "hashed", "unfinished"})
+_LATER = frozenset({"target", "partial", "kept", "extended", "remade", "content", "data", "hashed", "unfinished"})
 """Entries that not every selection has, or that files of the first versions lack."""

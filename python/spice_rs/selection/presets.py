@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
@@ -62,7 +63,13 @@ def with_preset(
     return {**given, **settings}
 
 
-def resolve_alpha(alpha: Alpha, pool: Pool, *, threads: int | None = None) -> float:
+def resolve_alpha(
+    alpha: Alpha,
+    pool: Pool,
+    *,
+    threads: int | None = None,
+    among: npt.NDArray[np.bool_] | None = None,
+) -> float:
     """Return α as a number.
 
     "auto" is 1 / median of w‖g‖² over the rows that are not zero (1 if all are): a typical row then gains log 2.
@@ -73,6 +80,7 @@ def resolve_alpha(alpha: Alpha, pool: Pool, *, threads: int | None = None) -> fl
         alpha: a number, or "auto".
         pool: the rows at their scale.
         threads: to use.
+        among: (n,) the rows that count for "auto"; None for all.
 
     Raises:
         InvalidInputError: it is a word other than "auto".
@@ -81,6 +89,10 @@ def resolve_alpha(alpha: Alpha, pool: Pool, *, threads: int | None = None) -> fl
         return check_reals(alpha=alpha)["alpha"]
     if alpha != "auto":
         raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
-    norms_sq = _core.norms_sq(pool, threads=threads)
+    if among is not None and pool.unit and pool.weights is not None:
+        norms_sq = pool.weights[among]  # of unit rows, nothing need be read; candidates for a target are not zero
+    else:
+        norms_sq = _core.norms_sq(pool, threads=threads)
+        norms_sq = norms_sq if among is None else norms_sq[among]
     norms_sq = norms_sq[norms_sq > 0]
     return 1.0 / float(np.median(norms_sq)) if norms_sq.size else 1.0

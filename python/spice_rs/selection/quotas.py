@@ -67,7 +67,7 @@ def resolve(
         codes: (n,) number of each row's group.
         candidates: (n,) whether a row is neither excluded nor initial.
         costs: (n,) cost of each row, or None if a budget counts rows.
-        shares: "pool", or label → (minimum, maximum).
+        shares: "pool"; "even", as much for each group; or label → (minimum, maximum).
         total: the budget, in rows or in cost units; None if there is none.
 
     Raises:
@@ -86,6 +86,9 @@ def resolve(
     if pool:
         minima = _pool_shares(sizes, total, whole=costs is None)
         maxima: list[Fraction | None] = list(minima)
+    elif isinstance(shares, str) and shares == "even":
+        minima = _even_shares(sizes, total, whole=costs is None)
+        maxima = list(minima)
     elif isinstance(shares, Mapping):
         given = _given(labels, shares, total, whole=costs is None)
         minima, maxima = [pair[0] for pair in given.values()], [pair[1] for pair in given.values()]
@@ -121,6 +124,29 @@ def _pool_shares(sizes: Sequence[Fraction], total: Fraction | None, *, whole: bo
     for code in sorted(range(len(sizes)), key=lambda code: floors[code] - exact[code])[: max(0, missing)]:
         floors[code] += 1
     return [Fraction(share) for share in floors]
+
+
+def _even_shares(sizes: Sequence[Fraction], total: Fraction | None, *, whole: bool) -> list[Fraction]:
+    """Return as much of the budget for each group, or all that it has; rows that cannot be divided go to the first."""
+    if total is None:
+        raise InvalidInputError(
+            "target_groups: found them and no k, expected k or a budget to share among them. Give k, or group_shares."
+        )
+    shares = [Fraction(0) for _ in sizes]
+    left, open_ = min(total, sum(sizes, Fraction(0))), [code for code, size in enumerate(sizes) if size]
+    while open_:  # what a small group cannot give, the others do
+        even = left / len(open_)
+        full = [code for code in open_ if sizes[code] <= even]
+        for code in full:
+            shares[code], left = sizes[code], left - sizes[code]
+        if not full:
+            floor = Fraction(even // 1) if whole else even
+            extra = int(left - floor * len(open_)) if whole else 0
+            for place, code in enumerate(open_):
+                shares[code] = floor + (place < extra)
+            break
+        open_ = [code for code in open_ if code not in full]
+    return shares
 
 
 def _given(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.progress import Progress
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
@@ -19,6 +20,7 @@ from spice_rs.selection.constraints import SCALARS
 from spice_rs.selection.options import Floats, Rows
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
+from spice_rs.selection.target import Aimed, Target, aim, check_weight, measure, too_few
 from spice_rs.store.sources import Source
 
 
@@ -43,6 +45,10 @@ class Requested:
     weights: Any
     prior: Any
     prior_weight: Any
+    target: Any
+    target_weight: Any
+    target_groups: Any
+    target_data: Any
 
     @staticmethod
     def of(arguments: Mapping[str, Any]) -> Requested:
@@ -66,6 +72,7 @@ class Requested:
             *self.scalars,
             "weights",
             "prior",
+            "target",
         )
         arguments = {**vars(self), **self.scalars}
         given = [name for name in conditions if _asks(arguments[name])]
@@ -79,7 +86,16 @@ class Requested:
             raise InvalidInputError(
                 f"{name}: found it beside method={method!r}, expected 'greedy' or 'top_k'. Use one of these."
             )
-        for name, other in (("group_shares", "groups"), ("costs", "budget")):
+        if self.groups is not None and self.target_groups is not None:
+            raise InvalidInputError(
+                "target_groups: found them beside groups, expected one of the two: picks have quotas by one division. Leave"
+                " one out."
+            )
+        needed = [("group_shares", "groups"), ("costs", "budget")]
+        needed += [("target_groups", "target"), ("target_data", "target_groups")]
+        for name, other in needed:
+            if name == "group_shares" and self.target_groups is not None:
+                continue
             if getattr(self, name) is not None and getattr(self, other) is None:
                 raise InvalidInputError(
                     f"{name}: found it without {other}, expected both. Give {other}, or leave {name} out."
@@ -94,9 +110,24 @@ class Requested:
             )
 
     def resolve(
-        self, source: Source, *, k: int | None, early_stop: float | None, threads: int | None
+        self,
+        source: Source,
+        *,
+        k: int | None,
+        early_stop: float | None,
+        threads: int | None,
+        partial: bool = False,
+        progress: Progress = None,
     ) -> Conditions:
         """Return the conditions for the rows of a source.
+
+        Args:
+            source: the rows.
+            k: rows wanted.
+            early_stop: as for `select`.
+            threads: as for `select`.
+            partial: as for `select`, of the target.
+            progress: as for `select`, while the rows are held against the target.
 
         Raises:
             InvalidInputError: a value cannot be used, or no selection can meet the conditions.
@@ -113,6 +144,12 @@ class Requested:
         for positions in (initial, exclude):
             if positions is not None:
                 candidates[positions] = False
+        target = aimed = None
+        if self.target is not None:
+            target, aimed = self._aim(source, candidates, partial, threads, progress)
+            candidates &= ~aimed.barred
+            if k is not None and k > target.candidates:
+                raise too_few(k, target)
         _check_size(k, candidates, include)
         costs = budget = None
         if self.budget is not None:
@@ -125,6 +162,10 @@ class Requested:
             labels, codes = columns.labels("groups", self.groups)
             shares = "pool" if self.group_shares is None else self.group_shares
             groups = quotas.resolve(labels, columns.by_position(codes), candidates, costs, shares, total)
+        elif aimed is not None and target is not None and target.labels is not None:
+            shares = "even" if self.group_shares is None else self.group_shares
+            groups = quotas.resolve(target.labels, aimed.serves, candidates, costs, shares, total)
+        if groups is not None:
             code = next((code for code, minimum in enumerate(groups.minima) if minimum > 0), None)
             if early_stop is not None and code is not None:
                 raise InvalidInputError(
@@ -162,9 +203,32 @@ class Requested:
             weights=weights,
             prior=prior,
             prior_weight=prior_weight,
+            target=target,
+            aimed=aimed,
         )
         conditions.check_included()
         return conditions
+
+    def _aim(
+        self,
+        source: Source,
+        free: npt.NDArray[np.bool_],
+        partial: bool,
+        threads: int | None,
+        progress: Progress,
+    ) -> tuple[Target, Aimed]:
+        """Return the target, and what it means for each row."""
+        weight = check_weight(self.target_weight)
+        measured = measure(
+            source,
+            self.target,
+            self.target_groups,
+            self.target_data,
+            partial=partial,
+            threads=threads,
+            progress=progress,
+        )
+        return aim(measured, source, weight, free)
 
     def _rows(self, source: Source, threads: int | None) -> list[Rows | None]:
         """Return the positions of the rows of initial, include and exclude."""

@@ -17,7 +17,8 @@ from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
 from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
-from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
+from spice_rs.selection.saved import DUPLICATES, SERIES, TARGET, SavedRun, check_same, read_run, write_run
+from spice_rs.selection.target import Target
 from spice_rs.store.sources import open_source
 
 Floats = npt.NDArray[np.float64]
@@ -83,6 +84,8 @@ class Selection(Exports):
             "uncosted": {…}}; None without a budget.
         record_hashes: (m,) int64 hash of what each pick was extracted from, by which data are recognised that are to be
             joined with the picks; None where the source keeps none.
+        relevance: (m,) float64 r of each pick to the target, in (0, 1] but for rows to include; None without a target.
+        target: what the picks are for; None without a target.
     """
 
     indices: npt.NDArray[np.int64]
@@ -102,6 +105,8 @@ class Selection(Exports):
     near_duplicates: NearDuplicates | None = None
     compared: dict[str, Any] | None = None
     record_hashes: npt.NDArray[np.int64] | None = None
+    relevance: Floats | None = None
+    target: Target | None = None
 
     @cached_property
     def epsilon(self) -> Floats:
@@ -169,6 +174,8 @@ class Selection(Exports):
             groups=None if self.groups is None else self.groups[:k].copy(),
             near_duplicates=duplicates,
             record_hashes=None if self.record_hashes is None else self.record_hashes[:k].copy(),
+            relevance=None if self.relevance is None else self.relevance[:k].copy(),
+            target=self.target,
         )
 
     def _check_nested(self) -> None:
@@ -239,6 +246,10 @@ class Selection(Exports):
             series["groups"] = np.array([codes[label] for label in self.groups.tolist()], np.int64)
         if self.record_hashes is not None:
             series["record_hashes"] = self.record_hashes
+        if self.target is not None and self.relevance is not None:
+            series["relevance"] = self.relevance
+            arrays = (self.target.mean, self.target.directions.ravel(), self.target.overlap)
+            series.update(zip(TARGET, arrays, strict=True))
         if (near := self.near_duplicates) is not None:
             series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
         return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
@@ -290,6 +301,8 @@ class Selection(Exports):
             )
         series = run.series
         near = [series.pop(name) for name in DUPLICATES if name in series]
+        aims = [series.pop(name) for name in TARGET if name in series]
+        target = Target.of(run.settings["target"], *aims) if aims else None
         groups = series.pop("groups", None)
         if groups is not None:
             labels = [quota[0] for quota in run.settings["groups"]["quotas"]]
@@ -301,6 +314,7 @@ class Selection(Exports):
             signal=run.signal,
             settings=run.settings,
             near_duplicates=NearDuplicates(*near) if near else None,
+            target=target,
             compared=run.compared,
         )
 

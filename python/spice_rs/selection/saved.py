@@ -4,16 +4,19 @@ The format, version 1. All numbers are little-endian.
 
     8 bytes   length of the header
     header    JSON, padded with spaces to a multiple of 8 bytes
-    data      one tensor after the other: of shape (m,), m being the number of picks, and four of shape (s,), s
-              being the number of near-duplicates
+    data      one tensor after the other: of shape (m,), m being the number of picks, four of shape (s,), s being the
+              number of near-duplicates, and three of a target
 
-The tensors are those of `TENSORS`, in that order and without gaps. Seven are there only for some settings; three of them
-and `log_dets` only in a run that has ended:
+The tensors are those of `TENSORS`, in that order and without gaps. Some are there only for some settings; these but the
+four of near-duplicates, and `log_dets`, only in a run that has ended:
 
     costs           if settings["budget"] is not null: the cost of each pick
     groups          if settings["groups"] is not null: the group of each pick, as its place in
                     settings["groups"]["quotas"], a list of [label, minimum, maximum]
     record_hashes   if settings["source"]["hashed"] is true: the hash of the record of each pick
+    relevance       if settings["target"] is not null: r of each pick
+    target_mean, target_directions, target_overlap
+                    the same: (d,) μ, (g·d,) the contrast q of each of g groups, and (o,) rows left out as the target's
     duplicate_rows, duplicate_of, duplicate_cosines, duplicate_ranks
                     (s,), if settings["max_similarity"] is not null, in a run that has not ended too: the rows that
                     were skipped, what each is too similar to, their cosine, and how many picks there were by then
@@ -29,7 +32,7 @@ The header's `__metadata__` has, in this order, the keys
 In the settings, `source` has "hashed", and "data" with what is known of the data that were extracted from
 (`Belonging.about`), so that records can be checked without the source. Files of before have neither.
 
-So m, s and the text of `run` determine every byte of the header, and a reader demands just that header. No length
+So m, s, o, d, g and the text of `run` determine every byte of the header, and a reader demands just that header. No length
 that a file states is believed before it agrees with the size of the file.
 """
 
@@ -50,9 +53,9 @@ from spice_rs.files import opened
 from spice_rs.own_json import parsed, short
 from spice_rs.paths import local
 from spice_rs.selection.form import fault_of
-from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
+from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TARGET, TENSORS, SavedRun, fault_of_run, names_of
 
-__all__ = ["DUPLICATES", "SERIES", "SavedRun", "check_same", "read_run", "write_run"]
+__all__ = ["DUPLICATES", "SERIES", "TARGET", "SavedRun", "check_same", "read_run", "write_run"]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
@@ -209,15 +212,15 @@ def _parse(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
     """Return the tensors in order with their lengths, still to be compared with the header and the settings."""
-    sizes = {"indices": 0, DUPLICATES[0]: 0}
+    sizes = dict.fromkeys(("indices", DUPLICATES[0], *TARGET), 0)
     for series in sizes:
         match tensors.get(series):
             case {"shape": [int(count)]} if 0 <= count < 1 << 40:
                 sizes[series] = int(count)  # true is 1, and spelled differently
             case found if series == "indices" or series in tensors:
-                _corrupt(name, series, short(found), "the shape of a list of rows")
+                _corrupt(name, series, short(found), "the shape of a list of numbers")
     return {
-        series: sizes[DUPLICATES[0] if series in DUPLICATES else "indices"]
+        series: sizes[series if series in TARGET else DUPLICATES[0] if series in DUPLICATES else "indices"]
         for series in TENSORS
         if series in tensors or (series in SERIES and series != LAST)
     }

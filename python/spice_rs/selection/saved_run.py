@@ -31,10 +31,17 @@ LAST = "log_dets"
 DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_ranks")
 """The tensors that have an element for each near-duplicate."""
 
+TARGET = ("target_mean", "target_directions", "target_overlap")
+"""The tensors of a target: (d,) its pool's mean, (g·d,) the contrasts, and (o,) the rows that were left out as its own."""
+
 OPTIONAL = {
     "costs": ("F64", "budget"),
     "groups": ("I64", "groups"),
     "record_hashes": ("I64", "hashed"),
+    "relevance": ("F64", "target"),
+    "target_mean": ("F64", "target"),
+    "target_directions": ("F64", "target"),
+    "target_overlap": ("I64", "target"),
     "duplicate_rows": ("I64", "max_similarity"),
     "duplicate_of": ("I64", "max_similarity"),
     "duplicate_cosines": ("F64", "max_similarity"),
@@ -83,8 +90,12 @@ class SavedRun:
 
 def names_of(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
-    # Files of the first versions do not say whether their source has hashes: those have none.
-    present = {**settings, "hashed": settings["source"].get("hashed") or None}
+    # Files of the first versions say nothing of targets, nor whether their source has hashes: those have none.
+    present = {
+        "target": None,
+        **settings,
+        "hashed": settings["source"].get("hashed") or None,
+    }
     absent = {name for name, (_, setting) in OPTIONAL.items() if present[setting] is None}
     late = {LAST, *OPTIONAL}.difference(DUPLICATES)
     return [name for name in TENSORS if name not in absent and (ended or name not in late)]
@@ -107,7 +118,7 @@ def fault_of_run(run: SavedRun, tensors: Sequence[str]) -> Fault | None:
         return "tensors", str(list(tensors)), f"{names}, those of the settings"
     checks = [_of_rows, _of_numbers]
     checks += [_of_duplicates] * (run.settings["max_similarity"] is not None)
-    checks += [_of_end, _of_groups, _of_budget] * ended
+    checks += [_of_end, _of_groups, _of_budget, _of_target] * ended
     return next((fault for check in checks if (fault := check(run)) is not None), None)
 
 
@@ -218,6 +229,27 @@ def _of_budget(run: SavedRun) -> Fault | None:
 def _is_outcome(run: Mapping[str, Any]) -> bool:
     """Whether it is what is said of each of the two runs of a budget."""
     return is_real(run.get("log_det")) and is_whole(run.get("picks")) and is_real(run.get("cost"))
+
+
+def _of_target(run: SavedRun) -> Fault | None:
+    target = run.settings.get("target")
+    if target is None:
+        return None
+    mean, directions, overlap = (run.series[name] for name in TARGET)
+    dim, groups = run.settings["source"]["dim"], len(target["contrast"])
+    if len(mean) != dim or len(directions) != dim * groups:
+        found = f"{len(mean)} and {len(directions)} numbers"
+        return TARGET[1], found, f"{dim} and {groups} times as many"
+    lengths = np.sqrt((directions.reshape(groups, dim) ** 2).sum(axis=1))
+    if (np.abs(lengths - target["contrast"]) > ROUNDING).any():
+        return TARGET[1], f"lengths {lengths.tolist()}", f"{target['contrast']}, as settings.target.contrast"
+    distinct = len(np.unique(overlap)) == len(overlap) and not (overlap < 0).any()
+    if len(overlap) != target["overlap"] or not distinct:
+        return TARGET[2], f"{len(overlap)} rows", f"{target['overlap']} different ones"
+    relevance = run.series["relevance"]
+    if (np.abs(relevance) > 1).any():
+        return "relevance", f"numbers from {relevance.min()} to {relevance.max()}", "numbers in [-1, 1]"
+    return None
 
 
 def _of_duplicates(run: SavedRun) -> Fault | None:

@@ -20,6 +20,7 @@ from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.selection.run import run
+from spice_rs.selection.target import chance_findings
 from spice_rs.store.sources import Normalize, as_rows, open_source
 
 
@@ -28,8 +29,12 @@ def select(
     k: int | None = None,
     *,
     preset: Preset | None = None,
-    alpha: Alpha = 1.0,
-    conflict_penalty: float = 0.1,
+    target: Any = None,
+    target_weight: float = 1.0,
+    target_groups: Any = None,
+    target_data: Any = None,
+    alpha: Alpha | None = None,
+    conflict_penalty: float | None = None,
     data: Any = None,
     index_column: str | None = None,
     groups: Any = None,
@@ -79,7 +84,7 @@ def select(
     groups with a minimum ("pool" has)              no          yes         no
     costs, budget                                   yes         no          no
     initial, include, exclude, max_similarity,      yes         yes         yes
-    weights, prior
+    weights, prior, target
     ==============================================  ==========  ==========  ==========================
 
     `extend` takes selections without conditions only.
@@ -93,9 +98,20 @@ def select(
         preset: the paper's settings: "paper" is α = 1, λ = 0.1, the full Fisher information of gradients of the mean loss
             (of the rows as they are where a source does not record its loss), and "paper+" the same with ω = 0.5. An
             argument that says something else beside it is an error.
-        alpha: weight α of the Fisher information. "auto" is 1 over the median of w‖g‖² of the rows that are not zero: picks
-            do not depend on the unit of the gradients then, and λ and ω mean the same for any model.
-        conflict_penalty: weight λ of the conflict penalty. 0 switches it off.
+        target: what the picks are to be for: the rows of some tens of records of what the model is to become good at,
+            anything that `source` can be, extracted as the source was (`extract(..., like=...)`). With unit rows u, their
+            mean μ and the mean t̄ of the target's, the relevance of a row is r = cos(u − μ, t̄ − μ), in [−1, 1]. Rows with
+            r ≤ 0 are no candidates, nor are those that the target has too (the same record, or a cosine above 0.999); the
+            others weigh r^τ in F, times `weights`. Unless said otherwise, rows are unit rows then, α is "auto" over the
+            candidates, and λ is 0. `Selection.target` and `Selection.relevance` tell what came of it.
+        target_weight: τ in [0, 100]. 0 weighs all rows alike that point to the target.
+        target_groups: what several targets are told apart by: (T,) labels by dataset row of the target, or the name of a
+            column of `target_data`. A row weighs by the group that it serves best, and the groups get as many picks each,
+            or what `group_shares` says.
+        target_data: what the target was extracted from, to look the column of `target_groups` up in.
+        alpha: weight α of the Fisher information; 1 by default. "auto" is 1 over the median of w‖g‖² of the rows that are
+            not zero: picks do not depend on the unit of the gradients then, and λ and ω mean the same for any model.
+        conflict_penalty: weight λ of the conflict penalty; 0.1 by default. 0 switches it off.
         data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
             another order, or fewer of them; a dot leads into an object (spice.index).
@@ -131,8 +147,8 @@ def select(
         early_stop: ω in (0, 1), off by default: stop before a row whose Δ is at most ω times the first pick's. The
             paper uses 0.5.
         normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
-            its loss reduction and token counts); "unit" for rows of length 1. "auto" is "mean" for a store of sums
-            (the paper's loss; it favours short answers) and "none" for anything else.
+            its loss reduction and token counts); "unit" for rows of length 1. "auto" is "unit" with a `target`, "mean" for
+            a store of sums (the paper's loss; it favours short answers) and "none" for anything else.
         method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
             approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
             largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
@@ -187,6 +203,7 @@ def select(
         array([0, 4, 1])
     """
     arguments = dict(locals())
+    aims = target is not None
     named = with_preset(
         preset,
         {
@@ -199,6 +216,10 @@ def select(
         },
         select,
     )
+    defaults = {"alpha": "auto" if aims else 1.0, "conflict_penalty": 0.0 if aims else 0.1}
+    named.update({name: value for name, value in defaults.items() if named[name] is None})
+    if aims and named["normalize"] == "auto" and preset is None:
+        named["normalize"] = "unit"
     fisher, early_stop, method = named["fisher"], named["early_stop"], named["method"]
     check_words(fisher=fisher, method=method, search=search)
     reals = {"conflict_penalty": named["conflict_penalty"], "epsilon": epsilon}
@@ -228,15 +249,23 @@ def select(
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     pool = opened.pool(named["normalize"])
-    conditions = requested.resolve(opened, k=numbers["k"], early_stop=early_stop, threads=numbers["threads"])
-    pool = pool.weighted(conditions.weights)
+    conditions = requested.resolve(
+        opened,
+        k=numbers["k"],
+        early_stop=early_stop,
+        threads=numbers["threads"],
+        partial=partial,
+        progress=progress,
+    )
+    pool = pool.weighted(conditions.row_weights)
+    among = conditions.candidates if aims else None
     windows = None
     if numbers["pool_size"] is not None and numbers["select_per_window"] is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
         windows = Windows(order, numbers["pool_size"], numbers["select_per_window"])
     settings: dict[str, Any] = {
         "k": numbers["k"],
-        "alpha": resolve_alpha(named["alpha"], pool, threads=numbers["threads"]),
+        "alpha": resolve_alpha(named["alpha"], pool, threads=numbers["threads"], among=among),
         "conflict_penalty": reals["conflict_penalty"],
         "fisher": fisher,
         "early_stop": reals.get("early_stop"),
@@ -283,7 +312,7 @@ def select(
     selection = Selection(
         **conditions.outcome(result),
         compared=compared,
-        signal=float(np.median(signal)),
+        signal=float(np.median(signal if among is None else signal[among])),
         settings=settings,
     )
     if keeper:
@@ -291,6 +320,7 @@ def select(
     linear_gain = float(signal[opened.positions(selection.indices)].sum())
     for message in [
         *forgotten_rows(initial),
+        *(chance_findings(selection.target) if selection.target is not None else []),
         *inert_settings(selection, linear_gain=linear_gain),
         *unmet_conditions(selection, conditions),
     ]:

@@ -31,9 +31,12 @@ from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
 from spice_rs.store.tensors import MEMBER_SEPARATOR, split_member, tensor_cells
 
-__all__ = ["Normalize", "Source", "as_rows", "join_sources", "open_source"]
+__all__ = ["Normalize", "Source", "as_rows", "differing_origin", "join_sources", "open_source"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_VIEWS = ("optimizer", "checkpoints")
+"""What a store records of the states of training at which its gradients were taken."""
 
 
 def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None) -> Source:
@@ -165,17 +168,46 @@ def _joined_data(
     return None if index.max(initial=-1) >= latest["total"] else latest
 
 
-def _check_same_origin(a: Any, b: Any) -> None:
+def _check_same_origin(a: GradientStore, b: GradientStore) -> None:
     """Refuse stores whose rows cannot be compared: of another loss, model or projection."""
-    for name in ("reduction", "model", "projection"):
-        found, expected = (
-            (store.reduction if name == "reduction" else store.provenance.get(name)) for store in (b, a)
+    for name, found, expected in _differences(a, b, ("reduction", "model", "projection")):
+        raise StoreMismatchError(
+            f"{b.path}: {name}: found {found!r}, expected {expected!r} as in {a.path}. Select from stores that were"
+            " extracted with the same settings."
         )
-        if found != expected:
-            raise StoreMismatchError(
-                f"{b.path}: {name}: found {found!r}, expected {expected!r} as in {a.path}. Select from stores that were"
-                " extracted with the same settings."
-            )
+
+
+def differing_origin(source: Source, other: Source) -> list[tuple[str, Any, Any]]:
+    """Return what makes rows of another source gradients of another kind: (its name, what it is there, what here).
+
+    Nothing is known of what are no stores.
+    """
+    a, b = (_first_store(each) for each in (source, other))
+    if a is None or b is None:
+        return []
+    found = _differences(a, b, ("reduction", "model", "tracked", "projection", "loss", *_VIEWS))
+    parts: list[tuple[str, Any, Any]] = []
+    for name, there, here in found:  # of objects, the entries that differ
+        if isinstance(there, dict) and isinstance(here, dict):
+            keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+            parts += [(f"{name}.{key}", there.get(key), here.get(key)) for key in keys]
+        else:
+            parts.append((name, there, here))
+    return parts
+
+
+def _first_store(source: Source) -> GradientStore | None:
+    held = source.keep_alive[0].keep_alive if source.is_joined else source.keep_alive
+    return held if isinstance(held, GradientStore) else None
+
+
+def _differences(a: GradientStore, b: GradientStore, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """Return (name, b's, a's) of what two stores record otherwise."""
+    pairs = [
+        (name, *((s.reduction if name == "reduction" else s.provenance.get(name)) for s in (b, a)))
+        for name in names
+    ]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _check_disjoint(index: npt.NDArray[np.int64], parts: Sequence[Source]) -> None:

@@ -100,7 +100,8 @@ impl Monitor {
         result
     }
 
-    pub(crate) fn plan(&self, rows: usize) {
+    /// Says how many rows all passes will have read: what [`Monitor::planned`] tells.
+    pub fn plan(&self, rows: usize) {
         self.planned.store(rows, Relaxed);
     }
 

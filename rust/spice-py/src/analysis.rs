@@ -10,7 +10,7 @@ use crate::pool::{PoolOptions, rows_of};
 use crate::watch::{Observer, watch};
 
 /// Tells Python how many rows the passes have read, and how many they will have.
-struct Told<'py>(Option<Bound<'py, PyAny>>);
+pub(crate) struct Told<'py>(pub(crate) Option<Bound<'py, PyAny>>);
 
 impl Observer for Told<'_> {
     fn look(&mut self, monitor: &Monitor) -> PyResult<()> {

@@ -51,6 +51,13 @@ impl Files {
         self.files.push(file.file.clone());
     }
 
+    /// These and others.
+    pub(crate) fn and(mut self, others: Self) -> Self {
+        self.stores.extend(others.stores);
+        self.files.extend(others.files);
+        self
+    }
+
     /// Looks whether all files are as long as they were; of files without checksums, whether they were written to, too.
     ///
     /// Often, but not so often that looking at thousands of files takes a tenth of the time.

@@ -6,6 +6,7 @@ mod files;
 mod options;
 mod past;
 mod pool;
+mod relevance;
 mod selection;
 mod settled;
 mod store;
@@ -26,6 +27,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;
     module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
+    module.add_function(wrap_pyfunction!(relevance::relevance, module)?)?;
+    module.add_function(wrap_pyfunction!(relevance::relevance_to, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::curvature, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::certify, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;
