@@ -130,7 +130,7 @@ def covering_radii(rows, picks):
 @given(pools.cases())
 def test_each_pick_of_k_center_is_a_farthest_row(case):
     source = open_source(case.rows)
-    picks = k_center(source, RowReader(source), case.k)
+    picks = k_center(source.dataset_order(), RowReader(source), case.k)
     assert len(set(picks.tolist())) == case.k
     lengths = np.linalg.norm(case.rows.astype(np.float64), axis=1)
     assert lengths[picks[0]] >= lengths.max() * (1 - 1e-12)
@@ -143,7 +143,7 @@ def test_k_center_picks_what_the_naive_traversal_picks(law):
     rows = pools.law(law, 400, 24, 3).astype(np.float64)
     rows[350:] = rows[:50]  # twins: the lower one first, at distance 0 the other
     source = open_source(rows)
-    assert k_center(source, RowReader(source), 400).tolist() == naive_k_center(rows, 400)
+    assert k_center(source.dataset_order(), RowReader(source), 400).tolist() == naive_k_center(rows, 400)
 
 
 def test_the_search_of_k_center_changes_no_pick(monkeypatch):
@@ -153,7 +153,7 @@ def test_the_search_of_k_center_changes_no_pick(monkeypatch):
     for fewest, most in ((1, 1), (3, 5), (1000, 1000)):
         monkeypatch.setattr(baselines, "FEWEST", fewest)
         monkeypatch.setattr(baselines, "MOST", most)
-        assert k_center(source, RowReader(source), 300).tolist() == expected
+        assert k_center(source.dataset_order(), RowReader(source), 300).tolist() == expected
 
 
 def test_k_center_measures_few_rows_again(monkeypatch):
@@ -164,7 +164,7 @@ def test_k_center_measures_few_rows_again(monkeypatch):
         baselines._Covered, "_measure", lambda self, w, r: (measured.append(len(w)), measure(self, w, r))
     )
     source = open_source(rows)
-    k_center(source, RowReader(source), 200)
+    k_center(source.dataset_order(), RowReader(source), 200)
     assert sum(measured) < 0.5 * 200 * 3000
 
 
@@ -184,7 +184,7 @@ def test_baselines_do_not_depend_on_how_rows_are_spread_over_shards(tmp_path):
 
 
 def test_random_rows_are_those_of_numpy():
-    picks = random_rows(open_source(ROWS), 11, seed=5)
+    picks = random_rows(open_source(ROWS).dataset_order(), 11, seed=5)
     assert picks.tolist() == np.random.default_rng(5).permutation(N)[:11].tolist()
 
 

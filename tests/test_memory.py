@@ -78,7 +78,7 @@ def test_python_asks_before_it_takes(monkeypatch):
     reader = RowReader(source, "none")
     monkeypatch.setattr(reader, "dim", 10**13)
     for work in (
-        lambda: baselines.k_center(source, reader, 3),
+        lambda: baselines.k_center(source.dataset_order(), reader, 3),
         lambda: baselines._similarity(reader),
     ):
         with pytest.raises(InvalidInputError, match="methods: found .* of memory, expected at most the"):

@@ -203,6 +203,8 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     call("analyze", spice_rs.analyze, found, bare, progress=False, **weights)
     call("certify", spice_rs.certify, found, bare, progress=False, **weights)
     call("curvature", spice_rs.curvature, bare, progress=False, **weights)
+    np.save(home / "target.npy", np.eye(12, dtype=np.float32)[:3] + 1)
+    call("relevance", spice_rs.relevance, bare, "~/target.npy", progress=False)
     call("compare", spice_rs.compare, source, 3, "random", data=pool, groups="id", progress=False)
     call("extend", spice_rs.extend, plain, source, k=4, progress=False)
     call("log_det", spice_rs.log_det, source, [0, 1])

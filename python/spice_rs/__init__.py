@@ -28,8 +28,10 @@ from spice_rs.errors import (
 )
 from spice_rs.report.page import write_report
 from spice_rs.selection.growth import extend
+from spice_rs.selection.relevance import relevance
 from spice_rs.selection.result import NearDuplicates, Selection
 from spice_rs.selection.selection import log_det, select
+from spice_rs.selection.target import Target
 from spice_rs.settled import settle
 from spice_rs.store.store import GradientStore
 
@@ -62,6 +64,7 @@ __all__ = [
     "SpiceWarning",
     "StoreError",
     "StoreMismatchError",
+    "Target",
     "UnfinishedStoreError",
     "__version__",
     "agreement",
@@ -75,6 +78,7 @@ __all__ = [
     "extract",
     "log_det",
     "plan",
+    "relevance",
     "run_schedule",
     "select",
     "select_online",

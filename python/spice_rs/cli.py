@@ -21,6 +21,7 @@ from spice_rs.commands import (
     explanation,
     exports,
     extraction,
+    relevance,
     report,
     schedule,
     selection,
@@ -38,7 +39,7 @@ from spice_rs.streams import ours_alone, stdout
 
 _FLOW = {
     "from data to a store": ("extract", "plan", "doctor"),
-    "from a store to picks": ("select", "extend", "run"),
+    "from a store to picks": ("select", "extend", "relevance", "run"),
     "about picks": ("explain", "certify", "report", "compare", "agreement", "curvature"),
     "from picks to the trainer": ("export-picks",),
     "stores": ("info", "verify", "repair", "merge", "compact", "delete", "convert", "export"),
@@ -157,6 +158,7 @@ def _parsers(called: Sequence[str]) -> tuple[Parser, Mapping[str, Parser]]:
     report.add(commands)
     exports.add(commands)
     comparison.add(commands)
+    relevance.add(commands)
     schedule.add(commands, called)
     agreement.add(commands)
     analysis.add(commands)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from spice_rs.analysis.waiting import waited
 from spice_rs.memory import check_memory
 from spice_rs.store.rows import RowReader, unit_rows
-from spice_rs.store.sources import Source
 
 Positions = npt.NDArray[np.int64]
 
@@ -34,13 +33,12 @@ class NotAvailable(Exception):
     """Why a method cannot be run here."""
 
 
-def random_rows(source: Source, k: int, seed: int) -> Positions:
-    """Return k positions drawn without replacement; the same dataset rows however the source is spread over files."""
-    drawn = np.random.default_rng(seed).permutation(source.rows)[:k]
-    return source.dataset_order()[drawn]
+def random_rows(candidates: Positions, k: int, seed: int) -> Positions:
+    """Return k of some positions, given by dataset row, drawn without replacement."""
+    return candidates[np.random.default_rng(seed).permutation(len(candidates))[:k]]
 
 
-def k_center(source: Source, reader: RowReader, k: int, watch: Watch | None = None) -> Positions:
+def k_center(order: Positions, reader: RowReader, k: int, watch: Watch | None = None) -> Positions:
     """Return k positions by farthest-first traversal: each next row is the one farthest from all picked before it.
 
     The greedy 2-approximation of the k-center problem (Gonzalez 1985; as core-set selection Sener and Savarese, ICLR
@@ -51,18 +49,17 @@ def k_center(source: Source, reader: RowReader, k: int, watch: Watch | None = No
     while its bound is the largest. Takes memory for the picked rows and three numbers a row.
 
     Args:
-        source: where the rows come from, for their order.
+        order: positions to pick from and to cover, by dataset row.
         reader: the rows, float64.
         k: rows to pick, at most all of them.
         watch: told of each pick.
     """
     check_memory(
         f"k_center with {k} picks of {reader.dim} columns",
-        8.0 * k * reader.dim + 40.0 * reader.rows,
+        8.0 * k * reader.dim + 40.0 * len(order),
         "Leave method 'k_center' out, or pick fewer rows.",
         field="methods",
     )
-    order = source.dataset_order()
     lengths = np.concatenate([np.einsum("ij,ij->i", rows, rows) for _, rows in reader.blocks(order=order)])
     picks = np.empty(k, np.int64)
     picks[0] = np.argmax(lengths)
@@ -85,8 +82,8 @@ class _Covered:
         self._reader, self._order, self._lengths = reader, order, lengths
         self._centres, self._squares = np.empty((most, reader.dim)), np.empty(most)
         self._count = 0
-        self._bounds = np.full(reader.rows, np.inf)  # squared
-        self._seen = np.zeros(reader.rows, np.int64)  # how many centres a bound takes into account
+        self._bounds = np.full(len(order), np.inf)  # squared
+        self._seen = np.zeros(len(order), np.int64)  # how many centres a bound takes into account
 
     def add(self, row: int) -> None:
         self._centres[self._count] = self._reader.read(self._order[row : row + 1])[0]

@@ -22,6 +22,7 @@ from spice_rs.selection.columns import Label
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
+from spice_rs.selection.target import measure
 from spice_rs.store.sources import Normalize, Source, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +46,7 @@ class ComparedMethod:
         median_length: median length of the picks; None without lengths.
         total_length: summed length of the picks; None without lengths.
         seconds: wall-clock time to pick, without the measurements.
+        relevance: mean r of the picks to the target, in [−1, 1]; None without one.
     """
 
     method: str
@@ -59,16 +61,20 @@ class ComparedMethod:
     median_length: float | None
     total_length: float | None
     seconds: float
+    relevance: float | None = None
 
 
 @dataclass(frozen=True)
 class ComparedPool:
-    """The pool that the methods pick from: rows, share of each group, lengths; None or empty where not known."""
+    """The pool that the methods pick from: rows, share of each group, lengths, mean r to the target; None or empty where not
+    known.
+    """
 
     rows: int
     shares: dict[Label, float]
     median_length: float | None
     total_length: float | None
+    relevance: float | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -152,6 +158,7 @@ def compare(
     k: int,
     methods: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
+    target: Any = None,
     alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
     normalize: Normalize = "auto",
@@ -182,15 +189,20 @@ def compare(
     top_k              the k largest norms
     k_center           farthest-first traversal by Euclidean distance (Gonzalez 1985; Sener and Savarese, ICLR 2018)
     facility_location  Σ_x max_{y∈S} (1 + cos(g_x, g_y))/2 by submodlib or apricot, where one is installed and n ≤ 5000
+    target             with a `target`: `select(target=...)` as it is without more being said
+    relevance          with a `target`: the k largest relevances to it
+    less               with a `target`: the k largest mean cosines to its rows, the rule of LESS (Xia et al., ICML 2024)
     random             `random_sets` random sets
     =================  ===============================================================================================
 
     Args:
         source: as for `select`.
         k: rows that each method picks, 1 ≤ k ≤ n.
-        methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location and random; all of them
-            by default. From Python also label → one of these names, options of `select`, dataset rows in pick order, or
+        methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less
+            and random; all of them by default. From Python also label → one of these names, options of `select`, dataset rows in pick order, or
             a selection from this source, to compare one's own.
+        target: rows of what the picks are to be for, as for `select`. Rows that it has too are no candidates of any method,
+            and "auto" in `normalize` is "unit".
         alpha: weight α of the Fisher information, in the methods and in what is measured; "auto" as for `select`. U under
             other scales has that α too.
         conflict_penalty: weight λ of the conflict penalty in spice, diagonal and windows.
@@ -241,6 +253,17 @@ def compare(
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
         )
+    aims = None
+    if target is not None:
+        shared = {"partial": partial, "threads": numbers["threads"], "progress": progress}
+        aims = measure(opened, target, None, None, **shared)
+        left = opened.rows - len(aims.overlap)
+        if k > left:
+            raise InvalidInputError(
+                f"k: found {k}, expected a number from 1 to {left}, the rows of the source that the target has not. Ask for"
+                " fewer rows."
+            )
+        normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
     resolved, alpha = pool.normalize, resolve_alpha(alpha, pool, threads=numbers["threads"])
     setting = Setting(
@@ -253,6 +276,8 @@ def compare(
         pool_size=int(pool_size),
         seed=int(seed),
         threads=numbers["threads"],
+        target=target,
+        measured=aims,
     )
     lines = ways(setting, methods)
     others = other_scales(opened, resolved, scales)
@@ -295,11 +320,16 @@ def compare(
                 half_life=selection.half_life,
                 **facts.of(chosen),
                 seconds=seconds[label],
+                relevance=None if aims is None else float(aims.relevance[chosen].mean()),
             )
         )
     return Comparison(
         rows=rows,
-        pool=ComparedPool(rows=opened.rows, **facts.of(np.arange(opened.rows))),
+        pool=ComparedPool(
+            rows=opened.rows,
+            **facts.of(np.arange(opened.rows)),
+            relevance=None if aims is None else float(aims.relevance.mean()),
+        ),
         overlap=overlap([selection.indices for selection in selections.values()]),
         selections=selections,
         settings={
@@ -367,7 +397,7 @@ def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)  # about settings that this method did not have
         picks = len(made)
-        return setting.select(lambda _: None, k=picks, include=made), seconds
+        return setting.select(lambda _: None, k=picks, include=made, exclude=None), seconds
 
 
 def _measured_otherwise(setting: Setting, label: str, made: Selection) -> list[str]:

@@ -21,7 +21,8 @@ class Explanation(Framed):
 
     Attributes:
         row: the dataset row.
-        reason: "picked", "initial", "excluded", "points_away" and "in_target" (with a target), "near_duplicate", "group_full", "budget", "conflict", "redundant",
+        reason: "picked", "initial", "excluded", "points_away" and "in_target" (with a target), "near_duplicate",
+            "group_full", "budget", "conflict", "redundant",
             "small_gain", "tie" or "unknown".
         text: the reason in a sentence or two.
         rank: the rank of the row if it was picked, else of the pick to which it came closest, ties aside; None if it was
@@ -76,6 +77,7 @@ class Explanation(Framed):
 
     def __repr__(self) -> str:
         numbers = {
+            "relevance": self.relevance,
             "rank": self.rank,
             "gap": self.gap,
             "nearest": self.nearest,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
+from spice_rs.selection.target import Measured
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Normalize, Source
 
@@ -33,6 +36,14 @@ class Setting:
     pool_size: int
     seed: int
     threads: int | None
+    target: Any = None
+    measured: Measured | None = None
+
+    @cached_property
+    def candidates(self) -> npt.NDArray[np.int64]:
+        """Positions that may be picked, by dataset row: all but those that the target has too."""
+        order = self.source.dataset_order()
+        return order if self.measured is None else order[~np.isin(order, self.measured.overlap)]
 
     def select(self, watch: Watch, **options: Any) -> Selection:
         """Select with the shared settings, but for `options`."""
@@ -48,6 +59,8 @@ class Setting:
             "progress": lambda picks, *_: watch(picks),
             "partial": True,  # or `compare` would have refused the source
         }
+        if self.measured is not None and "target" not in options and len(self.measured.overlap):
+            shared["exclude"] = self.dataset_rows(self.measured.overlap)
         return select(self.source, **{**shared, **options})
 
     def dataset_rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -102,6 +115,8 @@ def _windows(setting: Setting) -> list[Way]:
     """
 
     def pick(watch: Watch) -> Picks:
+        if len(setting.candidates) < setting.source.rows:
+            raise NotAvailable("windows cannot leave out the rows that the target has too")
         rows = setting.source.rows
         size = min(setting.pool_size, rows)
         per_window = min(size, -(-setting.k * size // rows))
@@ -118,7 +133,7 @@ def _windows(setting: Setting) -> list[Way]:
 
 def _random(setting: Setting) -> list[Way]:
     def drawn(seed: int) -> Callable[[Watch], Picks]:
-        return lambda watch: setting.dataset_rows(random_rows(setting.source, setting.k, seed))
+        return lambda watch: setting.dataset_rows(random_rows(setting.candidates, setting.k, seed))
 
     seeds = range(setting.seed, setting.seed + setting.random_sets)
     return [Way(f"random {seed}", drawn(seed), random=True) for seed in seeds]
@@ -127,17 +142,62 @@ def _random(setting: Setting) -> list[Way]:
 def _k_center(setting: Setting) -> list[Way]:
     def pick(watch: Watch) -> Picks:
         reader = RowReader(setting.source, setting.normalize)
-        return setting.dataset_rows(k_center(setting.source, reader, setting.k, watch))
+        return setting.dataset_rows(k_center(setting.candidates, reader, setting.k, watch))
 
     return [Way("k_center", pick)]
 
 
 def _facility_location(setting: Setting) -> list[Way]:
     def pick(watch: Watch) -> Picks:
+        if len(setting.candidates) < setting.source.rows:
+            raise NotAvailable("the libraries' kernels have all rows, those that the target has too")
         positions, _ = facility_location(RowReader(setting.source, setting.normalize), setting.k)
         return setting.dataset_rows(positions)
 
     return [Way("facility_location", pick)]
+
+
+def _target(setting: Setting) -> list[Way]:
+    def pick(watch: Watch) -> Picks:
+        own: dict[str, Any] = {"alpha": "auto", "conflict_penalty": 0.0, "normalize": "unit"}
+        return setting.select(watch, target=setting.target, **own).indices
+
+    return [Way("target", pick)]
+
+
+def _relevance(setting: Setting) -> list[Way]:
+    """The k rows of the largest r, without interaction."""
+    return [Way("relevance", lambda watch: _largest(setting, _measured(setting).relevance[:, 0], watch))]
+
+
+def _less(setting: Setting) -> list[Way]:
+    """The k rows of the largest mean cosine to the target's rows: the rule of LESS (arXiv 2402.04333)."""
+
+    def pick(watch: Watch) -> Picks:
+        found = _measured(setting).found
+        mean = found["directions"] + found["mean"]  # t̄
+        cosines = _core.relevance_to(
+            setting.source.pool("unit"),
+            np.zeros_like(mean),
+            np.ascontiguousarray(mean),
+            threads=setting.threads,
+            progress=None,
+        )
+        return _largest(setting, cosines, watch)
+
+    return [Way("less", pick)]
+
+
+def _measured(setting: Setting) -> Measured:
+    assert setting.measured is not None  # or `ways` would have refused the method
+    return setting.measured
+
+
+def _largest(setting: Setting, values: npt.NDArray[np.float64], watch: Watch) -> npt.NDArray[np.int64]:
+    """Return the k candidates of the largest values, of equals the lowest rows."""
+    order = np.argsort(-values[setting.candidates], kind="stable")[: setting.k]
+    watch(setting.k)
+    return setting.dataset_rows(setting.candidates[order])
 
 
 METHODS: dict[str, Callable[[Setting], list[Way]]] = {
@@ -148,9 +208,15 @@ METHODS: dict[str, Callable[[Setting], list[Way]]] = {
     "top_k": _top_k,
     "k_center": _k_center,
     "facility_location": _facility_location,
+    "target": _target,
+    "relevance": _relevance,
+    "less": _less,
     "random": _random,
 }
 """Name → its lines in the comparison, in the order of the table."""
+
+FOR_TARGETS = ("target", "relevance", "less")
+"""Methods that there are with a target alone."""
 
 
 def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | None) -> list[Way]:
@@ -160,7 +226,7 @@ def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | No
         InvalidInputError: there is no such method, none was named, or one is there twice.
     """
     if methods is None:
-        methods = list(METHODS)
+        methods = [name for name in METHODS if setting.measured is not None or name not in FOR_TARGETS]
     if isinstance(methods, str):
         methods = [methods]
     given: Mapping[Any, Any] = {}
@@ -194,6 +260,10 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
             raise InvalidInputError(
                 f"methods: found {method!r}, expected one of {', '.join(METHODS)}. Choose one of these, or give a"
                 " mapping: label → options of select, or rows, or a selection."
+            )
+        if method in FOR_TARGETS and setting.measured is None:
+            raise InvalidInputError(
+                f"methods: found {method!r} without target, expected both. Give target, or leave the method out."
             )
         made = METHODS[method](setting)
         return [replace(way, label=way.label.replace(method, label, 1)) for way in made]

@@ -11,6 +11,7 @@ from spice_rs.printable import say_block, say_json
 
 WORDS = {
     "groups": ("COLUMN", "Here: a column of --data."),
+    "target": ("TARGET", "Here: a store, or another file of gradients."),
     "lengths": ("COLUMN", "Here: a column of --data."),
 }
 """What these arguments are on the command line: placeholder and explanation."""

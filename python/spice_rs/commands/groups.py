@@ -67,6 +67,7 @@ SELECTION = {
         "samples",
         "share",
     ),
+    "what it is for": ("target", "target_weight", "target_groups", "target_data"),
     "conditions": (
         "groups",
         "group_shares",

@@ -38,6 +38,8 @@ WORDS = {
             "Here: a file with one row number per line, picks as --out writes them, or what --save wrote.",
         ),
     ),
+    "target": ("TARGET", "Here: a store, or another file of gradients."),
+    "target_groups": ("COLUMN", "Here: a column of --target-data."),
     "group_shares": (
         "pool|JSON|FILE",
         'Here: pool, or JSON such as {"maths": [0.2, null]}, or a .json file of it.',
@@ -55,6 +57,7 @@ def add(commands: Any) -> None:
         "pick the rows that carry the most Fisher information",
         examples=(
             "spice-rs select store -k 1000 --data pool.jsonl --out picks.jsonl --save sel.safetensors",
+            "spice-rs select store -k 1000 --target target-store --data pool.jsonl --out picks.jsonl",
             "spice-rs select store --preset paper+ --data pool.jsonl --out picks.parquet",
             "spice-rs select store -k 1000 --data pool.jsonl --groups source --out picks.jsonl",
             "spice-rs select store --budget 200000 --costs tokens --data pool.jsonl --out picks.jsonl",
@@ -91,7 +94,7 @@ def _select(
     **options: Any,
 ) -> None:
     from spice_rs.report.shares import group_table
-    from spice_rs.report.summary import SHOWN_GROUPS
+    from spice_rs.report.summary import SHOWN_GROUPS, target_facts
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
@@ -106,7 +109,13 @@ def _select(
         data,
         llama_factory,
         save=save,
-        reads={"SOURCE": source, **checkpoint, **files},
+        reads={
+            "SOURCE": source,
+            "--target": options["target"],
+            "--target-data": options["target_data"],
+            **checkpoint,
+            **files,
+        },
         belonging=opened.belonging,
         force=force,
         **given,
@@ -121,6 +130,8 @@ def _select(
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     say_block(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
+    for fact, value in target_facts(selection):
+        say(f"{fact}: {value}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
             f"{name} log det {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"

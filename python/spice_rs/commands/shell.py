@@ -38,6 +38,8 @@ TEXTS = {
     ),
     "out": Own("FOLDER", kind=path),
     "checkpoint": Own("FILE", kind=path),
+    "target": Own("TARGET", kind=path),
+    "target_data": Own("DATA", kind=path),
     "gguf_file": Own("NAME"),
     "device": Own("DEVICE", "cpu, cuda or cuda:1, for example (default: the GPU if there is one)"),
     "split": Own(
@@ -69,7 +71,7 @@ TEXTS = {
     ),
     "max_grad_norm": Own(text="longer gradients are scaled down to this norm"),
     "methods": Own(
-        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location and random, with commas"
+        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less and random, with commas"
         " between them (default: all)"
     ),
 }
@@ -85,7 +87,12 @@ DEFAULTS = {
     "chat_template": "the tokenizer's",
     "optimizer": "none",
     "checkpoints": "the model as it is",
+    "alpha": "1; auto with --target",
+    "conflict_penalty": "0.1; 0 with --target",
     "early_stop": "off",
+    "target": "none",
+    "target_groups": "one target",
+    "target_data": "none",
     "preset": "none",
     "groups": "none",
     "budget": "none",
@@ -132,6 +139,9 @@ _PYTHON_ALONE = (
     (re.compile(r"spice_rs\.analyze"), "analyze"),
     (re.compile(r" To build on both, give one list of both\."), ""),
     (re.compile(r"column of data\b"), "column of --data"),
+    (re.compile(r"; (1|0\.1) unless said otherwise"), ""),
+    (re.compile(r" Selection\.target and Selection\.relevance tell what came of it\."), ""),
+    (re.compile(r"extract\(\.\.\., like=\.\.\.\)"), "extract --like"),
     (re.compile(r"None for no limit"), "null for no limit"),
     (re.compile(r"label → \(minimum, maximum\)"), "an object: label → [minimum, maximum]"),
     (re.compile(r" Here: pool, or JSON"), " Given as pool, or as JSON"),

@@ -52,7 +52,7 @@ def columns_of(comparison: Comparison) -> dict[str, npt.NDArray[Any]]:
         columns[name] = _numbers(rows, lambda row, name=name: getattr(row, name))
     for label in rows[0].shares:
         columns[f"share_{label}"] = _numbers(rows, lambda row, label=label: row.shares[label])
-    for name in ("median_length", "total_length", "seconds"):
+    for name in ("median_length", "total_length", "relevance", "seconds"):
         columns[name] = _numbers(rows, lambda row, name=name: getattr(row, name))
     return columns
 
@@ -102,6 +102,7 @@ def _measures(comparison: Comparison) -> Cells:
         ("U/random", [_ratio(row.against_random) for row in rows]),
         ("U/bound", [_ratio(row.certificate) for row in rows]),
         *((f"U ({scale})", [_digits(row.log_dets[scale]) for row in rows]) for scale in rows[0].log_dets),
+        ("relevance", ["" if row.relevance is None else f"{row.relevance:.3f}" for row in rows]),
         ("conflict", [f"{row.conflict:.3f}" for row in rows]),
         ("half-life", [_half_life(row) for row in rows]),
         (f"median {unit}", [_whole(row.median_length) for row in rows]),

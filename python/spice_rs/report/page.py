@@ -26,7 +26,7 @@ from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
 from spice_rs.report.shares import composition_rows
-from spice_rs.report.summary import early_stop_facts, extended_facts, unfinished_facts
+from spice_rs.report.summary import early_stop_facts, extended_facts, target_facts, unfinished_facts
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
 
@@ -191,6 +191,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
         *early_stop_facts(of),
         *unfinished_facts(source),
         *extended_facts(of),
+        *target_facts(of),
         ("U = log det(I + αF)", f"{of.log_det:.6g} nats"),
     ]
     if chance is not None:

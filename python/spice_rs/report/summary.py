@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
 from spice_rs.report.shares import group_rows
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 SHOWN_GROUPS = 50
 """More groups than these are no table that anybody reads."""
+
+SHOWN_ROWS = 5
+"""Rows that a sentence lists."""
 
 SHOWN_PICKS = 10
 """First picks that a notebook shows."""
@@ -77,6 +82,36 @@ def extended_facts(selection: Selection) -> list[tuple[str, str]]:
     ]
 
 
+def target_facts(selection: Selection) -> list[tuple[str, str]]:
+    """Return what is to be said of the target of a selection: nothing of one without."""
+    target, relevance = selection.target, selection.relevance
+    if target is None or relevance is None:
+        return []
+    facts = [("target", f"{target.rows} rows of {target.name}, τ = {target.weight:g}")]
+    names = [""] if target.labels is None else [f"{label}: " for label in target.labels]
+    for name, contrast, noise, chance in zip(
+        names, target.contrast, target.noise, target.is_chance, strict=True
+    ):
+        beside = (
+            "of one row, which says nothing of chance" if noise != noise else f"beside {noise:.3f} of chance"
+        )
+        weak = ": hardly more than any rows of the pool" if chance else ""
+        facts.append(("contrast", f"{name}‖q‖ = {contrast:.3f} {beside}{weak}"))
+    own = f"{len(target.overlap)} left out since the target has them"
+    if len(target.overlap):
+        shown = ", ".join(map(str, target.overlap[:SHOWN_ROWS].tolist()))
+        own += f" (row {shown}{', …' if len(target.overlap) > SHOWN_ROWS else ''})"
+    facts.append(("candidates", f"{target.candidates} rows; {target.away} point away from the target, {own}"))
+    if len(relevance):
+        facts.append(
+            (
+                "relevance",
+                f"{relevance.min():.3f} to {relevance.max():.3f}, median {np.median(relevance):.3f}",
+            )
+        )
+    return facts
+
+
 def _facts(selection: Selection) -> list[tuple[str, str]]:
     settings, m = selection.settings, len(selection)
     source = settings["source"]
@@ -94,6 +129,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     ]
     if conditions := _conditions(selection):
         facts.append(("conditions", conditions))
+    facts += target_facts(selection)
     facts.append(("stopped", selection.stop_reason))
     facts += early_stop_facts(selection)
     facts.append(("U", f"{selection.log_det:.6g} nats, log det(I + αF) of the picks"))

@@ -26,7 +26,7 @@ COMPARED = (
     "early_stop",
     "normalize",
     "method",
-    *(key for key in KEYS if key != "groups"),
+    *(key for key in KEYS if key not in ("groups", "target")),
 )
 """The settings that have to be the same. k may grow or shrink: greedy picks are nested, but for groups' minima."""
 
@@ -57,10 +57,11 @@ class Checkpoint:
             run = self._run = read_run(path)
             remedy = "Resume with the settings and the source of the first run, or name another file to start anew."
             source = {f"source.{key}": value for key, value in run.settings["source"].items()}
-            source.update(_by_group(run.settings))
+            source.update({**_by_group(run.settings), **_of_target(run.settings)})
             wanted = {
                 f"source.{key}": settings["source"][key] for key in ("rows", "dim", "dtype", "fingerprint")
             }
+            wanted.update(_of_target(settings))
             wanted.update({key: settings[key] for key in COMPARED})
             groups = _by_group(settings)
             wanted.update(groups)
@@ -97,6 +98,12 @@ class Checkpoint:
         """Write, unless the file has more: a smaller budget takes nothing from a longer run."""
         if self._run is None or len(run) >= len(self._run):
             write_run(self._path, run)
+
+
+def _of_target(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides of a target, an entry each."""
+    target = settings.get("target") or {}
+    return {f"target.{name}": target.get(name) for name in ("fingerprint", "weight", "labels")}
 
 
 def _by_group(settings: dict[str, Any]) -> dict[str, Any]:

@@ -244,5 +244,7 @@ _SOURCE: dict[str, tuple[str, Check]] = {
     "unfinished": ("pairs of counts, or null", _or_none(_is_unfinished)),
 }
 
-_LATER = frozenset({"target", "partial", "kept", "extended", "remade", "content", "data", "hashed", "unfinished"})
+_LATER = frozenset(
+    {"target", "partial", "kept", "extended", "remade", "content", "data", "hashed", "unfinished"}
+)
 """Entries that not every selection has, or that files of the first versions lack."""

@@ -90,7 +90,9 @@ def resolve_alpha(
     if alpha != "auto":
         raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
     if among is not None and pool.unit and pool.weights is not None:
-        norms_sq = pool.weights[among]  # of unit rows, nothing need be read; candidates for a target are not zero
+        norms_sq = pool.weights[
+            among
+        ]  # of unit rows, nothing need be read; candidates for a target are not zero
     else:
         norms_sq = _core.norms_sq(pool, threads=threads)
         norms_sq = norms_sq if among is None else norms_sq[among]

@@ -53,7 +53,16 @@ from spice_rs.files import opened
 from spice_rs.own_json import parsed, short
 from spice_rs.paths import local
 from spice_rs.selection.form import fault_of
-from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TARGET, TENSORS, SavedRun, fault_of_run, names_of
+from spice_rs.selection.saved_run import (
+    DUPLICATES,
+    LAST,
+    SERIES,
+    TARGET,
+    TENSORS,
+    SavedRun,
+    fault_of_run,
+    names_of,
+)
 
 __all__ = ["DUPLICATES", "SERIES", "TARGET", "SavedRun", "check_same", "read_run", "write_run"]
 

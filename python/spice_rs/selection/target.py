@@ -1,9 +1,9 @@
 """What a selection is for: the relevance of rows to a target, and what follows from it for who is picked.
 
-With unit rows u of the pool, their mean μ and the mean t̄ of the unit rows of a target, q = t̄ − μ is the *contrast*: what the
-target asks for beyond what any record teaches. The *relevance* of a row is r = cos(u − μ, q). Rows with r ≤ 0 are no candidates;
-the others weigh w = r^τ in the Fisher information. (Inner products with t̄ alone rank short answers first: all rows share a
-direction, and these lie closest to it. Centring the rows changes no such ranking; centring the target does.)
+With unit rows u of the pool, their mean μ and the mean t̄ of the unit rows of a target, q = t̄ − μ is the *contrast*: what
+the target asks for beyond what any record teaches. The *relevance* of a row is r = cos(u − μ, q). Rows with r ≤ 0 are no
+candidates; the others weigh w = r^τ in the Fisher information. (Inner products with t̄ alone rank short answers first: all
+rows share a direction, and these lie closest to it. Centring the rows changes no such ranking; centring the target does.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.printable import one_line
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.form import MOST_WEIGHT
@@ -105,8 +106,9 @@ class Target:
 
     def __repr__(self) -> str:
         return (
-            f"Target({self.rows} rows of {self.name}, ‖q‖ {_numbers(self.contrast)} beside {_numbers(self.noise)} of chance,"
-            f" {self.away} rows point away, {len(self.overlap)} left out as its own, {self.candidates} candidates)"
+            f"Target({self.rows} rows of {one_line(self.name)}, ‖q‖ {_numbers(self.contrast)} beside"
+            f" {_numbers(self.noise)} of chance, {self.away} rows point away, {len(self.overlap)} left out as its own,"
+            f" {self.candidates} candidates)"
         )
 
 
@@ -133,7 +135,8 @@ class Aimed:
     @property
     def serves(self) -> Rows:
         """(n,) number of that group, of equals the first."""
-        return self.relevance.argmax(axis=1).astype(np.int64)
+        best: Rows = self.relevance.argmax(axis=1).astype(np.int64)
+        return best
 
     @property
     def points_away(self) -> npt.NDArray[np.bool_]:
@@ -228,8 +231,8 @@ def measure(
         )
     if found["fingerprint"] == found["target_fingerprint"]:
         raise InvalidInputError(
-            f"target: found the rows of {source.description} itself, expected others: a pool asks for nothing beyond itself."
-            " Give the store of some tens of records of what the model is to become good at."
+            f"target: found the rows of {source.description} itself, expected others: a pool asks for nothing beyond"
+            " itself. Give the store of some tens of records of what the model is to become good at."
         )
     relevance = found["values"].reshape(source.rows, -1)
     overlap = set(found["overlap_rows"].tolist())
@@ -239,7 +242,9 @@ def measure(
     return Measured(aim, labels, relevance, order, found)
 
 
-def aim(measured: Measured, source: Source, weight: float, free: npt.NDArray[np.bool_]) -> tuple[Target, Aimed]:
+def aim(
+    measured: Measured, source: Source, weight: float, free: npt.NDArray[np.bool_]
+) -> tuple[Target, Aimed]:
     """Return what a selection remembers of a target, and what it means for each row.
 
     Args:
@@ -257,11 +262,10 @@ def aim(measured: Measured, source: Source, weight: float, free: npt.NDArray[np.
     overlaps = np.zeros(source.rows, bool)
     overlaps[measured.overlap] = True
     left = free & ~away & ~overlaps
-    zero = int((_core.norms_sq(target.pool("unit"), threads=1) == 0).sum())
     remembered = Target(
         name=target.description,
         rows=target.rows,
-        zero_rows=zero,
+        zero_rows=found["zero_rows"],
         fingerprint=target.fingerprint or found["target_fingerprint"],
         weight=weight,
         labels=measured.labels,
@@ -303,8 +307,8 @@ def check_weight(value: Any) -> float:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not 0 <= value <= MOST_WEIGHT:
         raise InvalidInputError(
-            f"target_weight: found {value!r}, expected a number from 0 to {MOST_WEIGHT:g}. 1 weighs rows by their relevance, 0"
-            " all alike that point to the target."
+            f"target_weight: found {value!r}, expected a number from 0 to {MOST_WEIGHT:g}. 1 weighs rows by their"
+            " relevance, 0 all alike that point to the target."
         )
     return float(value)
 
@@ -312,8 +316,8 @@ def check_weight(value: Any) -> float:
 def too_few(k: int, target: Target) -> InvalidInputError:
     """Return the error of more rows wanted than point to a target."""
     return InvalidInputError(
-        f"k: found {k}, expected at most {target.candidates}, the rows that point to the target ({_without(target)}). Select"
-        " fewer, or give a target that more of the pool serves."
+        f"k: found {k}, expected at most {target.candidates}, the rows that point to the target ({_without(target)})."
+        " Select fewer, or give a target that more of the pool serves."
     )
 
 
@@ -343,7 +347,9 @@ def _check_comparable(source: Source, target: Source) -> None:
     differences = differing_origin(source, target)
     if differences:
         name, found, expected = differences[0]
-        others = "".join(f"; {name}: {found!r}, not {expected!r}" for name, found, expected in differences[1:])
+        others = "".join(
+            f"; {name}: {found!r}, not {expected!r}" for name, found, expected in differences[1:]
+        )
         raise StoreMismatchError(
             f"target: {name}: found {found!r} in {target.description}, expected {expected!r} as in"
             f" {source.description}{others}. Extract the target as the pool was: `extract(..., like=pool)`."
@@ -355,8 +361,7 @@ def _renamed(call: Callable[[], Source]) -> Source:
     try:
         return call()
     except InvalidInputError as error:
-        text = str(error)
-        raise InvalidInputError(text.replace("source: ", "target: ", 1)) from error
+        raise InvalidInputError(f"target: {str(error).removeprefix('source: ')}") from error
 
 
 def _numbers(values: Floats) -> str:

@@ -203,10 +203,11 @@ def _first_store(source: Source) -> GradientStore | None:
 
 def _differences(a: GradientStore, b: GradientStore, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Return (name, b's, a's) of what two stores record otherwise."""
-    pairs = [
-        (name, *((s.reduction if name == "reduction" else s.provenance.get(name)) for s in (b, a)))
-        for name in names
-    ]
+
+    def known(store: GradientStore, name: str) -> Any:
+        return store.reduction if name == "reduction" else store.provenance.get(name)
+
+    pairs = [(name, known(b, name), known(a, name)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 

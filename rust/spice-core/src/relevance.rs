@@ -69,15 +69,24 @@ impl Contrast {
         let dim = pool.dim();
         if target.dim() != dim {
             let remedy = "Extract the target with the settings of the pool.";
-            return Err(Error::invalid("target: dim", target.dim(), format!("{dim}, as the pool"), remedy));
+            return Err(Error::invalid(
+                "target: dim",
+                target.dim(),
+                format!("{dim}, as the pool"),
+                remedy,
+            ));
         }
         if groups.len() != target.len() || groups.iter().any(|&group| group >= count) {
             let expected = format!("{} numbers below {count}, one for each row", target.len());
-            return Err(Error::invalid("target_groups", "other numbers", expected, "Number the groups."));
+            return Err(Error::invalid(
+                "target_groups",
+                "other numbers",
+                expected,
+                "Number the groups.",
+            ));
         }
         let mean = mean_of(pool, &in_dataset_order(pool, |_| true), monitor)?.0;
-        let mut contrast =
-            Self { mean, directions: Vec::new(), norms: Vec::new(), noise: Vec::new() };
+        let mut contrast = Self { mean, directions: Vec::new(), norms: Vec::new(), noise: Vec::new() };
         let kernels = pool.kernels();
         for group in 0..count {
             let rows = in_dataset_order(target, |row| groups[row] == group);
@@ -88,7 +97,11 @@ impl Contrast {
                 return Err(Error::invalid("target", found, "rows that are not zero", remedy));
             }
             let spread = (1.0 - kernels.dot(&direction, &direction)).max(0.0);
-            contrast.noise.push(if counted > 1 { (spread / (counted - 1) as f64).sqrt() } else { f64::NAN });
+            contrast.noise.push(if counted > 1 {
+                (spread / (counted - 1) as f64).sqrt()
+            } else {
+                f64::NAN
+            });
             direction.iter_mut().zip(&contrast.mean).for_each(|(cell, mean)| *cell -= mean);
             let norm = kernels.dot(&direction, &direction).sqrt();
             if norm <= NO_DIRECTION {
@@ -110,7 +123,12 @@ impl Contrast {
         if !whole || !mean.iter().chain(&directions).all(|cell| cell.is_finite()) {
             let found = format!("{} and {} numbers", dim, directions.len());
             let expected = "finite numbers, as many columns in all directions as in the mean";
-            return Err(Error::invalid("target", found, expected, "Give what a selection for a target keeps."));
+            return Err(Error::invalid(
+                "target",
+                found,
+                expected,
+                "Give what a selection for a target keeps.",
+            ));
         }
         let kernels = Kernels::default();
         let norms: Vec<f64> = directions.chunks_exact(dim).map(|q| kernels.dot(q, q).sqrt()).collect();
@@ -148,7 +166,12 @@ impl Contrast {
         let (dim, count) = (pool.dim(), self.norms.len());
         if self.mean.len() != dim {
             let expected = format!("{}, as the rows that the mean is of", self.mean.len());
-            return Err(Error::invalid("source: dim", dim, expected, "Give the pool that was selected from."));
+            return Err(Error::invalid(
+                "source: dim",
+                dim,
+                expected,
+                "Give the pool that was selected from.",
+            ));
         }
         let mut values = vec![0.0; pool.len() * count];
         let chunks = values.par_chunks_mut(CHUNK * count).enumerate();
@@ -162,7 +185,8 @@ impl Contrast {
                     self.measure(pool, cells, &mut scratch.beyond, values);
                 }
             }
-            let found = beside.map_or_else(Vec::new, |beside| beside.overlaps(pool, rows.start, scratch));
+            let found =
+                beside.map_or_else(Vec::new, |beside| beside.overlaps(pool, rows.start, scratch));
             monitor.add_surveyed(rows.len());
             Ok(found)
         });

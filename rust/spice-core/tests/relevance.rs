@@ -28,14 +28,18 @@ fn with_survey<T>(
 
 fn unit(row: &[f64]) -> Vec<f64> {
     let largest = row.iter().fold(0.0_f64, |most, cell| most.max(cell.abs()));
-    let scaled: Vec<f64> = row.iter().map(|cell| if largest > 0.0 { cell / largest } else { 0.0 }).collect();
+    let scaled: Vec<f64> =
+        row.iter().map(|cell| if largest > 0.0 { cell / largest } else { 0.0 }).collect();
     let norm = scaled.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
     scaled.iter().map(|cell| if norm > 0.0 { cell / norm } else { 0.0 }).collect()
 }
 
 fn mean(rows: &[Vec<f64>], dim: usize) -> Vec<f64> {
-    let counted: Vec<&Vec<f64>> = rows.iter().filter(|row| row.iter().any(|&cell| cell != 0.0)).collect();
-    (0..dim).map(|j| counted.iter().map(|row| row[j]).sum::<f64>() / counted.len().max(1) as f64).collect()
+    let counted: Vec<&Vec<f64>> =
+        rows.iter().filter(|row| row.iter().any(|&cell| cell != 0.0)).collect();
+    (0..dim)
+        .map(|j| counted.iter().map(|row| row[j]).sum::<f64>() / counted.len().max(1) as f64)
+        .collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -47,7 +51,8 @@ fn naive(pool: &[Vec<f64>], target: &[Vec<f64>], dim: usize) -> (Vec<f64>, Vec<f
     let centre = mean(pool, dim);
     let contrast: Vec<f64> = mean(target, dim).iter().zip(&centre).map(|(t, mean)| t - mean).collect();
     let norm = dot(&contrast, &contrast).sqrt();
-    let beyond = pool.iter().map(|row| row.iter().zip(&centre).map(|(u, mean)| u - mean).collect::<Vec<_>>());
+    let beyond =
+        pool.iter().map(|row| row.iter().zip(&centre).map(|(u, mean)| u - mean).collect::<Vec<_>>());
     let lengths: Vec<f64> = beyond.clone().map(|row| dot(&row, &row).sqrt()).collect();
     let values = beyond.zip(&lengths).map(|(row, length)| dot(&row, &contrast) / (length * norm));
     (values.collect(), lengths, norm)

@@ -27,13 +27,14 @@ pub(crate) fn relevance<'py>(
     let (files, groups) = (pool.files().and(target.files()), rows_of(&groups));
     let (pool, target) = (pool.open()?, target.open()?);
     let monitor = Monitor::default();
-    let (contrast, values, overlaps, fingerprints) =
+    let (contrast, values, overlaps, zero_rows, fingerprints) =
         watch(py, &monitor, threads, files, Told(progress), || {
             monitor.plan(3 * pool.len() + 2 * target.len());
             let (pool, target) = (scaling.survey(pool, &monitor)?, aims.survey(target, &monitor)?);
             let contrast = Contrast::new(&pool, &target, &groups, count, &monitor)?;
             let (values, overlaps) = contrast.relevance_beside(&pool, &target, &monitor)?;
-            Ok((contrast, values, overlaps, [pool.fingerprint(), target.fingerprint()]))
+            let zero_rows = target.norm_sq().iter().filter(|&&norm_sq| norm_sq == 0.0).count();
+            Ok((contrast, values, overlaps, zero_rows, [pool.fingerprint(), target.fingerprint()]))
         })?;
     let [pool, target] = fingerprints;
     let out = PyDict::new(py);
@@ -48,6 +49,7 @@ pub(crate) fn relevance<'py>(
     out.set_item("overlap_rows", rows.into_pyarray(py))?;
     out.set_item("overlap_of", of.into_pyarray(py))?;
     out.set_item("overlap_cosines", cosines.into_pyarray(py))?;
+    out.set_item("zero_rows", zero_rows)?;
     out.set_item("fingerprint", pool)?;
     out.set_item("target_fingerprint", target)?;
     Ok(out)

@@ -1,0 +1,467 @@
+"""Selection for a target, against its definition in naive loops, and what is refused or said of targets."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spice_rs
+from spice_rs import GradientStore, InvalidInputError, Selection, SpiceWarning, StoreMismatchError
+
+
+def unit(rows: Any) -> Any:
+    rows = np.asarray(rows, np.float64)
+    norms = [math.sqrt(sum(cell * cell for cell in row)) for row in rows.tolist()]
+    return np.array(
+        [
+            [cell / norm if norm else 0.0 for cell in row]
+            for row, norm in zip(rows.tolist(), norms, strict=True)
+        ]
+    )
+
+
+def mean(rows: Any) -> Any:
+    """Of the unit rows that are not zero."""
+    kept = [row for row in unit(rows) if any(row)]
+    return sum(kept) / len(kept) if kept else np.zeros(np.shape(rows)[1])
+
+
+def naive_relevance(pool: Any, target: Any) -> list[float]:
+    """r of each row; 0 where there is no direction, as far as float64 tells."""
+    centre = mean(pool)
+    contrast = mean(target) - centre
+    length = math.sqrt(float(contrast @ contrast))
+    found = []
+    for row in unit(pool):
+        beyond = row - centre
+        own = math.sqrt(float(beyond @ beyond))
+        known = any(row) and own > 1e-9 and length > 1e-9
+        found.append(float(beyond @ contrast) / (own * length) if known else 0.0)
+    return found
+
+
+def naive_picks(rows: Any, weights: list[float], k: int, alpha: float) -> list[int]:
+    """Greedy log det(I + α Σ w u uᵀ) over rows of weight above 0, by inverting the matrix at each step."""
+    matrix = np.eye(rows.shape[1])
+    picks: list[int] = []
+    for _ in range(k):
+        inverse = np.linalg.inv(matrix)
+        best, who = -1.0, -1
+        for i, row in enumerate(rows):
+            if i in picks or weights[i] <= 0:
+                continue
+            gain = math.log1p(alpha * weights[i] * float(row @ inverse @ row))
+            if gain > best * (1 + 1e-12):
+                best, who = gain, i
+        if who < 0:
+            break
+        picks.append(who)
+        matrix += alpha * weights[who] * np.outer(rows[who], rows[who])
+    return picks
+
+
+def drawn(seed: int, rows: int, dim: int, shift: float = 0.3) -> Any:
+    return np.float32(np.random.default_rng(seed).standard_normal((rows, dim)) + shift)
+
+
+def aimed(seed: int, rows: int, dim: int) -> Any:
+    found = drawn(seed, rows, dim)
+    found[:, : max(1, dim // 3)] += 2
+    return found
+
+
+def cells(low: int, high: int) -> Any:
+    return st.integers(low, high).map(float)
+
+
+@st.composite
+def pools(draw: Any) -> tuple[Any, Any]:
+    """Few values, so that equal, opposite and zero rows abound."""
+    dim = draw(st.integers(1, 6))
+    rows = st.lists(cells(-2, 2), min_size=dim, max_size=dim)
+    pool = np.array(draw(st.lists(rows, min_size=2, max_size=25)))
+    target = np.array(draw(st.lists(rows, min_size=1, max_size=5)))
+    return pool, target
+
+
+class TestRelevance:
+    @settings(max_examples=200, deadline=None)
+    @given(pools())
+    def test_it_is_that_of_the_definition(self, drawn_pool: tuple[Any, Any]) -> None:
+        pool, target = drawn_pool
+        if not target.any() or np.array_equal(pool, target):
+            with pytest.raises(InvalidInputError, match=r"^target"):
+                spice_rs.relevance(pool, target)
+            return
+        assert spice_rs.relevance(pool, target) == pytest.approx(naive_relevance(pool, target), abs=1e-9)
+
+    def test_a_target_equal_to_the_mean_asks_for_nothing(self) -> None:
+        pool = np.float64([[1, 0], [-1, 0], [0, 1], [0, -1]])
+        assert (spice_rs.relevance(pool, np.float64([[1, 0], [-1, 0]])) == 0).all()
+        with pytest.raises(InvalidInputError, match=r"target: found no row .* that points to it"):
+            spice_rs.select(pool, 1, target=np.float64([[1, 0], [-1, 0]]))
+
+    def test_groups_have_a_column_each(self) -> None:
+        pool, a, b = drawn(0, 50, 6), aimed(1, 4, 6), -aimed(2, 3, 6)
+        found = spice_rs.relevance(pool, np.concatenate([a, b]), target_groups=["a"] * 4 + ["b"] * 3)
+        assert found.shape == (50, 2)
+        assert (found[:, 0] == spice_rs.relevance(pool, a)).all()
+        assert (found[:, 1] == spice_rs.relevance(pool, b)).all()
+
+    def test_it_is_by_dataset_row(self, tmp_path: Path) -> None:
+        pool, target = drawn(0, 40, 6), aimed(1, 5, 6)
+        with GradientStore.create(tmp_path / "store", dim=6, dtype="float32") as writer:
+            for part in (range(20, 40), range(20)):
+                writer.append(pool[list(part)], index=np.array(part))
+        assert (spice_rs.relevance(tmp_path / "store", target) == spice_rs.relevance(pool, target)).all()
+
+
+class TestPicks:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    def test_they_are_those_of_the_naive_algorithm(self, seed: int, dim: int, weight: float) -> None:
+        pool, target = drawn(seed, 40, dim), aimed(seed + 1, 5, dim)
+        relevance = naive_relevance(pool, target)
+        own = [max(unit(pool) @ row) for row in unit(target)]
+        assert max(own) <= 1.001
+        shut = (unit(pool) @ unit(target).T > 0.999).any(axis=1)
+        weights = [r**weight if r > 0 and not out else 0.0 for r, out in zip(relevance, shut, strict=True)]
+        left = sum(each > 0 for each in weights)
+        if not left:
+            return
+        k = min(6, left)
+        alpha = 1 / float(np.median([each for each in weights if each > 0]))
+        found = spice_rs.select(pool, k, target=target, target_weight=weight)
+        assert found.indices.tolist() == naive_picks(unit(pool), weights, k, alpha)
+        assert found.settings["alpha"] == pytest.approx(alpha)
+        assert found.relevance == pytest.approx([relevance[row] for row in found.indices])
+        assert found.settings["normalize"] == "unit"
+        assert found.settings["conflict_penalty"] == 0
+
+    def test_no_bit_depends_on_threads_or_shards(self, tmp_path: Path) -> None:
+        pool, target = drawn(0, 700, 9), aimed(1, 12, 9)
+        order = np.random.default_rng(2).permutation(700)
+        with GradientStore.create(tmp_path / "store", dim=9, dtype="float32") as writer:
+            for part in np.split(order, [100, 101, 500]):
+                writer.append(pool[part], index=part)
+        whole = spice_rs.select(pool, 40, target=target, threads=1)
+        for source, threads in ((pool, 2), (pool, 5), (tmp_path / "store", 1), (tmp_path / "store", 5)):
+            found = spice_rs.select(source, 40, target=target, threads=threads)
+            for name in ("indices", "gains", "scores", "log_dets", "relevance"):
+                assert (getattr(found, name) == getattr(whole, name)).all()
+            assert (found.target.mean == whole.target.mean).all()
+            assert (found.target.directions == whole.target.directions).all()
+            assert found.settings["alpha"] == whole.settings["alpha"]
+
+    def test_what_is_said_is_obeyed(self) -> None:
+        pool, target = drawn(0, 60, 5), aimed(1, 6, 5)
+        found = spice_rs.select(pool, 9, target=target, normalize="none", alpha=2.0, conflict_penalty=0.3)
+        assert (found.settings["alpha"], found.settings["conflict_penalty"]) == (2.0, 0.3)
+        assert found.settings["normalize"] == "none"
+        preset = spice_rs.select(pool, 9, target=target, preset="paper")
+        assert (preset.settings["alpha"], preset.settings["conflict_penalty"]) == (1.0, 0.1)
+
+    def test_without_a_target_nothing_is_other_than_before(self) -> None:
+        found = spice_rs.select(drawn(0, 60, 5), 9)
+        assert (found.settings["alpha"], found.settings["conflict_penalty"]) == (1.0, 0.1)
+        assert (found.target, found.relevance, found.settings["target"]) == (None, None, None)
+
+    def test_weights_are_multiplied(self) -> None:
+        pool, target = drawn(0, 60, 5), aimed(1, 6, 5)
+        own = np.random.default_rng(3).uniform(0.5, 2, 60)
+        relevance = np.array(naive_relevance(pool, target))
+        weights = np.where(relevance > 0, relevance * own, 0)
+        found = spice_rs.select(pool, 8, target=target, weights=own, alpha=3.0)
+        assert found.indices.tolist() == naive_picks(unit(pool), weights.tolist(), 8, 3.0)
+
+
+class TestOwnRows:
+    def test_rows_of_the_target_are_left_out_and_listed(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 6, 6)
+        pool[7], pool[3] = target[2] * 5, target[4] + 1e-4
+        found = spice_rs.select(pool, 20, target=target)
+        assert found.target.overlap.tolist() == [3, 7]
+        assert not {3, 7} & set(found.indices.tolist())
+        [why] = spice_rs.explain(found, pool, [7])
+        assert why.reason == "in_target"
+        assert "row 3, 7" in found.summary()
+
+    def test_they_can_be_included_all_the_same(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 6, 6)
+        pool[7] = target[2]
+        found = spice_rs.select(pool, 5, target=target, include=[7])
+        assert found.indices[0] == 7
+        spice_rs.analyze(found, pool)
+
+
+class TestTogetherWith:
+    """Each condition beside a target, against the same run with the weights and the exclusions spelled out."""
+
+    pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
+
+    def both(self, **options: Any) -> tuple[Selection, Selection]:
+        relevance = spice_rs.relevance(self.pool, self.target)
+        away = np.flatnonzero(relevance <= 0)
+        weights = np.where(relevance > 0, relevance, 1.0)
+        found = spice_rs.select(self.pool, target=self.target, **options)
+        spelled = {"conflict_penalty": 0.0, **options}
+        spelled.pop("exclude", None)
+        exclude = np.union1d(away, options.get("exclude", []))
+        exclude = np.setdiff1d(exclude, options.get("initial", [])).astype(np.int64)
+        other = spice_rs.select(
+            self.pool,
+            **spelled,
+            exclude=exclude,
+            weights=weights,
+            normalize="unit",
+            alpha=found.settings["alpha"],
+        )
+        return found, other
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"k": 10, "groups": [i % 3 for i in range(80)]},
+            {"budget": 30.0, "costs": [1 + i % 4 for i in range(80)]},
+            {"k": 10, "max_similarity": 0.8},
+            {"k": 10, "prior": [i / 80 for i in range(80)], "prior_weight": 0.5},
+            {"early_stop": 0.5},
+            {"k": 10, "conflict_penalty": 0.5},
+            {"k": 10, "method": "top_k"},
+            {"k": 10, "fisher": "diagonal"},
+        ],
+        ids=lambda options: ",".join(options),
+    )
+    def test_it_is_the_run_with_weights_and_exclusions(self, options: dict[str, Any]) -> None:
+        found, other = self.both(**options)
+        assert found.indices.tolist() == other.indices.tolist()
+        assert (found.gains == other.gains).all()
+
+    def test_initial_include_exclude(self) -> None:
+        towards = np.argsort(-spice_rs.relevance(self.pool, self.target))
+        initial, include, exclude = towards[:2].tolist(), towards[4:6].tolist(), towards[2:4].tolist()
+        found, other = self.both(k=8, initial=initial, include=include, exclude=exclude)
+        assert found.indices.tolist() == other.indices.tolist()
+        assert found.indices[:2].tolist() == include
+
+    def test_rows_that_point_away_count_for_nothing(self) -> None:
+        away = np.argsort(spice_rs.relevance(self.pool, self.target))[:3].tolist()
+        plain = spice_rs.select(self.pool, 8, target=self.target, alpha=5.0)
+        beside = spice_rs.select(self.pool, 8, target=self.target, alpha=5.0, initial=away)
+        assert beside.indices.tolist() == plain.indices.tolist()
+        assert beside.gains == pytest.approx(plain.gains)
+
+    def test_checkpoints_go_on(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"target": self.target, "checkpoint": tmp_path / "run"}
+        spice_rs.select(self.pool, 4, **options)
+        found = spice_rs.select(self.pool, 9, **options)
+        assert found.indices.tolist() == spice_rs.select(self.pool, 9, target=self.target).indices.tolist()
+        with pytest.raises(StoreMismatchError, match="target"):
+            spice_rs.select(self.pool, 9, target=self.target[1:], checkpoint=tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"k": None, "pool_size": 20, "select_per_window": 2}, "target: found it beside pool_size"),
+            ({"method": "stochastic"}, "target: found it beside method='stochastic'"),
+            ({"method": "epsilon_lazy"}, "target: found it beside method='epsilon_lazy'"),
+        ],
+    )
+    def test_what_does_not_go_together_is_refused_by_name(self, options: dict[str, Any], said: str) -> None:
+        with pytest.raises(InvalidInputError, match=re.escape(said)):
+            spice_rs.select(self.pool, **{"k": 5, **options}, target=self.target)
+
+    def test_extend_refuses_it(self) -> None:
+        found = spice_rs.select(self.pool, 5, target=self.target)
+        with pytest.raises(InvalidInputError, match="picks made with target"):
+            spice_rs.extend(found, self.pool)
+
+
+class TestSeveral:
+    def test_groups_get_as_many_picks_each(self) -> None:
+        pool = drawn(0, 200, 12, 0.0)
+        a, b = drawn(1, 8, 12, 0.0), drawn(2, 3, 12, 0.0)
+        a[:, 0] += 4
+        b[:, 1] += 4
+        found = spice_rs.select(pool, 21, target=np.concatenate([a, b]), target_groups=["a"] * 8 + ["b"] * 3)
+        labels, counts = np.unique(found.groups.astype(str), return_counts=True)
+        assert dict(zip(labels.tolist(), counts.tolist(), strict=True)) == {"a": 11, "b": 10}
+        both = spice_rs.relevance(pool, np.concatenate([a, b]), target_groups=["a"] * 8 + ["b"] * 3)
+        assert found.relevance.tolist() == both[found.indices].max(axis=1).tolist()
+        assert [["a", "b"][each] for each in both[found.indices].argmax(axis=1)] == found.groups.tolist()
+        assert spice_rs.explain(found, pool, [int(found.indices[0])])[0].reason == "picked"
+        assert not np.isnan(spice_rs.analyze(found, pool).margin).any()
+
+    def test_a_group_that_has_too_few_rows_leaves_the_others_more(self) -> None:
+        pool = np.concatenate([drawn(0, 40, 6) + [3, 0, 0, 0, 0, 0], drawn(1, 2, 6) + [0, 9, 0, 0, 0, 0]])
+        target = np.float32([[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]])
+        found = spice_rs.select(np.float32(pool), 12, target=target, target_groups=["x", "y"])
+        assert len(found) == 12
+
+    def test_shares_can_be_said(self) -> None:
+        pool, target = drawn(0, 200, 8), np.concatenate([aimed(1, 4, 8), -aimed(2, 4, 8)])
+        shares = {"a": (2, 2), "b": (None, None)}
+        found = spice_rs.select(
+            pool, 10, target=target, target_groups=["a"] * 4 + ["b"] * 4, group_shares=shares
+        )
+        assert found.groups.tolist().count("a") == 2
+
+    def test_what_is_wrong_is_said(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        for options, said in (
+            ({"target_groups": ["a"] * 3}, "target_groups: found 3 values, expected 4"),
+            (
+                {"target_groups": "source"},
+                "target_groups: found the column name 'source' and no data, expected target_data=",
+            ),
+            ({"target_groups": ["a"] * 4, "groups": [1] * 60}, "target_groups: found them beside groups"),
+            ({"target_data": [{"a": 1}] * 4}, "target_data: found it without target_groups"),
+        ):
+            with pytest.raises(InvalidInputError, match=re.escape(said)):
+                spice_rs.select(pool, 5, target=target, **options)
+        with pytest.raises(InvalidInputError, match="target_groups: found it without target"):
+            spice_rs.select(pool, 5, target_groups=["a"] * 4)
+
+    def test_a_column_of_the_targets_data(self) -> None:
+        pool, target = drawn(0, 60, 6), np.concatenate([aimed(1, 2, 6), -aimed(2, 2, 6)])
+        data = [{"kind": "p"}, {"kind": "p"}, {"kind": "q"}, {"kind": "q"}]
+        found = spice_rs.select(pool, 6, target=target, target_groups="kind", target_data=data)
+        assert found.target.labels == ["p", "q"]
+
+
+class TestSaid:
+    def test_the_pools_own_mixture_is_warned_of(self) -> None:
+        pool = drawn(0, 400, 10)
+        with pytest.warns(SpiceWarning, match=r"the target looks like the pool itself"):
+            found = spice_rs.select(pool, 5, target=drawn(99, 20, 10))
+        assert found.target.is_chance == [True]
+        assert "hardly more" in found.summary()
+
+    def test_a_real_target_is_not(self, recwarn: pytest.WarningsRecorder) -> None:
+        found = spice_rs.select(drawn(0, 400, 10), 5, target=aimed(99, 20, 10))
+        assert found.target.is_chance == [False]
+        assert not [each for each in recwarn if "target" in str(each.message)]
+
+    def test_more_rows_than_point_to_it(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        left = int((spice_rs.relevance(pool, target) > 0).sum())
+        with pytest.raises(
+            InvalidInputError, match=rf"k: found 60, expected at most {left}.*{60 - left} rows point away"
+        ):
+            spice_rs.select(pool, 60, target=target)
+        assert len(spice_rs.select(pool, left, target=target)) == left
+
+    @pytest.mark.parametrize(
+        ("target", "said"),
+        [
+            (np.full((2, 6), np.nan, np.float32), "a finite number"),
+            (np.zeros((3, 6), np.float32), "target: found 3 rows, all zero"),
+            (np.empty((0, 6), np.float32), "target"),
+            (np.ones((3, 5), np.float32), "target: dim: found 5 columns"),
+            ("nowhere", "nowhere"),
+            (7, "target: found int"),
+        ],
+    )
+    def test_targets_that_are_none(self, target: Any, said: str) -> None:
+        with pytest.raises(spice_rs.SpiceError, match=re.escape(said)):
+            spice_rs.select(drawn(0, 60, 6), 5, target=target)
+
+    @pytest.mark.parametrize("weight", [-1, math.nan, math.inf, 101, "1", True, None])
+    def test_weights_that_are_none(self, weight: Any) -> None:
+        with pytest.raises(InvalidInputError, match=r"^target_weight: found"):
+            spice_rs.select(drawn(0, 60, 6), 5, target=aimed(1, 4, 6), target_weight=weight)
+
+    def test_a_store_of_other_settings_is_refused_by_name(self, tmp_path: Path) -> None:
+        for name, seed in (("pool", 0), ("target", 1)):
+            provenance = {"model": {"id": "m"}, "projection": {"kind": "sparse", "seed": seed, "dim": 6}}
+            with GradientStore.create(
+                tmp_path / name, dim=6, reduction="sum", provenance=provenance
+            ) as writer:
+                writer.append(drawn(seed, 20, 6), index=np.arange(20), num_tokens=np.full(20, 3))
+        with pytest.raises(StoreMismatchError, match=r"target: projection\.seed: found 1 .* expected 0"):
+            spice_rs.select(tmp_path / "pool", 3, target=tmp_path / "target")
+
+    def test_rows_that_point_away_are_explained(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        found = spice_rs.select(pool, 5, target=target)
+        worst = int(np.argmin(spice_rs.relevance(pool, target)))
+        best = int(np.argmax(spice_rs.relevance(pool, target)))
+        away, top = spice_rs.explain(found, pool, [worst, best])
+        assert away.reason == "points_away"
+        assert "60th of 60" in away.text
+        assert "1st of 60" in top.text
+        assert top.relevance == spice_rs.relevance(pool, target)[best]
+
+
+class TestSaved:
+    def test_everything_comes_back(self, tmp_path: Path) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        pool[9] = target[0]
+        found = spice_rs.select(pool, 5, target=target, target_groups=[0, 0, 1, 1])
+        found.save(tmp_path / "sel")
+        loaded = Selection.load(tmp_path / "sel", pool)
+        assert (loaded.relevance == found.relevance).all()
+        assert loaded.target.settings() == found.target.settings()
+        for name in ("mean", "directions", "overlap", "contrast", "noise"):
+            assert (getattr(loaded.target, name) == getattr(found.target, name)).all()
+        assert spice_rs.certify(loaded, pool).ratio == spice_rs.certify(found, pool).ratio
+        assert loaded.summary() == found.summary()
+
+    def test_the_first_picks_are_those_of_a_smaller_k(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        first = spice_rs.select(pool, 9, target=target).head(3)
+        assert first.relevance.tolist() == spice_rs.select(pool, 3, target=target).relevance.tolist()
+        assert first.target.rows == 4
+
+    def test_one_row_has_no_noise(self, tmp_path: Path) -> None:
+        found = spice_rs.select(drawn(0, 60, 6), 5, target=aimed(1, 1, 6))
+        assert math.isnan(found.target.noise[0])
+        found.save(tmp_path / "sel")
+        assert math.isnan(Selection.load(tmp_path / "sel").target.noise[0])
+
+    def test_the_certificate_is_about_candidates_for_the_target(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
+        found = spice_rs.select(pool, 10, target=target)
+        bound = spice_rs.certify(found, pool)
+        relevance = spice_rs.relevance(pool, target)
+        weights = np.where(relevance > 0, relevance, 1e-200)
+        same = spice_rs.select(pool, 10, weights=weights, normalize="unit", alpha=found.settings["alpha"])
+        assert bound.upper_bound == pytest.approx(spice_rs.certify(same, pool, weights=weights).upper_bound)
+        assert bound.ratio > 0.9
+
+
+class TestComparison:
+    def test_each_method_picks_what_its_rule_says(self) -> None:
+        pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
+        sides = spice_rs.compare(pool, 10, target=target, random_sets=1)
+        picks = {row.method: sides.selections[row.method].indices.tolist() for row in sides.rows}
+        relevance = spice_rs.relevance(pool, target)
+        assert picks["target"] == spice_rs.select(pool, 10, target=target).indices.tolist()
+        assert picks["relevance"] == np.argsort(-relevance, kind="stable")[:10].tolist()
+        cosines = unit(pool) @ unit(target).mean(0)
+        assert picks["less"] == np.argsort(-cosines, kind="stable")[:10].tolist()
+        assert sides["relevance"].relevance == pytest.approx(np.sort(relevance)[-10:].mean())
+        assert sides.settings["normalize"] == "unit"
+        assert "relevance" in sides.summary()
+
+    def test_every_method_has_the_same_candidates(self) -> None:
+        pool, target = drawn(0, 40, 6), aimed(1, 8, 6)
+        pool[5] = target[3] * 40
+        sides = spice_rs.compare(pool, 15, target=target, random_sets=5)
+        assert {"spice", "top_k", "k_center", "less", "random 4"} <= sides.selections.keys()
+        assert not any(5 in each.indices for each in sides.selections.values())
+        assert any("windows was left out" in note for note in sides.notes)
+        with pytest.raises(InvalidInputError, match="k: found 40, expected a number from 1 to 39"):
+            spice_rs.compare(pool, 40, target=target)
+
+    def test_without_a_target_they_are_refused(self) -> None:
+        with pytest.raises(InvalidInputError, match="methods: found 'less' without target"):
+            spice_rs.compare(drawn(0, 40, 6), 5, "less")
+        assert "less" not in spice_rs.compare(drawn(0, 40, 6), 5, random_sets=1).selections
