@@ -27,6 +27,7 @@ NO_PATHS = {
     "name",
     "index_column",
     "groups",
+    "target_groups",
     "costs",
     "weights",
     "prior",

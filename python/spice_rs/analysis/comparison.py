@@ -66,9 +66,7 @@ class ComparedMethod:
 
 @dataclass(frozen=True)
 class ComparedPool:
-    """The pool that the methods pick from: rows, share of each group, lengths, mean r to the target; None or empty where not
-    known.
-    """
+    """The pool that the methods pick from: rows, share of each group, lengths, mean r; None or empty where not known."""
 
     rows: int
     shares: dict[Label, float]
@@ -199,8 +197,8 @@ def compare(
         source: as for `select`.
         k: rows that each method picks, 1 ≤ k ≤ n.
         methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less
-            and random; all of them by default. From Python also label → one of these names, options of `select`, dataset rows in pick order, or
-            a selection from this source, to compare one's own.
+            and random; all of them by default. From Python also label → one of these names, options of `select`, dataset
+            rows in pick order, or a selection from this source, to compare one's own.
         target: rows of what the picks are to be for, as for `select`. Rows that it has too are no candidates of any method,
             and "auto" in `normalize` is "unit".
         alpha: weight α of the Fisher information, in the methods and in what is measured; "auto" as for `select`. U under
@@ -255,8 +253,9 @@ def compare(
         )
     aims = None
     if target is not None:
-        shared = {"partial": partial, "threads": numbers["threads"], "progress": progress}
-        aims = measure(opened, target, None, None, **shared)
+        aims = measure(
+            opened, target, None, None, partial=partial, threads=numbers["threads"], progress=progress
+        )
         left = opened.rows - len(aims.overlap)
         if k > left:
             raise InvalidInputError(

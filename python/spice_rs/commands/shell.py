@@ -71,8 +71,8 @@ TEXTS = {
     ),
     "max_grad_norm": Own(text="longer gradients are scaled down to this norm"),
     "methods": Own(
-        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less and random, with commas"
-        " between them (default: all)"
+        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less and"
+        " random, with commas between them (default: all)"
     ),
 }
 """Argument → what holds of it here."""

@@ -102,7 +102,7 @@ def _measures(comparison: Comparison) -> Cells:
         ("U/random", [_ratio(row.against_random) for row in rows]),
         ("U/bound", [_ratio(row.certificate) for row in rows]),
         *((f"U ({scale})", [_digits(row.log_dets[scale]) for row in rows]) for scale in rows[0].log_dets),
-        ("relevance", ["" if row.relevance is None else f"{row.relevance:.3f}" for row in rows]),
+        ("relevance", [_ratio(row.relevance) for row in rows]),
         ("conflict", [f"{row.conflict:.3f}" for row in rows]),
         ("half-life", [_half_life(row) for row in rows]),
         (f"median {unit}", [_whole(row.median_length) for row in rows]),
@@ -113,6 +113,7 @@ def _measures(comparison: Comparison) -> Cells:
     pool = {
         "method": "(pool)",
         "picks": str(comparison.pool.rows),
+        "relevance": _ratio(comparison.pool.relevance),
         f"median {unit}": _whole(comparison.pool.median_length),
         f"total {unit}": _whole(comparison.pool.total_length),
     }

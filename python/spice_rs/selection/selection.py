@@ -109,8 +109,9 @@ def select(
             column of `target_data`. A row weighs by the group that it serves best, and the groups get as many picks each,
             or what `group_shares` says.
         target_data: what the target was extracted from, to look the column of `target_groups` up in.
-        alpha: weight α of the Fisher information; 1 unless said otherwise. "auto" is 1 over the median of w‖g‖² of the rows that are
-            not zero: picks do not depend on the unit of the gradients then, and λ and ω mean the same for any model.
+        alpha: weight α of the Fisher information; 1 unless said otherwise. "auto" is 1 over the median of w‖g‖² of the
+            rows that are not zero: picks do not depend on the unit of the gradients then, and λ and ω mean the same for any
+            model.
         conflict_penalty: weight λ of the conflict penalty; 0.1 unless said otherwise. 0 switches it off.
         data: what the source was extracted from, to look column names up in: a path, a Dataset, or a list of records.
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
