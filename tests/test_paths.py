@@ -160,6 +160,7 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     assert (home / "store" / "store.json").is_file()
     call("extract", spice_rs.extract, model, pool, Path("~/plain"), chat_template="~/plain.jinja", **settings)
     call("extract", spice_rs.extract, model, pool, "~/views", checkpoints=["~/proxy"], **settings)
+    call("extract", spice_rs.extract, model, pool, "~/alike", like="~/store", progress=False, min_coverage=0)
     (home / "tokens").mkdir()
     call("extract", spice_rs.extract, model, pool, "~/again", cache_dir="~/tokens", **settings)
     with pytest.raises(InvalidInputError, match=rf"{home}/proxy: no optimiser's state"):

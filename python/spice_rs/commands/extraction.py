@@ -26,11 +26,12 @@ def add(commands: Any, called: Sequence[str]) -> None:
         examples=(
             "spice-rs extract --model MODEL --data pool.jsonl --out store",
             "spice-rs extract --model ~/models/small --data pool --split train --out store --max-length 4096",
+            "spice-rs extract --like store --data target.jsonl --out target-store",
             "spice-rs extract --model MODEL --data pool.csv --out store --columns prompt=frage,response=antwort",
         ),
     )
     if "extract" in called:
-        add_options(extract, spice_rs.extract, required=("model", "data", "out"))
+        add_options(extract, spice_rs.extract, required=("data", "out"))
 
     plan = add_command(
         commands,
@@ -58,7 +59,7 @@ def add(commands: Any, called: Sequence[str]) -> None:
         add_options(doctor, spice_rs.extract, skip=skip)
 
 
-def _extract(model: str, data: str, out: str, **options: Any) -> int | None:
+def _extract(model: str | None, data: str, out: str, **options: Any) -> int | None:
     from spice_rs.extraction.ranks import Rank
 
     rank = Rank.current()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spice_rs.selection.constraints import SCALARS
 
 EXTRACTION = {
-    "model": ("model", "lora_rank", "tokenizer", "gguf_file", "device", "trust_remote_code"),
+    "model": ("model", "like", "lora_rank", "tokenizer", "gguf_file", "device", "trust_remote_code"),
     "data": ("data", "split", "limit", "columns", "ignore_columns", "preference", "skip_bad"),
     "what is learned of a record": ("completion_only", "max_length", "chat_template"),
     "what a row records": (

@@ -97,8 +97,9 @@ def add_options(
         if name in required:
             keywords["required"] = True
         else:
-            keywords["default"] = parameter.default
-            text = _with_default(text, name, parameter.default)
+            default = None if parameter.default is parameter.empty else parameter.default
+            keywords["default"] = default
+            text = _with_default(text, name, default)
         parser.add_argument(
             flag_of(name), dest=name, help=in_flags(text, flags).replace("%", "%%"), **keywords
         )

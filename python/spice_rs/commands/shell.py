@@ -33,6 +33,7 @@ TEXTS = {
         "the records: a .jsonl, .json, .csv, .tsv or .parquet file (.gz too), a folder of such files, or a hub id",
         path,
     ),
+    "like": Own("STORE", kind=path),
     "tokenizer": Own(
         "TOKENIZER", "folder or hub id of a tokenizer (default: the one beside the model)", path
     ),
@@ -79,6 +80,7 @@ TEXTS = {
 
 DEFAULTS = {
     "limit": "all rows",
+    "like": "none",
     "lora_rank": "no LoRA",
     "gguf_file": "none",
     "ignore_columns": "none",

@@ -27,6 +27,7 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.like import check_alike, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
@@ -50,6 +51,7 @@ def extract(
     data: Any,
     out: str | os.PathLike[str],
     *,
+    like: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     dim: int = 4096,
     projection: Kind = "sparse",
@@ -88,11 +90,14 @@ def extract(
 
     Args:
         model: Folder, hub id, or a torch module: a causal language model (a PeftModel included), or any module with
-            data and a loss of your own. A module comes back as it was: training flags, requires_grad, device.
+            data and a loss of your own. A module comes back as it was: training flags, requires_grad, device. None with
+            `like` for that of the earlier store.
         data: A .jsonl, .json, .csv, .tsv or .parquet file, a hub id or folder for `datasets`, a Dataset, a data frame, or a
             list of records; see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a
             sample: a tensor, or a tuple or dict of tensors and numbers.
         out: The store's folder. Rows already there are kept, missing ones computed.
+        like: An earlier store: the new one gets the gradients of the same model, modules, projection, seeds and settings,
+            as a target of `select` must have, or is refused with what differs. What else is given has to be the same.
         tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
             module and the data are text.
         dim: Columns of a row; without meaning for projection="none".
@@ -191,11 +196,19 @@ def extract(
         checkpoint_weights=checkpoint_weights,
         cache_dir=cache_dir,
     )
-    out = local(out)
+    out, alike = local(out), None
+    if like is not None:
+        alike = GradientStore(like)
+        model, settings = repeated(like, model, settings, Settings.of({}, extract))
+    elif model is None:
+        raise InvalidInputError(
+            "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."
+        )
     rank = Rank.current()
     shown = progress if rank.first else False
     cache = TokenCache.of(out, cache_dir, shown)
-    template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
+    earliest = out if alike is None or (Path(out) / STORE_FILE).exists() else alike.path
+    template_date = recorded_date(Path(earliest) / STORE_FILE, "provenance")
     with ExitStack() as stack:
         stack.enter_context(libraries_silent(progress))
         stack.push(functools.partial(_tidy, out, cache))
@@ -211,6 +224,8 @@ def extract(
             )
         )
         reading, run = ready.reading, ready.run()
+        if alike is not None:
+            check_alike(alike, "sum", ready.provenance)
         share = rank.slice(reading.samples)
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
             run.prepare(share)  # what is refused leaves no store behind
@@ -220,16 +235,17 @@ def extract(
             GradientStore.create,
             out,
             dim=ready.projection.dim,
-            dtype=dtype,
+            dtype=settings.dtype,
             reduction="sum",
             provenance=provenance,
         )
         if rank.first:  # the others of this run share the lease
             create().close()  # the folder, if it is not there
             stack.enter_context(lease(out))
+            remember(out, model, settings)
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
-            _report(reading, max_length, out)
+            _report(reading, settings.max_length, out)
         _mark(out, reading)
         present = np.asarray(writer.contains(rows_of(share)), np.bool_)
         there, missing = chosen(share, present), chosen(share, ~present)

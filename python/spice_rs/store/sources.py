@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,15 @@ from spice_rs.store.source import Normalize, Source
 from spice_rs.store.store import GradientStore
 from spice_rs.store.tensors import MEMBER_SEPARATOR, split_member, tensor_cells
 
-__all__ = ["Normalize", "Source", "as_rows", "differing_origin", "join_sources", "open_source"]
+__all__ = [
+    "Normalize",
+    "Source",
+    "as_rows",
+    "differences_of_origin",
+    "differing_origin",
+    "join_sources",
+    "open_source",
+]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -170,7 +178,7 @@ def _joined_data(
 
 def _check_same_origin(a: GradientStore, b: GradientStore) -> None:
     """Refuse stores whose rows cannot be compared: of another loss, model or projection."""
-    for name, found, expected in _differences(a, b, ("reduction", "model", "projection")):
+    for name, found, expected in _differences(_origin(a), _origin(b), ("reduction", "model", "projection")):
         raise StoreMismatchError(
             f"{b.path}: {name}: found {found!r}, expected {expected!r} as in {a.path}. Select from stores that were"
             " extracted with the same settings."
@@ -185,14 +193,19 @@ def differing_origin(source: Source, other: Source) -> list[tuple[str, Any, Any]
     a, b = (_first_store(each) for each in (source, other))
     if a is None or b is None:
         return []
-    found = _differences(a, b, ("reduction", "model", "tracked", "projection", "loss", *_VIEWS))
+    return differences_of_origin(_origin(a), _origin(b))
+
+
+def differences_of_origin(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The same of what two stores record: their provenance, and their reduction."""
     parts: list[tuple[str, Any, Any]] = []
-    for name, there, here in found:  # of objects, the entries that differ
-        if isinstance(there, dict) and isinstance(here, dict):
-            keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
-            parts += [(f"{name}.{key}", there.get(key), here.get(key)) for key in keys]
+    names = ("reduction", "model", "tracked", "projection", "loss", *_VIEWS)
+    for name, found, expected in _differences(here, there, names):  # of objects, the entries that differ
+        if isinstance(found, dict) and isinstance(expected, dict):
+            keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+            parts += [(f"{name}.{key}", found.get(key), expected.get(key)) for key in keys]
         else:
-            parts.append((name, there, here))
+            parts.append((name, found, expected))
     return parts
 
 
@@ -201,14 +214,15 @@ def _first_store(source: Source) -> GradientStore | None:
     return held if isinstance(held, GradientStore) else None
 
 
-def _differences(a: GradientStore, b: GradientStore, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """Return (name, b's, a's) of what two stores record otherwise."""
+def _origin(store: GradientStore) -> dict[str, Any]:
+    return {**store.provenance, "reduction": store.reduction}
 
-    def known(store: GradientStore, name: str) -> Any:
-        return store.reduction if name == "reduction" else store.provenance.get(name)
 
-    pairs = [(name, known(b, name), known(a, name)) for name in names]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]
+) -> list[tuple[str, Any, Any]]:
+    """Return (name, b's, a's) of what differs."""
+    return [(name, b.get(name), a.get(name)) for name in names if a.get(name) != b.get(name)]
 
 
 def _check_disjoint(index: npt.NDArray[np.int64], parts: Sequence[Source]) -> None:

@@ -1,0 +1,182 @@
+"""Extracting as an earlier store was: its settings are taken, and what cannot be repeated is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spice_rs
+from command import run
+from spice_rs import InvalidInputError, StoreMismatchError
+from spice_rs.extraction.like import FILE
+from tiny import make_records
+
+RECORDS = make_records(12)
+OTHERS = [{**record, "response": record["response"][::-1] + " a b"} for record in RECORDS[:5]]
+SETTINGS: dict[str, Any] = {
+    "dim": 32,
+    "seed": 5,
+    "target_modules": ["q_proj", "down_proj"],
+    "min_coverage": 0,
+    "max_length": 20,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def stores(proxy, tmp_path_factory):
+    """The folder of a model, and of a store of its gradients."""
+    folder = tmp_path_factory.mktemp("like")
+    shutil.copytree(proxy, folder / "model")
+    spice_rs.extract(folder / "model", RECORDS, folder / "pool", **SETTINGS)
+    return folder
+
+
+def test_the_rows_are_those_of_the_same_settings(stores, tmp_path):
+    found = spice_rs.extract(
+        None, OTHERS, tmp_path / "target", like=stores / "pool", min_coverage=0, progress=False
+    )
+    same = spice_rs.extract(stores / "model", OTHERS, tmp_path / "same", **SETTINGS)
+    assert (found.read(range(5)) == same.read(range(5))).all()
+    assert found.provenance == same.provenance
+    assert (found.dtype, found.dim) == (same.dtype, 32)
+    picks = spice_rs.select(stores / "pool", 2, target=tmp_path / "target")
+    assert picks.target.rows == 5
+
+
+def test_records_of_the_pool_in_the_target_are_no_candidates(stores, tmp_path):
+    spice_rs.extract(
+        None, [*OTHERS, RECORDS[3]], tmp_path / "t", like=stores / "pool", min_coverage=0, progress=False
+    )
+    assert 3 in spice_rs.select(stores / "pool", 1, target=tmp_path / "t").target.overlap
+
+
+def test_it_can_be_gone_on_with(stores, tmp_path):
+    options: dict[str, Any] = {"like": stores / "pool", "min_coverage": 0, "progress": False}
+    spice_rs.extract(None, OTHERS, tmp_path / "t", limit=2, **options)
+    assert len(spice_rs.extract(None, OTHERS, tmp_path / "t", **options)) == 5
+    assert len(spice_rs.extract(stores / "model", OTHERS, tmp_path / "t", **SETTINGS)) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dim": 64}, "dim: found 64 beside like="),
+        ({"seed": 6}, "seed: found 6 beside like="),
+        ({"target_modules": "q_proj"}, "target_modules: found 'q_proj' beside like="),
+        ({"lora_rank": 2}, "lora_rank: found 2 beside like="),
+        ({"projection": "rademacher"}, "projection: found 'rademacher' beside like="),
+        ({"max_length": 21}, "max_length: found 21 beside like="),
+    ],
+)
+def test_other_settings_are_refused(stores, tmp_path, given, said):
+    with pytest.raises(InvalidInputError, match=f"^{said}"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=stores / "pool", **given)
+    assert not (tmp_path / "t").exists()
+
+
+def test_another_model_is_refused(stores, tmp_path):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(stores / "model")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight += 1
+    model.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(stores / "model" / name, tmp_path / "other")
+    with pytest.raises(StoreMismatchError, match=r"like: .*model\.weights: found"):
+        spice_rs.extract(
+            tmp_path / "other", OTHERS, tmp_path / "t", like=stores / "pool", min_coverage=0, progress=False
+        )
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_model_that_is_gone_has_to_be_named(stores, proxy, tmp_path):
+    shutil.copytree(stores / "pool", tmp_path / "pool")
+    noted = json.loads((tmp_path / "pool" / FILE).read_text())
+    noted["model"] = str(tmp_path / "gone")
+    (tmp_path / "pool" / FILE).write_text(json.dumps(noted))
+    with pytest.raises(InvalidInputError, match=r"model: found none, and that of .* is not at"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
+    options: dict[str, Any] = {"like": tmp_path / "pool", "min_coverage": 0, "progress": False}
+    assert len(spice_rs.extract(stores / "model", OTHERS, tmp_path / "t", **options)) == 5
+
+
+def test_a_store_of_before_needs_the_arguments_that_it_does_not_state(stores, tmp_path):
+    shutil.copytree(stores / "pool", tmp_path / "pool")
+    (tmp_path / "pool" / FILE).unlink()
+    options: dict[str, Any] = {"like": tmp_path / "pool", "min_coverage": 0, "progress": False}
+    with pytest.raises(InvalidInputError, match=r"^model: found none, and .* does not say where"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", **options)
+    with pytest.raises(StoreMismatchError, match=r"like: .*tracked"):
+        spice_rs.extract(stores / "model", OTHERS, tmp_path / "t", **options)
+    modules = SETTINGS["target_modules"]
+    found = spice_rs.extract(stores / "model", OTHERS, tmp_path / "t", target_modules=modules, **options)
+    assert found.provenance["projection"]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"model": 1, "asked": {}}', '{"model": null, "asked": {"x": 1}}']
+)
+def test_a_note_that_cannot_be_read_is_said(stores, tmp_path, text):
+    shutil.copytree(stores / "pool", tmp_path / "pool")
+    (tmp_path / "pool" / FILE).write_text(text)
+    with pytest.raises(InvalidInputError, match=rf"{FILE}: found"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
+
+
+def test_checkpoints_have_to_be_given_again(stores, tmp_path):
+    options: dict[str, Any] = {**SETTINGS, "checkpoints": [stores / "model"]}
+    spice_rs.extract(stores / "model", RECORDS, tmp_path / "pool", **options)
+    with pytest.raises(InvalidInputError, match="^checkpoints: found none"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
+    given = {"checkpoints": [stores / "model"], "min_coverage": 0, "progress": False}
+    assert len(spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool", **given)) == 5
+
+
+def test_a_model_in_memory_has_no_place(stores, tmp_path):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(stores / "model")
+    spice_rs.extract(model, RECORDS, tmp_path / "pool", tokenizer=stores / "model", **SETTINGS)
+    with pytest.raises(InvalidInputError, match=r"^model: found none, and .* does not say where"):
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
+    options: dict[str, Any] = {"like": tmp_path / "pool", "min_coverage": 0, "progress": False}
+    assert len(spice_rs.extract(model, OTHERS, tmp_path / "t", **options)) == 5
+
+
+def test_the_command_line_leads_from_pool_and_target_to_picks(stores, tmp_path, capsys):
+    for name, records in (("pool", RECORDS), ("target", OTHERS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    common = ["--out", tmp_path / "target", "--no-progress", "--min-coverage", "0"]
+    assert run("extract", "--like", stores / "pool", "--data", tmp_path / "target.jsonl", *common) == 0
+    pick = [
+        "select",
+        stores / "pool",
+        "-k",
+        "2",
+        "--target",
+        tmp_path / "target",
+        "--out",
+        tmp_path / "picks.jsonl",
+    ]
+    assert run(*pick, "--save", tmp_path / "sel") == 0
+    assert "contrast: ‖q‖ =" in capsys.readouterr().err
+    assert run("relevance", stores / "pool", tmp_path / "target") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = spice_rs.relevance(stores / "pool", tmp_path / "target")
+    assert [line["row"] for line in lines] == list(range(12))
+    assert [line["relevance"] for line in lines] == expected.tolist()
+    assert run("relevance", stores / "pool", tmp_path / "target", "--out", tmp_path / "r.npy") == 0
+    assert (np.load(tmp_path / "r.npy") == expected).all()
+    assert run("explain", tmp_path / "sel", stores / "pool", int(np.argmin(expected))) == 0
+    assert "points away from the target" in capsys.readouterr().out
+    assert run("extract", "--data", tmp_path / "pool.jsonl", "--out", tmp_path / "x") == 2
+    assert "--model: found none" in capsys.readouterr().err
+    groups = ["--target-groups", "id", "--target-data", tmp_path / "target.jsonl"]
+    assert run("select", stores / "pool", "-k", "3", "--target", tmp_path / "target", *groups) == 0
