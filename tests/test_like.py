@@ -177,6 +177,6 @@ def test_the_command_line_leads_from_pool_and_target_to_picks(stores, tmp_path, 
     assert run("explain", tmp_path / "sel", stores / "pool", int(np.argmin(expected))) == 0
     assert "points away from the target" in capsys.readouterr().out
     assert run("extract", "--data", tmp_path / "pool.jsonl", "--out", tmp_path / "x") == 2
-    assert "--model: found none" in capsys.readouterr().err
+    assert "found no --model" in capsys.readouterr().err
     groups = ["--target-groups", "id", "--target-data", tmp_path / "target.jsonl"]
     assert run("select", stores / "pool", "-k", "3", "--target", tmp_path / "target", *groups) == 0

@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
             stack.enter_context(_unlogged())
         elif os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
             stack.enter_context(heard("loading torch and transformers" if loads else None))
-        commands, listed = _parsers(arguments[:1])
+        commands, listed = _parsers(arguments)
         called = listed.get(arguments[0]) if arguments else None
         words.update(_words(called, listed.values()))
         _check_command(arguments, commands, listed)
@@ -152,14 +152,14 @@ def _parsers(called: Sequence[str]) -> tuple[Parser, Mapping[str, Parser]]:
     parser.groups = _FLOW
     parser.add_argument("--version", action="version", version=f"spice-rs {spice_rs.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    extraction.add(commands, called)
+    extraction.add(commands, called[:1], alike=any(each.split("=")[0] == "--like" for each in called))
     selection.add(commands)
     explanation.add(commands)
     report.add(commands)
     exports.add(commands)
     comparison.add(commands)
     relevance.add(commands)
-    schedule.add(commands, called)
+    schedule.add(commands, called[:1])
     agreement.add(commands)
     analysis.add(commands)
     stores.add(commands)

@@ -15,8 +15,14 @@ from spice_rs.printable import say, say_block
 from spice_rs.store.store import STORE_FILE
 
 
-def add(commands: Any, called: Sequence[str]) -> None:
-    """Add the commands; the options of those in `called` alone, since these take torch, and seconds."""
+def add(commands: Any, called: Sequence[str], *, alike: bool) -> None:
+    """Add the commands; the options of those in `called` alone, since these take torch, and seconds.
+
+    Args:
+        commands: Of the parser.
+        called: The command that is called.
+        alike: Whether an earlier store has the model.
+    """
     extract = add_command(
         commands,
         "extract",
@@ -31,7 +37,9 @@ def add(commands: Any, called: Sequence[str]) -> None:
         ),
     )
     if "extract" in called:
-        add_options(extract, spice_rs.extract, required=("data", "out"))
+        add_options(
+            extract, spice_rs.extract, required=("data", "out") if alike else ("model", "data", "out")
+        )
 
     plan = add_command(
         commands,
@@ -43,7 +51,7 @@ def add(commands: Any, called: Sequence[str]) -> None:
     )
     if "plan" in called:
         add_options(plan, spice_rs.plan, required=("model", "data"), skip=("extraction",))
-        add_options(plan, spice_rs.extract, skip=("model", "data", "out", "progress"))
+        add_options(plan, spice_rs.extract, skip=("model", "like", "data", "out", "progress"))
 
     doctor = add_command(
         commands,
@@ -55,7 +63,19 @@ def add(commands: Any, called: Sequence[str]) -> None:
     )
     if "doctor" in called:
         add_options(doctor, spice_rs.doctor, required=("model", "data"), skip=("extraction",))
-        skip = ("model", "data", "out", "dim", "projection", "nnz", "side", "dtype", "progress", "skip_bad")
+        skip = (
+            "model",
+            "like",
+            "data",
+            "out",
+            "dim",
+            "projection",
+            "nnz",
+            "side",
+            "dtype",
+            "progress",
+            "skip_bad",
+        )
         add_options(doctor, spice_rs.extract, skip=skip)
 
 

@@ -30,7 +30,9 @@ def add(commands: Any, called: Sequence[str]) -> None:
         add_options(run, spice_rs.run_schedule, required=("model", "data", "out"), skip=("extraction",))
         own = tuple(inspect.signature(spice_rs.run_schedule).parameters)
         add_options(
-            run, spice_rs.extract, skip=(*own, "dtype", "optimizer", "checkpoints", "checkpoint_weights")
+            run,
+            spice_rs.extract,
+            skip=(*own, "like", "dtype", "optimizer", "checkpoints", "checkpoint_weights"),
         )
 
 
