@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spice_rs.arguments import choice
 from spice_rs.data import layouts
 from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
@@ -47,8 +48,7 @@ class Rules:
         for each in ignored:
             if not isinstance(each, str) or not each:
                 raise InvalidInputError(f"ignore_columns: found {each!r}, expected names of columns")
-        if preference not in (None, "chosen"):
-            raise InvalidInputError(f"preference is {preference!r}, expected 'chosen' or None")
+        preference = choice("preference", preference, ("chosen", None))
         columns = columns or {}
         for field, column in columns.items():
             if field not in FIELDS:

@@ -20,10 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from spice_rs.arguments import flag_or_none
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.extraction.arguments import Kind
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Reading
@@ -31,7 +33,7 @@ from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.preparation import preparing
-from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
+from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.extraction.token_cache import TokenCache
@@ -157,7 +159,7 @@ def extract(
             or depend on the batch: a few short samples are tried out before the first row.
         StoreMismatchError: `out` was made with other settings, weights or data.
     """
-    settings = Settings(
+    given = dict(
         tokenizer=tokenizer,
         dim=dim,
         projection=projection,
@@ -191,10 +193,11 @@ def extract(
         checkpoint_weights=checkpoint_weights,
         cache_dir=cache_dir,
     )
-    out = local(out)
+    settings = Settings.of(given, extract)
+    progress, out = flag_or_none("progress", progress), local(out, "out")
     rank = Rank.current()
     shown = progress if rank.first else False
-    cache = TokenCache.of(out, cache_dir, shown)
+    cache = TokenCache.of(out, settings.cache_dir, shown)
     template_date = recorded_date(Path(out) / STORE_FILE, "provenance")
     with ExitStack() as stack:
         stack.enter_context(libraries_silent(progress))
@@ -220,7 +223,7 @@ def extract(
             GradientStore.create,
             out,
             dim=ready.projection.dim,
-            dtype=dtype,
+            dtype=settings.dtype,
             reduction="sum",
             provenance=provenance,
         )
@@ -229,7 +232,7 @@ def extract(
             stack.enter_context(lease(out))
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
-            _report(reading, max_length, out)
+            _report(reading, settings.max_length, out)
         _mark(out, reading)
         present = np.asarray(writer.contains(rows_of(share)), np.bool_)
         there, missing = chosen(share, present), chosen(share, ~present)

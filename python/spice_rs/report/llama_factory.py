@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spice_rs.arguments import text
 from spice_rs.atomic import replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -72,7 +73,7 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
     Raises:
         InvalidInputError: no data set can be called so, the folder is a file, or has a data set of this name by others.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"\w[\w.-]*", text("name", name)):
         raise InvalidInputError(
             f"name: found {name!r}, expected letters, digits, '_', '-' and '.'. LLaMA-Factory parts names by commas."
         )

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from spice_rs import _core
+from spice_rs.arguments import choice
 from spice_rs.errors import InvalidInputError
-from spice_rs.selection.arguments import check_reals
+from spice_rs.selection.arguments import alpha_given
 from spice_rs.store.pool import Pool
 
 Alpha = float | Literal["auto"]
@@ -48,11 +49,7 @@ def with_preset(
     """
     if preset is None:
         return dict(given)
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise InvalidInputError(
-            f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}. Choose one, or leave it out."
-        )
-    settings = PRESETS[preset]
+    settings = PRESETS[choice("preset", preset, PRESETS, remedy="Choose one, or leave it out.")]
     parameters = inspect.signature(function).parameters
     for name, value in settings.items():
         if given[name] != parameters[name].default and given[name] != value:
@@ -77,10 +74,9 @@ def resolve_alpha(alpha: Alpha, pool: Pool, *, threads: int | None = None) -> fl
     Raises:
         InvalidInputError: it is a word other than "auto".
     """
-    if not isinstance(alpha, str):
-        return check_reals(alpha=alpha)["alpha"]
-    if alpha != "auto":
-        raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
+    given = alpha_given(alpha)
+    if given != "auto":
+        return given
     norms_sq = _core.norms_sq(pool, threads=threads)
     norms_sq = norms_sq[norms_sq > 0]
     return 1.0 / float(np.median(norms_sq)) if norms_sq.size else 1.0
