@@ -168,10 +168,8 @@ def choice(
     options = tuple(options)
     if (value is None or isinstance(value, str)) and value in options:
         return None if value is None else str(value)
-    words = [each for each in options if each is not None]
-    near = nearest(value, words)
-    question = "" if near is None else f"; did you mean {near!r}?"
-    raise refused(name, value, listed(options) + question, remedy)
+    near = nearest(value, [each for each in options if each is not None])
+    raise refused(name, value, listed(options), remedy if near is None else f"Did you mean {near!r}?")
 
 
 def nearest(text: Any, words: Sequence[str]) -> str | None:

@@ -77,7 +77,7 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
         raise InvalidInputError(
             f"name: found {name!r}, expected letters, digits, '_', '-' and '.'. LLaMA-Factory parts names by commas."
         )
-    place = Path(local(folder))
+    place = Path(local(folder, "folder"))
     if place.exists() and not place.is_dir():
         raise InvalidInputError(
             f"{place}: found a file, expected a folder, LLaMA-Factory's dataset_dir. Name one."

@@ -7,10 +7,8 @@ from typing import Any, Literal
 from spice_rs.arguments import (
     choice,
     nearest,
-    number_of,
     real,
     real_or_none,
-    refused,
     whole,
     whole_or_none,
 )
@@ -73,10 +71,8 @@ def alpha_given(alpha: Any) -> float | Literal["auto"]:
     if isinstance(alpha, str) and alpha == "auto":
         return "auto"
     expected = "a finite number above 0 or 'auto'"
-    if number_of(alpha) is None:
-        question = "" if nearest(alpha, ["auto"]) is None else "; did you mean 'auto'?"
-        raise refused("alpha", alpha, expected + question, "The paper uses alpha=1.")
-    return real("alpha", alpha, above=0, expected=expected, remedy="The paper uses alpha=1.")
+    remedy = "The paper uses alpha=1." if nearest(alpha, ["auto"]) is None else "Did you mean 'auto'?"
+    return real("alpha", alpha, above=0, expected=expected, remedy=remedy)
 
 
 def alpha_number(alpha: Any) -> float:

@@ -251,7 +251,8 @@ def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows 
 
 def _asks(value: Any) -> bool:
     """Whether a condition asks for anything: no value and no rows do not."""
-    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+    sized = hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+    return value is not None and not (sized and len(value) == 0)
 
 
 def _check_costs(costs: Floats) -> None:
