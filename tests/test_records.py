@@ -329,7 +329,7 @@ def test_columns_that_are_not_used_are_refused(columns, record, word):
         ({"columns": {"prompt": "a"}, "ignore_columns": "a"}, "'a' as the prompt"),
         ({"ignore_columns": [7]}, "ignore_columns: found 7"),
         ({"ignore_columns": ""}, "ignore_columns: found ''"),
-        ({"preference": "rejected"}, "preference is 'rejected'"),
+        ({"preference": "rejected"}, "preference: found 'rejected'"),
     ],
 )
 def test_arguments_that_contradict_themselves_are_refused(options, word):

@@ -43,7 +43,7 @@ _CHECKS = {
     **_checks(partial(whole, most=1 << 31), "dim", "nnz"),
     **_checks(partial(whole, most=4096), "side"),
     **_checks(partial(whole, least=0), "seed"),
-    **_checks(whole, "max_length"),
+    **_checks(partial(whole, least=2, remedy="One token to predict from, one to learn."), "max_length"),
     **_checks(whole_or_none, "lora_rank", "tokens_per_batch", "limit"),
     **_checks(partial(real, least=0, most=1), "min_coverage"),
     **_checks(flag, "norms", "embeddings", "completion_only", "gradient_checkpointing", "skip_bad"),
