@@ -332,6 +332,70 @@ def test_rows_are_whole_numbers_in_one_dimension(given, calls):
     assert "whole numbers" in refusal(spice_rs.extend, earlier, "old_rows", given)
 
 
+def test_truth_values_in_a_list_of_numbers_are_not_counted(tmp_path):
+    mixed = [True, *[2] * 39]
+    for name, more in (("costs", {"budget": 9}), ("weights", {"k": 3}), ("prior", {"k": 3})):
+        assert "for row 0" in refusal(spice_rs.select, {"source": ROWS, **more}, name, mixed)
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=6) as writer:
+        refusal(writer.append, {"rows": ROWS}, "index", [True, *range(2, 41)])
+        refusal(writer.append, {"rows": ROWS, "index": np.arange(40)}, "num_tokens", mixed)
+        writer.append(ROWS, np.arange(40))
+    store = spice_rs.GradientStore(tmp_path / "s")
+    for given in ([True, 2], [1, np.False_], [1.0], [None], "x", {1, 2}, [[1], [1, 2]], [1 << 63]):
+        refusal(store.read, {}, "positions", given)
+        refusal(store.positions, {}, "index", given)
+        refusal(store.delete, {}, "index", given)
+
+
+def test_what_a_store_is_given_beside_numbers_is_refused_alike(calls, tmp_path):
+    create = calls["GradientStore.create"][0]
+    for name in ("dtype", "reduction", "writer", "provenance"):
+        for given in (3, ["a"], b"x", True, object()):
+            refusal(create, {"dim": 3}, name, given)
+    for name in ("dtype", "reduction"):
+        refusal(create, {"dim": 3}, name, "floot16")
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=6) as writer:
+        writer.append(ROWS, np.arange(40))
+    store = spice_rs.GradientStore(tmp_path / "s")
+    merge = {"sources": [tmp_path / "s"], "path": tmp_path / "t"}
+    convert = {"path": tmp_path / "t", "dtype": "float32"}
+    for function, more in (
+        (store.verify, {}),
+        (store.compact, {}),
+        (store.delete, {"index": [1]}),
+        (store.convert, convert),
+        (store.export, {"path": tmp_path / "t"}),
+        (store.repair, {"path": tmp_path / "s"}),
+        (store.merge, merge),
+    ):
+        for given in (3, True, "yes", [print]):
+            refusal(function, more, "progress", given)
+    for given in ("float64", 3, None):
+        refusal(store.convert, convert, "dtype", given)
+    for given in (3, str(tmp_path / "s"), tmp_path / "s", b"s", [3], None):
+        refusal(store.merge, merge, "sources", given)
+    assert len(store) == 40
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+@pytest.mark.parametrize("given", [3, ["a"], "prompt", {"prompt": 3}, {3: "prompt"}, [("prompt", "a")]])
+def test_columns_are_a_mapping_everywhere(given, calls, tmp_path):
+    picked, data = calls["Selection.head"][0](3), [{"prompt": "a", "response": "b"}] * 40
+    refusal(spice_rs.extract, calls["extract"][1], "columns", given)
+    refusal(
+        spice_rs.explain, {"selection": picked, "source": ROWS, "rows": [1], "data": data}, "columns", given
+    )
+    refusal(picked.to_llama_factory, {"folder": tmp_path, "data": data}, "columns", given)
+
+
+def test_names_are_texts(calls):
+    for given in (3, [3], {"a": 1}, b"x"):
+        refusal(spice_rs.extract, calls["extract"][1], "ignore_columns", given)
+        refusal(spice_rs.extract, calls["extract"][1], "target_modules", given)
+        refusal(spice_rs.compare, {"source": ROWS, "k": 3, "methods": ["spice"]}, "scales", given)
+    refusal(spice_rs.compare, {"source": ROWS, "k": 3, "methods": ["spice"]}, "scales", ["auto"])
+
+
 @pytest.mark.parametrize("given", [3, None, "picks", [1, 2], {"k": 3}])
 def test_what_is_no_selection_is_refused_as_such(given):
     for function, more in (

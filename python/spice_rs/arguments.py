@@ -11,7 +11,7 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -245,6 +245,36 @@ def shown(progress: Any) -> bool | Callable[..., object] | None:
     return _flag("progress", progress, "True, False, None or a function")
 
 
+def mapping_or_none(name: str, value: Any) -> Mapping[str, str] | None:
+    """Return text by text that may be left out.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
+        return value
+    raise refused(name, value, "a mapping of text to text, or None", "Put it in braces: {'a': 'b'}.")
+
+
+def names_or_none(name: str, value: Any) -> Any:
+    """Return a text or several that may be left out, as they are.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    several = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    if value is None or isinstance(value, str) or (several and all(isinstance(each, str) for each in value)):
+        return value
+    raise refused(name, value, "a text, a list of texts or None", "Put each in quotes.")
+
+
+def has_truth_values(values: Any) -> bool:
+    """Whether a list has truth values among its elements, which an array of it would show as 0 and 1."""
+    return isinstance(values, list | tuple) and not {bool, np.bool_}.isdisjoint(map(type, values))
+
+
 def instance(name: str, value: Any, kind: type[T], *, expected: str, remedy: str) -> T:
     """Return an object of a kind.
 
@@ -279,7 +309,7 @@ def rows_given(name: str, value: Any, *, remedy: str = "for example sel.indices"
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         found = f"{array.dtype} of shape {array.shape}"
         raise InvalidInputError(f"{name}: found {found}, expected {expected}. Pass {remedy}.")
-    if isinstance(value, list | tuple) and any(isinstance(each, bool | np.bool_) for each in value):
+    if has_truth_values(value):
         raise refused(name, value, expected, "True and False are none: leave them out.")
     if array.dtype.kind == "u" and array.size and array.max() > MOST:
         raise refused(name, int(array.max()), f"whole numbers up to {MOST}", "Leave it out.")

@@ -12,7 +12,7 @@ from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
 from spice_rs.analysis.waiting import waited
-from spice_rs.arguments import is_whole
+from spice_rs.arguments import is_whole, mapping_or_none
 from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import row_list
@@ -93,7 +93,7 @@ def explain(
     """
     if is_whole(rows):
         rows = [rows]
-    wanted = row_list("rows", rows)
+    wanted, columns = row_list("rows", rows), mapping_or_none("columns", columns)
     given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()

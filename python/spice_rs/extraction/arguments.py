@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from spice_rs.arguments import (
+    callable_or_none,
     choice,
     flag,
     flag_or_none,
+    mapping_or_none,
+    names_or_none,
     real,
     reals,
     refused,
@@ -53,6 +56,9 @@ _CHECKS = {
     **_checks(partial(choice, options=DTYPES), "dtype"),
     **_checks(partial(choice, options=("chosen", None)), "preference"),
     **_checks(text_or_none, "gguf_file", "split"),
+    **_checks(mapping_or_none, "columns"),
+    **_checks(names_or_none, "ignore_columns", "target_modules"),
+    **_checks(callable_or_none, "loss_fn"),
     **_checks(_path_or_none, "chat_template", "cache_dir"),
     **_checks(_reals_or_none, "checkpoint_weights"),
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spice_rs.arguments import text
+from spice_rs.arguments import mapping_or_none, text
 from spice_rs.atomic import replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -125,7 +125,7 @@ def _as_extracted(
     layout = {} if belonging is None else belonging.layout
     ignored = layout.get("ignore_columns") or ()
     ignored = [ignored] if isinstance(ignored, str) else ignored
-    columns = layout.get("columns") if columns is None else columns
+    columns = mapping_or_none("columns", layout.get("columns") if columns is None else columns)
     return columns, frozenset(ignored) - {*(columns or {}).values()}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.arguments import number_of, rows_given
+from spice_rs.arguments import has_truth_values, number_of, rows_given
 from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
@@ -76,7 +76,7 @@ class Columns:
             array = np.asarray(values)
         except ValueError:  # lists of different lengths
             array = np.empty(0, object)
-        if array.ndim == 1 and array.dtype.kind in "iuf":
+        if array.ndim == 1 and array.dtype.kind in "iuf" and not has_truth_values(values):
             numbers = array.astype(np.float64)
         else:
             numbers = np.array([self._number(field, i, value) for i, value in enumerate(values)], np.float64)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spice_rs.arguments import refused
+from spice_rs.arguments import has_truth_values, refused
 from spice_rs.errors import InvalidInputError
 
 
@@ -78,8 +78,9 @@ def floats(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDAr
 def integers(field: str, values: ArrayLike, dtype: type[Any], length: int | None = None) -> NDArray[Any]:
     """C-contiguous integers (m,) of ``dtype``; values that do not fit are refused."""
     array = as_array(field, values, (length,))
-    if array.dtype.kind not in "iu" and array.size > 0:
-        raise InvalidInputError(f"{field}: found {array.dtype}, expected integers. Convert it to int64.")
+    if (array.dtype.kind not in "iu" and array.size > 0) or has_truth_values(values):
+        found = "bool" if has_truth_values(values) else array.dtype
+        raise InvalidInputError(f"{field}: found {found}, expected integers. Convert it to int64.")
     if array.size > 0:
         limits = np.iinfo(dtype)
         smallest, largest = int(array.min()), int(array.max())
