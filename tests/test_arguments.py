@@ -25,6 +25,7 @@ from command import run
 from reference import make_data, make_model
 from spice_rs import InvalidInputError, arguments, cli
 from spice_rs.commands import values
+from spice_rs.extraction.projection import Parameter, make_projection
 
 pytestmark = pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 
@@ -174,6 +175,10 @@ def test_every_public_function_with_a_number_a_switch_or_a_word_is_called_here(c
     assert set(calls) == set(NUMBERED)
 
 
+ANY_SEED = ("extract", "plan", "doctor", "OnlineSelector.__init__")
+"""What only hashes its seed, so that every whole number will do, however large."""
+
+
 def wrong(kinds):
     """Values that a parameter of these types must refuse."""
     whole = int in kinds
@@ -222,7 +227,8 @@ def test_what_cannot_be_used_is_refused_in_one_shape(called, calls):
         judged_here |= {name: kinds for name, kinds in EXTRACTION.items() if name not in left_out}
     given = {**least, **{name: each for name, each in valid.items() if name in ("k", "dim")}}
     for name, kinds in judged_here.items():
-        for value in wrong(kinds):
+        any_seed = name == "seed" and called in ANY_SEED
+        for value in (each for each in wrong(kinds) if not (any_seed and arguments.is_whole(each))):
             sequence = name == "prefixes" and isinstance(value, list | np.ndarray | set)
             if not sequence:
                 text = refusal(function, given, name, value)
@@ -499,6 +505,16 @@ def test_a_schedule_and_a_selector_take_numbers_of_numpy(tmp_path):
     assert chosen[0].tolist() == chosen[1].tolist()
 
 
+@pytest.mark.parametrize("seed", [-1, np.int8(-1), 1 << 70])
+def test_projections_hash_any_seed_and_a_fresh_lora_takes_none_below_zero(seed, calls):
+    made = make_projection("sparse", [Parameter("a", (4, 3))], dim=8, seed=seed)
+    assert type(made.seed) is int
+    assert made.seed == seed
+    if seed < 0:
+        refusal(spice_rs.extract, {**calls["extract"][1], "lora_rank": 2}, "seed", seed)
+    refusal(spice_rs.run_schedule, calls["run_schedule"][1], "seed", -1)
+
+
 # --- the command line ---------------------------------------------------------------------------------------------
 
 LINES = {
@@ -558,7 +574,9 @@ def test_commands_refuse_a_number_by_the_name_of_its_option(command, tmp_path, m
     for name, option, whole, _ in OPTIONS:
         if name != command:
             continue
-        for value in ("3.5", "x", "-1", "99999999999999999999") if whole else ("x", "nan", "inf"):
+        seeded = option == "--seed" and name in ANY_SEED
+        outside = () if seeded else ("-1", "99999999999999999999")
+        for value in ("3.5", "x", *outside) if whole else ("x", "nan", "inf"):
             line = [part for part in LINES[name].split() if option != "-k" or part not in ("-k", "3")]
             more = [] if option in ("-k", "--budget") or name != "select" else ["-k", "3"]
             assert run(name, *line, *more, option, value) == 2, (option, value)

@@ -52,13 +52,15 @@ def is_whole(value: Any) -> bool:
     return isinstance(number_of(value), int | np.integer)
 
 
-def whole(name: str, value: Any, *, least: int = 1, most: int = MOST, remedy: str = "Choose one.") -> int:
+def whole(
+    name: str, value: Any, *, least: int | None = 1, most: int = MOST, remedy: str = "Choose one."
+) -> int:
     """Return a whole number as Python has it.
 
     Args:
         name: the argument.
         value: what was given for it.
-        least: the smallest that will do.
+        least: the smallest that will do; None where any whole number will.
         most: the largest that will do.
         remedy: what to do otherwise, a sentence.
 
@@ -75,14 +77,14 @@ def whole_or_none(
     return None if value is None else _whole(name, value, least, most, remedy, " or None")
 
 
-def _whole(name: str, value: Any, least: int, most: int, remedy: str, also: str) -> int:
+def _whole(name: str, value: Any, least: int | None, most: int, remedy: str, also: str) -> int:
     found = number_of(value)
     counts = isinstance(found, int | np.integer)
-    if counts and least <= found <= most:
+    if counts and (least is None or least <= found <= most):
         return int(found)
     is_open = most >= BOUNDLESS and not (counts and found > most)
-    limits = f"of at least {least}" if is_open else f"from {least} to {most}"
-    raise refused(name, value, f"a whole number {limits}{also}", remedy)
+    limits = f" of at least {least}" if is_open else f" from {least} to {most}"
+    raise refused(name, value, f"a whole number{'' if least is None else limits}{also}", remedy)
 
 
 def real(

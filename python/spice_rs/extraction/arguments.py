@@ -45,7 +45,7 @@ def _checks(check: Callable[[str, Any], Any], *names: str) -> dict[str, Callable
 _CHECKS = {
     **_checks(partial(whole, most=1 << 31), "dim", "nnz"),
     **_checks(partial(whole, most=4096), "side"),
-    **_checks(partial(whole, least=0), "seed"),
+    **_checks(partial(whole, least=None), "seed"),
     **_checks(partial(whole, least=2, remedy="One token to predict from, one to learn."), "max_length"),
     **_checks(whole_or_none, "lora_rank", "tokens_per_batch", "limit"),
     **_checks(partial(real, least=0, most=1), "min_coverage"),
@@ -75,4 +75,6 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if "nnz" in found and "dim" in found and found["nnz"] > found["dim"]:
         expected = f"a whole number from 1 to {found['dim']}, the columns of a row"
         raise refused("nnz", found["nnz"], expected, "Use fewer buckets, or more columns.")
+    if "seed" in found and found.get("lora_rank") is not None:
+        whole("seed", found["seed"], least=0, remedy="torch draws a fresh LoRA from it.")
     return found

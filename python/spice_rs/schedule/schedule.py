@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spice_rs.arguments import flag_or_none, real, real_or_none
+from spice_rs.arguments import flag_or_none, real, real_or_none, whole, whole_or_none
 from spice_rs.data.left_out import reasons
 from spice_rs.data.matching import LAYOUT, Belonging
 from spice_rs.data.splits import with_split
@@ -48,7 +48,7 @@ from spice_rs.schedule.result import Schedule
 from spice_rs.schedule.state import RunState
 from spice_rs.schedule.training import Optimisation, ProxyTraining
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
-from spice_rs.selection.arguments import alpha_number, count, count_or_none
+from spice_rs.selection.arguments import alpha_number
 from spice_rs.selection.picks import joined, write_lines
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize
@@ -135,13 +135,11 @@ def run_schedule(
         if name in extraction:
             reason = "no store is written" if name == "dtype" else "gradients are those of the proxy as it is"
             raise TypeError(f"{name} is no argument of run_schedule: {reason}")
-    settings = Settings.of({**extraction, "seed": seed}, extract)
+    settings = Settings.of({**extraction, "seed": whole("seed", seed, least=0)}, extract)
     seed, out = settings.seed, local(out, "out")
-    pool_size, select_per_window = (
-        count("pool_size", pool_size),
-        count("select_per_window", select_per_window),
-    )
-    interval, warmup_steps = count_or_none("interval", interval), count_or_none("warmup_steps", warmup_steps)
+    pool_size = whole("pool_size", pool_size)
+    select_per_window = whole("select_per_window", select_per_window)
+    interval, warmup_steps = whole_or_none("interval", interval), whole_or_none("warmup_steps", warmup_steps)
     learning_rate = real("learning_rate", learning_rate, above=0)
     weight_decay = real("weight_decay", weight_decay, least=0)
     max_grad_norm = real_or_none("max_grad_norm", max_grad_norm, above=0)
