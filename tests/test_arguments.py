@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import subprocess
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -613,6 +615,11 @@ def test_limits_are_told_as_they_are():
         with pytest.raises(InvalidInputError, match=f"x: found nan, expected {says}, or None. Choose one."):
             arguments.real_or_none("x", float("nan"), **limits)
         assert arguments.real_or_none("x", None, **limits) is None
+
+
+def test_arguments_are_checked_without_torch():
+    code = "import sys, spice_rs.extraction.arguments as a; a.checked({'dim': 3}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_counts_as_a_number():
