@@ -12,9 +12,9 @@ groups       the same with as many picks of each group: `target_groups`
 V-optimal    greedily the least Σ_t tᵀM⁻¹t over the centred rows of both targets, among rows that point to one of them
 
 The step is what a small step of training on the picks, each at unit length, does to the loss of held-out records in first
-order, over that of a step on as many rows of the same source: 1 is as good as knowing the sources. (Picks by the cosine to the
-target's mean are the best by this measure by construction, and not when trained on.) Intervals are standard deviations over
---seeds draws of target and held-out records.
+order, over that of a step on as many rows of the same source: 1 is as good as knowing the sources. (Picks by the cosine to
+the target's mean are the best by this measure by construction, and not when trained on.) Intervals are standard deviations
+over --seeds draws of target and held-out records.
 """
 
 from __future__ import annotations
@@ -129,18 +129,17 @@ def compare(
 
 def cost(rows: int, k: int, repeats: int) -> None:
     """CPU seconds of a selection for a target over those of the same one without, least of some runs each, by turns."""
-    shape: dict[str, Any] = {"dim": 1024, "dtype": "float16"}
-    unit_rows: dict[str, Any] = {**shape, "normalize": "unit", "alpha": "auto"}
+    unit_rows: dict[str, Any] = {"normalize": "unit", "alpha": "auto"}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("clustered", "isotropic"):
-            path = Path(folder) / f"{name}.bin"
+            path = Path(folder) / f"{name}.npy"
             write_law(path, name, rows, 1024, 0, "float16")
-            few = np.float32(np.memmap(path, np.float16, "r").reshape(-1, 1024)[:32])
+            few = np.float32(np.load(path, mmap_mode="r")[:32])
             target = few + np.random.default_rng(0).standard_normal(few.shape, np.float32) * few.std()
             runs = {
                 "without": partial(spice_rs.select, path, k, **unit_rows, conflict_penalty=0),
                 "target": partial(spice_rs.select, path, k, **unit_rows, target=target),
-                "relevance": partial(spice_rs.relevance, path, target, **shape),
+                "relevance": partial(spice_rs.relevance, path, target),
             }
             seconds: dict[str, list[float]] = {each: [] for each in runs}
             for _ in range(repeats):

@@ -272,7 +272,7 @@ def test_what_does_not_fit_the_selection_is_refused():
         (0, "prefixes: found 0"),
         ([6], "prefixes: found 6, expected numbers from 0 to 5"),
         ([-1], "prefixes: found -1"),
-        (2.5, "prefixes: found float"),
+        (2.5, "prefixes: found 2.5, expected a whole number"),
         ([0.5], "prefixes: found float64"),
     ):
         with pytest.raises(InvalidInputError, match=words):

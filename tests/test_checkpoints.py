@@ -268,8 +268,14 @@ def test_other_checkpoints_do_not_join_a_store(change, tmp_path):
         ({"checkpoints": ["/no/such/folder"]}, "no such folder"),
         ({"checkpoint_weights": [1]}, "without checkpoints"),
         ({"checkpoints": [make_model().state_dict()], "checkpoint_weights": [1, 2]}, "expected 1 positive"),
-        ({"checkpoints": [make_model().state_dict()], "checkpoint_weights": [-1]}, "expected 1 positive"),
-        ({"checkpoints": [make_model().state_dict()], "checkpoint_weights": ["x"]}, "expected numbers"),
+        (
+            {"checkpoints": [make_model().state_dict()], "checkpoint_weights": [-1]},
+            "expected a list of positive",
+        ),
+        (
+            {"checkpoints": [make_model().state_dict()], "checkpoint_weights": ["x"]},
+            "expected a list of positive numbers",
+        ),
     ],
 )
 def test_checkpoints_that_cannot_be_used_are_named(options, word, tmp_path):

@@ -128,7 +128,7 @@ def test_a_selection_is_saved_and_a_run_resumed(pool, capsys):
         (["select", "{pool}/store", "-k", "3", "--out", "{pool}/none/picks.jsonl"], "none"),
         (["info", "{pool}"], "store"),
         (["verify", "{pool}/none"], "store"),
-        (["demo", "{pool}/demo", "--samples", "3"], "20 samples"),
+        (["demo", "{pool}/demo", "--samples", "3"], "of at least 20"),
     ],
 )
 def test_user_errors_take_one_line_and_exit_with_2(pool, capsys, arguments, says, monkeypatch):

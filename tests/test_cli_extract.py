@@ -262,11 +262,11 @@ def test_a_folder_without_a_model_is_named(proxy, tmp_path, capsys):
 
 ARGUMENTS = {
     "no device of that name": (["--device", "abacus"], ["device", "'abacus'"]),
-    "no columns": (["--dim", "0"], ["dim is 0", "from 1"]),
-    "fewer than no columns": (["--dim", "-4"], ["dim is -4", "from 1"]),
-    "no rows": (["--limit", "0"], ["limit is 0", "positive"]),
-    "no room for a target": (["--max-length", "1"], ["--max-length is 1", "at least 2"]),
-    "no batch": (["--tokens-per-batch", "0"], ["--tokens-per-batch is 0", "positive"]),
+    "no columns": (["--dim", "0"], ["--dim: found 0", "at least 1"]),
+    "fewer than no columns": (["--dim", "-4"], ["--dim: found -4", "at least 1"]),
+    "no rows": (["--limit", "0"], ["--limit: found 0", "at least 1"]),
+    "no room for a target": (["--max-length", "1"], ["--max-length: found 1", "at least 2"]),
+    "no batch": (["--tokens-per-batch", "0"], ["--tokens-per-batch: found 0", "at least 1"]),
     "no module": (["--target-modules", "x_proj"], ["x_proj", "q_proj"]),
     "a projection that is none": (["--projection", "other"], ["--projection", "'other'", "two_sided"]),
     "a dtype that is none": (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),

@@ -210,10 +210,10 @@ def test_own_samples_of_different_shapes_go_one_by_one():
 
 
 def test_wrong_arguments_are_named(tokenizer):
-    with pytest.raises(InvalidInputError, match="samples is 1"):
+    with pytest.raises(InvalidInputError, match="samples: found 1, expected a whole number of at least 2"):
         doctor(make("llama"), make_records(3), tokenizer, samples=1)
     for tolerance in (-1.0, float("nan"), "small"):
-        with pytest.raises(InvalidInputError, match=f"tolerance is {tolerance!r}"):
+        with pytest.raises(InvalidInputError, match=f"tolerance: found {tolerance!r}"):
             doctor(make("llama"), make_records(3), tokenizer, tolerance=tolerance)
     exact = results(doctor(make("llama"), make_records(3), tokenizer, tolerance=0.0))
     assert exact["rows by plain autograd"].expected == "≤ 0e+00"

@@ -523,7 +523,7 @@ def test_norms_that_are_trained_are_tracked(tmp_path):
         ({"limit": 0}, "limit"),
         ({"tokens_per_batch": -1}, "tokens_per_batch"),
         ({"max_length": 1}, "max_length"),
-        ({"max_length": None}, "max_length is None"),
+        ({"max_length": None}, "max_length: found None"),
         ({"seed": -1, "lora_rank": 2}, "seed: found -1"),
         ({"seed": 1 << 63, "lora_rank": 2}, "seed: found 9223372036854775808"),
         ({"device": "abacus"}, "device"),

@@ -42,10 +42,11 @@ from reference import (
     run,
 )
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.extraction.arguments import KINDS
 from spice_rs.extraction.experts import ExpertsLayer
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.layers import leave_out, norm_of
-from spice_rs.extraction.projection import KINDS, Parameter, make_projection
+from spice_rs.extraction.projection import Parameter, make_projection
 from spice_rs.extraction.proxy import checkpointed
 
 SIZES = dict(

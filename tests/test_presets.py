@@ -66,7 +66,7 @@ def test_a_run_with_auto_is_saved_resumed_and_extended_with_its_number(tmp_path)
 
 @pytest.mark.parametrize("alpha", ["Auto", "", "1"])
 def test_other_words_for_alpha_are_refused(alpha):
-    with pytest.raises(InvalidInputError, match="alpha: found .*expected a number or 'auto'"):
+    with pytest.raises(InvalidInputError, match="alpha: found .*expected a finite number above 0 or 'auto'"):
         spice_rs.select(rows(), 3, alpha=alpha)
 
 

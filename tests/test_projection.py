@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.arguments import KINDS
 from spice_rs.extraction.projection import (
-    KINDS,
     Parameter,
     dense_signs,
     hash_counters,

@@ -327,9 +327,9 @@ def test_columns_that_are_not_used_are_refused(columns, record, word):
         ({"columns": {"prompt": "a", "question": "b", "response": "c"}}, "'prompt' and 'question'"),
         ({"columns": {"prompt": "a", "response": "b", "output": "c"}}, "'response' and 'output'"),
         ({"columns": {"prompt": "a"}, "ignore_columns": "a"}, "'a' as the prompt"),
-        ({"ignore_columns": [7]}, "ignore_columns: found 7"),
+        ({"ignore_columns": [7]}, r"ignore_columns: found \[7\]"),
         ({"ignore_columns": ""}, "ignore_columns: found ''"),
-        ({"preference": "rejected"}, "preference is 'rejected'"),
+        ({"preference": "rejected"}, "preference: found 'rejected'"),
     ],
 )
 def test_arguments_that_contradict_themselves_are_refused(options, word):

@@ -51,7 +51,7 @@ def test_headerless_files(tmp_path, dtype):
         picks(path)
     with pytest.raises(InvalidInputError, match="expected a multiple of"):
         picks(path, dim=7, dtype=dtype)
-    with pytest.raises(InvalidInputError, match="found int8"):
+    with pytest.raises(InvalidInputError, match="dtype: found .int8."):
         picks(path, dim=8, dtype="int8")
     with pytest.raises(InvalidInputError, match="dim: found 0"):
         picks(path, dim=0, dtype=dtype)

@@ -411,7 +411,7 @@ def test_an_array_that_rows_cannot_be_read_into_is_refused(tmp_path: Path) -> No
     ):
         with pytest.raises(InvalidInputError, match=f"out: found .*{found}"):
             store.read([0, 1], bad)
-    with pytest.raises(TypeError, match="out: found list"):
+    with pytest.raises(InvalidInputError, match="out: found list"):
         store.read([0, 1], [[0.0] * DIM] * 2)
     with pytest.raises(InvalidInputError, match="positions"):
         store.read([0, 2], good)

@@ -285,7 +285,7 @@ def test_different_rows_of_one_index_are_not_merged(tmp_path: Path) -> None:
     assert content(merged) == whole["last"]
     for shard in shards(b):
         (a / shard).unlink()
-    with pytest.raises(InvalidInputError, match='differing: found "all"'):
+    with pytest.raises(InvalidInputError, match="differing: found 'all'"):
         GradientStore.merge([a, b], tmp_path / "m", differing="all")
     for schema, field in (
         ({"dtype": "float32"}, "dtype"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spice_rs.analysis.comparison import compare
-from spice_rs.errors import InvalidInputError
+from spice_rs.arguments import real, whole
 from spice_rs.paths import local
 from spice_rs.printable import say, say_block
 from spice_rs.selection.result import Selection
@@ -40,11 +40,8 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
         InvalidInputError: an argument is out of range.
         ModuleNotFoundError: a package that the demo needs is not installed.
     """
-    if samples < 20 or not 0 < share <= 1:
-        raise InvalidInputError(
-            f"demo: found {samples} samples and share {share}, expected at least 20 samples and a share in (0, 1]."
-            " Try --samples 240 --share 0.1."
-        )
+    samples = whole("samples", samples, least=20, remedy="Try 240.")
+    share = real("share", share, above=0, most=1, remedy="Try 0.1.")
     model_folder, gguf_file = model_files()
     from spice_rs.pipeline import choose  # needs torch
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 
+from spice_rs.arguments import choice
 from spice_rs.errors import InvalidInputError
 
 Library = Literal["pandas", "polars"]
@@ -44,10 +45,7 @@ def as_frame(columns: Mapping[str, npt.NDArray[Any]], library: Library | None = 
         InvalidInputError: the library is not installed, or there is none of that name.
     """
     known = get_args(Library)
-    if library is not None and library not in known:
-        raise InvalidInputError(
-            f"library: found {library!r}, expected 'pandas' or 'polars'. Choose one, or leave it out."
-        )
+    library = choice("library", library, (*known, None), remedy="Choose one, or leave it out.")
     for name in known if library is None else (library,):
         try:
             module = import_module(name)

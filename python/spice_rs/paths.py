@@ -6,21 +6,29 @@ import difflib
 import os
 from urllib.parse import unquote, urlsplit
 
+from spice_rs.arguments import refused
 from spice_rs.errors import InvalidInputError
 
 _SCHEME = "file:"
 
 
-def local(path: str | os.PathLike[str]) -> str:
+def local(path: str | bytes | os.PathLike[str], name: str = "path") -> str:
     """Return a path with the home folder in place of `~` or `~user`, and without `file://`; anything else as it is.
 
     It may be called on what it has returned: a file that is itself called `~x`, and given as `./~x`, comes back as an
     absolute path. What follows `::` is no part of the path and stays.
 
+    Args:
+        path: what was given: text, bytes as the operating system has them, or a `pathlib.Path`.
+        name: the argument, for messages.
+
     Raises:
-        InvalidInputError: there is no such user, or the URL names another machine.
+        InvalidInputError: it is no path, there is no such user, or the URL names another machine.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise refused(name, path, "a path", "Give it as a text or a pathlib.Path.") from None
     if text.lower().startswith(_SCHEME + "//"):
         text = _of_url(text)
     if not text.startswith("~"):
@@ -38,9 +46,9 @@ def local(path: str | os.PathLike[str]) -> str:
     )
 
 
-def local_or_none(path: str | os.PathLike[str] | None) -> str | None:
+def local_or_none(path: str | bytes | os.PathLike[str] | None, name: str = "path") -> str | None:
     """Return `local` of a path that may be left out."""
-    return None if path is None else local(path)
+    return None if path is None else local(path, name)
 
 
 def _of_url(text: str) -> str:

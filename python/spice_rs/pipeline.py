@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spice_rs.arguments import real
 from spice_rs.data.splits import with_split
-from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.extractor import extract
 from spice_rs.paths import local
 from spice_rs.selection.foresight import check_for_json
@@ -43,9 +43,8 @@ def choose(
         InvalidInputError: a record, a row or an argument cannot be used.
         StoreError: the store cannot be used, or was made with other settings.
     """
-    if not 0 < share <= 1:
-        raise InvalidInputError(f"share: found {share}, expected a number in (0, 1]. The paper selects 0.1.")
-    folder = Path(local(folder))
+    share = real("share", share, above=0, most=1, remedy="The paper selects 0.1.")
+    folder = Path(local(folder, "folder"))
     part = with_split(data, (extraction or {}).get("split"))
     check_for_json(part)
     store = extract(model, data, folder / "store", **(extraction or {}))

@@ -17,10 +17,19 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.analysis.spearman import spearman
+from spice_rs.arguments import flag_or_none
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Framed
 from spice_rs.progress import bar
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import (
+    alpha_given,
+    count,
+    fisher_given,
+    penalty,
+    rows_wanted,
+    seeded,
+    threads_wanted,
+)
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
@@ -168,11 +177,10 @@ def agreement(
         >>> bool(found.spearman > 0.9), bool(found.a_in_b[-1] > 0.9 * found.own_b[-1])
         (True, True)
     """
-    check_numbers(k=k, seed=seed, threads=threads)
-    if isinstance(random_sets, bool) or not isinstance(random_sets, int) or random_sets < 1:
-        raise InvalidInputError(
-            f"random_sets: found {random_sets!r}, expected a whole number of at least 1. Choose one."
-        )
+    k = None if k is None else rows_wanted(k)
+    seed, threads = seeded(seed), threads_wanted(threads)
+    alpha, conflict_penalty, fisher = alpha_given(alpha), penalty(conflict_penalty), fisher_given(fisher)
+    random_sets, progress = count("random_sets", random_sets), flag_or_none("progress", progress)
     sources = open_source(a), open_source(b)
     for source in sources:
         source.check_finished(partial)
@@ -187,7 +195,7 @@ def agreement(
     sizes = np.unique(np.geomspace(1, k, 6).round().astype(np.int64))
     rng = np.random.default_rng(seed)
     draws = [rng.choice(common, k, replace=False) for _ in range(random_sets)]
-    shown = bar(progress, total=2 * (2 + len(sizes) * (1 + random_sets)), what="agreement", unit="sets")
+    drawn = bar(progress, total=2 * (2 + len(sizes) * (1 + random_sets)), what="agreement", unit="sets")
     options: list[dict[str, Any]] = []
     for source in sources:
         number = resolve_alpha(alpha, source.pool(normalize), threads=threads)
@@ -209,21 +217,21 @@ def agreement(
                         **own,
                     )
                 )
-            shown.update()
+            drawn.update()
             gains.append(_single_gains(source, common, **own))
-            shown.update()
+            drawn.update()
 
         def of(at: int, rows: npt.NDArray[np.int64]) -> Floats:
             values = np.empty(len(sizes))
             for place, size in enumerate(sizes):
                 values[place] = log_det(sources[at], rows[:size], **options[at])
-                shown.update()
+                drawn.update()
             return values
 
         b_in_a, a_in_b = of(0, picked[1].indices), of(1, picked[0].indices)
         random_in = [np.mean([of(at, rows) for rows in draws], axis=0) for at in (0, 1)]
     finally:
-        shown.close()
+        drawn.close()
     return Agreement(
         rows=len(common),
         overlap=_overlap(picked[0].indices, picked[1].indices),

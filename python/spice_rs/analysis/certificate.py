@@ -11,16 +11,17 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.analysis.curvature import percent
+from spice_rs.arguments import number_of, rows_given, shown
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
 from spice_rs.progress import Progress, counting
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import weighted
-from spice_rs.selection.result import Selection
+from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
-from spice_rs.store.sources import Source, as_rows, open_source
+from spice_rs.store.sources import Source, open_source
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -138,15 +139,8 @@ def certify(
         >>> spice_rs.certify(spice_rs.select(rows, 20), rows)
         Certificate(20 picks, log det 29.0608 of at most 29.241, at least 99.3 % of the best)
     """
-    numbers = check_numbers(threads=threads)
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or not 0 <= steps < 1 << 31:
-        raise InvalidInputError(
-            f"steps: found {steps!r}, expected a whole number from 0 to 2147483647. 0 takes none."
-        )
-    if not isinstance(selection, Selection):
-        raise InvalidInputError(
-            f"selection: found {type(selection).__name__}, expected a Selection. Give what select returned, or load it."
-        )
+    threads, steps, progress = threads_wanted(threads), count("steps", steps, least=0), shown(progress)
+    selection = as_selection(selection)
     settings, k = selection.settings, len(selection)
     if k == 0:
         raise InvalidInputError(
@@ -162,15 +156,15 @@ def certify(
     choice = Choice(
         _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
     )
-    aimed = None if selection.target is None else aimed_again(selection.target, opened, numbers["threads"])
-    with counting(progress, "certify") as count:
+    aimed = None if selection.target is None else aimed_again(selection.target, opened, threads)
+    with counting(progress, "certify") as told:
         found = _core.certify(
             pool.weighted(weighted(_weights(opened, data, index_column, weights, settings), aimed)),
             choice,
             alpha=settings["alpha"],
-            steps=int(steps),
-            threads=numbers["threads"],
-            progress=count,
+            steps=steps,
+            threads=threads,
+            progress=told,
         )
     content = {"content": found["fingerprint"]}
     check_same("selection: source", settings["source"], content, StoreMismatchError, remedy)
@@ -194,11 +188,10 @@ def certify(
 
 def _prefixes(asked: int | Sequence[int], k: int) -> Rows:
     """Return ascending numbers of picks, from 0 to all of them."""
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
-        count = check_numbers(prefixes=asked)["prefixes"] or 1
-        spaced = np.round(np.geomspace(1, k, count)).astype(np.int64)
+    if number_of(asked) is not None or isinstance(asked, bool | str | None):
+        spaced = np.round(np.geomspace(1, k, count("prefixes", asked))).astype(np.int64)
     else:
-        spaced = as_rows(asked, "prefixes")
+        spaced = rows_given("prefixes", asked, remedy="a list of numbers of picks")
         outside = spaced[(spaced < 0) | (spaced > k)]
         if outside.size:
             raise InvalidInputError(

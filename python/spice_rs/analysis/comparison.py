@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from spice_rs.analysis.measures import Facts, other_scales, overlap, upper_bound
 from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
+from spice_rs.arguments import flag, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Library, as_frame
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
-from spice_rs.selection.arguments import check_numbers, check_reals
+from spice_rs.selection.arguments import alpha_given, count, penalty, rows_wanted, seeded, threads_wanted
 from spice_rs.selection.columns import Label
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
@@ -243,19 +244,19 @@ def compare(
         >>> sides.overlap.shape
         (5, 5)
     """
-    numbers = check_numbers(k=k, random_sets=random_sets, pool_size=pool_size, seed=seed, threads=threads)
-    penalty = check_reals(conflict_penalty=conflict_penalty)["conflict_penalty"]
+    wanted, seed, threads = rows_wanted(k), seeded(seed), threads_wanted(threads)
+    random_sets, pool_size = count("random_sets", random_sets), count("pool_size", pool_size)
+    given, conflict_penalty = alpha_given(alpha), penalty(conflict_penalty)
+    certificate, progress = flag("certificate", certificate), shown(progress)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
-    if k is None or k > opened.rows:
+    if wanted > opened.rows:
         raise InvalidInputError(
             f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
         )
     aims = None
     if target is not None:
-        aims = measure(
-            opened, target, None, None, partial=partial, threads=numbers["threads"], progress=progress
-        )
+        aims = measure(opened, target, None, None, partial=partial, threads=threads, progress=progress)
         left = opened.rows - len(aims.overlap)
         if k > left:
             raise InvalidInputError(
@@ -264,17 +265,17 @@ def compare(
             )
         normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
-    resolved, alpha = pool.normalize, resolve_alpha(alpha, pool, threads=numbers["threads"])
+    resolved, alpha = pool.normalize, resolve_alpha(given, pool, threads=threads)
     setting = Setting(
         source=opened,
-        k=int(k),
+        k=wanted,
         alpha=alpha,
-        conflict_penalty=penalty,
+        conflict_penalty=conflict_penalty,
         normalize=resolved,  # type: ignore[arg-type]
-        random_sets=int(random_sets),
-        pool_size=int(pool_size),
-        seed=int(seed),
-        threads=numbers["threads"],
+        random_sets=random_sets,
+        pool_size=pool_size,
+        seed=seed,
+        threads=threads,
         target=target,
         measured=aims,
     )
@@ -313,7 +314,9 @@ def compare(
                 picks=len(selection),
                 log_det=selection.log_det,
                 against_random=selection.log_det / mean if mean else None,
-                certificate=None if bound is None or len(selection) > k else _share(selection.log_det, bound),
+                certificate=None
+                if bound is None or len(selection) > wanted
+                else _share(selection.log_det, bound),
                 log_dets={scale: values[label] for scale, values in measured.items()},
                 conflict=float(selection.conflict.mean()),
                 half_life=selection.half_life,

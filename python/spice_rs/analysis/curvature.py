@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import shown
 from spice_rs.frames import Framed
 from spice_rs.progress import Progress, counting
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import alpha_given, threads_wanted
 from spice_rs.selection.columns import Columns, digest
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.store.sources import Normalize, open_source
@@ -115,7 +116,7 @@ def curvature(
         >>> spice_rs.curvature(np.float32([[1, 0], [1, 0], [0, 1]]))
         Curvature(3 rows, total 0.415037 at row 0, guarantee 81.8 %)
     """
-    numbers = check_numbers(threads=threads)
+    threads, given, progress = threads_wanted(threads), alpha_given(alpha), shown(progress)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.warn_unfinished()
     pool = opened.pool(normalize)
@@ -124,9 +125,9 @@ def curvature(
     if weights is not None:
         values = columns.numbers("weights", weights, positive=True)
         hashed, pool = {"sha256": digest(values)}, pool.weighted(columns.by_position(values))
-    alpha = resolve_alpha(alpha, pool, threads=numbers["threads"])
+    alpha = resolve_alpha(given, pool, threads=threads)
     with counting(progress, "curvature") as count:
-        found = _core.curvature(pool, alpha=alpha, threads=numbers["threads"], progress=count)
+        found = _core.curvature(pool, alpha=alpha, threads=threads, progress=count)
     rows = np.arange(opened.rows, dtype=np.int64) if opened.index is None else opened.index
     found["row"] = None if found["row"] is None else int(rows[found["row"]])
     settings = {

@@ -12,6 +12,7 @@ from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
 from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
 from spice_rs.analysis.waiting import waited
+from spice_rs.arguments import is_whole, mapping_or_none
 from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import row_list
@@ -90,9 +91,9 @@ def explain(
         >>> why.reason, why.redundant_with
         ('conflict', 2)
     """
-    if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+    if is_whole(rows):
         rows = [rows]
-    wanted = row_list("rows", rows)
+    wanted, columns = row_list("rows", rows), mapping_or_none("columns", columns)
     given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()

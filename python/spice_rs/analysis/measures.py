@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.methods import Setting, Way
-from spice_rs.errors import InvalidInputError
+from spice_rs.arguments import choice, names_or_none
 from spice_rs.progress import Progress
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.result import Selection
@@ -79,12 +79,11 @@ def other_scales(source: Source, resolved: str, asked: str | Sequence[str] | Non
         InvalidInputError: a scale is not known, or the source does not record what it needs.
     """
     if asked is not None:
-        names = [asked] if isinstance(asked, str) else list(asked)
+        asked = names_or_none("scales", asked)
+        names = [asked] if isinstance(asked, str) else list(asked or ())
+        known = [each for each in get_args(Normalize) if each != "auto"]
         for name in names:
-            if name == "auto" or name not in get_args(Normalize):
-                raise InvalidInputError(
-                    f"scales: found {name!r}, expected 'none', 'sum', 'mean' or 'unit'. Choose some of these."
-                )
+            choice("scales", name, known, remedy="Choose some of these.")
             source.pool(name)  # type: ignore[arg-type]
     elif source.reduction is not None and source.num_tokens is not None and (source.num_tokens > 0).all():
         names = ["sum", "mean", "unit"]

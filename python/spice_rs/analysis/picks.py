@@ -13,10 +13,11 @@ from spice_rs.analysis.replay import Given, Replay, Run, log_spaced, sampled
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
 from spice_rs.analysis.waiting import waited
+from spice_rs.arguments import shown
 from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Bar, Progress, bar
-from spice_rs.selection.arguments import check_numbers
-from spice_rs.selection.result import Selection
+from spice_rs.selection.arguments import count, count_or_none, seeded
+from spice_rs.selection.result import Selection, as_selection
 
 AFFORDABLE = 5e11
 """Multiplications up to which every step is looked at unless the caller says otherwise: some 10 s on eight cores."""
@@ -88,17 +89,18 @@ def analyze(
         >>> found.runner_up, found.nearest
         (array([3, 1, 4]), array([-1,  0,  0]))
     """
-    numbers = check_numbers(steps=steps, sample=sample, seed=seed)
+    steps, sample, seed = count_or_none("steps", steps), count("sample", sample), seeded(seed)
+    selection, progress = as_selection(selection), shown(progress)
     if not len(selection):
         raise InvalidInputError("selection: found no picks, expected at least one. Select rows first.")
     given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
-    count, runs = len(selection), replay.runs()
-    found = {name: np.full(count, np.nan) for name in ("norm", "cosine", "nearest_cosine", "bound", "margin")}
-    rivals = {name: np.full(count, -1, np.int64) for name in ("nearest", "runner_up")}
+    picks, runs = len(selection), replay.runs()
+    found = {name: np.full(picks, np.nan) for name in ("norm", "cosine", "nearest_cosine", "bound", "margin")}
+    rivals = {name: np.full(picks, -1, np.int64) for name in ("nearest", "runner_up")}
     parts: list[Ranked] = []
-    plan = [_steps(replay, run, numbers["steps"]) if replay.contested else np.empty(0, int) for run in runs]
+    plan = [_steps(replay, run, steps) if replay.contested else np.empty(0, int) for run in runs]
     work = sum(len(run.candidates) for run, ranks in zip(runs, plan, strict=True) if len(ranks))
     last = None
     drawn = bar(progress, total=work, what="analyze", unit="rows")
@@ -120,7 +122,7 @@ def analyze(
         drawn.close()
     full = replay.reading == "full"
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = np.abs(selection.epsilon) / found["bound"] if full else np.full(count, np.nan)
+        ratios = np.abs(selection.epsilon) / found["bound"] if full else np.full(picks, np.nan)
     ratios[found["bound"] == 0] = np.nan
     tokens = replay.source.num_tokens
     looked_at = sum(map(len, plan))

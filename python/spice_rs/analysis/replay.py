@@ -19,7 +19,7 @@ from spice_rs.memory import check_memory
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import per_cost, weighted
 from spice_rs.selection.options import Constraints
-from spice_rs.selection.result import Selection
+from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
 from spice_rs.store.rows import RowReader
@@ -94,10 +94,7 @@ class Replay:
         dtype: str | None = None,
     ) -> None:
         given = given or Given()
-        if not isinstance(selection, Selection):
-            raise InvalidInputError(
-                f"selection: found {type(selection).__name__}, expected a Selection. Give what select returned, or load it."
-            )
+        selection = as_selection(selection)
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
         _check_source(selection, self.source)

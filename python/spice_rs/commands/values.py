@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Callable, Sequence
 
+from spice_rs.arguments import nearest
 from spice_rs.errors import InvalidInputError
 from spice_rs.paths import local
 
@@ -67,8 +67,8 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
 
 def meant(text: str, words: Sequence[str]) -> str:
     """Return a question after the word that was meant, if one is near."""
-    near = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(text, words)
+    return "" if near is None else f"; did you mean {near}?"
 
 
 def names(text: str) -> str | list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spice_rs.arguments import choice, mapping_or_none, names_or_none
 from spice_rs.data import layouts
 from spice_rs.data.layouts import ALPACA_FIELDS, FIELDS, NEEDED_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
@@ -43,13 +44,13 @@ class Rules:
         Raises:
             InvalidInputError: An argument is wrong; the message names it.
         """
+        columns = mapping_or_none("columns", columns) or {}
+        names_or_none("ignore_columns", ignore_columns)
         ignored = [ignore_columns] if isinstance(ignore_columns, str) else list(ignore_columns or ())
         for each in ignored:
-            if not isinstance(each, str) or not each:
+            if not each:
                 raise InvalidInputError(f"ignore_columns: found {each!r}, expected names of columns")
-        if preference not in (None, "chosen"):
-            raise InvalidInputError(f"preference is {preference!r}, expected 'chosen' or None")
-        columns = columns or {}
+        preference = choice("preference", preference, ("chosen", None))
         for field, column in columns.items():
             if field not in FIELDS:
                 raise InvalidInputError(f"columns: found {field!r}, expected fields of {', '.join(FIELDS)}")

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.arguments import text_or_none
 from spice_rs.data.layouts import kind_of_mark
 from spice_rs.data.reading import BadRecord, found, open_data
 from spice_rs.data.records import FIELDS, dataset_fingerprint, load_records, parse_record, record_hash
@@ -184,7 +185,7 @@ def check_index_column(index_column: str | None, data: Any) -> None:
     Raises:
         InvalidInputError: see above.
     """
-    if index_column is not None and data is None:
+    if text_or_none("index_column", index_column) is not None and data is None:
         raise InvalidInputError(
             f"index_column: found {index_column!r} without data that are joined, expected both. Give the data (and name a"
             " column of them where values are to be looked up), or leave it out."

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spice_rs.arguments import whole
 from spice_rs.data.examples import Example
 from spice_rs.data.left_out import SKIP_REMEDY, LeftOut
 from spice_rs.data.records import Record
@@ -56,10 +57,8 @@ class Tokeniser:
         chat_template: str | None = None,
         today: datetime.date | None = None,
     ) -> None:
-        if max_length < 2:
-            raise InvalidInputError(
-                f"max_length is {max_length}, expected at least 2: one token to predict from, one to learn"
-            )
+        remedy = "One token to predict from, one to learn."
+        max_length = whole("max_length", max_length, least=2, remedy=remedy)
         self.truncated = 0
         self.skipped: list[LeftOut] = []
         self._tokenizer = tokenizer

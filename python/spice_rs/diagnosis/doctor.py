@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from spice_rs.arguments import flag_or_none, real_or_none, whole
 from spice_rs.data.dataset import Example
 from spice_rs.diagnosis.masks import mask_checks
 from spice_rs.diagnosis.plain import plain_rows
 from spice_rs.diagnosis.verdict import Check
-from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, longest_first, one_by_one
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.own_data import UnlikeSamplesError
@@ -80,14 +80,10 @@ def doctor(
     Raises:
         InvalidInputError: An argument or the model cannot be used, or there is no record to learn from.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise InvalidInputError(f"samples is {samples!r}, expected at least 2: one alone cannot be padded")
-    if tolerance is not None and not (
-        isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and tolerance >= 0
-    ):
-        raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
+    samples = whole("samples", samples, least=2, remedy="One alone cannot be padded.")
+    tolerance, progress = real_or_none("tolerance", tolerance, least=0), flag_or_none("progress", progress)
+    least = Settings.of(extraction, extract).min_coverage
     settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0}, extract)
-    least = extraction.get("min_coverage", Settings.of({}, extract).min_coverage)
     with (
         libraries_silent(progress),
         preparing(model, data, settings, quiet=True, keep_records=True, progress=progress) as ready,

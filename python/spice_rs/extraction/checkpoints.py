@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from spice_rs.arguments import reals, refused
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.moments import load_tensors, read_moments
 from spice_rs.extraction.naming import matching
@@ -142,7 +142,12 @@ def make_views(
         raise InvalidInputError(
             "checkpoint_weights was given without checkpoints; leave it out, or give both"
         )
-    numbers = [1.0] * count if weights is None else _numbers(weights, count)
+    numbers = [1.0] * count
+    if weights is not None:
+        numbers = reals("checkpoint_weights", weights)
+        if len(numbers) != count:
+            expected = f"{count} positive numbers, one for each checkpoint"
+            raise refused("checkpoint_weights", weights, expected, "Give as many.")
     states = [None] * count if optimizer is None else _listed(optimizer)
     if len(states) != count:
         raise InvalidInputError(
@@ -190,21 +195,6 @@ def make_views(
 def _listed(value: Any) -> list[Any]:
     """What was given, or each of what was given in a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _numbers(weights: Any, count: int) -> list[float]:
-    try:
-        # An array is asked for its numbers, whichever library it is of.
-        numbers = [
-            float(weight) for weight in _listed(weights.tolist() if hasattr(weights, "tolist") else weights)
-        ]
-    except (TypeError, ValueError):
-        raise InvalidInputError(f"checkpoint_weights is {weights!r}, expected numbers") from None
-    if len(numbers) != count or not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise InvalidInputError(
-            f"checkpoint_weights is {numbers}, expected {count} positive numbers, one for each checkpoint"
-        )
-    return numbers
 
 
 def check_tracked(checkpoints: Sequence[Checkpoint], tracked: Sequence[str]) -> None:

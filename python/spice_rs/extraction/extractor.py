@@ -20,10 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from spice_rs.arguments import flag_or_none
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.extraction.arguments import Kind
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Reading
@@ -32,7 +34,7 @@ from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.preparation import preparing
-from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE, Kind
+from spice_rs.extraction.projection import DEFAULT_NNZ, DEFAULT_SIDE
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.extraction.token_cache import TokenCache
@@ -162,7 +164,7 @@ def extract(
             or depend on the batch: a few short samples are tried out before the first row.
         StoreMismatchError: `out` was made with other settings, weights or data.
     """
-    settings = Settings(
+    given = dict(
         tokenizer=tokenizer,
         dim=dim,
         projection=projection,
@@ -196,7 +198,8 @@ def extract(
         checkpoint_weights=checkpoint_weights,
         cache_dir=cache_dir,
     )
-    out, alike = local(out), None
+    settings = Settings.of(given, extract)
+    progress, out, alike = flag_or_none("progress", progress), local(out, "out"), None
     if like is not None:
         alike = GradientStore(like)
         model, settings = repeated(like, model, settings, Settings.of({}, extract))
@@ -206,7 +209,7 @@ def extract(
         )
     rank = Rank.current()
     shown = progress if rank.first else False
-    cache = TokenCache.of(out, cache_dir, shown)
+    cache = TokenCache.of(out, settings.cache_dir, shown)
     earliest = out if alike is None or (Path(out) / STORE_FILE).exists() else alike.path
     template_date = recorded_date(Path(earliest) / STORE_FILE, "provenance")
     with ExitStack() as stack:

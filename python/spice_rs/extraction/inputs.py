@@ -38,7 +38,7 @@ from spice_rs.extraction.loading import Proxy, device_of
 from spice_rs.extraction.own_data import OwnTable, recognised
 from spice_rs.extraction.proxy import limits, load_model
 from spice_rs.extraction.ranks import Rank
-from spice_rs.extraction.settings import Settings, check_counts
+from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.token_cache import TokenCache, scratch_folder
 from spice_rs.progress import Bar, Progress, bar
 
@@ -160,9 +160,6 @@ def read_text(
         InvalidInputError: The data, the model or an argument cannot be used.
     """
     chat_template = read_template(settings.chat_template)
-    if settings.max_length is None:
-        raise InvalidInputError("max_length is None, expected a positive integer")
-    check_counts(max_length=settings.max_length)
     folder = scratch_folder(out, settings.cache_dir)
     split = settings.split or (parted(data)[1] if isinstance(data, str | os.PathLike) else None)
     reader = _Reader(

@@ -116,7 +116,7 @@ def device_of(model: Any, device: str | torch.device | None) -> torch.device:
         device = f"cuda:{rank.local}"  # each process of a machine its own
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+    except (RuntimeError, AssertionError, TypeError) as error:  # unknown, or not on this machine
         reason = str(error).splitlines()[0]
         raise InvalidInputError(
             f"device is {str(device)!r}: {reason}; use one that this machine has"

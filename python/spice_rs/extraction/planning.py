@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spice_rs.arguments import flag_or_none, whole
 from spice_rs.data.templates import recorded_date
-from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun, write_rows
@@ -147,13 +147,11 @@ def plan(
         StoreError: `out` is there and is no store.
         StoreMismatchError: `out` was made with other settings, weights or data.
     """
-    for name, value in (("measure", measure), ("processes", processes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
+    measure, processes = whole("measure", measure), whole("processes", processes)
+    progress, out = flag_or_none("progress", progress), local_or_none(out, "out")
     settings = Settings.of(extraction, extract)
     begun = clock()
     there = None
-    out = local_or_none(out)
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         there = GradientStore(out).index
     cache = None if out is None else TokenCache.of(out, settings.cache_dir)

@@ -37,15 +37,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.arguments import checked
 
-Kind = Literal["sparse", "two_sided", "rademacher", "none"]
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT_NNZ = 1
 DEFAULT_SIDE = 16
 
@@ -380,11 +377,8 @@ def make_projection(
     Raises:
         InvalidInputError: Unknown kind, or a number out of range.
     """
-    if kind not in KINDS:
-        raise InvalidInputError(f"projection is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
-    for name, value, top in (("dim", dim, 1 << 31), ("nnz", nnz, dim), ("side", side, 4096)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
-            raise InvalidInputError(f"{name} is {value!r}, expected an integer from 1 to {top}")
+    given = {"projection": kind, "dim": dim, "seed": seed, "nnz": nnz, "side": side}
+    kind, dim, seed, nnz, side = checked(given).values()
     if kind == "none":
         return NoProjection(parameters, seed)
     if kind == "sparse":

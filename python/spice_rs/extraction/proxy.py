@@ -14,6 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.extraction.arguments import checked
 from spice_rs.extraction.layers import is_linear, is_quantised
 from spice_rs.extraction.memory import check_weights
 from spice_rs.extraction.tracking import (
@@ -153,9 +154,7 @@ def add_lora(
         InvalidInputError: The rank is no positive integer, the seed none that a generator takes, there is an adapter
         already, or no module is picked.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise InvalidInputError(f"lora_rank is {rank!r}, expected a positive integer")
-    check_seed(seed)
+    rank, seed = checked({"lora_rank": rank, "seed": seed}).values()
     if is_adapted(model):
         raise InvalidInputError("lora_rank was given for a model that has an adapter; leave lora_rank out")
     from peft import LoraConfig, get_peft_model
@@ -262,18 +261,6 @@ def move(model: torch.nn.Module, device: torch.device) -> None:
         return
     with _explained(f"device={device}: cannot hold the model"):
         model.to(device)
-
-
-def check_seed(seed: Any) -> None:
-    """Refuse what torch's and numpy's generators do not both take.
-
-    Raises:
-        InvalidInputError: See above.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
-        raise InvalidInputError(
-            f"seed: found {seed!r}, expected a whole number from 0 to 2**63 - 1. Choose one."
-        )
 
 
 @contextmanager

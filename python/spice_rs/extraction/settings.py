@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.arguments import checked
 from spice_rs.extraction.tracking import TargetModules
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
@@ -64,6 +64,7 @@ class Settings:
 
         Raises:
             TypeError: A name that `extract` does not have.
+            InvalidInputError: A value that cannot be used.
         """
         defaults = {
             name: parameter.default for name, parameter in inspect.signature(extract).parameters.items()
@@ -72,15 +73,4 @@ class Settings:
         for name in given:
             if name not in known:
                 raise TypeError(f"{name} is no argument of extract; there are {', '.join(sorted(known))}")
-        return Settings(**{name: given.get(name, defaults[name]) for name in known})
-
-
-def check_counts(**counts: int | None) -> None:
-    """Refuse what is no positive integer, and not None.
-
-    Raises:
-        InvalidInputError: See above.
-    """
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
+        return Settings(**checked({name: given.get(name, defaults[name]) for name in known}))

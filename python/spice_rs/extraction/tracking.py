@@ -125,8 +125,6 @@ def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None
     Raises:
         InvalidInputError: The coverage is below `least`.
     """
-    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
-        raise InvalidInputError(f"min_coverage is {least!r}, expected a share from 0 to 1")
     some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
     found = (
         f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spice_rs.arguments import mapping_or_none, text
 from spice_rs.atomic import replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -72,11 +73,11 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
     Raises:
         InvalidInputError: no data set can be called so, the folder is a file, or has a data set of this name by others.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"\w[\w.-]*", text("name", name)):
         raise InvalidInputError(
             f"name: found {name!r}, expected letters, digits, '_', '-' and '.'. LLaMA-Factory parts names by commas."
         )
-    place = Path(local(folder))
+    place = Path(local(folder, "folder"))
     if place.exists() and not place.is_dir():
         raise InvalidInputError(
             f"{place}: found a file, expected a folder, LLaMA-Factory's dataset_dir. Name one."
@@ -124,7 +125,7 @@ def _as_extracted(
     layout = {} if belonging is None else belonging.layout
     ignored = layout.get("ignore_columns") or ()
     ignored = [ignored] if isinstance(ignored, str) else ignored
-    columns = layout.get("columns") if columns is None else columns
+    columns = mapping_or_none("columns", layout.get("columns") if columns is None else columns)
     return columns, frozenset(ignored) - {*(columns or {}).values()}
 
 

@@ -17,18 +17,21 @@ from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES
+from spice_rs.arguments import flag_or_none, shown, text_or_none
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.paths import local
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
 from spice_rs.report.shares import composition_rows
 from spice_rs.report.summary import early_stop_facts, extended_facts, target_facts, unfinished_facts
+from spice_rs.selection.arguments import count_or_none
 from spice_rs.selection.conditions import KEYS
-from spice_rs.selection.result import Selection
+from spice_rs.selection.result import Selection, as_selection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,6 +103,9 @@ def write_report(
         StoreMismatchError: the source is not what was selected from.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    out, steps, sweeps = local(out, "out"), count_or_none("steps", steps), flag_or_none("sweeps", sweeps)
+    column, progress = text_or_none("column", column), shown(progress)
+    selection = as_selection(selection)
     check_place(out)
     plots.check_installed()
     given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from spice_rs.arguments import whole
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
-from spice_rs.schedule.arguments import check_counts
 from spice_rs.schedule.batches import APART, check_loss, check_trainer, samples_of
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
 from spice_rs.store.sources import Normalize
@@ -76,11 +76,10 @@ class OnlineSelector:
         for name in extraction:
             if name not in _USED:
                 raise TypeError(f"{name} is no argument here; there are {', '.join(_USED)}")
-        check_counts(select_per_window=select_per_window, tokens_per_batch=extraction.get("tokens_per_batch"))
+        self._per_window = whole("select_per_window", select_per_window)
         self._settings = Settings.of(extraction, extract)
-        self._criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
+        self._criterion = Criterion.of(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
         self._criterion.check()
-        self._per_window = select_per_window
         self._model = model
         self._gradients: WindowGradients | None = None
         self.history: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spice_rs.arguments import flag_or_none, real, real_or_none, whole, whole_or_none
 from spice_rs.data.left_out import reasons
 from spice_rs.data.matching import LAYOUT, Belonging
 from spice_rs.data.splits import with_split
@@ -34,7 +35,6 @@ from spice_rs.extraction.inputs import Reading, read_text
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import name_of
 from spice_rs.extraction.proxy import (
-    check_seed,
     warn_unless_checkpointed,
 )
 from spice_rs.extraction.ranks import Rank
@@ -42,12 +42,13 @@ from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
-from spice_rs.schedule.arguments import check_counts, check_rates, run_folder
+from spice_rs.schedule.arguments import run_folder
 from spice_rs.schedule.metrics import Metrics
 from spice_rs.schedule.result import Schedule
 from spice_rs.schedule.state import RunState
 from spice_rs.schedule.training import Optimisation, ProxyTraining
 from spice_rs.schedule.window import Criterion, WindowGradients, tracking_of
+from spice_rs.selection.arguments import alpha_number
 from spice_rs.selection.picks import joined, write_lines
 from spice_rs.selection.result import Selection
 from spice_rs.store.sources import Normalize
@@ -134,16 +135,16 @@ def run_schedule(
         if name in extraction:
             reason = "no store is written" if name == "dtype" else "gradients are those of the proxy as it is"
             raise TypeError(f"{name} is no argument of run_schedule: {reason}")
-    check_seed(seed)
-    settings = Settings.of({**extraction, "seed": seed}, extract)
-    check_counts(
-        pool_size=pool_size,
-        select_per_window=select_per_window,
-        interval=interval,
-        warmup_steps=warmup_steps,
-        tokens_per_batch=settings.tokens_per_batch,
-    )
-    check_rates(learning_rate=learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+    settings = Settings.of({**extraction, "seed": whole("seed", seed, least=0)}, extract)
+    seed, out = settings.seed, local(out, "out")
+    pool_size = whole("pool_size", pool_size)
+    select_per_window = whole("select_per_window", select_per_window)
+    interval, warmup_steps = whole_or_none("interval", interval), whole_or_none("warmup_steps", warmup_steps)
+    learning_rate = real("learning_rate", learning_rate, above=0)
+    weight_decay = real("weight_decay", weight_decay, least=0)
+    max_grad_norm = real_or_none("max_grad_norm", max_grad_norm, above=0)
+    progress, tensorboard = flag_or_none("progress", progress), flag_or_none("tensorboard", tensorboard)
+    criterion = Criterion.of(alpha_number(alpha), conflict_penalty, fisher, early_stop, normalize, threads)
     if Rank.current().count > 1:
         raise InvalidInputError(
             f"found {Rank.current().count} processes, expected one: each window needs the proxy that the one before has"
@@ -155,9 +156,7 @@ def run_schedule(
             "data: found samples of your own, expected text: records, chats or tokens with labels. Write the loop with"
             " spice_rs.extract and spice_rs.select."
         )
-    criterion = Criterion(alpha, conflict_penalty, fisher, early_stop, normalize, threads)
     normalized = criterion.check()
-    out = local(out)
     told = recorded_date(Path(out) / "state" / "state.json", "run")
     with libraries_silent(progress):
         reading = read_text(model, data, settings, template_date=told, out=out, progress=progress)
@@ -198,16 +197,16 @@ def run_schedule(
             "pool_size": pool_size,
             "select_per_window": select_per_window,
             "interval": interval,
-            "alpha": float(alpha),
-            "conflict_penalty": float(conflict_penalty),
-            "fisher": fisher,
-            "early_stop": None if early_stop is None else float(early_stop),
+            "alpha": criterion.alpha,
+            "conflict_penalty": criterion.conflict_penalty,
+            "fisher": criterion.fisher,
+            "early_stop": criterion.early_stop,
             "normalize": normalized,
             "seed": seed,
-            "learning_rate": float(learning_rate),
+            "learning_rate": learning_rate,
             "warmup_steps": warmup_steps,
-            "weight_decay": float(weight_decay),
-            "max_grad_norm": None if max_grad_norm is None else float(max_grad_norm),
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
             "target_modules": settings.target_modules,
             "norms": settings.norms,
             "embeddings": settings.embeddings,

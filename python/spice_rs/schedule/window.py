@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,14 @@ from spice_rs.extraction.projection import make_projection
 from spice_rs.extraction.proxy import prepared
 from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.tracking import TargetModules, check_coverage, output_head, track
+from spice_rs.selection.arguments import (
+    alpha_given,
+    fisher_given,
+    penalty,
+    stops_at,
+    threads_wanted,
+)
+from spice_rs.selection.presets import Alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.sources import Normalize, Source
@@ -38,12 +46,30 @@ class Criterion:
         threads: Threads to use, or None for all.
     """
 
-    alpha: float = 1.0
+    alpha: Alpha = 1.0
     conflict_penalty: float = 0.1
     fisher: Literal["full", "diagonal", "scalar"] = "full"
     early_stop: float | None = None
     normalize: Normalize = "auto"
     threads: int | None = None
+
+    @staticmethod
+    def of(
+        alpha: Any, conflict_penalty: Any, fisher: Any, early_stop: Any, normalize: Normalize, threads: Any
+    ) -> Criterion:
+        """Return the criterion of arguments as a caller gives them.
+
+        Raises:
+            InvalidInputError: One is something else, or out of range.
+        """
+        return Criterion(
+            alpha_given(alpha),
+            penalty(conflict_penalty),
+            fisher_given(fisher),
+            stops_at(early_stop),
+            normalize,
+            threads_wanted(threads),
+        )
 
     def check(self) -> str:
         """Select one row from one, so that a setting out of range is found before hours of gradients.

@@ -1,63 +1,135 @@
-"""Checks of the numbers that `select` takes, before anything is opened."""
+"""What `select` and what is about its picks take alike: the ranges of their numbers, each stated once."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, Literal
 
+from spice_rs.arguments import (
+    choice,
+    nearest,
+    real,
+    real_or_none,
+    whole,
+    whole_or_none,
+)
 from spice_rs.errors import InvalidInputError
+
+MOST_ROWS = (1 << 31) - 1
+"""The largest number of rows, steps or sets that the core counts, and the largest seed."""
 
 MOST_THREADS = 4096
 """More than this many threads are a slip, and starting them can fail or take all memory."""
 
 
-def check_numbers(**numbers: object) -> dict[str, int | None]:
-    """Return whole numbers as Python has them, by name.
+def rows_wanted(k: Any) -> int:
+    """Return how many rows are wanted.
 
     Raises:
-        InvalidInputError: one is something else, or out of range.
+        InvalidInputError: it is no number of rows.
     """
-    checked: dict[str, int | None] = {}
-    for name, value in numbers.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-        if value is not None and not whole:
-            raise InvalidInputError(
-                f"{name}: found {value!r}, expected a whole number. Convert it with int()."
-            )
-        lowest = 0 if name == "seed" else 1
-        highest = MOST_THREADS if name == "threads" else (1 << 31) - 1
-        if value is not None and not lowest <= value <= highest:  # type: ignore[operator]
-            raise InvalidInputError(
-                f"{name}: found {value}, expected {lowest} to {highest}. Give a number in between."
-            )
-        checked[name] = None if value is None else int(value)  # type: ignore[call-overload]
-    return checked
+    return whole("k", k, most=MOST_ROWS, remedy="Give a number of rows.")
 
 
-def check_reals(**numbers: object) -> dict[str, float]:
-    """Return real numbers as Python has them, by name. Their ranges are the core's to judge.
+def count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a number of rows, steps or sets.
 
     Raises:
-        InvalidInputError: one is something else.
+        InvalidInputError: it is something else.
     """
-    checked: dict[str, float] = {}
-    for name, value in numbers.items():
-        if isinstance(value, bool | np.bool_) or not isinstance(
-            value, int | float | np.integer | np.floating
-        ):
-            raise InvalidInputError(f"{name}: found {value!r}, expected a number. Convert it with float().")
-        checked[name] = float(value)
-    return checked
+    return whole(name, value, least=least, most=MOST_ROWS)
 
 
-def check_words(**words: object) -> None:
-    """Refuse what is no word where one is expected. Which words there are is the core's to judge.
+def count_or_none(name: str, value: Any) -> int | None:
+    """Return `count` of a number that may be left out."""
+    return whole_or_none(name, value, most=MOST_ROWS)
+
+
+def seeded(seed: Any) -> int:
+    """Return a seed.
 
     Raises:
-        InvalidInputError: the message names the argument.
+        InvalidInputError: it is something else.
     """
-    for name, value in words.items():
-        if not isinstance(value, str):
-            raise InvalidInputError(f"{name}: found {value!r}, expected a word in quotes. See the docstring.")
+    return count("seed", seed, least=0)
+
+
+def threads_wanted(threads: Any) -> int | None:
+    """Return a number of threads; None for all cores.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    return whole_or_none("threads", threads, most=MOST_THREADS)
+
+
+def alpha_given(alpha: Any) -> float | Literal["auto"]:
+    """Return α, or "auto".
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(alpha, str) and alpha == "auto":
+        return "auto"
+    expected = "a finite number above 0 or 'auto'"
+    remedy = "The paper uses alpha=1." if nearest(alpha, ["auto"]) is None else "Did you mean 'auto'?"
+    return real("alpha", alpha, above=0, expected=expected, remedy=remedy)
+
+
+def alpha_number(alpha: Any) -> float:
+    """Return α where there are no rows yet of which "auto" could be taken.
+
+    Raises:
+        InvalidInputError: it is no number.
+    """
+    return real("alpha", alpha, above=0, remedy="The paper uses alpha=1.")
+
+
+def fisher_given(fisher: Any) -> Any:
+    """Return which Fisher information counts.
+
+    Raises:
+        InvalidInputError: it is no word for one.
+    """
+    return choice("fisher", fisher, ("full", "diagonal", "scalar"))
+
+
+def search_given(search: Any) -> Any:
+    """Return how the best row is to be found.
+
+    Raises:
+        InvalidInputError: it is no word for a way.
+    """
+    return choice("search", search, ("lazy", "lazy_gain", "eager"))
+
+
+def penalty(conflict_penalty: Any) -> float:
+    """Return λ.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    remedy = "The paper uses 0.1; 0 switches the penalty off."
+    return real("conflict_penalty", conflict_penalty, least=0, remedy=remedy)
+
+
+def stops_at(early_stop: Any) -> float | None:
+    """Return ω; None for no early stop.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    remedy = "The paper uses 0.5; None switches early stop off."
+    return real_or_none("early_stop", early_stop, above=0, below=1, remedy=remedy)
+
+
+def seconds_allowed(time_limit: Any) -> float | None:
+    """Return a time limit in seconds; None for none.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    remedy = "None lets the run take as long as it needs."
+    return real_or_none("time_limit", time_limit, above=0, remedy=remedy)
 
 
 def check_budget(

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.arguments import has_truth_values, number_of, rows_given
 from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
-from spice_rs.store.sources import Source, as_rows
+from spice_rs.store.sources import Source
 
 Label = str | int | bool
 """What a group is called."""
@@ -83,7 +84,7 @@ class Columns:
             array = np.asarray(values)
         except ValueError:  # lists of different lengths
             array = np.empty(0, object)
-        if array.ndim == 1 and array.dtype.kind in "iuf":
+        if array.ndim == 1 and array.dtype.kind in "iuf" and not has_truth_values(values):
             numbers = array.astype(np.float64)
         else:
             numbers = np.array([self._number(field, i, value) for i, value in enumerate(values)], np.float64)
@@ -154,15 +155,14 @@ class Columns:
         return given if index is None else given[self.rows]
 
     def _number(self, field: str, i: int, value: Any) -> float:
-        if isinstance(value, bool | np.bool_) or not isinstance(
-            value, int | float | np.integer | np.floating
-        ):
+        number = number_of(value)
+        if number is None:
             raise InvalidInputError(
                 f"{field}: found {type(value).__name__} {_short(value)} for row {self.rows[i]}, expected a number. Correct"
                 " it, or name another column."
             )
         try:
-            return float(value)
+            return float(number)
         except OverflowError:
             return float("inf")
 
@@ -173,7 +173,7 @@ def row_list(field: str, given: Any) -> npt.NDArray[np.int64]:
     Raises:
         InvalidInputError: they are no whole numbers in one dimension, or one is there twice.
     """
-    rows = as_rows(given, field)
+    rows = rows_given(field, given)
     different, counts = np.unique(rows, return_counts=True)
     if len(different) < len(rows):
         raise InvalidInputError(

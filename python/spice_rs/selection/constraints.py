@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.errors import InvalidInputError
-from spice_rs.selection.quotas import exact_number, short
+from spice_rs.arguments import real
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,8 @@ class Scalar:
         """
         if value is None:
             return None
-        if exact_number(value) is None:
-            raise InvalidInputError(
-                f"{self.name}: found {short(value)}, expected a finite number. Correct it."
-            )
-        if not self.is_legal(float(value)):
-            raise InvalidInputError(
-                f"{self.name}: found {float(value):g}, expected {self.expected}. {self.remedy}"
-            )
-        return float(value)
+        limits = {"above": self.above, "below": self.below}
+        return real(self.name, value, **limits, expected=self.expected, remedy=self.remedy)
 
     def is_legal(self, value: Any) -> bool:
         """Whether a value of a file is in range; a whole number is one too."""

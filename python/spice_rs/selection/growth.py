@@ -10,17 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_settings
-from spice_rs.selection.arguments import check_numbers, check_reals
+from spice_rs.selection.arguments import (
+    count_or_none,
+    rows_wanted,
+    search_given,
+    seconds_allowed,
+    threads_wanted,
+)
 from spice_rs.selection.checkpoint import COLUMNS
 from spice_rs.selection.conditions import KEYS, Conditions
 from spice_rs.selection.options import Objective, Past
-from spice_rs.selection.result import Selection
+from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
 from spice_rs.selection.saved import DUPLICATES
-from spice_rs.store.sources import Source, as_rows, open_source
+from spice_rs.store.sources import Source, open_source
 
 
 def extend(
@@ -73,14 +80,17 @@ def extend(
         >>> after.kept, after.unchanged, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
         (17, 17, True)
     """
-    numbers = check_numbers(k=k, threads=threads, hot_rows=hot_rows)
+    k = None if k is None else rows_wanted(k)
+    threads, hot_rows = threads_wanted(threads), count_or_none("hot_rows", hot_rows)
+    search, time_limit, progress = search_given(search), seconds_allowed(time_limit), shown(progress)
+    selection = as_selection(selection)
     settings = copy.deepcopy(selection.settings)
     _check_kind(settings)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
-    old = _old_positions(settings["source"], opened, old_rows, numbers["threads"])
-    if numbers["k"] is not None:
-        settings["k"] = numbers["k"]
+    old = _old_positions(settings["source"], opened, old_rows, threads)
+    if k is not None:
+        settings["k"] = k
     mask = np.zeros(opened.rows, bool)
     mask[old] = True
     made = (
@@ -90,12 +100,12 @@ def extend(
     names = ("k", "alpha", "conflict_penalty", "early_stop", "fisher", "method")
     result, _ = run(
         opened.pool(settings["normalize"]),
-        Objective(**{name: settings[name] for name in names}, search=search, hot_rows=numbers["hot_rows"]),
+        Objective(**{name: settings[name] for name in names}, search=search, hot_rows=hot_rows),
         Conditions(opened, np.ones(opened.rows, bool)),
         past=Past(made, old=mask),
-        threads=numbers["threads"],
+        threads=threads,
         progress=progress,
-        time_limit=None if time_limit is None else check_reals(time_limit=time_limit)["time_limit"],
+        time_limit=time_limit,
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     content = result.pop("fingerprint")
@@ -152,7 +162,7 @@ def _old_positions(
                 f" {earlier['name']}. Give the same pool with more rows."
             )
     if old_rows is not None:
-        old = opened.positions(as_rows(old_rows)).astype(np.int64)
+        old = opened.positions(rows_given("old_rows", old_rows)).astype(np.int64)
         remedy = "Give the dataset rows that were there then in old_rows."
     else:
         old = opened.dataset_order()[: earlier["rows"]].astype(np.int64)

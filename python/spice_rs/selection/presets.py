@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import choice
 from spice_rs.errors import InvalidInputError
-from spice_rs.selection.arguments import check_reals
+from spice_rs.selection.arguments import alpha_given
 from spice_rs.store.pool import Pool
 
 Alpha = float | Literal["auto"]
@@ -49,11 +50,7 @@ def with_preset(
     """
     if preset is None:
         return dict(given)
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise InvalidInputError(
-            f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}. Choose one, or leave it out."
-        )
-    settings = PRESETS[preset]
+    settings = PRESETS[choice("preset", preset, PRESETS, remedy="Choose one, or leave it out.")]
     parameters = inspect.signature(function).parameters
     for name, value in settings.items():
         if given[name] != parameters[name].default and given[name] != value:
@@ -85,14 +82,12 @@ def resolve_alpha(
     Raises:
         InvalidInputError: it is a word other than "auto".
     """
-    if not isinstance(alpha, str):
-        return check_reals(alpha=alpha)["alpha"]
-    if alpha != "auto":
-        raise InvalidInputError(f"alpha: found {alpha!r}, expected a number or 'auto'. Give one of these.")
+    given = alpha_given(alpha)
+    if given != "auto":
+        return given
     if among is not None and pool.unit and pool.weights is not None:
-        norms_sq = pool.weights[
-            among
-        ]  # of unit rows, nothing need be read; candidates for a target are not zero
+        # Of unit rows nothing need be read: candidates for a target are not zero.
+        norms_sq = pool.weights[among]
     else:
         norms_sq = _core.norms_sq(pool, threads=threads)
         norms_sq = norms_sq if among is None else norms_sq[among]

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import is_whole, number_of
 from spice_rs.errors import InvalidInputError
+from spice_rs.own_json import short
 from spice_rs.selection.columns import Label
 
 MAX_TEXT = 16 << 20
@@ -192,15 +194,14 @@ def _amount(field: str, value: Any, total: Fraction | None, *, whole: bool) -> F
     if value is None:
         return None
     exact = exact_number(value)
-    is_whole = isinstance(value, int | np.integer)
-    if exact is None or exact < 0 or (whole and not is_whole and exact > 1):
+    if exact is None or exact < 0 or (whole and not is_whole(value) and exact > 1):
         expected = (
             "a whole number of rows, a share in [0, 1] or None" if whole else "a number of at least 0 or None"
         )
         raise InvalidInputError(
             f"{field}: found {short(value)}, expected {expected}. Correct it; None is no limit."
         )
-    if is_whole or exact > 1:
+    if is_whole(value) or exact > 1:
         return exact
     if total is None:
         raise InvalidInputError(
@@ -212,12 +213,12 @@ def _amount(field: str, value: Any, total: Fraction | None, *, whole: bool) -> F
 
 def exact_number(value: Any) -> Fraction | None:
     """Return a number that float64 holds as it is written (0.1 is a tenth); None if it is something else."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    number = number_of(value)
     try:
-        finite = number and math.isfinite(value)
+        finite = number is not None and math.isfinite(number)
     except OverflowError:  # a whole number beyond float64
         finite = False
-    return Fraction(str(value)) if finite else None
+    return Fraction(str(number)) if finite else None
 
 
 def _check(quotas: Quotas, total: Fraction | None, *, whole: bool) -> None:
@@ -253,12 +254,3 @@ def _check(quotas: Quotas, total: Fraction | None, *, whole: bool) -> None:
 
 def _text(value: Fraction | int) -> str:
     return str(value) if value == int(value) else f"{float(value):.6g}"
-
-
-def short(value: Any) -> str:
-    """Return what a value looks like in a message."""
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python writes
-        text = f"{type(value).__name__} of too many digits to show"
-    return text if len(text) <= 80 else text[:77] + "..."

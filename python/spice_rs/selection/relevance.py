@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.arguments import flag, shown
 from spice_rs.progress import Progress
-from spice_rs.selection.arguments import check_numbers
+from spice_rs.selection.arguments import threads_wanted
 from spice_rs.selection.target import measure
 from spice_rs.store.sources import open_source
 
@@ -58,7 +59,7 @@ def relevance(
         >>> spice_rs.relevance(pool, np.float32([[2, 0]])).round(3)
         array([ 0.999, -0.393,  0.725, -0.922])
     """
-    numbers = check_numbers(threads=threads)
+    threads, progress, partial = threads_wanted(threads), shown(progress), flag("partial", partial)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     measured = measure(
@@ -67,7 +68,7 @@ def relevance(
         target_groups,
         target_data,
         partial=partial,
-        threads=numbers["threads"],
+        threads=threads,
         progress=progress,
     )
     ordered = measured.relevance[opened.dataset_order()]

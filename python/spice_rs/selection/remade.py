@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.selection.arguments import check_reals
+from spice_rs.selection.arguments import penalty
 from spice_rs.selection.picks import is_saved, numbers_of, read_items, read_rows
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
@@ -105,10 +105,8 @@ def _check_settings(
     saved = selection.settings
     pool = source.pool(saved["normalize"])
     same = dict.fromkeys(given, True)
-    if (penalty := given["conflict_penalty"]) is not None:
-        same["conflict_penalty"] = (
-            check_reals(conflict_penalty=penalty)["conflict_penalty"] == saved["conflict_penalty"]
-        )
+    if given["conflict_penalty"] is not None:
+        same["conflict_penalty"] = penalty(given["conflict_penalty"]) == saved["conflict_penalty"]
     if given["normalize"] is not None:
         other = source.pool(given["normalize"])
         same["normalize"] = pool.unit == other.unit and (

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.own_json import short
 from spice_rs.progress import Progress
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list
@@ -63,6 +65,7 @@ class Requested:
         Raises:
             InvalidInputError: two arguments exclude each other, or one needs another.
         """
+        self._check_numbers()
         conditions = (
             "groups",
             "budget",
@@ -178,7 +181,7 @@ class Requested:
             weights = columns.by_position(columns.numbers("weights", self.weights, positive=True))
         if self.prior is not None:
             prior = columns.by_position(columns.numbers("prior", self.prior, positive=False))
-            prior_weight = _number("prior_weight", self.prior_weight)
+            prior_weight = real("prior_weight", self.prior_weight)
             if not math.isfinite(prior_weight * float(np.abs(prior).max())):
                 raise InvalidInputError(
                     f"prior_weight: found {prior_weight:g} with a prior up to {np.abs(prior).max():g}, expected a product"
@@ -186,7 +189,7 @@ class Requested:
                 )
         elif self.prior_weight != 1.0:
             raise InvalidInputError(
-                f"prior_weight: found {quotas.short(self.prior_weight)} without prior, expected both. Give prior, or leave"
+                f"prior_weight: found {short(self.prior_weight)} without prior, expected both. Give prior, or leave"
                 " it out."
             )
         conditions = Conditions(
@@ -218,7 +221,6 @@ class Requested:
         progress: Progress,
     ) -> tuple[Target, Aimed]:
         """Return the target, and what it means for each row."""
-        weight = check_weight(self.target_weight)
         measured = measure(
             source,
             self.target,
@@ -228,7 +230,16 @@ class Requested:
             threads=threads,
             progress=progress,
         )
-        return aim(measured, source, weight, free)
+        return aim(measured, source, check_weight(self.target_weight), free)
+
+    def _check_numbers(self) -> None:
+        if self.budget is not None:
+            expected = "a cost of at least 1, or a share of the whole cost in (0, 1), which float64 holds"
+            real("budget", self.budget, above=0, expected=expected, remedy="Correct it.")
+        real("prior_weight", self.prior_weight)
+        check_weight(self.target_weight)
+        for each in SCALARS:
+            each.checked(self.scalars[each.name])
 
     def _rows(self, source: Source, threads: int | None) -> list[Rows | None]:
         """Return the positions of the rows of initial, include and exclude."""
@@ -277,12 +288,7 @@ class Requested:
         return tokens.astype(np.float64)
 
     def _total(self, costs: Floats) -> float:
-        exact = quotas.exact_number(self.budget)
-        if exact is None or exact <= 0:
-            raise InvalidInputError(
-                f"budget: found {quotas.short(self.budget)}, expected a cost of at least 1, or a share of the whole cost in"
-                " (0, 1), which float64 holds. Correct it."
-            )
+        exact = quotas.exact_number(self.budget) or Fraction(0)
         return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
 
 
@@ -309,7 +315,8 @@ def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows 
 
 def _asks(value: Any) -> bool:
     """Whether a condition asks for anything: no value and no rows do not."""
-    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+    sized = hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+    return value is not None and not (sized and len(value) == 0)
 
 
 def _check_costs(costs: Floats) -> None:
@@ -321,11 +328,3 @@ def _check_costs(costs: Floats) -> None:
             f"costs: found numbers from {costs.min():g} to {costs.max():g}, expected a sum and quotients that float64"
             " holds. Use another unit, or other costs for the extreme rows."
         )
-
-
-def _number(field: str, value: Any) -> float:
-    if quotas.exact_number(value) is None:
-        raise InvalidInputError(
-            f"{field}: found {quotas.short(value)}, expected a finite number. Correct it."
-        )
-    return float(value)

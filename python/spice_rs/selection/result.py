@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.arguments import instance, is_whole, whole
 from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
+from spice_rs.paths import local
 from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
 from spice_rs.selection.saved import DUPLICATES, SERIES, TARGET, SavedRun, check_same, read_run, write_run
@@ -49,7 +51,7 @@ class NearDuplicates(Framed):
 
     def head(self, k: int) -> NearDuplicates:
         """Return those that were skipped on the way to the first k picks."""
-        kept = self.rank < k
+        kept = self.rank < whole("k", k, least=0)
         return NearDuplicates(self.rows[kept], self.of[kept], self.cosine[kept], self.rank[kept])
 
 
@@ -151,19 +153,14 @@ class Selection(Exports):
             InvalidInputError: `k` is out of range, or the picks are not nested.
         """
         self._check_nested()
-        least = max(1, self.forced)
-        whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
-        if not whole or not least <= k <= len(self):
-            raise InvalidInputError(
-                f"k: found {k!r}, expected a whole number from {least} to {len(self)}, the picks there are. Select more"
-                " rows for a larger one."
-            )
+        remedy = f"There are {len(self)} picks: select more rows for a larger one."
+        k = whole("k", k, least=max(1, self.forced), most=len(self), remedy=remedy)
         duplicates = self.near_duplicates
         if duplicates is not None:
             duplicates = duplicates.head(k)
-        settings = {**copy.deepcopy(self.settings), "k": int(k)}
+        settings = {**copy.deepcopy(self.settings), "k": k}
         if (grown := settings.get("extended")) is not None:
-            grown["unchanged"] = min(grown["unchanged"], int(k))
+            grown["unchanged"] = min(grown["unchanged"], k)
             grown["new"] = [rank for rank in grown["new"] if rank < k]
         return Selection(
             **{name: getattr(self, name)[:k].copy() for name in SERIES},
@@ -227,6 +224,7 @@ class Selection(Exports):
             InvalidInputError: no file can lie there.
             OSError: the file cannot be written.
         """
+        path = local(path)
         check_place(path)
         write_run(path, self.as_run())
 
@@ -277,6 +275,7 @@ class Selection(Exports):
             CorruptStoreError: the file was cut short or altered.
             StoreError: the file is something else.
         """
+        path = local(path)
         run = read_run(path)
         if run.stop_reason is None or run.log_det is None or run.signal is None:
             raise InvalidInputError(
@@ -333,7 +332,7 @@ class Selection(Exports):
         from spice_rs.analysis.explanation import explain  # which needs this module
 
         found = explain(self, source, rows, **given)
-        return found[0] if isinstance(rows, int | np.integer) else found
+        return found[0] if is_whole(rows) else found
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -357,6 +356,16 @@ class Selection(Exports):
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
         )
+
+
+def as_selection(given: Any) -> Selection:
+    """Return the selection that was given.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    remedy = "Give what select returned, or load it."
+    return instance("selection", given, Selection, expected="a Selection", remedy=remedy)
 
 
 def as_labels(labels: list[Any]) -> npt.NDArray[Any]:

@@ -10,10 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import choice, real, rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.paths import local_or_none
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
-from spice_rs.selection.arguments import check_budget, check_numbers, check_reals, check_words
+from spice_rs.selection.arguments import (
+    alpha_given,
+    check_budget,
+    count_or_none,
+    fisher_given,
+    penalty,
+    rows_wanted,
+    search_given,
+    seconds_allowed,
+    seeded,
+    stops_at,
+    threads_wanted,
+)
 from spice_rs.selection.checkpoint import Checkpoint
 from spice_rs.selection.options import Objective, Past, Windows
 from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
@@ -21,7 +35,10 @@ from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.selection.run import run
 from spice_rs.selection.target import chance_findings
-from spice_rs.store.sources import Normalize, as_rows, open_source
+from spice_rs.store.sources import Normalize, open_source
+
+_APPROXIMATE = ("epsilon_lazy", "stochastic")
+"""Methods whose picks are not always those of the naive algorithm."""
 
 
 def select(
@@ -221,19 +238,19 @@ def select(
     named.update({name: value for name, value in defaults.items() if named[name] is None})
     if aims and named["normalize"] == "auto" and preset is None:
         named["normalize"] = "unit"
-    fisher, early_stop, method = named["fisher"], named["early_stop"], named["method"]
-    check_words(fisher=fisher, method=method, search=search)
-    reals = {"conflict_penalty": named["conflict_penalty"], "epsilon": epsilon}
-    ends = {"early_stop": early_stop, "time_limit": time_limit}
-    reals = check_reals(**reals, **{name: value for name, value in ends.items() if value is not None})
-    numbers = check_numbers(
-        k=k,
-        pool_size=pool_size,
-        select_per_window=select_per_window,
-        seed=seed,
-        threads=threads,
-        hot_rows=hot_rows,
+    alpha, conflict_penalty = alpha_given(named["alpha"]), penalty(named["conflict_penalty"])
+    fisher, early_stop = fisher_given(named["fisher"]), stops_at(named["early_stop"])
+    method = choice("method", named["method"], ("greedy", "top_k", *_APPROXIMATE))
+    epsilon = real(
+        "epsilon", epsilon, above=0, below=1, remedy="A small number stays close to the exact picks."
     )
+    k = None if k is None else rows_wanted(k)
+    seed, search = seeded(seed), search_given(search)
+    pool_size = count_or_none("pool_size", pool_size)
+    select_per_window = count_or_none("select_per_window", select_per_window)
+    threads, hot_rows = threads_wanted(threads), count_or_none("hot_rows", hot_rows)
+    time_limit, progress = seconds_allowed(time_limit), shown(progress)
+    checkpoint = local_or_none(checkpoint, "checkpoint")
     requested = Requested.of(arguments)
     check_budget(k, early_stop, budget, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
@@ -241,7 +258,7 @@ def select(
             f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
             " Leave one out."
         )
-    if checkpoint is not None and method in ("epsilon_lazy", "stochastic"):
+    if checkpoint is not None and method in _APPROXIMATE:
         raise InvalidInputError(
             f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
             " resumed to the same picks. Leave one out."
@@ -252,50 +269,50 @@ def select(
     pool = opened.pool(named["normalize"])
     conditions = requested.resolve(
         opened,
-        k=numbers["k"],
+        k=k,
         early_stop=early_stop,
-        threads=numbers["threads"],
+        threads=threads,
         partial=partial,
         progress=progress,
     )
     pool = pool.weighted(conditions.row_weights)
     among = conditions.candidates if aims else None
     windows = None
-    if numbers["pool_size"] is not None and numbers["select_per_window"] is not None:
+    if pool_size is not None and select_per_window is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
-        windows = Windows(order, numbers["pool_size"], numbers["select_per_window"])
+        windows = Windows(order, pool_size, select_per_window)
     settings: dict[str, Any] = {
-        "k": numbers["k"],
-        "alpha": resolve_alpha(named["alpha"], pool, threads=numbers["threads"], among=among),
-        "conflict_penalty": reals["conflict_penalty"],
+        "k": k,
+        "alpha": resolve_alpha(alpha, pool, threads=threads, among=among),
+        "conflict_penalty": conflict_penalty,
         "fisher": fisher,
-        "early_stop": reals.get("early_stop"),
+        "early_stop": early_stop,
         "normalize": pool.normalize,
         "method": method,
-        "epsilon": reals["epsilon"] if method in ("epsilon_lazy", "stochastic") else None,
-        "pool_size": numbers["pool_size"],
-        "select_per_window": numbers["select_per_window"],
-        "seed": numbers["seed"],
+        "epsilon": epsilon if method in _APPROXIMATE else None,
+        "pool_size": pool_size,
+        "select_per_window": select_per_window,
+        "seed": seed,
         **conditions.settings(),
         "partial": bool(opened.unfinished),
         "source": opened.identity(),
     }
     keeper = past = None
     if checkpoint is not None:
-        settings["source"]["fingerprint"] = opened.identify(numbers["threads"])
+        settings["source"]["fingerprint"] = opened.identify(threads)
         keeper = Checkpoint(checkpoint, settings)
         past = Past(keeper.made(opened), keeper.left_out(opened))
     objective = Objective(
-        k=numbers["k"],
+        k=k,
         alpha=settings["alpha"],
         conflict_penalty=settings["conflict_penalty"],
         early_stop=settings["early_stop"],
         fisher=fisher,
         method=method,
         search=search,
-        hot_rows=numbers["hot_rows"],
-        epsilon=reals["epsilon"],
-        seed=numbers["seed"],
+        hot_rows=hot_rows,
+        epsilon=epsilon,
+        seed=seed,
     )
     result, compared = run(
         pool,
@@ -304,9 +321,9 @@ def select(
         windows=windows,
         past=past,
         checkpoint=keeper,
-        threads=numbers["threads"],
+        threads=threads,
         progress=progress,
-        time_limit=reals.get("time_limit"),
+        time_limit=time_limit,
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     settings["source"] = opened.identity(result.pop("fingerprint"))
@@ -353,12 +370,12 @@ def log_det(
     Raises:
         InvalidInputError: a row is not in the source, or an argument is out of range.
     """
-    check_numbers(threads=threads)
+    alpha, threads, wanted = alpha_given(alpha), threads_wanted(threads), rows_given("rows", rows)
     opened = open_source(source, dim=dim, dtype=dtype)
     pool = opened.pool(normalize)
     return _core.log_det(
         pool,
-        positions=opened.positions(as_rows(rows)),
+        positions=opened.positions(wanted),
         alpha=resolve_alpha(alpha, pool, threads=threads),
         threads=threads,
     )

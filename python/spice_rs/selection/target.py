@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, counting
@@ -304,13 +305,8 @@ def check_weight(value: Any) -> float:
     Raises:
         InvalidInputError: it is none, or out of range.
     """
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not 0 <= value <= MOST_WEIGHT:
-        raise InvalidInputError(
-            f"target_weight: found {value!r}, expected a number from 0 to {MOST_WEIGHT:g}. 1 weighs rows by their"
-            " relevance, 0 all alike that point to the target."
-        )
-    return float(value)
+    remedy = "1 weighs rows by their relevance, 0 all alike that point to the target."
+    return real("target_weight", value, least=0, most=MOST_WEIGHT, remedy=remedy)
 
 
 def too_few(k: int, target: Target) -> InvalidInputError:

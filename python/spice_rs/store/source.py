@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.arguments import choice, flag
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, SpiceWarning, UnfinishedStoreError
 from spice_rs.store.pool import Pool
@@ -81,10 +82,7 @@ class Source:
         Raises:
             InvalidInputError: the source does not record what the normalisation needs.
         """
-        if normalize not in get_args(Normalize):
-            raise InvalidInputError(
-                f"normalize: found {normalize!r}, expected 'auto', 'none', 'sum', 'mean' or 'unit'. Choose one of these."
-            )
+        normalize = choice("normalize", normalize, get_args(Normalize))
         if normalize == "auto":
             normalize = "mean" if self.reduction == "sum" and self.num_tokens is not None else "none"
         scale = self.scale
@@ -128,7 +126,7 @@ class Source:
         Raises:
             UnfinishedStoreError: an extraction has not ended, and `partial` is false.
         """
-        if partial or not self.unfinished:
+        if flag("partial", partial) or not self.unfinished:
             return
         store = self.unfinished[0]
         raise UnfinishedStoreError(

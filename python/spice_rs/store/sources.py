@@ -21,6 +21,7 @@ from numpy.ma import (
 )  # here and not at its first use: a child that is forked in an import waits for good
 
 from spice_rs import _core
+from spice_rs.arguments import choice, whole_or_none
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.files import what_is
@@ -34,7 +35,6 @@ from spice_rs.store.tensors import MEMBER_SEPARATOR, split_member, tensor_cells
 __all__ = [
     "Normalize",
     "Source",
-    "as_rows",
     "differences_of_origin",
     "differing_origin",
     "join_sources",
@@ -61,6 +61,8 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
         InvalidInputError: the source has the wrong rank or element type, needs `dim` and `dtype`, or says otherwise itself.
         StoreError: the path is no store.
     """
+    dim = whole_or_none("dim", dim, remedy="Give the number of columns.")
+    dtype = choice("dtype", dtype, (*_DTYPES, None))
     opened = _opened(source, dim, dtype)
     if not opened.is_joined:  # of several, these are about the headerless ones
         for name, given, own in (("dim", dim, opened.dim), ("dtype", dtype, opened.dtype)):
@@ -77,7 +79,7 @@ def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
         return source
     if isinstance(source, GradientStore):
         return _from_store(source)
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | bytes | os.PathLike):
         return _from_path(local(source), dim, dtype)
     if isinstance(source, list | tuple):
         return join_sources([_opened(part, dim, dtype) for part in source])
@@ -337,10 +339,6 @@ def _from_file(path: Path, member: str, dim: int | None, dtype: str | None) -> S
 
 def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
     _check_dtype(dtype)
-    if not isinstance(dim, int) or dim < 1:
-        raise InvalidInputError(
-            f"dim: found {dim!r}, expected a whole number of at least 1. Give the number of columns."
-        )
     width = dim * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
     size = path.stat().st_size
     if size == 0 or size % width:
@@ -402,20 +400,3 @@ def _check_dtype(dtype: str, description: str = "dtype") -> None:
         raise InvalidInputError(
             f"{description}: found {dtype}, expected {expected}. Convert the rows, for example with .astype('float32')."
         )
-
-
-def as_rows(rows: Sequence[int] | npt.ArrayLike, field: str = "rows") -> npt.NDArray[np.int64]:
-    """Return dataset rows, which the user gave as `field`, as a 1-D int64 array.
-
-    Raises:
-        InvalidInputError: they are not whole numbers in one dimension.
-    """
-    array = np.asarray(rows)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        # NumPy sees one object in a set, which has no order.
-        found = f"{array.dtype} of shape {array.shape}" if array.ndim else type(rows).__name__
-        remedy = "for example sel.indices" if array.ndim else "a list or an array: the order may matter"
-        raise InvalidInputError(
-            f"{field}: found {found}, expected whole numbers in one dimension. Pass {remedy}."
-        )
-    return array.astype(np.int64)

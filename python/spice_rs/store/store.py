@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +19,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spice_rs import _core
+from spice_rs.arguments import (
+    callable_or_none,
+    choice,
+    flag,
+    real_or_none,
+    refused,
+    text_or_none,
+    whole,
+    whole_or_none,
+)
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.own_json import parsed
@@ -26,7 +36,7 @@ from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
 from spice_rs.store.options import Schema, Shards
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
-from spice_rs.store.values import integers, json_object, non_negative, room
+from spice_rs.store.values import integers, json_object, room
 from spice_rs.store.writer import GradientWriter
 
 __all__ = ["GradientStore", "GradientWriter"]
@@ -39,6 +49,11 @@ Progress = Callable[[int, int], object]
 STORE_FILE = "store.json"
 """What a folder has that is a store."""
 
+DTYPES = ("int8", "float16", "bfloat16", "float32")
+"""How cells can be stored."""
+
+_WIDEST = 1 << 32  # columns
+_LONGEST_WAIT = 1e18  # seconds: what the core counts in
 _EXPORT_CELLS = 1 << 20
 _LONGEST_HEADER = 1 << 20  # bytes; see the format
 _LEAST_ROW = 17  # bytes of a row: index, scale, norm and a cell
@@ -67,7 +82,7 @@ class GradientStore:
     """
 
     def __init__(self, path: _Path, *, memory_limit: int | None = None) -> None:
-        self._memory_limit = None if memory_limit is None else non_negative("memory_limit", memory_limit)
+        self._memory_limit = whole_or_none("memory_limit", memory_limit, least=0)
         self._open(path)
 
     def _open(self, path: _Path) -> None:
@@ -136,16 +151,21 @@ class GradientStore:
             StoreError: If the folder is no store or cannot be written.
         """
         path = local(path)
-        schema = Schema(non_negative("dim", dim), dtype, reduction, json_object(provenance))
+        schema = Schema(
+            whole("dim", dim, most=_WIDEST),
+            choice("dtype", dtype, DTYPES),
+            choice("reduction", reduction, ("sum", "mean", None)),
+            json_object(provenance),
+        )
         shards = Shards(
-            rows=None if rows_per_shard is None else non_negative("rows_per_shard", rows_per_shard),
-            bytes=None if bytes_per_shard is None else non_negative("bytes_per_shard", bytes_per_shard),
-            seconds=seconds_per_shard,
-            fsync=fsync,
-            writer=writer,
+            rows=whole_or_none("rows_per_shard", rows_per_shard),
+            bytes=whole_or_none("bytes_per_shard", bytes_per_shard, least=0),
+            seconds=real_or_none("seconds_per_shard", seconds_per_shard, least=0, most=_LONGEST_WAIT),
+            fsync=flag("fsync", fsync),
+            writer=text_or_none("writer", writer),
         )
         core = _core.StoreWriter(path, schema, shards)
-        return GradientWriter(core, path, int(dim))
+        return GradientWriter(core, path, schema.dim)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -295,7 +315,7 @@ class GradientStore:
         Raises:
             CorruptStoreError: With the file, the place, what was found and what was expected.
         """
-        return _result(self._core.verify(progress))
+        return _result(self._core.verify(callable_or_none("progress", progress)))
 
     @staticmethod
     def merge(
@@ -322,13 +342,14 @@ class GradientStore:
             StoreError: If two different rows have one index (the message has both shards), or if ``path`` is taken.
             CorruptStoreError: If a source is damaged.
         """
-        if isinstance(sources, str | os.PathLike):
-            raise InvalidInputError(
-                f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
-            )
-        marks = [read_mark(source) for source in sources]
+        if isinstance(sources, str | bytes | os.PathLike) or not isinstance(sources, Iterable):
+            raise refused("sources", sources, "a list of folders", "Put it into one, in brackets.")
+        choice("differing", differing, ("refuse", "first", "last"))
+        callable_or_none("progress", progress)
+        folders = [local(source, "sources") for source in sources]
+        marks = [read_mark(folder) for folder in folders]
         path = local(path)
-        _core.merge([local(source) for source in sources], path, differing, progress)
+        _core.merge(folders, path, differing, progress)
         return _marked(path, of_all(marks))
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
@@ -348,7 +369,9 @@ class GradientStore:
             CorruptStoreError: If a shard is damaged.
         """
         path = local(path)
-        _core.convert(self._core, path, dtype, progress)
+        _core.convert(
+            self._core, path, choice("dtype", dtype, DTYPES), callable_or_none("progress", progress)
+        )
         return _marked(path, self._unfinished)
 
     def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
@@ -368,7 +391,8 @@ class GradientStore:
             StoreError: While another process compacts, deletes or repairs; if a shard cannot be written.
             CorruptStoreError: If a shard is damaged; it stays, and so does the rest.
         """
-        size = None if bytes_per_shard is None else non_negative("bytes_per_shard", bytes_per_shard)
+        size = whole_or_none("bytes_per_shard", bytes_per_shard, least=0)
+        callable_or_none("progress", progress)
         done = _result(_core.compact(self.path, size, progress))
         self._open(self.path)
         return done
@@ -389,6 +413,7 @@ class GradientStore:
         Raises:
             StoreError, CorruptStoreError: As for ``compact``.
         """
+        callable_or_none("progress", progress)
         done = _result(_core.delete(self.path, integers("index", index, np.int64), progress))
         self._open(self.path)
         return done
@@ -419,7 +444,7 @@ class GradientStore:
         """
         path = local(path)
         earlier = read_mark(path)
-        done = _result(_core.repair(path, progress))
+        done = _result(_core.repair(path, callable_or_none("progress", progress)))
         if done["damaged"]:
             rows = len(GradientStore(path)) + sum(
                 _rows_of(Path(path) / each["name"]) for each in done["damaged"]
@@ -440,7 +465,8 @@ class GradientStore:
             InvalidInputError: If no file can lie there, or both are one.
             OSError: If a file cannot be written.
         """
-        path, index = local(path), local_or_none(index)
+        path, index = local(path), local_or_none(index, "index")
+        callable_or_none("progress", progress)
         for place in (path, index):
             if place is not None:
                 check_place(place)

@@ -11,22 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spice_rs.arguments import has_truth_values, refused
 from spice_rs.errors import InvalidInputError
-
-
-def non_negative(field: str, value: int) -> int:
-    """An integer that an unsigned one can hold."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{field}: found {value!r}, expected an integer.") from None
-    if not 0 <= number < 1 << 63:
-        raise InvalidInputError(f"{field}: found {value!r}, expected a count. Give a positive integer.")
-    return number
 
 
 def json_object(value: Mapping[str, Any] | None) -> str:
     """JSON text of a mapping."""
+    if value is not None and not isinstance(value, Mapping):
+        raise refused("provenance", value, "a mapping of plain JSON", "Give names and what they stand for.")
     try:
         return json.dumps(dict(value or {}), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -86,8 +78,9 @@ def floats(field: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDAr
 def integers(field: str, values: ArrayLike, dtype: type[Any], length: int | None = None) -> NDArray[Any]:
     """C-contiguous integers (m,) of ``dtype``; values that do not fit are refused."""
     array = as_array(field, values, (length,))
-    if array.dtype.kind not in "iu" and array.size > 0:
-        raise InvalidInputError(f"{field}: found {array.dtype}, expected integers. Convert it to int64.")
+    if (array.dtype.kind not in "iu" and array.size > 0) or has_truth_values(values):
+        found = "bool" if has_truth_values(values) else array.dtype
+        raise InvalidInputError(f"{field}: found {found}, expected integers. Convert it to int64.")
     if array.size > 0:
         limits = np.iinfo(dtype)
         smallest, largest = int(array.min()), int(array.max())
@@ -106,7 +99,9 @@ def room(field: str, out: NDArray[np.float32] | None, shape: tuple[int, int]) ->
             raise MemoryError(f"{shape[0]} rows of {shape[1]} float32 do not fit into memory")
         return np.empty(shape, np.float32)
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"{field}: found {type(out).__name__}, expected a numpy array or None.")
+        raise InvalidInputError(
+            f"{field}: found {type(out).__name__}, expected a numpy array or None. Make it with numpy.empty."
+        )
     found = f"{out.dtype} {out.shape}"
     if not out.flags.c_contiguous or not out.flags.writeable:
         found += ", " + ("read-only" if out.flags.c_contiguous else "not C-contiguous")
