@@ -24,6 +24,7 @@ from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun, write_rows
+from spice_rs.extraction.joining import dataset_of
 from spice_rs.extraction.preparation import Extraction, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings
@@ -152,10 +153,10 @@ def plan(
             raise InvalidInputError(f"{name} is {value!r}, expected a positive integer")
     settings = Settings.of(extraction, extract)
     begun = clock()
-    there = None
+    earlier = None
     out = local_or_none(out)
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
-        there = GradientStore(out).index
+        earlier = GradientStore(out)
     cache = None if out is None else TokenCache.of(out, settings.cache_dir)
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
     with (
@@ -163,10 +164,10 @@ def plan(
         preparing(model, data, settings, template_date=told, out=out, progress=progress) as ready,
     ):
         preparation = clock() - begun
-        if out is not None and there is not None:
-            _check_store(ready, settings, out)
+        if earlier is not None:
+            _check_store(ready, settings, earlier)
         samples = ready.reading.samples
-        missing = samples if there is None else samples[~np.isin(rows_of(samples), there)]
+        missing = samples if earlier is None else samples[~np.isin(rows_of(samples), earlier.index)]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
@@ -204,10 +205,11 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _check_store(ready: Extraction, settings: Settings, out: str | os.PathLike[str]) -> None:
+def _check_store(ready: Extraction, settings: Settings, earlier: GradientStore) -> None:
     """Refuses a store that `extract` would refuse; a writer that joins it writes nothing."""
     dim, dtype = ready.projection.dim, settings.dtype
-    GradientStore.create(out, dim=dim, dtype=dtype, reduction="sum", provenance=ready.provenance).close()
+    provenance = {**ready.provenance, "dataset": dataset_of(ready.reading, settings, earlier).recorded}
+    GradientStore.create(earlier.path, dim=dim, dtype=dtype, reduction="sum", provenance=provenance).close()
 
 
 def _measure(

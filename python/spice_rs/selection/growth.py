@@ -166,7 +166,8 @@ def _old_positions(
     if content != earlier.get("content"):
         raise StoreMismatchError(
             f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
-            f" {earlier.get('content')}. They are not as they were (rows computed anew differ in the last digits), or not"
-            f" those. {remedy}"
+            f" {earlier.get('content')}. They are not as they were, or not those: rows computed anew differ in the last"
+            " digits, so extract the grown data into the store that has the old rows, which keeps them, and extend from"
+            f" that. {remedy}"
         )
     return old

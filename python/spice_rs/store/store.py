@@ -24,6 +24,7 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.own_json import parsed
 from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
+from spice_rs.store.grown import largest, read_grown, write_grown
 from spice_rs.store.options import Schema, Shards
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, non_negative, room
@@ -76,6 +77,7 @@ class GradientStore:
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
         self._info: dict[str, Any] = info
+        self._grown = read_grown(self.path)
         found = read_mark(self.path)
         self._unfinished = found if found is not None and len(self) < found.rows else None
 
@@ -183,8 +185,14 @@ class GradientStore:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the rows come from, as given to ``create``; a copy."""
-        return cast(dict[str, Any], json.loads(json.dumps(self._provenance)))
+        """Where the rows come from, as given to ``create``; a copy. "dataset" is that of the data as they are now."""
+        grown = {} if self._grown is None else {"dataset": self._grown}
+        return cast(dict[str, Any], json.loads(json.dumps(self._provenance | grown)))
+
+    @property
+    def first_dataset(self) -> Any:
+        """What ``provenance["dataset"]`` was when the store was created, which is a part of its schema; a copy."""
+        return json.loads(json.dumps(self._provenance.get("dataset")))
 
     @property
     def fingerprint(self) -> str:
@@ -326,10 +334,10 @@ class GradientStore:
             raise InvalidInputError(
                 f"sources: found {os.fspath(sources)!r}, expected a list of folders. Put it into one, in brackets."
             )
-        marks = [read_mark(source) for source in sources]
+        marks, grown = [read_mark(source) for source in sources], largest([*map(read_grown, sources)])
         path = local(path)
         _core.merge([local(source) for source in sources], path, differing, progress)
-        return _marked(path, of_all(marks))
+        return _marked(path, of_all(marks), grown)
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
         """Makes a new store of the same rows in another dtype; it appears when it is whole.
@@ -349,7 +357,7 @@ class GradientStore:
         """
         path = local(path)
         _core.convert(self._core, path, dtype, progress)
-        return _marked(path, self._unfinished)
+        return _marked(path, self._unfinished, self._grown)
 
     def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
         """Replaces small shards by as few as can be; this object then shows the store as it is now.
@@ -480,8 +488,10 @@ class GradientStore:
         return f"<table>{cells}</table>{note}"
 
 
-def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
-    """Open a new store, after it was marked as unfinished where it is."""
+def _marked(path: _Path, unfinished: Unfinished | None, grown: dict[str, Any] | None) -> GradientStore:
+    """Open a new store, after it was marked as unfinished where it is, and as grown."""
+    if grown is not None:
+        write_grown(path, grown)
     store = GradientStore(path)
     if unfinished is None or len(store) >= unfinished.rows:
         return store
