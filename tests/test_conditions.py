@@ -437,7 +437,7 @@ SHARES = "group_shares"
         ({"max_similarity": 1.0}, "max_similarity: found 1, expected a cosine in (0, 1)"),
         ({"max_similarity": 0}, "max_similarity: found 0"),
         ({"max_similarity": "0.9"}, "max_similarity: found '0.9', expected a finite number"),
-        ({"k": None}, "k: found None, expected a number of rows. Give k, a budget of cost"),
+        ({"k": None}, "k: found None, expected a number of rows. Give k=…, budget=… (of cost)"),
     ],
 )  # fmt: skip
 def test_conditions_that_cannot_be_met_name_themselves(keywords, says):

@@ -84,7 +84,7 @@ def test_the_summary_says_what_was_selected_and_how(sel):
     assert facts["interaction"] == f"Σε is {sel.epsilon.sum() / sel.base.sum():.1%} of Σ base"
     assert f"{(sel.conflict > 0).sum()} picks have any" in facts["conflict"]
     assert facts["penalty"] == f"decided {sel.overruled.sum()} picks"
-    assert facts["rows read"].startswith(f"{sel.rows_read.sum()} in all")
+    assert facts["rows read"].startswith(f"each in a first pass, {sel.rows_read.sum()} again")
     assert facts["signal"] == f"median α‖g‖² {sel.signal:.3g}"
     assert "conditions" not in facts
 

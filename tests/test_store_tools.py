@@ -476,7 +476,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
     assert answer("verify", a)["leftovers"] == [".tmp-0-x"]
     assert answer("repair", a) == {"removed": [".tmp-0-x"], "kept": [], "damaged": [], "duplicates": []}
     d = fill(tmp_path / "d", range(6), rows_per_shard=2)
-    assert answer("delete", d, 0, 1, 5) == {"shards_before": 3, "shards": 2, "deleted": 3}
+    assert answer("delete", d, 0, 1, 5) == {"shards_before": 3, "shards": 2, "deleted": 3, "absent": 0}
     np.save(tmp_path / "gone.npy", [2, 3, 77])
     assert answer("delete", d, "--rows", tmp_path / "gone.npy")["deleted"] == 2
     assert sorted(content(d)) == [4]

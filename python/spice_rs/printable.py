@@ -16,7 +16,7 @@ import re
 import unicodedata
 from typing import Any, TextIO
 
-from spice_rs.streams import stdout
+from spice_rs.streams import stdout, unheard
 
 _OBEYED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Categories of Unicode whose characters do something, or nothing that anybody sees."""
@@ -67,9 +67,14 @@ def say(value: object, file: TextIO | None = None) -> None:
 
 
 def say_block(value: object, file: TextIO | None = None) -> None:
-    """Print lines for people, for example a table; see `say`."""
-    file = stdout() if file is None else file
-    print(_encodable(many_lines(value), file), file=file, flush=True)
+    """Print lines for people, for example a table; see `say`. Where nobody listens to `file` any more, the work goes on."""
+    to = stdout() if file is None else file
+    try:
+        print(_encodable(many_lines(value), to), file=to, flush=True)
+    except BrokenPipeError:
+        if file is None:
+            raise
+        unheard(file)
 
 
 def say_json(value: Any, *, indent: int | None = None) -> None:

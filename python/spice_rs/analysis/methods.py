@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.rows import RowReader
@@ -192,8 +193,8 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
     if isinstance(method, str):
         if method not in METHODS:
             raise InvalidInputError(
-                f"methods: found {method!r}, expected one of {', '.join(METHODS)}. Choose one of these, or give a"
-                " mapping: label → options of select, or rows, or a selection."
+                f"methods: found {method!r}, expected one of {', '.join(METHODS)}{meant(method, METHODS) or '.'} Choose one"
+                " of these, or give a mapping: label → options of select, or rows, or a selection."
             )
         made = METHODS[method](setting)
         return [replace(way, label=way.label.replace(method, label, 1)) for way in made]

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Rows
-from spice_rs.analysis.stepwise import NAMES, Stepwise, Tightness
+from spice_rs.analysis.stepwise import NAMES, NO_STEPS, Stepwise, Tightness
 from spice_rs.frames import Framed
 from spice_rs.selection.result import Selection
-from spice_rs.tables import aligned
+from spice_rs.tables import UNKNOWN, aligned, cell
+
+_BESIDE_OTHERS = {"epsilon", "conflict", "cosine", "nearest_cosine", "bound", "tightness"}
+"""Columns that say nothing of a pick that has none before it."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -104,7 +107,7 @@ class Analysis(Framed):
         medians = self.medians()
         rows = [("per pick", "first", "median", "last")]
         rows += [
-            (name, f"{values[0]:.4g}", f"{medians[name]:.4g}", f"{values[-1]:.4g}")
+            (name, self._shown(name, 0), cell(medians[name], ".4g"), self._shown(name, -1))
             for name, values in shown.items()
             if len(values)
         ]
@@ -114,10 +117,12 @@ class Analysis(Framed):
         steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
         pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]
         pairs += [
-            (NAMES[name], f"{mean:.3f}", f"{median:.3f}", str(count))
+            (NAMES[name], cell(mean, ".3f"), cell(median, ".3f"), str(count))
             for name, (mean, median, count) in self.stepwise.averages().items()
         ]
-        lines += ["", f"{steps} steps, up to {most} candidates each:", aligned(pairs)]
+        lines += (
+            ["", f"{steps} steps, up to {most} candidates each:", aligned(pairs)] if steps else ["", NO_STEPS]
+        )
         if self.theorem4 is not None and self.theorem4.checked:
             found = self.theorem4
             defined = found.median[np.isfinite(found.median)]
@@ -127,6 +132,11 @@ class Analysis(Framed):
                 f" {np.nanmax(found.largest, initial=0.0):.3g}; {found.violations} violations in {found.checked} pairs"
             )
         return "\n".join([*lines, *self.notes])
+
+    def _shown(self, name: str, at: int) -> str:
+        """The number of one pick, if there is one."""
+        alone = name in _BESIDE_OTHERS and self.nearest[at] < 0
+        return UNKNOWN if alone else cell(self.to_dict()[name][at], ".4g")
 
     def __repr__(self) -> str:
         half = "beyond the last" if self.half_life is None else f"{self.half_life}"

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         commands, "curvature", _curvature, "bound how far greedy picks from a pool can be from the best"
     )
     curvature.add_argument("source", metavar="SOURCE", type=path, help="as for select")
-    add_data(curvature, "as for select: columns of it can be named")
+    add_data(curvature, "the data the source was made from, where --weights names a column of it")
     curvature.add_argument(
         "--out",
         metavar="FILE",
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     certify = add_command(commands, "certify", _certify, "bound how far a selection is from the best")
     certify.add_argument("selection", metavar="SELECTION", type=path, help="what `select --save` wrote")
     certify.add_argument("source", metavar="SOURCE", type=path, help="what was selected from")
-    add_data(certify, "as for select: columns of it can be named")
+    add_data(certify, "the data the source was made from, where --weights names a column of it")
     certify.add_argument("--json", action="store_true", dest="as_json", help="print JSON for scripts")
     add_options(certify, spice_rs.certify, skip=("selection", "source", "data"), words=WORDS)
 
@@ -48,9 +48,7 @@ def _curvature(
     from spice_rs.atomic import replacing
 
     check_outputs({"--out": out}, {"SOURCE": source, "--data": data}, force=force)
-    if options["weights"] is not None:
-        options["data"] = data
-    found = spice_rs.curvature(source, **options)
+    found = spice_rs.curvature(source, data=data, **options)
     if out is not None:
         with replacing(out) as file:
             np.savez(file, rows=found.rows, leverages=found.leverages, ratios=found.ratios)
@@ -69,11 +67,9 @@ def _certify(selection: str, source: str, data: str | None, as_json: bool, **opt
     from spice_rs.selection.picks import read_rows
     from spice_rs.tables import aligned
 
-    if options["weights"] is not None:
-        options["data"] = data
     if options["initial"] is not None:
         options["initial"] = read_rows(options["initial"])
-    found = spice_rs.certify(spice_rs.Selection.load(selection), source, **options)
+    found = spice_rs.certify(spice_rs.Selection.load(selection), source, data=data, **options)
     if as_json:
         names = ("picks", "log_det", "upper_bound", "ratio", "prefix")
         series = ("prefixes", "log_dets", "submodular", "concave", "relaxed")

@@ -116,7 +116,13 @@ def check_targets(
     if kind == ".parquet":
         check_pyarrow(str(out))
     outputs = {"--save": save, "--out": out}
-    if llama_factory is not None:
+    if llama_factory is None:
+        for option, given in (("--name", name != "spice"), ("--columns", columns is not None)):
+            if given:
+                raise spice_rs.InvalidInputError(
+                    f"{option}: found it without --llama-factory, expected both: it is about that data set. Leave it out."
+                )
+    else:
         if data is None:
             raise spice_rs.InvalidInputError(
                 "--llama-factory: found it without --data, expected both: LLaMA-Factory needs the records. Give --data."

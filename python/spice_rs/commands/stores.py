@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
@@ -17,11 +18,20 @@ from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.shell import TEXTS
 from spice_rs.commands.values import one_of, path, whole
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_json
 from spice_rs.progress import counting
 
 DTYPES = ("int8", "float16", "bfloat16", "float32")
 """Element types that a store can have."""
+
+
+_KEPT = {
+    "compact": "every row is there once, and the same command goes on",
+    "delete": "rows that were not reached are still there, and the same command deletes them",
+    "repair": "no row was lost, and the next repair does the rest",
+}
+"""What an interruption of a command that changes a store leaves."""
 
 
 def add(commands: Any) -> None:
@@ -45,7 +55,7 @@ def add(commands: Any) -> None:
         ("convert", _convert, "make a new store of the same rows in another dtype"),
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
     ):
-        command = add_command(commands, name, run, summary)
+        command = add_command(commands, name, run, summary, kept=_KEPT.get(name, ""))
         command.add_argument("store", metavar="STORE", type=path, help="store folder")
         if name == "compact":
             add_options(command, spice_rs.GradientStore.compact, skip=("self", "progress"))
@@ -141,9 +151,13 @@ def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progr
         )
     wanted: Any = index if rows is None else _rows_of(rows)
     opened = spice_rs.GradientStore(store)
+    absent = np.setdiff1d(wanted, opened.index)
     with counting(progress, "delete") as watch:
         done = opened.delete(wanted, watch)
-    _report(as_json, f"{store}: {done['deleted']} rows deleted, {len(opened)} left", done)
+    missing = ""
+    if absent.size:
+        missing = f", {counted(len(absent), 'row was', 'rows were')} not there ({_runs(absent)})"
+    _report(as_json, f"{store}: {counted(done['deleted'], 'row')} deleted{missing}, {len(opened)} left", done)
 
 
 def _repair(store: str, as_json: bool, progress: bool | None) -> None:
@@ -195,7 +209,7 @@ def _rows_of(file: str) -> Any:
     return np.array(map_npy(Path(file)))
 
 
-def _runs(rows: list[int], most: int = 8) -> str:
+def _runs(rows: ArrayLike, most: int = 8) -> str:
     """Return rows for people: 0-99, 120."""
     ordered = np.unique(rows)
     runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Callable, Sequence
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 from spice_rs.paths import local
 
 
@@ -63,12 +63,6 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}{meant(text, words)}")
 
     return read
-
-
-def meant(text: str, words: Sequence[str]) -> str:
-    """Return a question after the word that was meant, if one is near."""
-    near = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def names(text: str) -> str | list[str]:

@@ -384,7 +384,7 @@ def _from_datasets(given: str, path: Path, split: str | None) -> Loaded:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InvalidInputError(
-            f"{data}: neither a file nor a data set that `datasets` can load ({reason})"
+            f"{data}: neither a file nor a data set that `datasets` can load{near(given)} ({reason})"
         ) from error
     if isinstance(loaded, Mapping):
         loaded = chosen(loaded, data, split)

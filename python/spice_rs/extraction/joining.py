@@ -92,7 +92,8 @@ def _differing(store: GradientStore, reading: Reading) -> NDArray[np.int64]:
         return rows
     places = np.minimum(np.searchsorted(hashed.rows, rows), len(hashed.rows) - 1)
     same = (hashed.rows[places] == rows) & (hashed.hashes[places] == store.record[order])
-    return rows[~same]
+    differing: NDArray[np.int64] = rows[~same]
+    return differing
 
 
 def _plain(value: Any) -> Any:

@@ -101,10 +101,9 @@ class Plan:
             ("coverage", f"{self.coverage:.2%}"),
             ("batches, measured", f"{self.batches:,}, {self.measured}"),
             ("padded tokens per batch", f"{self.tokens_per_batch:,}"),
-            ("rows/s", f"{self.rows_per_second:.3g}"),
-            ("tokens/s", f"{tokens:.3g}"),
+            ("rows/s", _rate(self.rows_per_second)),
+            ("tokens/s", _rate(tokens)),
             ("time", f"{_duration(self.seconds)} and {_duration(self.preparation)} before it"),
-            ("hours", f"{self.hours:.3g}"),
             ("disk", _size(self.disk)),
             ("disk until it ends", self._scratch()),
             ("memory" + (" of each process" if self.processes > 1 else ""), _size(self.memory)),
@@ -300,9 +299,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.2g} s"
 
 
+def _rate(number: float) -> str:
+    """Three digits or all before the point: 0.0312, 9.53, 2,260."""
+    return f"{number:.3g}" if number < 999.5 else f"{float(f'{number:.3g}'):,.0f}"
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{_rate(count)} TB"

@@ -42,6 +42,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 
 Kind = Literal["sparse", "two_sided", "rademacher", "none"]
 
@@ -381,7 +382,9 @@ def make_projection(
         InvalidInputError: Unknown kind, or a number out of range.
     """
     if kind not in KINDS:
-        raise InvalidInputError(f"projection is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
+        raise InvalidInputError(
+            f"projection is {kind!r}, expected one of {', '.join(map(repr, KINDS))}{meant(kind, KINDS)}"
+        )
     for name, value, top in (("dim", dim, 1 << 31), ("nnz", nnz, dim), ("side", side, 4096)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
             raise InvalidInputError(f"{name} is {value!r}, expected an integer from 1 to {top}")

@@ -16,7 +16,7 @@ from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
-from spice_rs.analysis.stepwise import NAMES
+from spice_rs.analysis.stepwise import NAMES, NO_STEPS
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
@@ -29,6 +29,7 @@ from spice_rs.report.shares import composition_rows
 from spice_rs.report.summary import early_stop_facts, extended_facts, unfinished_facts
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
+from spice_rs.tables import cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,7 +215,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
             if "remade" in of.settings
             else [("picks decided by the penalty", f"{int(of.overruled.sum())}")]
         ),
-        ("median margin over the runner-up", f"{found.medians()['margin']:.4g}"),
+        ("median margin over the runner-up", cell(found.medians()["margin"], ".4g")),
     ]
     notes = "".join(f"<p class=note>{as_html(note)}</p>" for note in found.notes)
     return _table("", rows, header=False) + notes
@@ -257,10 +258,12 @@ def _composition(replay: Replay, name: str, labels: list[object]) -> str:
 
 
 def _correlations(found: Analysis) -> str:
+    if not len(found.stepwise.ranks):
+        return f"<p class=note>{as_html(NO_STEPS)}</p>"
     header = ("pair", "mean over steps", "median", "steps", "paper")
     rows: list[tuple[object, ...]] = [header]
     for name, (mean, median, steps) in found.stepwise.averages().items():
-        rows.append((NAMES[name], f"{mean:.3f}", f"{median:.3f}", steps, PAPER.get(name, "")))
+        rows.append((NAMES[name], cell(mean, ".3f"), cell(median, ".3f"), steps, PAPER.get(name, "")))
     text = _table("Spearman’s ρ over the candidates, step by step", rows)
     if found.theorem4 is not None and found.theorem4.checked:
         ratios = found.theorem4
@@ -283,7 +286,8 @@ def _picks(found: Analysis, records: dict[int, Any]) -> str:
         cells: list[object] = []
         for name in columns:
             value = frame[name][at]
-            absent = (name in ("nearest", "runner_up") and value == -1) or value != value
+            alone = name in ("conflict", "nearest_cosine") and frame["nearest"][at] == -1
+            absent = alone or (name in ("nearest", "runner_up") and value == -1) or value != value
             cells.append("" if absent else f"{value:.4g}" if isinstance(value, np.floating) else value)
         if records:
             record = records.get(int(frame["index"][at]), {})

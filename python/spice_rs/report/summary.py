@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from spice_rs.nouns import counted
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
 from spice_rs.report.shares import group_rows
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 SHOWN_GROUPS = 50
 """More groups than these are no table that anybody reads."""
 
+_STOPPED = {
+    "budget": "at the budget",
+    "early_stop": "early, as gains had fallen",
+    "exhausted": "as no row is left that may be picked",
+    "time_limit": "at the time limit",
+}
+"""Where a run has ended."""
+
 SHOWN_PICKS = 10
 """First picks that a notebook shows."""
 
@@ -29,6 +38,26 @@ def as_text(selection: Selection) -> str:
     text = "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in facts)
     groups = _groups(selection)
     return f"{text}\n\n{aligned(groups)}" if groups else text
+
+
+def as_sentence(selection: Selection) -> str:
+    """Return the least that people want to know of a run that has just ended."""
+    m, settings = len(selection), selection.settings
+    text = f"{m} of {counted(settings['source']['rows'], 'row')} picked"
+    if selection.kept is not None:
+        text += (
+            f" ({counted(selection.kept, 'pick')} kept, the first {selection.unchanged} in order;"
+            f" {counted(int(selection.rows_read.sum()), 'row')} read again)"
+        )
+    if selection.costs is not None:
+        text += f", cost {selection.costs.sum():g} of {settings['budget']:g}"
+    if m:
+        text += f": gain {selection.gains[0]:.4g} at first and {selection.gains[-1]:.4g} at last"
+    decided = int(selection.overruled.sum())
+    text += f"; log det {selection.log_det:.6g}; the penalty decided {counted(decided, 'pick')}"
+    if selection.near_duplicates is not None:
+        text += f"; {counted(len(selection.near_duplicates), 'near-duplicate')} skipped"
+    return f"{text}; stopped {_STOPPED[selection.stop_reason]}; median α‖g‖² {selection.signal:.3g}"
 
 
 def as_html(selection: Selection) -> str:
@@ -115,7 +144,10 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
         facts.append(("conflict", f"mean {selection.conflict.mean():.3g}; {conflicting} picks have any"))
         facts.append(("penalty", f"decided {int(selection.overruled.sum())} picks"))
         facts.append(
-            ("rows read", f"{selection.rows_read.sum()} in all, {selection.rows_read.mean():.0f} per pick")
+            (
+                "rows read",
+                f"each in a first pass, {selection.rows_read.sum()} again, {selection.rows_read.mean():.0f} per pick",
+            )
         )
     facts.append(("signal", f"median α‖g‖² {selection.signal:.3g}"))
     if selection.costs is not None:

@@ -75,7 +75,7 @@ def check_budget(
             )
         if k is None and early_stop is None and budget is None:
             raise InvalidInputError(
-                "k: found None, expected a number of rows. Give k, a budget of cost, or early_stop to end by itself."
+                "k: found None, expected a number of rows. Give k=…, budget=… (of cost), or early_stop=… to end by itself."
             )
     elif per_window is None or k is not None:
         raise InvalidInputError(

@@ -51,10 +51,10 @@ class Columns:
                 " value per dataset row."
             )
         if data is not None and not names:
-            *first, last = given
+            *first, last = (f"{name}=…" for name in given)
+            places = f"{', '.join(first)} or {last}" if first else last
             raise InvalidInputError(
-                f"data: found it without the name of a column, expected one in {', '.join(first)} or {last}. Name one, or"
-                " leave the data out."
+                f"data: found it without the name of a column, expected one in {places}. Name one, or leave the data out."
             )
         self._columns = _read(data, names, self.rows, source, index_column) if names else {}
 

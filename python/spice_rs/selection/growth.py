@@ -44,7 +44,7 @@ def extend(
     picks are made again, each against the new rows: every old row is known to lose to them. From the first pick that
     a new row beats, all rows compete. `Selection.kept` tells how many of the earlier picks are picks still, wherever they
     stand, `Selection.unchanged` how many came first as before, and the sum of `Selection.rows_read` how many rows were
-    looked at.
+    read again after the first pass.
 
     Args:
         selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.

@@ -10,6 +10,7 @@ import numpy as np
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 from spice_rs.selection.arguments import check_reals
 from spice_rs.store.pool import Pool
 
@@ -50,7 +51,8 @@ def with_preset(
         return dict(given)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise InvalidInputError(
-            f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}. Choose one, or leave it out."
+            f"preset: found {preset!r}, expected one of {', '.join(map(repr, PRESETS))}{meant(preset, PRESETS) or '.'}"
+            " Choose one, or leave it out."
         )
     settings = PRESETS[preset]
     parameters = inspect.signature(function).parameters

@@ -67,7 +67,8 @@ class Selection(Exports):
             with Δ·(mean cost)/(own cost) for Δ; with a prior plus `prior_weight` times it.
         overruled: (m,) bool, another row that could have been picked had a larger Δ (a larger score but for the
             penalty): the penalty decided this pick. False for rows to include.
-        rows_read: (m,) int64 rows that were evaluated to find the pick.
+        rows_read: (m,) int64 rows that were read again to find the pick, after a first pass over all of them: 0 for a first
+            pick, and for others whose rivals were still at hand.
         log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, and of initial rows,
             whatever the mode; with windows nan but for the last.
         stop_reason: "budget" (k rows, or no row that is left fits the budget), "early_stop", "exhausted" (no row is
@@ -335,7 +336,7 @@ class Selection(Exports):
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
         kept = ""
         if self.kept is not None:
-            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read, "
+            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read again, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""

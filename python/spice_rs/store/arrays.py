@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_room, opened
+from spice_rs.nearness import meant
 from spice_rs.store.tensors import MEMBER_SEPARATOR, some
 
 _NPY = ".npy"
@@ -85,7 +86,8 @@ def _from_archive(archive: zipfile.ZipFile, path: Path, member: str) -> tuple[np
     members = _members(archive, path)
     if member and member not in members:
         raise InvalidInputError(
-            f"{path}: found no member {member!r}, expected one of {some(members)}. Choose one of these."
+            f"{path}: found no member {member!r}, expected one of {some(members)}{meant(member, members) or '.'} Choose one"
+            " of these."
         )
     if not member:
         matrices = [name for name in members if len(_of_member(archive, members[name], path).shape) == 2]

@@ -392,14 +392,16 @@ class GradientStore:
             progress: As for ``verify``, with the rows of the shards concerned.
 
         Returns:
-            {"shards_before", "shards", "deleted"}: the last is the number of rows deleted.
+            {"shards_before", "shards", "deleted", "absent"}: the last two are the numbers of rows deleted, and of
+            those that the store did not have.
 
         Raises:
             StoreError, CorruptStoreError: As for ``compact``.
         """
-        done = _result(_core.delete(self.path, integers("index", index, np.int64), progress))
+        rows = np.unique(integers("index", index, np.int64))
+        done = _result(_core.delete(self.path, rows, progress))
         self._open(self.path)
-        return done
+        return {**done, "absent": len(rows) - done["deleted"]}
 
     @staticmethod
     def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
