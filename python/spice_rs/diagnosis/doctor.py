@@ -25,6 +25,7 @@ from spice_rs.extraction.preflight import tolerance_of
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
+from spice_rs.extraction.tracking import check_share
 from spice_rs.progress import libraries_silent
 from spice_rs.signs import step
 from spice_rs.tables import aligned
@@ -88,6 +89,7 @@ def doctor(
         raise InvalidInputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
     settings = Settings.of({**extraction, "skip_bad": True, "min_coverage": 0.0}, extract)
     least = extraction.get("min_coverage", Settings.of({}, extract).min_coverage)
+    check_share(least)
     with (
         libraries_silent(progress),
         preparing(model, data, settings, quiet=True, keep_records=True, progress=progress) as ready,

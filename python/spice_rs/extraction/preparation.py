@@ -19,6 +19,7 @@ import torch
 
 from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError
+from spice_rs.extraction.arguments import check_settings
 from spice_rs.extraction.batching import Task, TextTask
 from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpoints
 from spice_rs.extraction.gradients import GradientRun, changed_products
@@ -30,7 +31,7 @@ from spice_rs.extraction.own_data import OwnTask, is_own
 from spice_rs.extraction.projection import NoProjection, Projection, make_projection
 from spice_rs.extraction.proxy import fresh_lora, prepared, warn_unless_checkpointed
 from spice_rs.extraction.ranks import Rank
-from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings, check_counts
+from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.tracking import TargetModules, Tracked, check_coverage, output_head, track
 from spice_rs.extraction.views import View, ViewedRun
@@ -103,7 +104,7 @@ def preparing(
     Raises:
         InvalidInputError: An argument, a record or the model cannot be used.
     """
-    check_counts(limit=settings.limit, tokens_per_batch=settings.tokens_per_batch)
+    check_settings(settings)
     data = with_split(data, settings.split)
     own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:

@@ -359,6 +359,21 @@ class NoProjection(Projection):
         rows[:, offset : offset + values.shape[1]] += values
 
 
+def check_projection(kind: object, *, dim: int, nnz: int, side: int) -> None:
+    """Refuse what `make_projection` cannot make.
+
+    Raises:
+        InvalidInputError: Unknown kind, or a number out of range.
+    """
+    if kind not in KINDS:
+        raise InvalidInputError(
+            f"projection is {kind!r}, expected one of {', '.join(map(repr, KINDS))}{meant(kind, KINDS)}"
+        )
+    for name, value, top in (("dim", dim, 1 << 31), ("nnz", nnz, dim), ("side", side, 4096)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
+            raise InvalidInputError(f"{name} is {value!r}, expected an integer from 1 to {top}")
+
+
 def make_projection(
     kind: str,
     parameters: Sequence[Parameter],
@@ -381,13 +396,7 @@ def make_projection(
     Raises:
         InvalidInputError: Unknown kind, or a number out of range.
     """
-    if kind not in KINDS:
-        raise InvalidInputError(
-            f"projection is {kind!r}, expected one of {', '.join(map(repr, KINDS))}{meant(kind, KINDS)}"
-        )
-    for name, value, top in (("dim", dim, 1 << 31), ("nnz", nnz, dim), ("side", side, 4096)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
-            raise InvalidInputError(f"{name} is {value!r}, expected an integer from 1 to {top}")
+    check_projection(kind, dim=dim, nnz=nnz, side=side)
     if kind == "none":
         return NoProjection(parameters, seed)
     if kind == "sparse":

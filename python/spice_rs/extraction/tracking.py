@@ -119,14 +119,23 @@ def track(
     return Tracked(layers, parameters, share, sorted(meant - wanted), zero_lora, quantised)
 
 
+def check_share(least: object) -> None:
+    """Refuse a `min_coverage` that is no share.
+
+    Raises:
+        InvalidInputError: See above.
+    """
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
+        raise InvalidInputError(f"min_coverage is {least!r}, expected a share from 0 to 1")
+
+
 def check_coverage(tracked: Tracked, least: float, *, warn: bool = True) -> None:
     """Says what is left out, where it is more than the norms of a common model.
 
     Raises:
         InvalidInputError: The coverage is below `least`.
     """
-    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
-        raise InvalidInputError(f"min_coverage is {least!r}, expected a share from 0 to 1")
+    check_share(least)
     some = ", ".join(tracked.missed[:3]) + (", …" if len(tracked.missed) > 3 else "")
     found = (
         f"gradients cover {tracked.coverage:.1%} of the parameters meant: {len(tracked.missed)} belong "

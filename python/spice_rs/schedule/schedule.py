@@ -26,6 +26,7 @@ from spice_rs.data.matching import LAYOUT, Belonging
 from spice_rs.data.splits import with_split
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.extraction.arguments import check_settings
 from spice_rs.extraction.batching import Samples
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import changed_products
@@ -136,6 +137,7 @@ def run_schedule(
             raise TypeError(f"{name} is no argument of run_schedule: {reason}")
     check_seed(seed)
     settings = Settings.of({**extraction, "seed": seed}, extract)
+    check_settings(settings)
     check_counts(
         pool_size=pool_size,
         select_per_window=select_per_window,
