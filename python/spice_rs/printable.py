@@ -14,6 +14,7 @@ import html
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from spice_rs.streams import stdout, unheard
@@ -21,6 +22,7 @@ from spice_rs.streams import stdout, unheard
 _OBEYED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Categories of Unicode whose characters do something, or nothing that anybody sees."""
 
+_LINE_ENDS = re.compile(r"\s*\n\s*")
 _WIDE = frozenset("WF")
 _MARKS = frozenset(("Mn", "Me"))
 
@@ -33,6 +35,21 @@ def one_line(value: object) -> str:
 def many_lines(value: object) -> str:
     r"""Return a value as text in which `\n` and `\t` alone do something."""
     return _escaped(str(value), kept="\n\t")
+
+
+def short(value: object, most: int = 80, written: Callable[[Any], str] = repr) -> str:
+    """Return what a value looks like in a message: one line of at most so many letters.
+
+    Args:
+        value: anything.
+        most: letters.
+        written: what writes it.
+    """
+    try:
+        text = _LINE_ENDS.sub(" ", written(value))
+    except (ValueError, RecursionError):  # more digits than Python writes, deeper than it goes
+        return f"{type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def width(text: str) -> int:

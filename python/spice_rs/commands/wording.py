@@ -19,6 +19,7 @@ _NOTHING = (
     (re.compile(r"(?<=\. )None(?= [a-z])"), "Leaving it out"),
     (re.compile(r"(?<=; )None(?= [a-z])"), "leaving it out"),
     (re.compile(r"\bSelection\.save\b"), "select --save"),
+    (re.compile(r"\bGradientStore\.repair\b"), "`spice-rs repair`"),
 )
 """What is left out on the command line is None in Python; what is called there has an option here."""
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")

@@ -209,6 +209,8 @@ def _from_path(data: str | os.PathLike[str]) -> Parsed:
             return _from_parquet(path)
         if kind in _DELIMITERS:
             return _from_table(path, _DELIMITERS[kind])
+        if kind in (".zst", ".xz", ".bz2", ".zip"):
+            unpacked(path, "records").close()  # which names what has packed it
         raise InvalidInputError(
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )

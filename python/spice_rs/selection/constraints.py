@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.selection.quotas import exact_number, short
+from spice_rs.printable import short
+from spice_rs.selection.quotas import exact_number
 
 
 @dataclass(frozen=True)

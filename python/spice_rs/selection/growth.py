@@ -128,6 +128,11 @@ def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> di
 def _check_kind(settings: dict[str, Any]) -> None:
     conditions = [key for key in KEYS if settings[key] is not None]
     found = None
+    if settings.get("remade"):
+        raise InvalidInputError(
+            "extend: found picks that were scored again from a list, expected what select returned: whether each was the"
+            " best of all rows is not known. Select again, or load what Selection.save wrote."
+        )
     if settings["pool_size"] is not None:
         found = f"picks of windows (pool_size={settings['pool_size']})"
     elif settings["method"] not in ("greedy", "top_k"):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import short
 from spice_rs.selection.columns import Label
 
 MAX_TEXT = 16 << 20
@@ -227,12 +228,3 @@ def _check(quotas: Quotas, total: Fraction | None, *, whole: bool) -> None:
 
 def _text(value: Fraction | int) -> str:
     return str(value) if value == int(value) else f"{float(value):.6g}"
-
-
-def short(value: Any) -> str:
-    """Return what a value looks like in a message."""
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python writes
-        text = f"{type(value).__name__} of too many digits to show"
-    return text if len(text) <= 80 else text[:77] + "..."

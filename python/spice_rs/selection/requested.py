@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.printable import short
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
@@ -145,7 +146,7 @@ class Requested:
                 )
         elif self.prior_weight != 1.0:
             raise InvalidInputError(
-                f"prior_weight: found {quotas.short(self.prior_weight)} without prior, expected both. Give prior, or leave"
+                f"prior_weight: found {short(self.prior_weight)} without prior, expected both. Give prior, or leave"
                 " it out."
             )
         conditions = Conditions(
@@ -216,7 +217,7 @@ class Requested:
         exact = quotas.exact_number(self.budget)
         if exact is None or exact <= 0:
             raise InvalidInputError(
-                f"budget: found {quotas.short(self.budget)}, expected a cost of at least 1, or a share of the whole cost in"
+                f"budget: found {short(self.budget)}, expected a cost of at least 1, or a share of the whole cost in"
                 " (0, 1), which float64 holds. Correct it."
             )
         return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
@@ -261,7 +262,5 @@ def _check_costs(costs: Floats) -> None:
 
 def _number(field: str, value: Any) -> float:
     if quotas.exact_number(value) is None:
-        raise InvalidInputError(
-            f"{field}: found {quotas.short(value)}, expected a finite number. Correct it."
-        )
+        raise InvalidInputError(f"{field}: found {short(value)}, expected a finite number. Correct it.")
     return float(value)

@@ -15,7 +15,8 @@ from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import opened
 from spice_rs.nearness import meant
-from spice_rs.own_json import parsed, short
+from spice_rs.own_json import parsed
+from spice_rs.printable import short
 from spice_rs.store.mapped import mapped_file
 
 MEMBER_SEPARATOR = "::"

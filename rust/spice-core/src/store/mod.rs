@@ -119,6 +119,7 @@ mod known;
 mod lock;
 mod mapped_file;
 mod mmap;
+mod names;
 mod observer;
 mod opening;
 mod options;
