@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from command import run
 from spice_rs.commands.wording import in_flags
 from spice_rs.early import is_command
 from spice_rs.nearness import meant
+from spice_rs.nouns import counted
 
 pytestmark = pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 
@@ -255,3 +258,74 @@ def test_words_become_options_where_they_are_given_or_left_out():
         ("found it without weights.npy", "found it without weights.npy"),
     ):
         assert in_flags(python, flags) == shell
+
+
+# --- numbers of things -------------------------------------------------------------------------------------------
+
+PACKAGE = Path(spice_rs.__file__).parent
+TOLD = [
+    *sorted((PACKAGE / "commands").glob("*.py")),
+    *(PACKAGE / name for name in ("demo.py", "report/summary.py", "report/page.py", "schedule/result.py",
+      "selection/result.py", "analysis/result.py", "analysis/agreement.py", "analysis/certificate.py",
+      "analysis/curvature.py")),
+]  # fmt: skip
+NOUNS = "rows|records|samples|picks|shards|bytes|windows|columns|tokens|batches|steps|groups|runs|files|tasks|layers|pairs"
+
+
+def plurals(tree):
+    """Nouns in the plural behind a number that may be 1, in what is told and not raised; "n of m rows" is for any."""
+    raised = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Raise) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and id(node) not in raised:
+            before = ""
+            for value, after in zip(node.values, node.values[1:], strict=False):
+                if isinstance(value, ast.Constant):
+                    before = value.value
+                elif isinstance(after, ast.Constant) and not before.endswith(("of ", "of any ")):
+                    text = ast.unparse(value)
+                    if "of" not in text and (match := re.match(rf" ({NOUNS})\b", after.value)):
+                        yield node.lineno, f"{text}{match[0]}"
+
+
+@pytest.mark.parametrize("file", TOLD, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_numbers_of_things_are_told_by_one_helper(file):
+    assert not [*plurals(ast.parse(file.read_text(encoding="utf-8")))]
+
+
+def test_one_is_singular():
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert (counted(1, "batch"), counted(2, "batch"), counted(3, "process")) == (
+        "1 batch",
+        "2 batches",
+        "3 processes",
+    )
+    assert counted(1, "row was", "rows were") == "1 row was"
+    assert counted(12345, "byte", form=",") == "12,345 bytes"
+    assert len([*plurals(ast.parse('f"{n} rows and {m} of {k} rows"'))]) == 1
+
+
+def test_a_store_of_one_row_is_told_in_the_singular(tmp_path, capsys):
+    with spice_rs.GradientStore.create(tmp_path / "s", dim=1) as writer:
+        writer.append(np.ones((1, 1), np.float32), [0])
+    assert run("verify", tmp_path / "s") == 0
+    assert run("export", tmp_path / "s", tmp_path / "x.npy") == 0
+    out = capsys.readouterr().out
+    assert "sound, 1 shard, 1 row, " in out
+    assert "1 row × 1 column" in out
+
+
+def test_damage_that_a_repair_can_mend_says_so(place, tmp_path, capsys):
+    spice_rs.GradientStore.merge([place / "store"], tmp_path / "s")
+    shard = next((tmp_path / "s").glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(
+        spice_rs.CorruptStoreError, match=r"let GradientStore\.repair set it aside and extract again"
+    ):
+        spice_rs.GradientStore(tmp_path / "s")
+    assert run("info", tmp_path / "s") == 2
+    assert "let `spice-rs repair` set it aside and extract again" in capsys.readouterr().err
+    assert run("repair", tmp_path / "s") == 0
+    (tmp_path / "s" / "store.json").write_text("{}")
+    with pytest.raises(spice_rs.StoreError) as caught:
+        spice_rs.GradientStore(tmp_path / "s")
+    assert "GradientStore.repair" not in str(caught.value)

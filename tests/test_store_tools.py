@@ -484,7 +484,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
     assert answer("merge", tmp_path / "m3", a, other, "--differing", "last")["rows"] == 6
     (a / ".tmp-0-x").touch()
     for command, says in (
-        (["delete", d, 4], "1 rows deleted, 0 left"),
+        (["delete", d, 4], "1 row deleted, 0 left"),
         (["verify", d, "--memory-limit", 10**6], "sound"),
         (["verify", a], "leftovers: .tmp-0-x"),
         (["repair", a], "removed: .tmp-0-x"),

@@ -1,4 +1,4 @@
-"""Files that are not what their names say, lists that lead elsewhere, and names that no system opens, as each kind of input."""
+"""Files that are not what their names say, lists that lead elsewhere, names that no system opens, as each kind of input."""
 
 from __future__ import annotations
 

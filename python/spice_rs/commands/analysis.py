@@ -12,6 +12,7 @@ from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.selection import WORDS
 from spice_rs.commands.values import path
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block, say_json
 
 ABOUT_U = "This is about U = log det(I + αF) alone: "
@@ -56,7 +57,7 @@ def _curvature(
         names = ("total", "error", "guarantee", "row")
         say_json({name: getattr(found, name) for name in names} | {"rows": len(found)})
         return
-    say(f"{source}: {len(found)} rows, total curvature c = {found.total:.9g}")
+    say(f"{source}: {counted(len(found), 'row')}, total curvature c = {found.total:.9g}")
     say(f"greedy picks of any k rows have at least {percent(found.guarantee)} of the best U")
     say(f"{ABOUT_U}it holds for --conflict-penalty 0 without conditions, and for no other score.")
     if found.row is not None and found.total > 0.5:
@@ -80,10 +81,11 @@ def _certify(selection: str, source: str, data: str | None, as_json: bool, **opt
     cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
     say_block(aligned([["prefix", "U", "submodular bound", "concave bound"], *cells]))
     for number, bound in enumerate(found.relaxed, 1):
-        say(f"after {number} steps to better weights: concave bound {bound:.6g}")
+        say(f"after {counted(number, 'step')} to better weights: concave bound {bound:.6g}")
     say("")
     say(
-        f"U of the {found.picks} picks: {found.log_det:.6g}; of any {found.picks} rows at most {found.upper_bound:.6g}"
+        f"U of the {counted(found.picks, 'pick')}: {found.log_det:.6g}; of any"
+        f" {counted(found.picks, 'row')} at most {found.upper_bound:.6g}"
     )
     say(f"the picks have at least {percent(found.ratio)} of the best U")
     say(f"{ABOUT_U}what the penalty avoids and what conditions ask for does not count in the bound.")

@@ -11,6 +11,7 @@ import spice_rs
 from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.values import path
+from spice_rs.nouns import counted
 from spice_rs.printable import say
 
 if TYPE_CHECKING:
@@ -161,13 +162,13 @@ def write_targets(
     if out is not None:
         write_file(selection, out, data, index_column=index_column)
     if out not in (None, "-"):
-        say(f"{out}: {len(selection)} picks", file=sys.stderr)
+        say(f"{out}: {counted(len(selection), 'pick')}", file=sys.stderr)
     if llama_factory is not None:
         stage = selection.to_llama_factory(
             llama_factory, data, name=name, columns=columns, index_column=index_column
         )
         say(
-            f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json, for stage {stage}",
+            f"{llama_factory}: {counted(len(selection), 'sample')} as {name!r} in dataset_info.json, for stage {stage}",
             file=sys.stderr,
         )
 

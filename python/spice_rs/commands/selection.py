@@ -18,6 +18,7 @@ from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
 from spice_rs.commands.values import path
 from spice_rs.files import read_whole
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _select(
     say(as_sentence(selection), file=sys.stderr)
     if selection.compared is not None:
         runs = [
-            f"{name} log det {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+            f"{name} log det {run['log_det']:.6g} ({counted(run['picks'], 'pick')}, cost {run['cost']:g})"
             for name, run in selection.compared.items()
             if name != "kept"
         ]

@@ -113,7 +113,10 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
     if as_json:
         say_json(counts)
         return
-    say(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
+    say(
+        f"{store}: sound, {counted(counts['shards'], 'shard')}, {counted(counts['rows'], 'row')},"
+        f" {counted(counts['bytes'], 'byte')}"
+    )
     if opened.unfinished is not None:
         say(
             f"{store}: unfinished, {opened.unfinished}; run the same `extract` again, which computes the others"
@@ -132,7 +135,9 @@ def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress:
     with counting(progress, "merge") as watch:
         merged = spice_rs.GradientStore.merge(stores, out, watch, differing)
     _report(
-        as_json, f"{out}: {merged.unfinished or f'{len(merged)} rows'}", {"path": out, "rows": len(merged)}
+        as_json,
+        f"{out}: {merged.unfinished or counted(len(merged), 'row')}",
+        {"path": out, "rows": len(merged)},
     )
 
 
@@ -140,7 +145,11 @@ def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: b
     opened = spice_rs.GradientStore(store)
     with counting(progress, "compact") as watch:
         done = opened.compact(bytes_per_shard, watch)
-    _report(as_json, f"{store}: {done['shards_before']} shards are {done['shards']} now", done)
+    _report(
+        as_json,
+        f"{store}: {counted(done['shards_before'], 'shard is', 'shards are')} {done['shards']} now",
+        done,
+    )
 
 
 def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progress: bool | None) -> None:
@@ -168,7 +177,7 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
     lines += [f"set aside: {shard['name']} ({shard['reason']})" for shard in done["damaged"]]
     lines += [
         f"dropped from {copies['name']}, as {', '.join(copies['kept_in'])} keeps them: {_runs(copies['rows'])}"
-        f" ({len(copies['rows'])} rows, {copies['bytes']} bytes)"
+        f" ({counted(len(copies['rows']), 'row')}, {counted(copies['bytes'], 'byte')})"
         for copies in done["duplicates"]
     ]
     if done["damaged"]:
@@ -182,7 +191,9 @@ def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | N
     with counting(progress, "convert") as watch:
         new = opened.convert(out, dtype, watch)
     about = {"path": out, "rows": len(new), "dtype": new.dtype, "bytes": new.info()["bytes"]}
-    _report(as_json, f"{out}: {len(new)} rows, {new.dtype}, {about['bytes']} bytes", about)
+    _report(
+        as_json, f"{out}: {counted(len(new), 'row')}, {new.dtype}, {counted(about['bytes'], 'byte')}", about
+    )
 
 
 def _export(
@@ -199,7 +210,9 @@ def _export(
     with counting(progress, "export") as watch:
         opened.export(out, index, watch)
     about = {"path": out, "index": index, "rows": len(opened), "dim": opened.dim}
-    _report(as_json, f"{out}: {len(opened)} rows × {opened.dim} columns, float32", about)
+    _report(
+        as_json, f"{out}: {counted(len(opened), 'row')} × {counted(opened.dim, 'column')}, float32", about
+    )
 
 
 def _rows_of(file: str) -> Any:

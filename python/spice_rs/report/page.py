@@ -22,6 +22,7 @@ from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.nouns import counted
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
@@ -185,7 +186,7 @@ def write_report(
 
 def _overview(found: Analysis, chance: Chance | None) -> str:
     of = found.selection
-    half = "beyond the last pick" if found.half_life is None else f"{found.half_life} picks"
+    half = "beyond the last pick" if found.half_life is None else counted(found.half_life, "pick")
     source = of.settings["source"]
     rows: list[tuple[object, ...]] = [
         ("picks", f"{len(of)} of {source['rows']} rows; stopped: {of.stop_reason}"),
@@ -242,7 +243,8 @@ def _certificate(
         return f"<h2>Certificate</h2><p class=note>{as_html(str(error))}</p>"
     return (
         f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
-        f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
+        f" {counted(len(selection), 'row has', 'rows have')}. This is about U alone: no guarantee is known for the score"
+        " with a penalty.</p>"
     )
 
 
@@ -271,7 +273,8 @@ def _correlations(found: Analysis) -> str:
         middle = f"{np.median(known):.3g}" if len(known) else "not defined"
         text += (
             "<p class=note>Theorem 4 with C = 1, |ε| ≤ α²Σ(gᵀg<sub>y</sub>)²/(1 + α‖g‖²): median of |ε| over the bound"
-            f" {middle}, {ratios.violations} violations in {ratios.checked} pairs of row and step.</p>"
+            f" {middle}, {counted(ratios.violations, 'violation')} in {counted(ratios.checked, 'pair')} of row and"
+            " step.</p>"
         )
     return text
 

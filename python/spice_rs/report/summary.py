@@ -97,7 +97,7 @@ def extended_facts(selection: Selection) -> list[tuple[str, str]]:
     grown = selection.settings.get("extended")
     if grown is None:
         return []
-    kept = f"{selection.kept} picks kept of the smaller pool, which had {grown['picks']}"
+    kept = f"{counted(selection.kept or 0, 'pick')} kept of the smaller pool, which had {grown['picks']}"
     return [
         (
             "extended",
@@ -112,7 +112,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     facts = [
         (
             "picks",
-            f"{m} of {source['rows']} rows of {source['name']}, {source['dim']} columns of {source['dtype']}",
+            f"{m} of {source['rows']} rows of {source['name']}, {counted(source['dim'], 'column')} of {source['dtype']}",
         ),
         *unfinished_facts(source),
         ("method", _method(selection)),
@@ -134,15 +134,22 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
                 "gain Δ",
                 f"{gains[0]:.4g} → {gains[-1]:.4g}, "
                 + (
-                    f"half of the first after {half} picks" if half is not None else "never half of the first"
+                    f"half of the first after {counted(half, 'pick')}"
+                    if half is not None
+                    else "never half of the first"
                 ),
             )
         )
         if base > 0:
             facts.append(("interaction", f"Σε is {selection.epsilon.sum() / base:.1%} of Σ base"))
         conflicting = int((selection.conflict > 0).sum())
-        facts.append(("conflict", f"mean {selection.conflict.mean():.3g}; {conflicting} picks have any"))
-        facts.append(("penalty", f"decided {int(selection.overruled.sum())} picks"))
+        facts.append(
+            (
+                "conflict",
+                f"mean {selection.conflict.mean():.3g}; {counted(conflicting, 'pick has', 'picks have')} any",
+            )
+        )
+        facts.append(("penalty", f"decided {counted(int(selection.overruled.sum()), 'pick')}"))
         facts.append(
             (
                 "rows read",
@@ -165,7 +172,7 @@ def _method(selection: Selection) -> str:
     if settings["epsilon"] is not None:
         text += f", ε = {settings['epsilon']:g}"
     if settings["pool_size"] is not None:
-        text += f", {settings['select_per_window']} rows of each window of {settings['pool_size']}"
+        text += f", {counted(settings['select_per_window'], 'row')} of each window of {settings['pool_size']}"
     if settings["early_stop"] is not None:
         text += f", until Δ is {settings['early_stop']:g} of the first"
     return text
@@ -176,9 +183,9 @@ def _conditions(selection: Selection) -> str:
     parts = []
     for name in ("initial", "include", "exclude"):
         if settings[name] is not None:
-            parts.append(f"{name} {settings[name]['rows']} rows")
+            parts.append(f"{name} {counted(settings[name]['rows'], 'row')}")
     if selection.groups is not None:
-        parts.append(f"{len(selection.quotas)} groups")
+        parts.append(counted(len(selection.quotas), "group"))
     if settings["budget"] is not None:
         parts.append(f"budget {settings['budget']:g}")
     for each in SCALARS:
@@ -190,7 +197,7 @@ def _conditions(selection: Selection) -> str:
 
 def _compared(compared: dict[str, Any]) -> str:
     runs = [
-        f"{name} U {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+        f"{name} U {run['log_det']:.6g} ({counted(run['picks'], 'pick')}, cost {run['cost']:g})"
         for name, run in compared.items()
         if name != "kept"
     ]

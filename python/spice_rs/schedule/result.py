@@ -95,7 +95,8 @@ class Schedule(Framed):
 
     def __repr__(self) -> str:
         losses = self.step_losses
-        trained = f"{len(losses)} steps"
+        trained = counted(len(losses), "step")
         if len(losses):
             trained += f", loss {losses[0]:.3g} → {losses[-1]:.3g}"
-        return f"Schedule({len(self)} of {self.settings['samples']} rows, {self.settings['windows']} windows, {trained})"
+        windows = counted(self.settings["windows"], "window")
+        return f"Schedule({len(self)} of {self.settings['samples']} rows, {windows}, {trained})"

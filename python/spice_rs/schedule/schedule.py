@@ -40,6 +40,7 @@ from spice_rs.extraction.proxy import (
 )
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
@@ -315,7 +316,9 @@ def _go_on(
         )
         shown.update(1)
         loss = f", loss {state.losses[-1]:.3g}" if state.losses else ""
-        shown.set_postfix_str(f"{len(state.picks)} picks, {len(state.losses)} steps{loss}", refresh=False)
+        shown.set_postfix_str(
+            f"{counted(len(state.picks), 'pick')}, {counted(len(state.losses), 'step')}{loss}", refresh=False
+        )
     return advice
 
 

@@ -15,6 +15,7 @@ from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
 from spice_rs.selection.saved import DUPLICATES, SERIES, SavedRun, check_same, read_run, write_run
@@ -336,13 +337,14 @@ class Selection(Exports):
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
         kept = ""
         if self.kept is not None:
-            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read again, "
+            kept = f"{counted(self.kept, 'pick')} kept, the first {self.unchanged} in order, "
+            kept += f"{counted(int(self.rows_read.sum()), 'row')} read again, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
         return one_line(
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
-            f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
+            f" penalty decided {counted(int(self.overruled.sum()), 'pick')}, {skipped}stopped: {self.stop_reason})"
         )
 
 
