@@ -83,8 +83,8 @@ def test_the_summary_says_what_was_selected_and_how(sel):
     assert facts["gain Δ"].startswith(f"{sel.gains[0]:.4g} → {sel.gains[-1]:.4g}, half of the first after ")
     assert f" after {counted(sel.half_life, 'pick')}" in facts["gain Δ"]
     assert facts["interaction"] == f"Σε is {sel.epsilon.sum() / sel.base.sum():.1%} of Σ base"
-    assert f"{(sel.conflict > 0).sum()} picks have any" in facts["conflict"]
-    assert facts["penalty"] == f"decided {sel.overruled.sum()} picks"
+    assert counted(int((sel.conflict > 0).sum()), "pick has", "picks have") in facts["conflict"]
+    assert facts["penalty"] == f"decided {counted(int(sel.overruled.sum()), 'pick')}"
     assert facts["rows read"].startswith(f"each in a first pass, {sel.rows_read.sum()} again")
     assert facts["signal"] == f"median α‖g‖² {sel.signal:.3g}"
     assert "conditions" not in facts
