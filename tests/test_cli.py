@@ -106,7 +106,7 @@ def test_a_selection_is_saved_and_a_run_resumed(pool, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "0 of 50 rows" in captured.err
-    assert "stopped: time_limit" in captured.err
+    assert "stopped at the time limit" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,16 @@ def test_extract_then_select_leads_from_data_to_picks(proxy, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["extract", "plan", "doctor", "run"])
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
-def test_no_progress_holds_for_the_bars_of_libraries_too(command, proxy, tmp_path, capsys):
+def test_bars_of_libraries_are_for_terminals_and_for_those_who_ask(command, proxy, tmp_path, capsys):
     data = tmp_path / "pool.jsonl"
     data.write_bytes(text_of(LINES))
     arguments = [command, "--model", proxy, "--data", data]
     if command == "run":
         arguments += ["--pool-size", 6, "--select-per-window", 2, "--interval", 1, "--dim", DIM]
-    for flags, shown in ((["--no-progress"], False), ([], True)):
-        place = ["--out", tmp_path / f"out-{shown}"] if command != "doctor" else []
+    for number, (flags, shown) in enumerate(
+        ((["--no-progress"], False), ([], False), (["--progress"], True))
+    ):
+        place = ["--out", tmp_path / f"out-{number}"] if command != "doctor" else []
         assert run(*arguments, *place, *flags) == 0
         assert ("Loading weights" in capsys.readouterr().err) == shown
         assert transformers.utils.logging.is_progress_bar_enabled()

@@ -152,7 +152,7 @@ FLAGS = {
     ("python", "shell"),
     [
         ("max_length is 1, expected 2", "--max-length is 1, expected 2"),
-        ("k: found 0. Give k.", "-k: found 0. Give k."),
+        ("k: found 0. Give k.", "-k: found 0. Give -k."),
         ("source: found none", "SOURCE: found none"),
         ("set max_length=64 or lower", "set --max-length 64 or lower"),
         ("raise max_length.", "raise --max-length."),

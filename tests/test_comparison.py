@@ -518,7 +518,7 @@ def test_warnings_of_the_runs_are_notes_once():
         ({"scales": ["mean"]}, "normalize: found 'mean'"),
         ({"random_sets": 0}, "random_sets: found 0"),
         ({"groups": "source"}, "no data"),
-        ({"data": RECORDS}, "expected one in groups or lengths"),
+        ({"data": RECORDS}, "expected one in groups=… or lengths=…"),
         ({"data": RECORDS, "groups": "nothing"}, "groups: found no 'nothing'"),
         ({"lengths": [1, 2]}, "lengths: found 2 values"),
         ({"normalize": "mean"}, "normalize: found 'mean'"),

@@ -21,6 +21,7 @@ import pools
 import spice_rs
 from command import run
 from spice_rs import InvalidInputError, SpiceWarning, _core
+from spice_rs.nouns import counted
 from spice_rs.report.exports import check_picks
 from spice_rs.selection.picks import pick_lines, read_rows
 
@@ -80,11 +81,11 @@ def test_the_summary_says_what_was_selected_and_how(sel):
     assert facts["stopped"] == "budget"
     assert facts["U"].startswith(f"{sel.log_det:.6g} nats")
     assert facts["gain Δ"].startswith(f"{sel.gains[0]:.4g} → {sel.gains[-1]:.4g}, half of the first after ")
-    assert f" after {sel.half_life} picks" in facts["gain Δ"]
+    assert f" after {counted(sel.half_life, 'pick')}" in facts["gain Δ"]
     assert facts["interaction"] == f"Σε is {sel.epsilon.sum() / sel.base.sum():.1%} of Σ base"
-    assert f"{(sel.conflict > 0).sum()} picks have any" in facts["conflict"]
-    assert facts["penalty"] == f"decided {sel.overruled.sum()} picks"
-    assert facts["rows read"].startswith(f"{sel.rows_read.sum()} in all")
+    assert counted(int((sel.conflict > 0).sum()), "pick has", "picks have") in facts["conflict"]
+    assert facts["penalty"] == f"decided {counted(int(sel.overruled.sum()), 'pick')}"
+    assert facts["rows read"].startswith(f"each in a first pass, {sel.rows_read.sum()} again")
     assert facts["signal"] == f"median α‖g‖² {sel.signal:.3g}"
     assert "conditions" not in facts
 
@@ -93,7 +94,7 @@ def test_the_summary_names_conditions_costs_and_groups():
     sel = rich()
     text = sel.summary()
     assert "conditions" in text
-    assert "exclude 1 rows, 2 groups, budget 20, max_similarity 0.8" in text
+    assert "exclude 1 row, 2 groups, budget 20, max_similarity 0.8" in text
     assert f"{sel.costs.sum():g} of 20" in text
     assert f"{sel.compared['kept']}: costed U " in text
     assert f"{len(sel.near_duplicates)} skipped" in text
@@ -111,7 +112,7 @@ def test_the_summary_of_other_runs():
     assert "time_limit" in nothing.summary()
     assert "time_limit" in nothing._repr_html_()
     grown = spice_rs.extend(spice_rs.select(ROWS[:30], 4), ROWS)
-    assert f"{grown.kept} picks kept of the smaller pool" in grown.summary()
+    assert f"{counted(grown.kept, 'pick')} kept of the smaller pool" in grown.summary()
 
 
 def test_a_notebook_shows_the_facts_the_first_picks_and_the_groups(sel):

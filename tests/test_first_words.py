@@ -172,7 +172,7 @@ def test_the_command_shows_them_or_says_how(tmp_path, capsys):
     assert "--data" not in shown.out
     assert "--data" in shown.err
     assert run(*command, "--columns", "prompt=frage") == 2
-    assert "columns: found them without data" in capsys.readouterr().err
+    assert "columns: found them without --data" in capsys.readouterr().err
     short = tmp_path / "short.jsonl"
     short.write_text('{"instruction": "q", "response": "a"}\n')
     assert run(*command, "--data", short) == 2

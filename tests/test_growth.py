@@ -13,6 +13,7 @@ import pools
 import spice_rs
 from command import run
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.selection.remade import read_selection
 from spice_rs.store.sources import open_source
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
@@ -188,3 +189,14 @@ def test_selections_of_another_kind_are_refused(keywords, words):
     before = spice_rs.select(ROWS, **keywords)
     with pytest.raises(InvalidInputError, match=words):
         spice_rs.extend(before, ROWS)
+
+
+def test_picks_scored_again_from_a_list_are_refused(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", ROWS)
+    (tmp_path / "picks.txt").write_text("7\n30\n2\n")  # whoever chose them: not the best ones
+    again = read_selection(tmp_path / "picks.txt", tmp_path / "rows.npy")
+    again.save(tmp_path / "again")
+    with pytest.raises(InvalidInputError, match="scored again from a list, expected what select returned"):
+        spice_rs.extend(spice_rs.Selection.load(tmp_path / "again"), ROWS)
+    assert run("extend", tmp_path / "again", tmp_path / "rows.npy") == 2
+    assert "or load what select --save wrote" in capsys.readouterr().err

@@ -53,9 +53,9 @@ def test_a_hub_id_out_of_reach_takes_one_line_and_seconds(place, request, proxy,
             spice_rs.extract(model, data, tmp_path / "s", **SETTINGS)
         message = str(caught.value)
         assert message.startswith(
-            f"{model if model == 'owner/model' else data}: found no folder of this name, and no hub"
+            f"{model if model == 'owner/model' else data}: found no file or folder of this name. And no hub"
         )
-        for part in ("http://127.0.0.1:", "out of reach", "Give a local folder", "HF_HOME", "HF_ENDPOINT"):
+        for part in ("http://127.0.0.1:", "out of reach", "Give a path", "HF_HOME", "HF_ENDPOINT"):
             assert part in message
         assert "\n" not in message
     assert run("extract", "--model", "owner/model", "--data", tmp_path, "--out", tmp_path / "s") == 2

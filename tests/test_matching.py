@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import re
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from command import run
 from spice_rs.data import matching
 from spice_rs.data.matching import Belonging, raw_records, spread
 from spice_rs.data.records import load_records, parse_record, record_hash
+from spice_rs.data.row_places import RowPlaces
 from spice_rs.data.samples import sample_hash
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.store.store import GradientStore
@@ -729,3 +731,23 @@ def test_what_extract_does_not_write_says_nothing_of_data(change, tmp_path):
         wrong = {**about, place: value} if place in about else {**about, "layout": {name: value}}
         assert not Belonging.is_about(wrong)
     assert not Belonging.is_about({**about, "layout": {"foo": 1}})
+
+
+@pytest.mark.parametrize(
+    "rows", [range(3000), [2999 - n for n in range(3000)], [n * n for n in range(500)], [10**15, 0, 63, 64]]
+)
+def test_places_of_rows_are_those_of_a_dict_and_take_little(rows):
+    places, expected = RowPlaces(), {}
+    for number, row in enumerate(rows):
+        assert row not in places
+        places.put(row, number)
+        expected[row] = number
+    assert {row: places.get(row) for row in expected} == expected
+    assert len(places) == len(expected)
+    assert all(row not in places for row in (10**16, max(expected) + 1))
+    tracemalloc.start()
+    many = RowPlaces()
+    for row in range(100_000):
+        many.put(row, row)
+    assert tracemalloc.get_traced_memory()[0] < 25 * 100_000  # a dict takes 100
+    tracemalloc.stop()

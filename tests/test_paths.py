@@ -56,7 +56,7 @@ def test_what_a_path_is(home, monkeypatch):
     assert local("~/a.npz::m") == f"{home}/a.npz::m"
     assert local(f"~{getpass.getuser()}/x").endswith("/x")
     assert local(f"~{getpass.getuser()}/x").startswith("/")
-    for plain in ("a", "./a", "../~/a", "a~", "owner/model", "-", "/a/~b", "s3://bucket/x", ""):
+    for plain in ("a", "./a", "../~/a", "a~", "owner/model", "-", "/a/~b", "s3://bucket/x"):
         assert local(plain) == plain
     assert local("file:///a%20b/c") == local("FILE://localhost/a%20b/c") == "/a b/c"
     with pytest.raises(

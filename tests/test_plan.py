@@ -140,7 +140,7 @@ def test_the_command_prints_a_table(proxy, tmp_path, capsys):
     )
     found = {name.strip(): value.strip() for name, value in rows.items()}
     assert found["rows to compute"] == "30"
-    assert {"rows/s", "hours", "disk", "memory"} <= found.keys()
+    assert {"rows/s", "tokens/s", "time", "disk", "memory"} <= found.keys()
     assert re.fullmatch(
         r"[\d.]+ kB of tokens \(\S+/store\.tokens-\S+\), before it [\d.]+ kB of records",
         found["disk until it ends"],

@@ -476,7 +476,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
     assert answer("verify", a)["leftovers"] == [".tmp-0-x"]
     assert answer("repair", a) == {"removed": [".tmp-0-x"], "kept": [], "damaged": [], "duplicates": []}
     d = fill(tmp_path / "d", range(6), rows_per_shard=2)
-    assert answer("delete", d, 0, 1, 5) == {"shards_before": 3, "shards": 2, "deleted": 3}
+    assert answer("delete", d, 0, 1, 5) == {"shards_before": 3, "shards": 2, "deleted": 3, "absent": 0}
     np.save(tmp_path / "gone.npy", [2, 3, 77])
     assert answer("delete", d, "--rows", tmp_path / "gone.npy")["deleted"] == 2
     assert sorted(content(d)) == [4]
@@ -484,7 +484,7 @@ def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFi
     assert answer("merge", tmp_path / "m3", a, other, "--differing", "last")["rows"] == 6
     (a / ".tmp-0-x").touch()
     for command, says in (
-        (["delete", d, 4], "1 rows deleted, 0 left"),
+        (["delete", d, 4], "1 row deleted, 0 left"),
         (["verify", d, "--memory-limit", 10**6], "sound"),
         (["verify", a], "leftovers: .tmp-0-x"),
         (["repair", a], "removed: .tmp-0-x"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from spice_rs import early  # isort: skip  (before all that takes time)
 from spice_rs._core import __version__
 from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.analysis.certificate import Certificate, certify
@@ -103,7 +104,7 @@ _ON_FIRST_USE = {
 
 
 settle()
-del settle
+del early, settle
 
 
 def __getattr__(name: str) -> Any:

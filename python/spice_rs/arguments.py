@@ -7,7 +7,6 @@ dimension, are taken wherever Python's own are; truth values are no numbers, and
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import operator
@@ -18,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
-from spice_rs.own_json import short
+from spice_rs.nearness import nearest
+from spice_rs.printable import short
 
 MOST = (1 << 63) - 1
 """The largest whole number that anything here can count with."""
@@ -170,15 +170,8 @@ def choice(
     options = tuple(options)
     if (value is None or isinstance(value, str)) and value in options:
         return None if value is None else str(value)
-    near = nearest(value, [each for each in options if each is not None])
+    near = nearest(str(value).lower(), filter(None, options)) if isinstance(value, str) else None
     raise refused(name, value, listed(options), remedy if near is None else f"Did you mean {near!r}?")
-
-
-def nearest(text: Any, words: Sequence[str]) -> str | None:
-    """Return the word that was meant, if one is near."""
-    if not isinstance(text, str):
-        return None
-    return next(iter(difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.6)), None)
 
 
 def listed(options: Sequence[str | None]) -> str:

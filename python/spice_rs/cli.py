@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import logging
 import os
 import sys
@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import spice_rs
@@ -29,13 +30,14 @@ from spice_rs.commands import (
 )
 from spice_rs.commands.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spice_rs.commands.parser import Commands, Parser
-from spice_rs.commands.values import meant
 from spice_rs.commands.wording import in_flags
 from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError, SpiceError, SpiceWarning
+from spice_rs.nearness import meant
 from spice_rs.printable import say
+from spice_rs.progress import libraries_silent
 from spice_rs.signs import heard
-from spice_rs.streams import ours_alone, stdout
+from spice_rs.streams import always_there, ours_alone, stdout, unheard
 
 _FLOW = {
     "from data to a store": ("extract", "plan", "doctor"),
@@ -50,55 +52,96 @@ _FLOW = {
 TRACEBACK = "SPICE_TRACEBACK"
 """The variable of the environment that shows where an error of ours comes from."""
 
+_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""Variables of the environment by which libraries show no bars."""
+
 _NEED_TORCH = ("extract", "plan", "doctor", "run", schedule.ALIAS, "demo")
 
 
+@dataclass
+class _Call:
+    """One call of the command line, as far as it is known.
+
+    Attributes:
+        arguments: What was typed.
+        words: Argument of Python → its option here, by which messages name it.
+        kept: Says what an interruption leaves.
+    """
+
+    arguments: Sequence[str]
+    words: dict[str, str] = field(default_factory=dict)
+    kept: Callable[[], str] = str
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 1 where a check fails, 2 for an error of the user's, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without λ shows an escape
-        sys.stdout.reconfigure(errors="backslashreplace")
-    words: dict[str, str] = {}
+    """Run one command and return the exit code.
+
+    It is 0, 1 where a check fails, 2 for an error of the user's, 130 for Ctrl-C, and 141 where whoever reads the output has
+    gone.
+    """
+    call = _Call(sys.argv[1:] if arguments is None else arguments)
+    with always_there():
+        try:
+            code = _ended(call)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads our output has seen enough
+            unheard(sys.stdout)
+            return EXIT_BROKEN_PIPE
+    return code
+
+
+def _ended(call: _Call) -> int:
+    """Run one command; whatever ends it is an exit code, and a line for people."""
     try:
-        return _run(arguments, words)
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
-        return EXIT_BROKEN_PIPE
+        return _run(call)
+    except BrokenPipeError:
+        raise
+    except SystemExit as stop:  # of argparse, which has shown its help
+        return stop.code if isinstance(stop.code, int) else 0
     except (SpiceError, OSError, ModuleNotFoundError) as error:
-        say(f"spice-rs: {' '.join(in_flags(str(error), words, arguments).split())}", file=sys.stderr)
+        _tell(" ".join(in_flags(str(error), call.words, call.arguments).split()))
         return EXIT_USER_ERROR
     except MemoryError as error:
-        say(f"spice-rs: memory ran out ({error}); use less data, or a machine with more", file=sys.stderr)
+        _tell(f"memory ran out ({error}); use less data, or a machine with more")
         return EXIT_USER_ERROR
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        say(_unexpected(error), file=sys.stderr)
+        _tell(_unexpected(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("spice-rs: interrupted; what was committed to a store or a checkpoint is kept", file=sys.stderr)
+        kept = call.kept()
+        _tell(f"interrupted; {kept}" if kept else "interrupted")
         return EXIT_INTERRUPTED
 
 
-def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
-    """Run one command; `words` gets the options of all commands, by which messages name arguments."""
-    quiet = any(len(each) > 5 and "--no-progress".startswith(each) for each in arguments)
-    if quiet and sys.argv[1:] == [*arguments]:  # this process is the command's alone
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    loads = bool({*arguments[:1]} & {*_NEED_TORCH}) and "torch" not in sys.modules
+def _tell(text: str) -> None:
+    say(f"spice-rs: {text}", file=sys.stderr)
+
+
+def _run(call: _Call) -> int:
+    """Run one command."""
+    arguments = call.arguments
+    quiet, asked = _given("--no-progress", arguments), _given("--progress", arguments)
+    barred = quiet or not (asked or sys.stderr.isatty())  # bars are for eyes, and not for files
+    if barred and sys.argv[1:] == [*arguments]:  # this process is the command's alone
+        for name in _BARS:
+            os.environ.setdefault(name, "1")
+    torch = bool({*arguments[:1]} & {*_NEED_TORCH})
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.showwarning = _shows_warnings(words, arguments)
+        warnings.showwarning = _shows_warnings(call)
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
-            stack.enter_context(ours_alone(descriptor=bool({*arguments[:1]} & {*_NEED_TORCH})))
+            stack.enter_context(ours_alone(descriptor=torch))
         if quiet:
             stack.enter_context(_unlogged())
         elif os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
+            loads = torch and "torch" not in sys.modules
             stack.enter_context(heard("loading torch and transformers" if loads else None))
         commands, listed = _parsers(arguments)
         called = listed.get(arguments[0]) if arguments else None
-        words.update(_words(called, listed.values()))
+        call.words.update(_words(called, listed.values()))
         _check_command(arguments, commands, listed)
         if called is not None:
             called.check_options(arguments[1:])
@@ -109,9 +152,18 @@ def _run(arguments: Sequence[str], words: dict[str, str]) -> int:
         if "split" in options:
             options["data"] = with_split(options["data"], options.pop("split"))
         command: Callable[..., int | None] = options.pop("run")
+        if called is not None:
+            call.kept = functools.partial(called.kept, options)
+        if barred:
+            stack.enter_context(libraries_silent(False, load=torch))
         code = command(**options)
         stdout().flush()
     return code or 0
+
+
+def _given(option: str, arguments: Sequence[str]) -> bool:
+    """Whether an option was typed, perhaps not to its end."""
+    return any(len(each) > 5 and option.startswith(each) for each in arguments)
 
 
 @contextmanager
@@ -173,7 +225,7 @@ def _unexpected(error: Exception) -> str:
     where = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in at)
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return (
-        f"spice-rs: a fault of spice-rs{where} ({text}). Please report it, with what {TRACEBACK}=1 before the same command"
+        f"a fault of spice-rs{where} ({text}). Please report it, with what {TRACEBACK}=1 before the same command"
         " shows"
     )
 
@@ -188,12 +240,9 @@ def _words(called: Parser | None, others: Iterable[Parser]) -> dict[str, str]:
     }
 
 
-def _shows_warnings(words: Mapping[str, str], typed: Sequence[str]) -> Callable[..., None]:
+def _shows_warnings(call: _Call) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, SpiceWarning):
-            say(
-                f"spice-rs: warning: {' '.join(in_flags(str(message), words, typed).split())}",
-                file=sys.stderr,
-            )
+            _tell(f"warning: {' '.join(in_flags(str(message), call.words, call.arguments).split())}")
 
     return show

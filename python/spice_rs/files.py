@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -96,17 +97,37 @@ def what_is(path: str | os.PathLike[str]) -> str | None:
         return _reason(error)
 
 
+_PACKERS = {
+    re.compile(rb"\x1f\x8b"): "gzip",
+    re.compile(rb"\x28\xb5\x2f\xfd"): "zstd",
+    re.compile(rb"\xfd7zXZ\x00"): "xz",
+    re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): "bzip2",
+    re.compile(rb"PK\x03\x04"): "zip",
+}
+"""How packed files begin, as no text does → what has packed them."""
+
+_LONGEST_START = 10  # bytes
+
+
 def unpacked(path: str | os.PathLike[str], expected: str) -> IO[bytes]:
-    """Open a file for reading; one whose name ends in .gz is unpacked on the way.
+    """Open a file of text for reading; one that gzip has packed, or whose name ends in .gz, is unpacked on the way.
 
     Raises:
-        InvalidInputError: see `opened`.
+        InvalidInputError: see `opened`; another program has packed the file.
     """
     path = local(path)
     file = opened(path, expected)
-    if not os.fspath(path).lower().endswith(".gz"):
-        return file
-    return cast(IO[bytes], _Unpacked(file))
+    start = file.read(_LONGEST_START)
+    file.seek(0)
+    packer = next((name for begins, name in _PACKERS.items() if begins.match(start)), None)
+    if packer == "gzip" or os.fspath(path).lower().endswith(".gz"):
+        return cast(IO[bytes], _Unpacked(file))
+    if packer is not None:
+        file.close()
+        raise InvalidInputError(
+            f"{path}: found a file that {packer} has packed, expected {expected}, plain or by gzip. Unpack it first."
+        )
+    return file
 
 
 class _Unpacked(gzip.GzipFile):
@@ -118,7 +139,7 @@ class _Unpacked(gzip.GzipFile):
 
 
 def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
-    """Return the contents of a file, unpacked if its name ends in .gz.
+    """Return the contents of a file of text, unpacked if gzip has packed it.
 
     Raises:
         InvalidInputError: see `opened`; it is no whole gzip file, or memory has no room for what it holds.

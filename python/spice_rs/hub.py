@@ -50,9 +50,9 @@ def reached(name: str, kind: str) -> Iterator[None]:
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             cached = "has not all of it" if kept.is_dir() else "does not have it"
             raise InvalidInputError(
-                f"{name}: found no folder of this name, and no hub ({reason}); its cache"
-                f" {constants.HF_HUB_CACHE} {cached}. Give a local folder, set HF_HOME to a folder whose cache has it, or"
-                f" HF_ENDPOINT to a hub that can be reached{near(name) or '.'}"
+                f"{name}: found no file or folder of this name{near(name) or '.'} And no hub ({reason}); its cache"
+                f" {constants.HF_HUB_CACHE} {cached}. Give a path, set HF_HOME to a folder whose cache has it, or"
+                " HF_ENDPOINT to a hub that can be reached."
             ) from error
 
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from spice_rs.printable import short
+
 
 def parsed(text: bytes | str) -> Any:
     """Return what JSON says: finite numbers alone, every key once, and nested no deeper than Python goes.
@@ -20,15 +22,6 @@ def parsed(text: bytes | str) -> Any:
         )
     except RecursionError:
         raise ValueError("values nested too deeply") from None
-
-
-def short(value: object, most: int = 80) -> str:
-    """Return what a value from a file looks like in a message."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # more digits than Python writes, deeper than it goes
-        return f"{type(value).__name__} too long to show"
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

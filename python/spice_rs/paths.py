@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from urllib.parse import unquote, urlsplit
 
 from spice_rs.arguments import refused
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import nearest
 
 _SCHEME = "file:"
 
@@ -23,12 +23,16 @@ def local(path: str | bytes | os.PathLike[str], name: str = "path") -> str:
         name: the argument, for messages.
 
     Raises:
-        InvalidInputError: it is no path, there is no such user, or the URL names another machine.
+        InvalidInputError: it is no path or an empty one, there is no such user, or the URL names another machine.
     """
     try:
         text = os.fsdecode(path)
     except TypeError:
         raise refused(name, path, "a path", "Give it as a text or a pathlib.Path.") from None
+    if not text:
+        raise InvalidInputError(
+            "found an empty path, expected the name of a file or folder. Give one (an unset variable of a shell is empty)."
+        )
     if text.lower().startswith(_SCHEME + "//"):
         text = _of_url(text)
     if not text.startswith("~"):
@@ -76,9 +80,11 @@ def near(name: str) -> str:
     """Return a question after the path that was meant, if there is one beside it with nearly the same name; else ""."""
     path = os.path.normpath(name)
     folder, last = os.path.split(path)
+    if os.path.lexists(path):
+        return ""
     try:
         there = os.listdir(folder or ".")
     except OSError:
         return ""
-    found = difflib.get_close_matches(last, there, n=1, cutoff=0.7)
-    return f"; did you mean {os.path.join(folder, found[0])}?" if found else ""
+    found = nearest(last, there, cutoff=0.7)
+    return f"; did you mean {os.path.join(folder, found)}?" if found else ""

@@ -14,13 +14,15 @@ import html
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any, TextIO
 
-from spice_rs.streams import stdout
+from spice_rs.streams import stdout, unheard
 
 _OBEYED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Categories of Unicode whose characters do something, or nothing that anybody sees."""
 
+_LINE_ENDS = re.compile(r"\s*\n\s*")
 _WIDE = frozenset("WF")
 _MARKS = frozenset(("Mn", "Me"))
 
@@ -33,6 +35,21 @@ def one_line(value: object) -> str:
 def many_lines(value: object) -> str:
     r"""Return a value as text in which `\n` and `\t` alone do something."""
     return _escaped(str(value), kept="\n\t")
+
+
+def short(value: object, most: int = 80, written: Callable[[Any], str] = repr) -> str:
+    """Return what a value looks like in a message: one line of at most so many letters.
+
+    Args:
+        value: anything.
+        most: letters.
+        written: what writes it.
+    """
+    try:
+        text = _LINE_ENDS.sub(" ", written(value))
+    except (ValueError, RecursionError):  # more digits than Python writes, deeper than it goes
+        return f"{type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def width(text: str) -> int:
@@ -67,9 +84,14 @@ def say(value: object, file: TextIO | None = None) -> None:
 
 
 def say_block(value: object, file: TextIO | None = None) -> None:
-    """Print lines for people, for example a table; see `say`."""
-    file = stdout() if file is None else file
-    print(_encodable(many_lines(value), file), file=file, flush=True)
+    """Print lines for people, for example a table; see `say`. Where nobody listens to `file` any more, the work goes on."""
+    to = stdout() if file is None else file
+    try:
+        print(_encodable(many_lines(value), to), file=to, flush=True)
+    except BrokenPipeError:
+        if file is None:
+            raise
+        unheard(file)
 
 
 def say_json(value: Any, *, indent: int | None = None) -> None:

@@ -119,9 +119,14 @@ def _announced(kind: Any) -> Any:
 
 
 @contextmanager
-def libraries_silent(progress: Progress) -> Iterator[None]:
-    """Inside, the bars of transformers, datasets and huggingface_hub are not shown either, where `progress` is False."""
-    steps = _silence() if progress is False else []
+def libraries_silent(progress: Progress, *, load: bool = True) -> Iterator[None]:
+    """Inside, the bars of transformers, datasets and huggingface_hub are not shown either, where `progress` is False.
+
+    Args:
+        progress: what the user wants to see.
+        load: whether those libraries will be used; else only those that are loaded already are told.
+    """
+    steps = _silence(load) if progress is False else []
     try:
         yield
     finally:
@@ -131,9 +136,9 @@ def libraries_silent(progress: Progress) -> Iterator[None]:
                 step()
 
 
-def _silence() -> list[Callable[[], object]]:
+def _silence(load: bool) -> list[Callable[[], object]]:
     """Turns the bars of libraries off; what turns those on again that were on, in this order."""
-    hub, models = _there("huggingface_hub.utils"), _there("transformers.utils.logging")
+    hub, models = _there("huggingface_hub.utils", load), _there("transformers.utils.logging", load)
     data = sys.modules.get("datasets")
     steps: list[Callable[[], object]] = []
     with warnings.catch_warnings():
@@ -152,8 +157,10 @@ def _silence() -> list[Callable[[], object]]:
     return steps
 
 
-def _there(module: str) -> Any:
-    """A module of a library that may not be installed."""
+def _there(module: str, load: bool) -> Any:
+    """A module of a library that may not be installed; None if it is not, or is not loaded and is not to be."""
+    if not load:
+        return sys.modules.get(module)
     try:
         return importlib.import_module(module)
     except ImportError:

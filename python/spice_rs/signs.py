@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from spice_rs.printable import say
+
 FIRST = 0.5
 """Seconds that a command may take without a word."""
 
@@ -57,7 +59,7 @@ class Listener:
     def say(self, what: str) -> None:
         """Print a step."""
         self._said = True
-        print(f"spice-rs: {what} …", file=sys.stderr, flush=True)
+        say(f"spice-rs: {what} …", file=sys.stderr)
 
     def start(self) -> None:
         """Begin to listen."""

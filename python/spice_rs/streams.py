@@ -6,10 +6,40 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 _ours: list[TextIO] = []
+
+
+@contextmanager
+def always_there() -> Iterator[None]:
+    """Inside, standard output and error take what is written: where one was closed before, it goes nowhere.
+
+    Letters that a terminal does not have are shown as escapes.
+    """
+    kept = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        for name, stream in (("stdout", kept[0]), ("stderr", kept[1])):
+            if stream is None:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                setattr(sys, name, nowhere)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = kept
+
+
+def unheard(stream: TextIO) -> None:
+    """Let what is still written to a stream go nowhere, as whoever read it has gone: else Python complains at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (AttributeError, OSError, ValueError):
+        pass  # something of Python's own
 
 
 def stdout() -> TextIO:

@@ -20,6 +20,7 @@ from spice_rs.analysis.spearman import spearman
 from spice_rs.arguments import flag_or_none
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import (
     alpha_given,
@@ -116,7 +117,7 @@ class Agreement(Framed):
             lines.append((f"{k:,}", *("-" if math.isnan(share) else f"{share:.1%}" for share in shares)))
         correlation = "none, all rows are alike" if math.isnan(self.spearman) else f"{self.spearman:.3f}"
         return (
-            f"{aligned(lines)}\n\n{self.rows:,} rows; rank correlation of Δ(∅): {correlation}\n"
+            f"{aligned(lines)}\n\n{counted(self.rows, 'row', form=',')}; rank correlation of Δ(∅): {correlation}\n"
             "U: as a share of what the other's own picks have"
         )
 
@@ -265,7 +266,7 @@ def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArr
             if len(out)
         )
         warnings.warn(
-            f"{len(common)} rows are in both sources and are compared; left out: {lost}",
+            f"{counted(len(common), 'row is', 'rows are')} in both sources and are compared; left out: {lost}",
             SpiceWarning,
             stacklevel=3,
         )

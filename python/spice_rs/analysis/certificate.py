@@ -14,6 +14,7 @@ from spice_rs.analysis.curvature import percent
 from spice_rs.arguments import number_of, rows_given, shown
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
@@ -72,8 +73,8 @@ class Certificate(Framed):
 
     def __repr__(self) -> str:
         return (
-            f"Certificate({self.picks} picks, log det {self.log_det:.6g} of at most {self.upper_bound:.6g}, at least"
-            f" {percent(self.ratio)} of the best)"
+            f"Certificate({counted(self.picks, 'pick')}, log det {self.log_det:.6g} of at most {self.upper_bound:.6g},"
+            f" at least {percent(self.ratio)} of the best)"
         )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import shown
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import alpha_given, threads_wanted
 from spice_rs.selection.columns import Columns, digest
@@ -62,9 +63,7 @@ class Curvature(Framed):
 
     def __repr__(self) -> str:
         where = "" if self.row is None else f" at row {self.row}"
-        return (
-            f"Curvature({len(self)} rows, total {self.total:.6g}{where}, guarantee {percent(self.guarantee)})"
-        )
+        return f"Curvature({counted(len(self), 'row')}, total {self.total:.6g}{where}, guarantee {percent(self.guarantee)})"
 
 
 def curvature(

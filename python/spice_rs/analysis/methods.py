@@ -14,6 +14,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.selection.target import Measured
@@ -258,8 +259,8 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
     if isinstance(method, str):
         if method not in METHODS:
             raise InvalidInputError(
-                f"methods: found {method!r}, expected one of {', '.join(METHODS)}. Choose one of these, or give a"
-                " mapping: label → options of select, or rows, or a selection."
+                f"methods: found {method!r}, expected one of {', '.join(METHODS)}{meant(method, METHODS) or '.'} Choose one"
+                " of these, or give a mapping: label → options of select, or rows, or a selection."
             )
         if method in FOR_TARGETS and setting.measured is None:
             raise InvalidInputError(

@@ -10,10 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Rows
-from spice_rs.analysis.stepwise import NAMES, Stepwise, Tightness
+from spice_rs.analysis.stepwise import NAMES, NO_STEPS, Stepwise, Tightness
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.selection.result import Selection
-from spice_rs.tables import aligned
+from spice_rs.tables import UNKNOWN, aligned, cell
+
+_BESIDE_OTHERS = {"epsilon", "conflict", "cosine", "nearest_cosine", "bound", "tightness"}
+"""Columns that say nothing of a pick that has none before it."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -104,33 +108,43 @@ class Analysis(Framed):
         medians = self.medians()
         rows = [("per pick", "first", "median", "last")]
         rows += [
-            (name, f"{values[0]:.4g}", f"{medians[name]:.4g}", f"{values[-1]:.4g}")
+            (name, self._shown(name, 0), cell(medians[name], ".4g"), self._shown(name, -1))
             for name, values in shown.items()
             if len(values)
         ]
-        half = "beyond the last pick" if self.half_life is None else f"{self.half_life} picks"
+        half = "beyond the last pick" if self.half_life is None else counted(self.half_life, "pick")
         lines = [aligned(rows), "", f"half-life of the gain: {half}"]
         lines.append(f"runner-up sought at {self.looked_at} of {len(self)} steps")
         steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
         pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]
         pairs += [
-            (NAMES[name], f"{mean:.3f}", f"{median:.3f}", str(count))
+            (NAMES[name], cell(mean, ".3f"), cell(median, ".3f"), str(count))
             for name, (mean, median, count) in self.stepwise.averages().items()
         ]
-        lines += ["", f"{steps} steps, up to {most} candidates each:", aligned(pairs)]
+        lines += (
+            ["", f"{counted(steps, 'step')}, up to {most} candidates each:", aligned(pairs)]
+            if steps
+            else ["", NO_STEPS]
+        )
         if self.theorem4 is not None and self.theorem4.checked:
             found = self.theorem4
             defined = found.median[np.isfinite(found.median)]
             middle = f"{np.median(defined):.3g}" if len(defined) else "not defined"
             lines.append(
                 f"|ε| over the bound of Theorem 4 (C = 1): median {middle}, largest"
-                f" {np.nanmax(found.largest, initial=0.0):.3g}; {found.violations} violations in {found.checked} pairs"
+                f" {np.nanmax(found.largest, initial=0.0):.3g};"
+                f" {counted(found.violations, 'violation')} in {counted(found.checked, 'pair')}"
             )
         return "\n".join([*lines, *self.notes])
+
+    def _shown(self, name: str, at: int) -> str:
+        """The number of one pick, if there is one."""
+        alone = name in _BESIDE_OTHERS and self.nearest[at] < 0
+        return UNKNOWN if alone else cell(self.to_dict()[name][at], ".4g")
 
     def __repr__(self) -> str:
         half = "beyond the last" if self.half_life is None else f"{self.half_life}"
         return (
-            f"Analysis({len(self)} picks, half-life of the gain {half}, runner-up at {self.looked_at} steps,"
-            f" Spearman over {len(self.stepwise.ranks)} steps)"
+            f"Analysis({counted(len(self), 'pick')}, half-life of the gain {half}, runner-up at"
+            f" {counted(self.looked_at, 'step')}, Spearman over {counted(len(self.stepwise.ranks), 'step')})"
         )

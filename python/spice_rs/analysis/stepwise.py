@@ -72,6 +72,9 @@ NAMES = {
 }
 """Pairs of `Stepwise` in words."""
 
+NO_STEPS = "Nothing is correlated: that takes a step with other candidates and a pick before it."
+"""What is said where `Stepwise` has no steps."""
+
 
 @dataclass(frozen=True)
 class Ranked:

@@ -10,7 +10,13 @@ from spice_rs.commands.values import number, path, whole
 
 def add(commands: Any) -> None:
     """Add the command."""
-    demo = add_command(commands, "demo", _demo, "run everything on a small real model and generated tasks")
+    demo = add_command(
+        commands,
+        "demo",
+        _demo,
+        "run everything on a small real model and generated tasks",
+        kept="the rows that were computed are kept, and the same command goes on from there",
+    )
     demo.add_argument(
         "folder",
         nargs="?",

@@ -11,6 +11,7 @@ import spice_rs
 from spice_rs.commands.options import add_command, add_data, add_options
 from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.values import path
+from spice_rs.nouns import counted
 from spice_rs.printable import say
 
 if TYPE_CHECKING:
@@ -116,7 +117,13 @@ def check_targets(
     if kind == ".parquet":
         check_pyarrow(str(out))
     outputs = {"--save": save, "--out": out}
-    if llama_factory is not None:
+    if llama_factory is None:
+        for option, given in (("--name", name != "spice"), ("--columns", columns is not None)):
+            if given:
+                raise spice_rs.InvalidInputError(
+                    f"{option}: found it without --llama-factory, expected both: it is about that data set. Leave it out."
+                )
+    else:
         if data is None:
             raise spice_rs.InvalidInputError(
                 "--llama-factory: found it without --data, expected both: LLaMA-Factory needs the records. Give --data."
@@ -155,13 +162,13 @@ def write_targets(
     if out is not None:
         write_file(selection, out, data, index_column=index_column)
     if out not in (None, "-"):
-        say(f"{out}: {len(selection)} picks", file=sys.stderr)
+        say(f"{out}: {counted(len(selection), 'pick')}", file=sys.stderr)
     if llama_factory is not None:
         stage = selection.to_llama_factory(
             llama_factory, data, name=name, columns=columns, index_column=index_column
         )
         say(
-            f"{llama_factory}: {len(selection)} samples as {name!r} in dataset_info.json, for stage {stage}",
+            f"{llama_factory}: {counted(len(selection), 'sample')} as {name!r} in dataset_info.json, for stage {stage}",
             file=sys.stderr,
         )
 

@@ -11,6 +11,7 @@ import spice_rs
 from spice_rs.commands.exits import EXIT_CHECK_FAILED, EXIT_INTERRUPTED
 from spice_rs.commands.groups import EXTRACTION
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
 from spice_rs.store.store import STORE_FILE
 
@@ -94,13 +95,16 @@ def _extract(model: str | None, data: str, out: str, **options: Any) -> int | No
         return EXIT_INTERRUPTED
     tracked = store.provenance["tracked"]
     if rank.count > 1:
-        say(f"{store.path}: rank {rank.number} of {rank.count} is done, {len(store)} rows are there so far")
+        say(
+            f"{store.path}: rank {rank.number} of {rank.count} is done,"
+            f" {counted(len(store), 'row is', 'rows are')} there so far"
+        )
         if not rank.first:
             return None
     else:
-        say(f"{store.path}: {len(store)} rows × {store.dim} columns, {store.dtype}")
+        say(f"{store.path}: {counted(len(store), 'row')} × {counted(store.dim, 'column')}, {store.dtype}")
     say(
-        f"gradients of {tracked['coordinates']:,} parameters in {tracked['layers']} layers: "
+        f"gradients of {tracked['coordinates']:,} parameters in {counted(tracked['layers'], 'layer')}: "
         f"{tracked['coverage']:.1%} of those meant"
     )
     return None

@@ -27,6 +27,7 @@ def add_command(
     alias: str | None = None,
     groups: Mapping[str, Sequence[str]] = SELECTION,
     examples: Sequence[str] = (),
+    kept: str | Callable[[Mapping[str, Any]], str] = "",
 ) -> Parser:
     """Add a command without options; `run` takes them by name and returns the exit code.
 
@@ -38,6 +39,7 @@ def add_command(
         alias: Another name, as the function behind it is called from Python.
         groups: Title → names of options that the help shows under it, where there are any.
         examples: Command lines that the help ends with.
+        kept: What an interruption leaves, in words, or what says that by the options that were given.
     """
     command: Parser = commands.add_parser(
         name,
@@ -47,6 +49,7 @@ def add_command(
         epilog="\n".join(["examples:", *(f"  {each}" for each in examples)]) if examples else None,
     )
     command.groups = groups
+    command.kept = kept if callable(kept) else lambda options: kept
     command.set_defaults(run=run)
     return command
 

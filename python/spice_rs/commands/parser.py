@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from spice_rs.commands.values import meant
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 
 WIDEST = 100
 """Columns of help on a wide terminal."""
@@ -27,11 +28,13 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         groups: title → names of options, in the order of the help; others come last.
+        kept: what an interruption of the command leaves, in words, by the options that were given; "" for nothing.
     """
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=_Help, **keywords)
         self.groups: Mapping[str, Sequence[str]] = {}
+        self.kept: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found.
@@ -42,6 +45,10 @@ class Parser(argparse.ArgumentParser):
         text = _reworded(message)
         end = "" if text.endswith((".", "?")) else "."
         raise InvalidInputError(f"{text}{end} {self.whole()}")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            (file or sys.stderr).write(message)  # argparse says nothing of a pipe that nobody reads
 
     def whole(self) -> str:
         """Return what a whole command line looks like, and where to read more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands.groups import EXTRACTION
 from spice_rs.commands.options import add_command, add_options
+from spice_rs.nouns import counted
 from spice_rs.printable import say
 
 ALIAS = "run-schedule"
@@ -24,6 +26,10 @@ def add(commands: Any, called: Sequence[str]) -> None:
         "select window by window with a proxy that learns from what was selected",
         alias=ALIAS,
         groups=EXTRACTION,
+        kept=lambda options: (
+            f"what is in {options['out']} is kept, and the same command goes on from there"
+            * os.path.isdir(options["out"])
+        ),
         examples=("spice-rs run --model MODEL --data pool.jsonl --out run --lora-rank 16 --interval 10",),
     )
     if {"run", ALIAS} & {*called}:
@@ -38,7 +44,8 @@ def add(commands: Any, called: Sequence[str]) -> None:
 
 def _run(model: str, data: str, out: str, **options: Any) -> None:
     done = spice_rs.run_schedule(model, data, out, **options)
-    say(repr(done), file=sys.stderr)
+    say(done.summary(), file=sys.stderr)
     say(
-        f"{out}: picks.jsonl has {len(done)} lines; the trained weights are in adapter, the metrics in metrics.jsonl"
+        f"{out}: picks.jsonl has {counted(len(done), 'line')}; the trained weights are in adapter, the metrics in"
+        " metrics.jsonl"
     )

@@ -18,6 +18,7 @@ from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
 from spice_rs.commands.values import path
 from spice_rs.files import read_whole
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def add(commands: Any) -> None:
             "spice-rs select store -k 1000 --data pool.jsonl --groups source --out picks.jsonl",
             "spice-rs select store --budget 200000 --costs tokens --data pool.jsonl --out picks.jsonl",
         ),
+        kept=_kept,
     )
     select.add_argument(
         "source",
@@ -81,6 +83,14 @@ def add(commands: Any) -> None:
     add_options(extend, spice_rs.extend, skip=("selection", "source"), words=WORDS)
 
 
+def _kept(options: Mapping[str, Any]) -> str:
+    """What an interrupted selection leaves: what its checkpoint has, if it has begun."""
+    checkpoint = options["checkpoint"]
+    if checkpoint is None or not os.path.exists(checkpoint):
+        return ""
+    return f"the picks so far are in {checkpoint}, and the same command goes on from there"
+
+
 def _select(
     source: str,
     out: str,
@@ -94,7 +104,7 @@ def _select(
     **options: Any,
 ) -> None:
     from spice_rs.report.shares import group_table
-    from spice_rs.report.summary import SHOWN_GROUPS, target_facts
+    from spice_rs.report.summary import SHOWN_GROUPS, as_sentence, target_facts
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
@@ -129,12 +139,12 @@ def _select(
     _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    say_block(f"{selection!r}\nmedian alpha·‖g‖² {selection.signal:.3g}", file=sys.stderr)
+    say(as_sentence(selection), file=sys.stderr)
     for fact, value in target_facts(selection):
         say(f"{fact}: {value}", file=sys.stderr)
     if selection.compared is not None:
         runs = [
-            f"{name} log det {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+            f"{name} log det {run['log_det']:.6g} ({counted(run['picks'], 'pick')}, cost {run['cost']:g})"
             for name, run in selection.compared.items()
             if name != "kept"
         ]
@@ -156,6 +166,7 @@ def _extend(
     force: bool,
     **options: Any,
 ) -> None:
+    from spice_rs.report.summary import as_sentence
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
@@ -170,7 +181,7 @@ def _extend(
     _check_data(opened, data, index_column)
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    say(repr(selection), file=sys.stderr)
+    say(as_sentence(selection), file=sys.stderr)
 
 
 def _write(

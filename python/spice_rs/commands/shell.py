@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.commands.values import path
+from spice_rs.commands.values import columns, path
 from spice_rs.selection.constraints import SCALARS
 
 
@@ -72,8 +72,10 @@ TEXTS = {
     ),
     "max_grad_norm": Own(text="longer gradients are scaled down to this norm"),
     "methods": Own(
+        "NAME,…",
+        kind=columns,
         text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less and"
-        " random, with commas between them (default: all)"
+        " random, with commas between them (default: all)",
     ),
 }
 """Argument → what holds of it here."""

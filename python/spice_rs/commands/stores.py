@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 import spice_rs
 from spice_rs.commands.options import add_command, add_options
@@ -17,11 +18,20 @@ from spice_rs.commands.outputs import add_force, check_outputs
 from spice_rs.commands.shell import TEXTS
 from spice_rs.commands.values import one_of, path, whole
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 from spice_rs.printable import say, say_json
 from spice_rs.progress import counting
 
 DTYPES = ("int8", "float16", "bfloat16", "float32")
 """Element types that a store can have."""
+
+
+_KEPT = {
+    "compact": "every row is there once, and the same command goes on",
+    "delete": "rows that were not reached are still there, and the same command deletes them",
+    "repair": "no row was lost, and the next repair does the rest",
+}
+"""What an interruption of a command that changes a store leaves."""
 
 
 def add(commands: Any) -> None:
@@ -45,7 +55,7 @@ def add(commands: Any) -> None:
         ("convert", _convert, "make a new store of the same rows in another dtype"),
         ("export", _export, "write the rows of a store to a .npy file, as float32, sorted by dataset row"),
     ):
-        command = add_command(commands, name, run, summary)
+        command = add_command(commands, name, run, summary, kept=_KEPT.get(name, ""))
         command.add_argument("store", metavar="STORE", type=path, help="store folder")
         if name == "compact":
             add_options(command, spice_rs.GradientStore.compact, skip=("self", "progress"))
@@ -103,7 +113,10 @@ def _verify(store: str, memory_limit: int | None, as_json: bool, progress: bool 
     if as_json:
         say_json(counts)
         return
-    say(f"{store}: sound, {counts['shards']} shards, {counts['rows']} rows, {counts['bytes']} bytes")
+    say(
+        f"{store}: sound, {counted(counts['shards'], 'shard')}, {counted(counts['rows'], 'row')},"
+        f" {counted(counts['bytes'], 'byte')}"
+    )
     if opened.unfinished is not None:
         say(
             f"{store}: unfinished, {opened.unfinished}; run the same `extract` again, which computes the others"
@@ -122,7 +135,9 @@ def _merge(out: str, stores: list[str], differing: Any, as_json: bool, progress:
     with counting(progress, "merge") as watch:
         merged = spice_rs.GradientStore.merge(stores, out, watch, differing)
     _report(
-        as_json, f"{out}: {merged.unfinished or f'{len(merged)} rows'}", {"path": out, "rows": len(merged)}
+        as_json,
+        f"{out}: {merged.unfinished or counted(len(merged), 'row')}",
+        {"path": out, "rows": len(merged)},
     )
 
 
@@ -130,7 +145,11 @@ def _compact(store: str, bytes_per_shard: int | None, as_json: bool, progress: b
     opened = spice_rs.GradientStore(store)
     with counting(progress, "compact") as watch:
         done = opened.compact(bytes_per_shard, watch)
-    _report(as_json, f"{store}: {done['shards_before']} shards are {done['shards']} now", done)
+    _report(
+        as_json,
+        f"{store}: {counted(done['shards_before'], 'shard is', 'shards are')} {done['shards']} now",
+        done,
+    )
 
 
 def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progress: bool | None) -> None:
@@ -141,9 +160,13 @@ def _delete(store: str, index: list[int], rows: str | None, as_json: bool, progr
         )
     wanted: Any = index if rows is None else _rows_of(rows)
     opened = spice_rs.GradientStore(store)
+    absent = np.setdiff1d(wanted, opened.index)
     with counting(progress, "delete") as watch:
         done = opened.delete(wanted, watch)
-    _report(as_json, f"{store}: {done['deleted']} rows deleted, {len(opened)} left", done)
+    missing = ""
+    if absent.size:
+        missing = f", {counted(len(absent), 'row was', 'rows were')} not there ({_runs(absent)})"
+    _report(as_json, f"{store}: {counted(done['deleted'], 'row')} deleted{missing}, {len(opened)} left", done)
 
 
 def _repair(store: str, as_json: bool, progress: bool | None) -> None:
@@ -154,7 +177,7 @@ def _repair(store: str, as_json: bool, progress: bool | None) -> None:
     lines += [f"set aside: {shard['name']} ({shard['reason']})" for shard in done["damaged"]]
     lines += [
         f"dropped from {copies['name']}, as {', '.join(copies['kept_in'])} keeps them: {_runs(copies['rows'])}"
-        f" ({len(copies['rows'])} rows, {copies['bytes']} bytes)"
+        f" ({counted(len(copies['rows']), 'row')}, {counted(copies['bytes'], 'byte')})"
         for copies in done["duplicates"]
     ]
     if done["damaged"]:
@@ -168,7 +191,9 @@ def _convert(store: str, out: str, dtype: str, as_json: bool, progress: bool | N
     with counting(progress, "convert") as watch:
         new = opened.convert(out, dtype, watch)
     about = {"path": out, "rows": len(new), "dtype": new.dtype, "bytes": new.info()["bytes"]}
-    _report(as_json, f"{out}: {len(new)} rows, {new.dtype}, {about['bytes']} bytes", about)
+    _report(
+        as_json, f"{out}: {counted(len(new), 'row')}, {new.dtype}, {counted(about['bytes'], 'byte')}", about
+    )
 
 
 def _export(
@@ -185,7 +210,9 @@ def _export(
     with counting(progress, "export") as watch:
         opened.export(out, index, watch)
     about = {"path": out, "index": index, "rows": len(opened), "dim": opened.dim}
-    _report(as_json, f"{out}: {len(opened)} rows × {opened.dim} columns, float32", about)
+    _report(
+        as_json, f"{out}: {counted(len(opened), 'row')} × {counted(opened.dim, 'column')}, float32", about
+    )
 
 
 def _rows_of(file: str) -> Any:
@@ -195,7 +222,7 @@ def _rows_of(file: str) -> Any:
     return np.array(map_npy(Path(file)))
 
 
-def _runs(rows: list[int], most: int = 8) -> str:
+def _runs(rows: ArrayLike, most: int = 8) -> str:
     """Return rows for people: 0-99, 120."""
     ordered = np.unique(rows)
     runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)

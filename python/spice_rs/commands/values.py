@@ -6,8 +6,8 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 
-from spice_rs.arguments import nearest
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import meant
 from spice_rs.paths import local
 
 
@@ -63,12 +63,6 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}{meant(text, words)}")
 
     return read
-
-
-def meant(text: str, words: Sequence[str]) -> str:
-    """Return a question after the word that was meant, if one is near."""
-    near = nearest(text, words)
-    return "" if near is None else f"; did you mean {near}?"
 
 
 def names(text: str) -> str | list[str]:

@@ -19,6 +19,7 @@ _NOTHING = (
     (re.compile(r"(?<=\. )None(?= [a-z])"), "Leaving it out"),
     (re.compile(r"(?<=; )None(?= [a-z])"), "leaving it out"),
     (re.compile(r"\bSelection\.save\b"), "select --save"),
+    (re.compile(r"\bGradientStore\.repair\b"), "`spice-rs repair`"),
 )
 """What is left out on the command line is None in Python; what is called there has an option here."""
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
@@ -35,19 +36,24 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     if not flags:
         return text
     text = _first(text, flags, typed)
+    flags = {name: flag for name, flag in flags.items() if len(name) > 1 or name not in typed}
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
-    # As `name=value`, or by a name that is no word of English.
+    # As `name=value`, as what is given or left out, or by a name that is no word of English: `max_length`, `k`.
     pattern = re.compile(
         rf"(?P<quoted>(?<![\w=]){_QUOTED})"
         rf"|(?<![\w./\\@:'\"-])(?P<given>{names})=(?P<value>{_VALUE})?(?P<flag>{_BOTH.pattern})?"
-        rf"|(?<![\w./\\@'\"=-])(?P<bare>{names})(?![\w=/(-]|\.\w)"
+        rf"|\b(?P<before>without|beside|[Gg]ive|[Ll]eave) (?P<word>{names})(?=[,.;:]|$| out\b| and\b| beside\b)(?!\.\w)"
+        rf"|(?<![\w./\\@'\"=-])(?P<bare>{names})(?![\w=/(-]|\.\w| =| rows\b)"
     )
 
     def option(match: re.Match[str]) -> str:
         if match["quoted"]:
             return match[0]
+        if match["word"]:
+            return f"{match['before']} {flags[match['word']]}"
         if match["bare"]:
-            return flags[match["bare"]] if "_" in match["bare"] else match[0]
+            flag = flags[match["bare"]]
+            return flag if "_" in match["bare"] or flag == f"-{match['bare']}" else match[0]
         return match[0] if match["given"] is None else _written(flags[match["given"]], match["value"])
 
     text = pattern.sub(option, text)

@@ -22,6 +22,7 @@ from spice_rs.arguments import text_or_none
 from spice_rs.data.layouts import kind_of_mark
 from spice_rs.data.reading import BadRecord, found, open_data
 from spice_rs.data.records import FIELDS, dataset_fingerprint, load_records, parse_record, record_hash
+from spice_rs.data.row_places import RowPlaces
 from spice_rs.data.samples import sample_hash
 from spice_rs.data.splits import remembered
 from spice_rs.errors import InvalidInputError, SpiceWarning
@@ -262,7 +263,7 @@ def places_of(
     if belonging is not None:
         _check_all(data, belonging, whole=False)
     values = iter(column) if column is not None else (_at(data[n], index_column) for n in range(len(data)))
-    places: dict[int, int] = {}
+    places = RowPlaces()
     for place, value in enumerate(values):
         _put(
             places,
@@ -272,15 +273,17 @@ def places_of(
             index_column,
         )
     known = {} if belonging is None else belonging.known(rows)
+    found_at: dict[int, int] = {}
     for row in rows:
-        if row not in places:
+        if (met := places.get(row)) is None:
             raise _absent("data", row, index_column)
+        found_at[row] = met
         if belonging is not None and row in known:
-            place = places[row]
+            place = found_at[row]
             wrong = belonging.difference(row, f"data[{place}]", partial(data.__getitem__, place), known[row])
             if wrong is not None:
                 raise _another(f"data[{place}]", row, belonging, wrong, index_column)
-    return [places[row] for row in rows]
+    return [found_at[row] for row in rows]
 
 
 # ------------------------------------------------------------------------------------------ one after the other
@@ -299,7 +302,7 @@ def _joined(
         _check_all(data, belonging, whole=index_column is None)
     known = {} if belonging is None else belonging.known(rows if checked is None else checked)
     source, parsed = open_data(data)
-    places: dict[int, int] = {}
+    places = RowPlaces()
     count = 0
     for position, (place, parse) in enumerate(parsed):
         count, row = position + 1, position
@@ -360,13 +363,13 @@ def _row(value: Any, index_column: str, place: str, belonging: Belonging | None)
     return int(value)
 
 
-def _put(places: dict[int, int], row: int, position: int, place: str, index_column: str) -> None:
-    if row in places:
+def _put(places: RowPlaces, row: int, position: int, place: str, index_column: str) -> None:
+    if (first := places.get(row)) is not None:
         raise InvalidInputError(
             f"{place}: found row {row} under index_column={index_column!r} a second time (the first: record"
-            f" {places[row]}), expected each row once. Leave one of the records out."
+            f" {first}), expected each row once. Leave one of the records out."
         )
-    places[row] = position
+    places.put(row, position)
 
 
 def _absent(source: str, row: int, index_column: str) -> InvalidInputError:

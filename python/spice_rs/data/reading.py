@@ -209,6 +209,8 @@ def _from_path(data: str | os.PathLike[str]) -> Parsed:
             return _from_parquet(path)
         if kind in _DELIMITERS:
             return _from_table(path, _DELIMITERS[kind])
+        if kind in (".zst", ".xz", ".bz2", ".zip"):
+            unpacked(path, "records").close()  # which names what has packed it
         raise InvalidInputError(
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
@@ -384,7 +386,7 @@ def _from_datasets(given: str, path: Path, split: str | None) -> Loaded:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise InvalidInputError(
-            f"{data}: neither a file nor a data set that `datasets` can load ({reason})"
+            f"{data}: neither a file nor a data set that `datasets` can load{near(given)} ({reason})"
         ) from error
     if isinstance(loaded, Mapping):
         loaded = chosen(loaded, data, split)

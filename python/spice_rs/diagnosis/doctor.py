@@ -25,6 +25,7 @@ from spice_rs.extraction.preflight import tolerance_of
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
+from spice_rs.nouns import counted
 from spice_rs.progress import libraries_silent
 from spice_rs.signs import step
 from spice_rs.tables import aligned
@@ -137,7 +138,7 @@ def _row_checks(
         parts = [run.compute(few[i : i + sizes], length) for i in range(0, len(few), sizes)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    step(f"computing {len(few)} rows in several ways")
+    step(f"computing {counted(len(few), 'row')} in several ways")
     with run.capture.attached():
         alone, losses = rows(1)
         again, _ = rows(1)
@@ -173,7 +174,7 @@ def _row_checks(
     return [
         *outliers,
         same("rows again", again, alone),
-        same(f"rows padded to {padded_to} tokens", padded, alone, "no padding"),
+        same(f"rows padded to {counted(padded_to, 'token')}", padded, alone, "no padding"),
         same("rows in pairs", pairs, alone),
         same(f"rows in one batch of {len(few)}", together, alone),
         same("rows by plain autograd", alone, plain),

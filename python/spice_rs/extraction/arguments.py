@@ -75,6 +75,13 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if "nnz" in found and "dim" in found and found["nnz"] > found["dim"]:
         expected = f"a whole number from 1 to {found['dim']}, the columns of a row"
         raise refused("nnz", found["nnz"], expected, "Use fewer buckets, or more columns.")
+    if found.get("checkpoint_weights") is not None and found.get("checkpoints", ()) is None:
+        raise refused(
+            "checkpoint_weights",
+            found["checkpoint_weights"],
+            "checkpoints beside them",
+            "Give both, or neither.",
+        )
     if "seed" in found and found.get("lora_rank") is not None:
         whole("seed", found["seed"], least=0, remedy="torch draws a fresh LoRA from it.")
     return found

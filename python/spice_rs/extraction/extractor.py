@@ -22,13 +22,13 @@ import torch
 
 from spice_rs.arguments import flag_or_none
 from spice_rs.data.left_out import reasons, write_left_out
-from spice_rs.data.matching import LAYOUT
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.arguments import Kind
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.joining import Dataset, dataset_of
 from spice_rs.extraction.like import check_alike, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
@@ -97,7 +97,8 @@ def extract(
         data: A .jsonl, .json, .csv, .tsv or .parquet file, a hub id or folder for `datasets`, a Dataset, a data frame, or a
             list of records; see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a
             sample: a tensor, or a tuple or dict of tensors and numbers.
-        out: The store's folder. Rows already there are kept, missing ones computed.
+        out: The store's folder. Rows already there are kept, missing ones computed; also where more records have come
+            since, as long as those of the rows that are there have stayed as they were, where they were.
         like: An earlier store: the new one gets the gradients of the same model, modules, projection, seeds and settings,
             as a target of `select` must have, or is refused with what differs. What else is given has to be the same.
         tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
@@ -233,7 +234,8 @@ def extract(
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
             run.prepare(share)  # what is refused leaves no store behind
         earlier = GradientStore(out) if (Path(out) / STORE_FILE).exists() else None
-        provenance = {**ready.provenance, "dataset": _dataset(reading, settings, earlier)}
+        dataset = dataset_of(reading, settings, earlier)
+        provenance = {**ready.provenance, "dataset": dataset.recorded}
         create = functools.partial(
             GradientStore.create,
             out,
@@ -248,8 +250,9 @@ def extract(
             remember(out, model, settings)
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
-            _report(reading, settings.max_length, out)
+            _report(reading, dataset, settings.max_length, out)
         _mark(out, reading)
+        dataset.note(out)  # before the first row of a new record is there
         present = np.asarray(writer.contains(rows_of(share)), np.bool_)
         there, missing = chosen(share, present), chosen(share, ~present)
         # A store of an earlier version goes on as it began.
@@ -284,48 +287,15 @@ def _mark(out: str | os.PathLike[str], reading: Reading) -> None:
         mark(out, Unfinished(expected, longest_first=text))
 
 
-def _dataset(reading: Reading, settings: Settings, earlier: GradientStore | None) -> dict[str, Any]:
-    """What the store records of the data: also how they were read, for data that are given later."""
-    dataset: dict[str, Any] = reading.provenance["dataset"]
-    there = None if earlier is None else earlier.provenance.get("dataset")
-    if isinstance(there, Mapping) and there.get("fingerprint") == dataset["fingerprint"]:
-        return dict(there)  # the same records, whatever their columns were called
-    if earlier is not None and isinstance(there, Mapping) and "fingerprint" in there:
-        raise _other_data(earlier, reading)
-    layout = {name: _plain(value) for name in LAYOUT if (value := getattr(settings, name)) is not None}
-    return dataset | layout
-
-
-def _other_data(store: GradientStore, reading: Reading) -> StoreMismatchError:
-    """What to say of data that are not those of the rows that are there."""
-    known = (
-        {} if store.record is None else dict(zip(store.index.tolist(), store.record.tolist(), strict=True))
-    )
-    first = ""
-    for row in sorted(known):
-        try:
-            same = reading.hashed(row) == known[row]
-        except LookupError:  # it is not there any more, or cannot be used
-            same = False
-        if not same:
-            first = f"; the first that differs: record {row}"
-            break
-    return StoreMismatchError(
-        f"{store.path}: provenance.dataset: found other records in {reading.source} ({reading.rows} of them{first}),"
-        f" expected those that its rows were extracted from ({store.provenance['dataset'].get('rows')}). Give the same"
-        " data, or extract into another folder."
-    )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value if isinstance(value, str) else list(value)
-
-
-def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> None:
-    """Lists samples that were left out beside the store, and warns of them and of cut ones."""
+def _report(reading: Reading, dataset: Dataset, max_length: int, out: str | os.PathLike[str]) -> None:
+    """Lists samples that were left out beside the store, and warns of them, of cut ones and of data that have grown."""
+    if dataset.grown is not None:
+        warnings.warn(
+            f"{os.fspath(out)}: {reading.source} has {reading.rows} records, and there were {dataset.before}; the rows that"
+            " are there stay, those of the new records are added, and the store belongs to the grown data from now on",
+            SpiceWarning,
+            stacklevel=3,
+        )
     listed = write_left_out(reading.left_out, out)
     if reading.left_out:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons(reading.left_out).items())

@@ -19,8 +19,9 @@ import torch
 from spice_rs.atomic import replacing
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.settings import Settings
-from spice_rs.own_json import parsed, short
+from spice_rs.own_json import parsed
 from spice_rs.paths import is_meant_local, local
+from spice_rs.printable import short
 from spice_rs.store.sources import differences_of_origin
 from spice_rs.store.store import GradientStore
 

@@ -107,7 +107,7 @@ def device_of(model: Any, device: str | torch.device | None) -> torch.device:
         if parameter is None:
             raise InvalidInputError("model has no parameters, expected a model to take gradients of")
         if parameter.device.type == "meta":
-            raise InvalidInputError("model is on the meta device, without weights; load them first")
+            raise InvalidInputError("model is on the meta device, and has no weights; load them first")
         return parameter.device
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

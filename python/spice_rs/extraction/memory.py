@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from spice_rs.errors import InvalidInputError
 from spice_rs.memory import check_memory
+from spice_rs.printable import short
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
@@ -18,6 +21,25 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "st
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch says that memory ran out; on a CPU it does so in words alone."""
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
+def check_parts(folder: Path) -> None:
+    """Refuses a folder whose list of weight files names files elsewhere.
+
+    Raises:
+        InvalidInputError: It does. A list that cannot be read is left to whoever loads it.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            parts = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        for part in parts:
+            if not isinstance(part, str) or os.path.isabs(part) or ".." in part.replace("\\", "/").split("/"):
+                raise InvalidInputError(
+                    f"{index}: weight_map: found the file {short(part)}, expected names of files in this folder. Get the"
+                    " model again from where it comes from."
+                )
 
 
 def check_weights(folder: Path) -> None:

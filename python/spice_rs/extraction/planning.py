@@ -24,6 +24,7 @@ from spice_rs.data.templates import recorded_date
 from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun, write_rows
+from spice_rs.extraction.joining import dataset_of
 from spice_rs.extraction.preparation import Extraction, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings
@@ -100,10 +101,9 @@ class Plan:
             ("coverage", f"{self.coverage:.2%}"),
             ("batches, measured", f"{self.batches:,}, {self.measured}"),
             ("padded tokens per batch", f"{self.tokens_per_batch:,}"),
-            ("rows/s", f"{self.rows_per_second:.3g}"),
-            ("tokens/s", f"{tokens:.3g}"),
+            ("rows/s", _rate(self.rows_per_second)),
+            ("tokens/s", _rate(tokens)),
             ("time", f"{_duration(self.seconds)} and {_duration(self.preparation)} before it"),
-            ("hours", f"{self.hours:.3g}"),
             ("disk", _size(self.disk)),
             ("disk until it ends", self._scratch()),
             ("memory" + (" of each process" if self.processes > 1 else ""), _size(self.memory)),
@@ -151,9 +151,9 @@ def plan(
     progress, out = flag_or_none("progress", progress), local_or_none(out, "out")
     settings = Settings.of(extraction, extract)
     begun = clock()
-    there = None
+    earlier = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
-        there = GradientStore(out).index
+        earlier = GradientStore(out)
     cache = None if out is None else TokenCache.of(out, settings.cache_dir)
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
     with (
@@ -161,10 +161,10 @@ def plan(
         preparing(model, data, settings, template_date=told, out=out, progress=progress) as ready,
     ):
         preparation = clock() - begun
-        if out is not None and there is not None:
-            _check_store(ready, settings, out)
+        if earlier is not None:
+            _check_store(ready, settings, earlier)
         samples = ready.reading.samples
-        missing = samples if there is None else samples[~np.isin(rows_of(samples), there)]
+        missing = samples if earlier is None else samples[~np.isin(rows_of(samples), earlier.index)]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
         with (
@@ -202,10 +202,11 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _check_store(ready: Extraction, settings: Settings, out: str | os.PathLike[str]) -> None:
+def _check_store(ready: Extraction, settings: Settings, earlier: GradientStore) -> None:
     """Refuses a store that `extract` would refuse; a writer that joins it writes nothing."""
     dim, dtype = ready.projection.dim, settings.dtype
-    GradientStore.create(out, dim=dim, dtype=dtype, reduction="sum", provenance=ready.provenance).close()
+    provenance = {**ready.provenance, "dataset": dataset_of(ready.reading, settings, earlier).recorded}
+    GradientStore.create(earlier.path, dim=dim, dtype=dtype, reduction="sum", provenance=provenance).close()
 
 
 def _measure(
@@ -296,9 +297,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.2g} s"
 
 
+def _rate(number: float) -> str:
+    """Three digits or all before the point: 0.0312, 9.53, 2,260."""
+    return f"{number:.3g}" if number < 999.5 else f"{float(f'{number:.3g}'):,.0f}"
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{_rate(count)} TB"

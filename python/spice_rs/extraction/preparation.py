@@ -25,6 +25,7 @@ from spice_rs.extraction.gradients import GradientRun, changed_products
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.inputs import Reading, read_own, read_text
+from spice_rs.extraction.loading import device_of
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.own_data import OwnTask, is_own
 from spice_rs.extraction.projection import NoProjection, Projection, make_projection
@@ -103,6 +104,8 @@ def preparing(
     Raises:
         InvalidInputError: An argument, a record or the model cannot be used.
     """
+    if settings.device is not None:
+        device_of(None, settings.device)
     data = with_split(data, settings.split)
     own = settings.loss_fn is not None and is_own(data, settings.columns, settings.loss_fn)
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.arguments import checked
 from spice_rs.extraction.layers import is_linear, is_quantised
-from spice_rs.extraction.memory import check_weights
+from spice_rs.extraction.memory import check_parts, check_weights
 from spice_rs.extraction.tracking import (
     TargetModules,
     check_left_out,
@@ -63,6 +63,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
+    check_parts(Path(model))
     if not gguf_file:
         with reached(model, "model"):
             quantised = _is_quantised(model, trust_remote_code)

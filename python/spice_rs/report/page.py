@@ -16,13 +16,14 @@ from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.replay import Given, Replay
 from spice_rs.analysis.result import Analysis
-from spice_rs.analysis.stepwise import NAMES
+from spice_rs.analysis.stepwise import NAMES, NO_STEPS
 from spice_rs.arguments import flag_or_none, shown, text_or_none
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.excerpt import excerpt
 from spice_rs.data.matching import raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
@@ -32,6 +33,7 @@ from spice_rs.report.summary import early_stop_facts, extended_facts, target_fac
 from spice_rs.selection.arguments import count_or_none
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection, as_selection
+from spice_rs.tables import cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,7 +192,7 @@ def write_report(
 
 def _overview(found: Analysis, chance: Chance | None) -> str:
     of = found.selection
-    half = "beyond the last pick" if found.half_life is None else f"{found.half_life} picks"
+    half = "beyond the last pick" if found.half_life is None else counted(found.half_life, "pick")
     source = of.settings["source"]
     rows: list[tuple[object, ...]] = [
         ("picks", f"{len(of)} of {source['rows']} rows; stopped: {of.stop_reason}"),
@@ -221,7 +223,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
             if "remade" in of.settings
             else [("picks decided by the penalty", f"{int(of.overruled.sum())}")]
         ),
-        ("median margin over the runner-up", f"{found.medians()['margin']:.4g}"),
+        ("median margin over the runner-up", cell(found.medians()["margin"], ".4g")),
     ]
     notes = "".join(f"<p class=note>{as_html(note)}</p>" for note in found.notes)
     return _table("", rows, header=False) + notes
@@ -248,7 +250,8 @@ def _certificate(
         return f"<h2>Certificate</h2><p class=note>{as_html(str(error))}</p>"
     return (
         f"<h2>Certificate</h2><p>U of the picks is at least <b>{ratio:.4f}</b> of the largest U that any"
-        f" {len(selection)} rows have. This is about U alone: no guarantee is known for the score with a penalty.</p>"
+        f" {counted(len(selection), 'row has', 'rows have')}. This is about U alone: no guarantee is known for the score"
+        " with a penalty.</p>"
     )
 
 
@@ -264,10 +267,12 @@ def _composition(replay: Replay, name: str, labels: list[object]) -> str:
 
 
 def _correlations(found: Analysis) -> str:
+    if not len(found.stepwise.ranks):
+        return f"<p class=note>{as_html(NO_STEPS)}</p>"
     header = ("pair", "mean over steps", "median", "steps", "paper")
     rows: list[tuple[object, ...]] = [header]
     for name, (mean, median, steps) in found.stepwise.averages().items():
-        rows.append((NAMES[name], f"{mean:.3f}", f"{median:.3f}", steps, PAPER.get(name, "")))
+        rows.append((NAMES[name], cell(mean, ".3f"), cell(median, ".3f"), steps, PAPER.get(name, "")))
     text = _table("Spearman’s ρ over the candidates, step by step", rows)
     if found.theorem4 is not None and found.theorem4.checked:
         ratios = found.theorem4
@@ -275,7 +280,8 @@ def _correlations(found: Analysis) -> str:
         middle = f"{np.median(known):.3g}" if len(known) else "not defined"
         text += (
             "<p class=note>Theorem 4 with C = 1, |ε| ≤ α²Σ(gᵀg<sub>y</sub>)²/(1 + α‖g‖²): median of |ε| over the bound"
-            f" {middle}, {ratios.violations} violations in {ratios.checked} pairs of row and step.</p>"
+            f" {middle}, {counted(ratios.violations, 'violation')} in {counted(ratios.checked, 'pair')} of row and"
+            " step.</p>"
         )
     return text
 
@@ -290,7 +296,8 @@ def _picks(found: Analysis, records: dict[int, Any]) -> str:
         cells: list[object] = []
         for name in columns:
             value = frame[name][at]
-            absent = (name in ("nearest", "runner_up") and value == -1) or value != value
+            alone = name in ("conflict", "nearest_cosine") and frame["nearest"][at] == -1
+            absent = alone or (name in ("nearest", "runner_up") and value == -1) or value != value
             cells.append("" if absent else f"{value:.4g}" if isinstance(value, np.floating) else value)
         if records:
             record = records.get(int(frame["index"][at]), {})

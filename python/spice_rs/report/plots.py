@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.backdrop import Chance, PoolMap, Sweep
 from spice_rs.analysis.result import Analysis
+from spice_rs.nouns import counted
 from spice_rs.printable import as_plot, one_line
 from spice_rs.selection.result import Selection
 
@@ -41,7 +42,7 @@ def gain_decay(analysis: Analysis) -> Figure:
     if analysis.half_life is not None:
         axes.axvline(analysis.half_life + 1, color=BLUE, linestyle="-.", linewidth=0.9)
         axes.annotate(
-            f" Δ is half the first after {analysis.half_life} picks",
+            f" Δ is half the first after {counted(analysis.half_life, 'pick')}",
             (analysis.half_life + 1, 0.02),
             xycoords=("data", "axes fraction"),
             fontsize=8,
@@ -199,7 +200,9 @@ def map_of_pool(pool: PoolMap) -> Figure:
         f"principal direction {i + 1} ({100 * pool.shares[i]:.1f} % of the variance)" for i in (0, 1)
     )
     figure, axes = _figure("Map of the pool", first, second, height=4.6)
-    axes.scatter(pool.pool[:, 0], pool.pool[:, 1], s=7, color=PALE, label=f"pool ({len(pool.pool)} rows)")
+    axes.scatter(
+        pool.pool[:, 0], pool.pool[:, 1], s=7, color=PALE, label=f"pool ({counted(len(pool.pool), 'row')})"
+    )
     axes.scatter(
         pool.picks[:, 0],
         pool.picks[:, 1],

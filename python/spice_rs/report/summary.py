@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spice_rs.nouns import counted
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
 from spice_rs.report.shares import group_rows
@@ -22,6 +23,13 @@ SHOWN_GROUPS = 50
 
 SHOWN_ROWS = 5
 """Rows that a sentence lists."""
+_STOPPED = {
+    "budget": "at the budget",
+    "early_stop": "early, as gains had fallen",
+    "exhausted": "as no row is left that may be picked",
+    "time_limit": "at the time limit",
+}
+"""Where a run has ended."""
 
 SHOWN_PICKS = 10
 """First picks that a notebook shows."""
@@ -34,6 +42,26 @@ def as_text(selection: Selection) -> str:
     text = "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in facts)
     groups = _groups(selection)
     return f"{text}\n\n{aligned(groups)}" if groups else text
+
+
+def as_sentence(selection: Selection) -> str:
+    """Return the least that people want to know of a run that has just ended."""
+    m, settings = len(selection), selection.settings
+    text = f"{m} of {counted(settings['source']['rows'], 'row')} picked"
+    if selection.kept is not None:
+        text += (
+            f" ({counted(selection.kept, 'pick')} kept, the first {selection.unchanged} in order;"
+            f" {counted(int(selection.rows_read.sum()), 'row')} read again)"
+        )
+    if selection.costs is not None:
+        text += f", cost {selection.costs.sum():g} of {settings['budget']:g}"
+    if m:
+        text += f": gain {selection.gains[0]:.4g} at first and {selection.gains[-1]:.4g} at last"
+    decided = int(selection.overruled.sum())
+    text += f"; log det {selection.log_det:.6g}; the penalty decided {counted(decided, 'pick')}"
+    if selection.near_duplicates is not None:
+        text += f"; {counted(len(selection.near_duplicates), 'near-duplicate')} skipped"
+    return f"{text}; stopped {_STOPPED[selection.stop_reason]}; median α‖g‖² {selection.signal:.3g}"
 
 
 def as_html(selection: Selection) -> str:
@@ -73,7 +101,7 @@ def extended_facts(selection: Selection) -> list[tuple[str, str]]:
     grown = selection.settings.get("extended")
     if grown is None:
         return []
-    kept = f"{selection.kept} picks kept of the smaller pool, which had {grown['picks']}"
+    kept = f"{counted(selection.kept or 0, 'pick')} kept of the smaller pool, which had {grown['picks']}"
     return [
         (
             "extended",
@@ -87,7 +115,7 @@ def target_facts(selection: Selection) -> list[tuple[str, str]]:
     target, relevance = selection.target, selection.relevance
     if target is None or relevance is None:
         return []
-    facts = [("target", f"{target.rows} rows of {target.name}, τ = {target.weight:g}")]
+    facts = [("target", f"{counted(target.rows, 'row')} of {target.name}, τ = {target.weight:g}")]
     names = [""] if target.labels is None else [f"{label}: " for label in target.labels]
     for name, contrast, noise, chance in zip(
         names, target.contrast, target.noise, target.is_chance, strict=True
@@ -101,7 +129,12 @@ def target_facts(selection: Selection) -> list[tuple[str, str]]:
     if len(target.overlap):
         shown = ", ".join(map(str, target.overlap[:SHOWN_ROWS].tolist()))
         own += f" (row {shown}{', …' if len(target.overlap) > SHOWN_ROWS else ''})"
-    facts.append(("candidates", f"{target.candidates} rows; {target.away} point away from the target, {own}"))
+    facts.append(
+        (
+            "candidates",
+            f"{counted(target.candidates, 'row')}; {target.away} point away from the target, {own}",
+        )
+    )
     if len(relevance):
         facts.append(
             (
@@ -118,7 +151,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     facts = [
         (
             "picks",
-            f"{m} of {source['rows']} rows of {source['name']}, {source['dim']} columns of {source['dtype']}",
+            f"{m} of {source['rows']} rows of {source['name']}, {counted(source['dim'], 'column')} of {source['dtype']}",
         ),
         *unfinished_facts(source),
         ("method", _method(selection)),
@@ -141,17 +174,27 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
                 "gain Δ",
                 f"{gains[0]:.4g} → {gains[-1]:.4g}, "
                 + (
-                    f"half of the first after {half} picks" if half is not None else "never half of the first"
+                    f"half of the first after {counted(half, 'pick')}"
+                    if half is not None
+                    else "never half of the first"
                 ),
             )
         )
         if base > 0:
             facts.append(("interaction", f"Σε is {selection.epsilon.sum() / base:.1%} of Σ base"))
         conflicting = int((selection.conflict > 0).sum())
-        facts.append(("conflict", f"mean {selection.conflict.mean():.3g}; {conflicting} picks have any"))
-        facts.append(("penalty", f"decided {int(selection.overruled.sum())} picks"))
         facts.append(
-            ("rows read", f"{selection.rows_read.sum()} in all, {selection.rows_read.mean():.0f} per pick")
+            (
+                "conflict",
+                f"mean {selection.conflict.mean():.3g}; {counted(conflicting, 'pick has', 'picks have')} any",
+            )
+        )
+        facts.append(("penalty", f"decided {counted(int(selection.overruled.sum()), 'pick')}"))
+        facts.append(
+            (
+                "rows read",
+                f"each in a first pass, {selection.rows_read.sum()} again, {selection.rows_read.mean():.0f} per pick",
+            )
         )
     facts.append(("signal", f"median α‖g‖² {selection.signal:.3g}"))
     if selection.costs is not None:
@@ -169,7 +212,7 @@ def _method(selection: Selection) -> str:
     if settings["epsilon"] is not None:
         text += f", ε = {settings['epsilon']:g}"
     if settings["pool_size"] is not None:
-        text += f", {settings['select_per_window']} rows of each window of {settings['pool_size']}"
+        text += f", {counted(settings['select_per_window'], 'row')} of each window of {settings['pool_size']}"
     if settings["early_stop"] is not None:
         text += f", until Δ is {settings['early_stop']:g} of the first"
     return text
@@ -180,9 +223,9 @@ def _conditions(selection: Selection) -> str:
     parts = []
     for name in ("initial", "include", "exclude"):
         if settings[name] is not None:
-            parts.append(f"{name} {settings[name]['rows']} rows")
+            parts.append(f"{name} {counted(settings[name]['rows'], 'row')}")
     if selection.groups is not None:
-        parts.append(f"{len(selection.quotas)} groups")
+        parts.append(counted(len(selection.quotas), "group"))
     if settings["budget"] is not None:
         parts.append(f"budget {settings['budget']:g}")
     for each in SCALARS:
@@ -194,7 +237,7 @@ def _conditions(selection: Selection) -> str:
 
 def _compared(compared: dict[str, Any]) -> str:
     runs = [
-        f"{name} U {run['log_det']:.6g} ({run['picks']} picks, cost {run['cost']:g})"
+        f"{name} U {run['log_det']:.6g} ({counted(run['picks'], 'pick')}, cost {run['cost']:g})"
         for name, run in compared.items()
         if name != "kept"
     ]

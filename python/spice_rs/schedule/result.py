@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -83,9 +84,19 @@ class Schedule(Framed):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def summary(self) -> str:
+        """Return in a sentence what was picked, and what was learned from it."""
+        text = f"{len(self)} of {counted(self.settings['samples'], 'row')} picked in"
+        text += f" {counted(self.settings['windows'], 'window')}; the proxy made"
+        text += f" {counted(len(self.step_losses), 'step')}"
+        if len(losses := self.step_losses):
+            text += f", with a loss of {losses[0]:.3g} before the first and {losses[-1]:.3g} before the last"
+        return text
+
     def __repr__(self) -> str:
         losses = self.step_losses
-        trained = f"{len(losses)} steps"
+        trained = counted(len(losses), "step")
         if len(losses):
             trained += f", loss {losses[0]:.3g} → {losses[-1]:.3g}"
-        return f"Schedule({len(self)} of {self.settings['samples']} rows, {self.settings['windows']} windows, {trained})"
+        windows = counted(self.settings["windows"], "window")
+        return f"Schedule({len(self)} of {self.settings['samples']} rows, {windows}, {trained})"

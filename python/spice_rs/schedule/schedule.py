@@ -32,6 +32,7 @@ from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
 from spice_rs.extraction.inputs import Reading, read_text
+from spice_rs.extraction.loading import device_of
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import name_of
 from spice_rs.extraction.proxy import (
@@ -39,6 +40,7 @@ from spice_rs.extraction.proxy import (
 )
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.progress import Bar, bar, libraries_silent
 from spice_rs.schedule.adapter import save_trained, trainable
@@ -136,6 +138,8 @@ def run_schedule(
             reason = "no store is written" if name == "dtype" else "gradients are those of the proxy as it is"
             raise TypeError(f"{name} is no argument of run_schedule: {reason}")
     settings = Settings.of({**extraction, "seed": whole("seed", seed, least=0)}, extract)
+    if settings.device is not None:
+        device_of(None, settings.device)
     seed, out = settings.seed, local(out, "out")
     pool_size = whole("pool_size", pool_size)
     select_per_window = whole("select_per_window", select_per_window)
@@ -312,7 +316,9 @@ def _go_on(
         )
         shown.update(1)
         loss = f", loss {state.losses[-1]:.3g}" if state.losses else ""
-        shown.set_postfix_str(f"{len(state.picks)} picks, {len(state.losses)} steps{loss}", refresh=False)
+        shown.set_postfix_str(
+            f"{counted(len(state.picks), 'pick')}, {counted(len(state.losses), 'step')}{loss}", refresh=False
+        )
     return advice
 
 

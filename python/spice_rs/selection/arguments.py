@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from spice_rs.arguments import (
     choice,
-    nearest,
     real,
     real_or_none,
     whole,
     whole_or_none,
 )
 from spice_rs.errors import InvalidInputError
+from spice_rs.nearness import nearest
 
 MOST_ROWS = (1 << 31) - 1
 """The largest number of rows, steps or sets that the core counts, and the largest seed."""
@@ -71,7 +71,8 @@ def alpha_given(alpha: Any) -> float | Literal["auto"]:
     if isinstance(alpha, str) and alpha == "auto":
         return "auto"
     expected = "a finite number above 0 or 'auto'"
-    remedy = "The paper uses alpha=1." if nearest(alpha, ["auto"]) is None else "Did you mean 'auto'?"
+    near = isinstance(alpha, str) and nearest(alpha.lower(), ["auto"]) is not None
+    remedy = "Did you mean 'auto'?" if near else "The paper uses alpha=1."
     return real("alpha", alpha, above=0, expected=expected, remedy=remedy)
 
 
@@ -147,7 +148,7 @@ def check_budget(
             )
         if k is None and early_stop is None and budget is None:
             raise InvalidInputError(
-                "k: found None, expected a number of rows. Give k, a budget of cost, or early_stop to end by itself."
+                "k: found None, expected a number of rows. Give k=…, budget=… (of cost), or early_stop=… to end by itself."
             )
     elif per_window is None or k is not None:
         raise InvalidInputError(

@@ -15,6 +15,7 @@ from spice_rs.arguments import has_truth_values, number_of, rows_given
 from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import short
 from spice_rs.store.sources import Source
 
 Label = str | int | bool
@@ -59,7 +60,7 @@ class Columns:
                 " one value per dataset row."
             )
         if data is not None and not names:
-            *first, last = given
+            *first, last = (f"{name}=…" for name in given)
             fields = f"{', '.join(first)} or {last}" if first else last
             raise InvalidInputError(
                 f"{data_field}: found it without the name of a column, expected one in {fields}. Name one, or"
@@ -112,7 +113,7 @@ class Columns:
             usual = type(values[0]) if type(values[0]) in (str, int, bool) else str
             i = next(i for i, value in enumerate(values) if type(value) is not usual)
             raise InvalidInputError(
-                f"{field}: found {type(values[i]).__name__} {_short(values[i])} for row {self.rows[i]}, expected a text,"
+                f"{field}: found {type(values[i]).__name__} {short(values[i], 60)} for row {self.rows[i]}, expected a text,"
                 " a whole number or a bool, of one kind for all rows. Give rows without a label one of their own, and"
                 " convert the others, for example with str."
             )
@@ -158,8 +159,8 @@ class Columns:
         number = number_of(value)
         if number is None:
             raise InvalidInputError(
-                f"{field}: found {type(value).__name__} {_short(value)} for row {self.rows[i]}, expected a number. Correct"
-                " it, or name another column."
+                f"{field}: found {type(value).__name__} {short(value, 60)} for row {self.rows[i]}, expected a number."
+                " Correct it, or name another column."
             )
         try:
             return float(number)
@@ -261,7 +262,7 @@ def _check_there(names: Mapping[str, str], record: Mapping[str, Any], row: int, 
     for field, name in names.items():
         if name not in record:
             raise InvalidInputError(
-                f"{field}: found no {name!r} in record {row} of {place} (only {_short(list(record))}), expected it in"
+                f"{field}: found no {name!r} in record {row} of {place} (only {short(list(record), 60)}), expected it in"
                 " every record. Name a column that all rows have."
             )
 
@@ -269,8 +270,3 @@ def _check_there(names: Mapping[str, str], record: Mapping[str, Any], row: int, 
 def _once(value: Any, same: dict[str, str]) -> Any:
     """The value; of equal texts the first, so that each is held once."""
     return same.setdefault(value, value) if type(value) is str else value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

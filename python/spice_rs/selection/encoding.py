@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError
+from spice_rs.printable import short
 
 Path = tuple[str | int, ...]
 """Where a value stands in a record: ("turns", 0, "weight")."""
@@ -91,7 +92,7 @@ def _fault(value: Any, path: Path) -> tuple[Path, str] | None:
     try:
         plain = _plain(value)
     except TypeError:
-        return path, f"{type(value).__name__} {_short(value)}"
+        return path, f"{type(value).__name__} {short(value, 60)}"
     return _fault(plain, path)
 
 
@@ -110,8 +111,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist") and not dated:
         return value.tolist()
     raise TypeError(type(value).__name__)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spice_rs.data.matching import Belonging
-from spice_rs.own_json import short
+from spice_rs.printable import short
 from spice_rs.selection.constraints import SCALARS
 
 _MOST = (1 << 31) - 1  # what `select` takes as a whole number

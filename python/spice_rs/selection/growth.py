@@ -51,7 +51,7 @@ def extend(
     picks are made again, each against the new rows: every old row is known to lose to them. From the first pick that
     a new row beats, all rows compete. `Selection.kept` tells how many of the earlier picks are picks still, wherever they
     stand, `Selection.unchanged` how many came first as before, and the sum of `Selection.rows_read` how many rows were
-    looked at.
+    read again after the first pass.
 
     Args:
         selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.
@@ -138,6 +138,11 @@ def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> di
 def _check_kind(settings: dict[str, Any]) -> None:
     conditions = [key for key in KEYS if settings[key] is not None]
     found = None
+    if settings.get("remade"):
+        raise InvalidInputError(
+            "extend: found picks that were scored again from a list, expected what select returned: whether each was the"
+            " best of all rows is not known. Select again, or load what Selection.save wrote."
+        )
     if settings["pool_size"] is not None:
         found = f"picks of windows (pool_size={settings['pool_size']})"
     elif settings["method"] not in ("greedy", "top_k"):
@@ -176,7 +181,8 @@ def _old_positions(
     if content != earlier.get("content"):
         raise StoreMismatchError(
             f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
-            f" {earlier.get('content')}. They are not as they were (rows computed anew differ in the last digits), or not"
-            f" those. {remedy}"
+            f" {earlier.get('content')}. They are not as they were, or not those: rows computed anew differ in the last"
+            " digits, so extract the grown data into the store that has the old rows, which keeps them, and extend from"
+            f" that. {remedy}"
         )
     return old

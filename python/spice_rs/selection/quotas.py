@@ -18,7 +18,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import is_whole, number_of
 from spice_rs.errors import InvalidInputError
-from spice_rs.own_json import short
+from spice_rs.printable import short
 from spice_rs.selection.columns import Label
 
 MAX_TEXT = 16 << 20

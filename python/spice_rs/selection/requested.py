@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
-from spice_rs.own_json import short
+from spice_rs.printable import short
 from spice_rs.progress import Progress
 from spice_rs.selection import quotas
 from spice_rs.selection.columns import Columns, row_list

@@ -16,6 +16,7 @@ from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
@@ -70,7 +71,8 @@ class Selection(Exports):
             with Δ·(mean cost)/(own cost) for Δ; with a prior plus `prior_weight` times it.
         overruled: (m,) bool, another row that could have been picked had a larger Δ (a larger score but for the
             penalty): the penalty decided this pick. False for rows to include.
-        rows_read: (m,) int64 rows that were evaluated to find the pick.
+        rows_read: (m,) int64 rows that were read again to find the pick, after a first pass over all of them: 0 for a first
+            pick, and for others whose rivals were still at hand.
         log_dets: (m,) float64 U(S) = log det(I + αF_S) of the picks up to and including each, and of initial rows,
             whatever the mode; with windows nan but for the last.
         stop_reason: "budget" (k rows, or no row that is left fits the budget), "early_stop", "exhausted" (no row is
@@ -153,7 +155,7 @@ class Selection(Exports):
             InvalidInputError: `k` is out of range, or the picks are not nested.
         """
         self._check_nested()
-        remedy = f"There are {len(self)} picks: select more rows for a larger one."
+        remedy = f"There {'is' if len(self) == 1 else 'are'} {counted(len(self), 'pick')}: select more rows for a larger one."
         k = whole("k", k, least=max(1, self.forced), most=len(self), remedy=remedy)
         duplicates = self.near_duplicates
         if duplicates is not None:
@@ -348,13 +350,14 @@ class Selection(Exports):
         spent = "" if self.costs is None else f"cost {self.costs.sum():g} of {budget:g}, "
         kept = ""
         if self.kept is not None:
-            kept = f"{self.kept} picks kept, the first {self.unchanged} in order, {self.rows_read.sum()} rows read, "
+            kept = f"{counted(self.kept, 'pick')} kept, the first {self.unchanged} in order, "
+            kept += f"{counted(int(self.rows_read.sum()), 'row')} read again, "
         gains = f"gain {self.gains[0]:.4g} → {self.gains[-1]:.4g}, " if len(self) else ""
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
         return one_line(
             f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
-            f" penalty decided {int(self.overruled.sum())} picks, {skipped}stopped: {self.stop_reason})"
+            f" penalty decided {counted(int(self.overruled.sum()), 'pick')}, {skipped}stopped: {self.stop_reason})"
         )
 
 

@@ -50,8 +50,9 @@ import numpy.typing as npt
 from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 from spice_rs.files import opened
-from spice_rs.own_json import parsed, short
+from spice_rs.own_json import parsed
 from spice_rs.paths import local
+from spice_rs.printable import short
 from spice_rs.selection.form import fault_of
 from spice_rs.selection.saved_run import (
     DUPLICATES,

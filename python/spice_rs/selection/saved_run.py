@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.own_json import short
+from spice_rs.printable import short
 from spice_rs.selection.form import is_real, is_whole
 
 SERIES = {

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_room, opened
+from spice_rs.nearness import meant
+from spice_rs.printable import short
 from spice_rs.store.tensors import MEMBER_SEPARATOR, some
 
 _NPY = ".npy"
@@ -85,7 +87,8 @@ def _from_archive(archive: zipfile.ZipFile, path: Path, member: str) -> tuple[np
     members = _members(archive, path)
     if member and member not in members:
         raise InvalidInputError(
-            f"{path}: found no member {member!r}, expected one of {some(members)}. Choose one of these."
+            f"{path}: found no member {member!r}, expected one of {some(members)}{meant(member, members) or '.'} Choose one"
+            " of these."
         )
     if not member:
         matrices = [name for name in members if len(_of_member(archive, members[name], path).shape) == 2]
@@ -146,7 +149,7 @@ def _header(file: IO[bytes], place: str) -> _Header:
         raise _unreadable(place, ".npy file", error, "one") from error
     if len(shape) > _MOST_AXES or not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
         raise InvalidInputError(
-            f"{place}: found the shape {_short(shape)}, expected whole numbers of at least 0, up to {_MOST_AXES} of them."
+            f"{place}: found the shape {short(shape)}, expected whole numbers of at least 0, up to {_MOST_AXES} of them."
             " Write it again with numpy.save."
         )
     return _Header(tuple(shape), bool(fortran), dtype, start.tell())
@@ -156,8 +159,8 @@ def _check(header: _Header, size: int, place: str) -> None:
     """Refuse what is not plain numbers, or not as many as a file of so many bytes has."""
     if header.dtype.kind not in _PLAIN or header.dtype.subdtype is not None:
         raise InvalidInputError(
-            f"{place}: found elements of {_short(header.dtype)}, expected plain numbers. Convert them, for example with"
-            " .astype('float32')."
+            f"{place}: found elements of {short(header.dtype, written=str)}, expected plain numbers. Convert them, for"
+            " example with .astype('float32')."
         )
     if header.start + header.bytes != size:
         raise InvalidInputError(
@@ -169,13 +172,5 @@ def _check(header: _Header, size: int, place: str) -> None:
 def _unreadable(place: object, what: str, error: Exception, expected: str) -> InvalidInputError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return InvalidInputError(
-        f"{place}: found no readable {what} ({_short(reason, 160)}), expected {expected}. Write it again."
+        f"{place}: found no readable {what} ({short(reason, 160, str)}), expected {expected}. Write it again."
     )
-
-
-def _short(value: Any, most: int = 80) -> str:
-    try:
-        text = str(value)
-    except ValueError:  # more digits than Python writes
-        return "one of too many digits to show"
-    return text if len(text) <= most else text[: most - 3] + "..."

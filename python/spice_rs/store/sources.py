@@ -85,7 +85,7 @@ def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
         return join_sources([_opened(part, dim, dtype) for part in source])
     if isinstance(source, MaskedArray):
         raise InvalidInputError(
-            "source: found a masked array, expected plain rows. Fill it or leave rows out first."
+            "source: found a masked array, expected plain rows. Fill it, or take the whole rows alone."
         )
     if isinstance(source, np.ndarray):
         file = callers_file(source)

@@ -34,6 +34,7 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.own_json import parsed
 from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
+from spice_rs.store.grown import largest, read_grown, write_grown
 from spice_rs.store.options import Schema, Shards
 from spice_rs.store.unfinished import Unfinished, mark, of_all, read_mark
 from spice_rs.store.values import integers, json_object, room
@@ -91,6 +92,7 @@ class GradientStore:
         info = json.loads(self._core.info())
         self._provenance: dict[str, Any] = info.pop("provenance")
         self._info: dict[str, Any] = info
+        self._grown = read_grown(self.path)
         found = read_mark(self.path)
         self._unfinished = found if found is not None and len(self) < found.rows else None
 
@@ -203,8 +205,14 @@ class GradientStore:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the rows come from, as given to ``create``; a copy."""
-        return cast(dict[str, Any], json.loads(json.dumps(self._provenance)))
+        """Where the rows come from, as given to ``create``; a copy. "dataset" is that of the data as they are now."""
+        grown = {} if self._grown is None else {"dataset": self._grown}
+        return cast(dict[str, Any], json.loads(json.dumps(self._provenance | grown)))
+
+    @property
+    def first_dataset(self) -> Any:
+        """What ``provenance["dataset"]`` was when the store was created, which is a part of its schema; a copy."""
+        return json.loads(json.dumps(self._provenance.get("dataset")))
 
     @property
     def fingerprint(self) -> str:
@@ -347,10 +355,10 @@ class GradientStore:
         choice("differing", differing, ("refuse", "first", "last"))
         callable_or_none("progress", progress)
         folders = [local(source, "sources") for source in sources]
-        marks = [read_mark(folder) for folder in folders]
+        marks, grown = [read_mark(folder) for folder in folders], largest([*map(read_grown, folders)])
         path = local(path)
         _core.merge(folders, path, differing, progress)
-        return _marked(path, of_all(marks))
+        return _marked(path, of_all(marks), grown)
 
     def convert(self, path: _Path, dtype: str, progress: Progress | None = None) -> GradientStore:
         """Makes a new store of the same rows in another dtype; it appears when it is whole.
@@ -372,7 +380,7 @@ class GradientStore:
         _core.convert(
             self._core, path, choice("dtype", dtype, DTYPES), callable_or_none("progress", progress)
         )
-        return _marked(path, self._unfinished)
+        return _marked(path, self._unfinished, self._grown)
 
     def compact(self, bytes_per_shard: int | None = None, progress: Progress | None = None) -> dict[str, int]:
         """Replaces small shards by as few as can be; this object then shows the store as it is now.
@@ -408,15 +416,17 @@ class GradientStore:
             progress: As for ``verify``, with the rows of the shards concerned.
 
         Returns:
-            {"shards_before", "shards", "deleted"}: the last is the number of rows deleted.
+            {"shards_before", "shards", "deleted", "absent"}: the last two are the numbers of rows deleted, and of
+            those that the store did not have.
 
         Raises:
             StoreError, CorruptStoreError: As for ``compact``.
         """
         callable_or_none("progress", progress)
-        done = _result(_core.delete(self.path, integers("index", index, np.int64), progress))
+        rows = np.unique(integers("index", index, np.int64))
+        done = _result(_core.delete(self.path, rows, progress))
         self._open(self.path)
-        return done
+        return {**done, "absent": len(rows) - done["deleted"]}
 
     @staticmethod
     def repair(path: _Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -506,8 +516,10 @@ class GradientStore:
         return f"<table>{cells}</table>{note}"
 
 
-def _marked(path: _Path, unfinished: Unfinished | None) -> GradientStore:
-    """Open a new store, after it was marked as unfinished where it is."""
+def _marked(path: _Path, unfinished: Unfinished | None, grown: dict[str, Any] | None) -> GradientStore:
+    """Open a new store, after it was marked as unfinished where it is, and as grown."""
+    if grown is not None:
+        write_grown(path, grown)
     store = GradientStore(path)
     if unfinished is None or len(store) >= unfinished.rows:
         return store

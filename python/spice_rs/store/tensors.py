@@ -14,7 +14,9 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import opened
-from spice_rs.own_json import parsed, short
+from spice_rs.nearness import meant
+from spice_rs.own_json import parsed
+from spice_rs.printable import short
 from spice_rs.store.mapped import mapped_file
 
 MEMBER_SEPARATOR = "::"
@@ -66,7 +68,8 @@ def tensor_cells(
     name = name or matrices[0]
     if name not in header:
         raise InvalidInputError(
-            f"{path}: found no tensor {name!r}, expected one of {some(header)}. Choose one of these."
+            f"{path}: found no tensor {name!r}, expected one of {some(header)}{meant(name, header) or '.'} Choose one of"
+            " these."
         )
     tensor = header[name]
     shape, kind = tensor["shape"], tensor["dtype"]

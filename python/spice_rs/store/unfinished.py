@@ -7,15 +7,13 @@ Stores of earlier versions, and those that were filled by hand, have none.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spice_rs.atomic import replacing
-from spice_rs.own_json import parsed
 from spice_rs.paths import local
+from spice_rs.store.notes import read_note, write_note
 
 FILE = "unfinished.json"
 
@@ -48,21 +46,12 @@ def mark(store: str | os.PathLike[str], unfinished: Unfinished) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(Path(local(store)) / FILE) as file:
-        file.write(json.dumps(asdict(unfinished)).encode() + b"\n")
+    write_note(store, FILE, asdict(unfinished))
 
 
 def read_mark(store: str | os.PathLike[str]) -> Unfinished | None:
     """Return the mark of a store; None if there is none, or none that can be read: it is a help and no more."""
-    path = Path(local(store)) / FILE
-    try:
-        if path.is_symlink() or not path.is_file():  # as nothing of a store is read through links
-            return None
-        with open(path, "rb") as file:
-            found = parsed(file.read(1 << 12))
-    except (OSError, ValueError):
-        return None
-    match found:
+    match found := read_note(store, FILE, 1 << 12):
         case {"rows": int(rows), "longest_first": bool(order)} if type(rows) is int and rows > 0:
             return Unfinished(rows, order, found.get("lost") is True)
     return None

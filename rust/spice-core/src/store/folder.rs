@@ -1,4 +1,4 @@
-//! Names of files in a store, and how a file appears in it: complete, durable and never over another.
+//! The files of a store, and how one appears in it: complete, durable and never over another.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -7,36 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::faults;
+pub(super) use super::names::{SCHEMA_FILE, is_shard_name, shard_name, shard_sequence};
 use crate::error::{Error, Result};
 
-/// The name of the schema file.
-pub(super) const SCHEMA_FILE: &str = "store.json";
 /// Locked by the extraction that is going on; see `python/spice_rs/store/lease.py`.
 pub(super) const LEASE_FILE: &str = ".extracting";
 const TEMPORARY: &str = ".tmp-";
 const DAMAGED: &str = "damaged-";
-const SHARD_START: &str = "shard-";
-const SHARD_END: &str = ".safetensors";
-
-/// The file name of a shard.
-pub(super) fn shard_name(writer: &str, sequence: u64) -> String {
-    format!("{SHARD_START}{writer}-{sequence:06}{SHARD_END}")
-}
-
-/// The sequence number in a shard's file name, if `writer` wrote it.
-pub(super) fn shard_sequence(name: &str, writer: &str) -> Option<u64> {
-    name.strip_prefix(SHARD_START)?
-        .strip_prefix(writer)?
-        .strip_prefix('-')?
-        .strip_suffix(SHARD_END)?
-        .parse()
-        .ok()
-}
-
-/// Whether `name` is the plain file name of a shard: it cannot lead out of the folder.
-pub(super) fn is_shard_name(name: &str) -> bool {
-    name.starts_with(SHARD_START) && name.ends_with(SHARD_END) && !name.contains(['/', '\\', '\0'])
-}
 
 /// A name that no other writer has: microseconds since 1970, process id and chance, in hex, so that the shards of
 /// writers that follow each other are in the order of time.

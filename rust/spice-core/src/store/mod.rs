@@ -12,6 +12,7 @@
 //!   .lock                                     locked by whoever replaces shards; its length counts how often
 //!   damaged-*                                 set aside by a repair; ignored
 //!   unfinished.json                           what an extraction says of itself while it goes on; ignored here
+//!   grown.json                                the data that the rows belong to since more have come; ignored here
 //!   .extracting                               locked by the extraction that is going on; ignored here
 //! ```
 //!
@@ -118,6 +119,7 @@ mod known;
 mod lock;
 mod mapped_file;
 mod mmap;
+mod names;
 mod observer;
 mod opening;
 mod options;
