@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+# Models of a few thousand weights and small matrices: threads would only wait for each other, and for those of others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py, …; laws.py
+
+from counts import load_profile  # noqa: E402 - of this folder
+
+load_profile()
 
 SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -8,12 +8,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import oracle
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError, demo
 from spice_rs.analysis import baselines, measures
 from spice_rs.analysis.baselines import NotAvailable, facility_location, k_center, random_rows
@@ -126,7 +127,7 @@ def covering_radii(rows, picks):
         nearest = np.minimum(nearest, np.sqrt(((rows - rows[pick]) ** 2).sum(1)))
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(pools.cases())
 def test_each_pick_of_k_center_is_a_farthest_row(case):
     source = open_source(case.rows)

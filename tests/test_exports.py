@@ -543,7 +543,7 @@ def test_tables_with_long_cells_are_read_back(tmp_path, monkeypatch):
     before = csv.field_size_limit(1000)
     try:
         assert read_rows(path) == [7]
-        monkeypatch.setattr("spice_rs.data.reading._LONGEST_CELL", 1000)
+        monkeypatch.setattr("spice_rs.data.reading.LONGEST_CELL", 1000)
         csv.field_size_limit(1000)
         with pytest.raises(InvalidInputError, match=r"picks\.csv: found no readable CSV \(field larger"):
             read_rows(path)

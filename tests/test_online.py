@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 import oracle
 import spice_rs
-from reference import autograd_rows, make_data, make_model
+from models import make_model
+from reference import autograd_rows, make_data
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.identity import weight_fingerprint

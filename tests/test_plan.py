@@ -13,13 +13,13 @@ import pytest
 
 import spice_rs
 from command import run as command
-from reference import make_data, make_model, run
+from models import COMMON, make_model
+from reference import make_data, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction import planning
 from spice_rs.extraction.gradients import GradientRun
 from tiny import make_records
 
-FAMILIES = ["llama", "qwen2", "gpt2"]
 PLAIN = {"projection": "sparse", "dim": 512, "tokens_per_batch": 60}
 
 
@@ -43,7 +43,7 @@ def clock(monkeypatch):
     return passed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMMON)
 @pytest.mark.parametrize("measure", [4, 8])
 def test_time_is_predicted_from_a_few_batches(measure, family, clock, tmp_path):
     model, data = make_model(family), make_data(300)

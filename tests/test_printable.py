@@ -15,12 +15,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import printable, tables
 from spice_rs.errors import InvalidInputError, SpiceWarning
 
@@ -95,7 +96,7 @@ class Cells(html.parser.HTMLParser):
         self.text += data
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(60)
 @given(any_text, any_text)
 def test_what_results_show_in_a_terminal_a_notebook_and_markdown(one, other):
     if one == other:
@@ -121,7 +122,7 @@ def records(one: str, other: str) -> list[dict[str, str]]:
     return [{"instruction": f"{one}{i}", "response": f"{other} x"} for i in range(24)]
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
 @example([(each, each) for each in NASTY])
 def test_a_table_in_markdown_says_what_its_cells_say(rows):

@@ -243,8 +243,8 @@ def test_rows_of_an_embedding_are_those_of_its_gradient(kind):
 def test_blocks_of_coordinates_do_not_change_rows(kind, monkeypatch):
     left, right = factors()
     whole = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
-    monkeypatch.setattr("spice_rs.extraction.projection._CHUNK", 5)  # one row of the weight at a time
-    monkeypatch.setattr("spice_rs.extraction.projection._SIGNS", 32)
+    monkeypatch.setattr("spice_rs.extraction.projection.CHUNK", 5)  # one row of the weight at a time
+    monkeypatch.setattr("spice_rs.extraction.projection.SIGNS", 32)
     parts = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
     torch.testing.assert_close(parts, whole)
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from counts import cases
+from models import make_model
 from spice_rs.data import scratch
 from spice_rs.data.dataset import Example, dataset_fingerprint, load_records, tokenise
 from spice_rs.data.record_file import ByRow, RecordWriter
@@ -25,7 +27,7 @@ from spice_rs.data.records import fingerprint_and_hashes, record_hash
 from spice_rs.data.row_set import RowSet
 from spice_rs.data.scratch import Scratch
 from spice_rs.data.token_file import MAGIC, TokenFile, TokenWriter
-from spice_rs.data.tokenising import _chunks
+from spice_rs.data.tokenising import Tokeniser, _chunks
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction import inputs
 from spice_rs.extraction.batching import Samples, learned_of, lengths_of, longest_first, rows_of
@@ -91,7 +93,7 @@ def assert_same(found, expected):
             assert left.flags.writeable  # torch takes no other without a word
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(st.lists(st.one_of(pairs, chats, texts, tokens, bad), min_size=1, max_size=12), st.integers(4, 30))
 def test_samples_are_those_of_the_way_through_memory(records, max_length):
     tokenizer = make_tokenizer(chat_template=CHAT)
@@ -202,12 +204,8 @@ def held_for(count, folder):
 
 
 def _model():
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=512, **sizes))
+    return make_model(vocab_size=len(WORDS), max_position_embeddings=512, num_key_value_heads=1, **sizes)
 
 
 def test_memory_of_a_record_is_bounded_whatever_its_length(tmp_path):
@@ -232,13 +230,13 @@ def pool(proxy, tmp_path):
 def counted(monkeypatch):
     """How often data were tokenised."""
     made = []
-    original = inputs._Reader.made
+    original = Tokeniser.examples
 
-    def count(self, path=None):
-        made.append(path)
-        return original(self, path)
+    def count(self, records):
+        made.append(records)
+        return original(self, records)
 
-    monkeypatch.setattr(inputs._Reader, "made", count)
+    monkeypatch.setattr(Tokeniser, "examples", count)
     return made
 
 

@@ -18,7 +18,8 @@ import oracle
 import schedule_killer
 import spice_rs
 from command import run
-from reference import autograd_rows, make_data, make_lora, make_model
+from models import make_lora, make_model
+from reference import autograd_rows, make_data
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceWarning, StoreError, StoreMismatchError
 from spice_rs.extraction.identity import weight_fingerprint
 from tiny import make_records

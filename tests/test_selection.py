@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import oracle
 import pools
 import spice_rs
+from counts import cases, for_cases
 from spice_rs import InvalidInputError, SpiceWarning
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
@@ -48,7 +49,7 @@ def assert_same(a: spice_rs.Selection, b: spice_rs.Selection) -> None:
 # --- exactness ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=2400, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(2400)
 @given(pools.cases(), st.sampled_from([None, None, None, 0.1, 0.5, 0.9]), st.integers(0, 2**32))
 def test_every_pick_is_best_at_its_own_prefix_and_nothing_else_matters(case, omega, seed):
     r = np.random.default_rng(seed)
@@ -85,7 +86,7 @@ def in_shards(folder: str, rows: np.ndarray, r: np.random.Generator) -> str:
     return store
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(200)
 @given(
     pools.cases(),
     st.integers(5, 60),
@@ -112,17 +113,6 @@ def test_windows_and_unit_rows_do_not_depend_on_the_search(case, size, omega, no
             assert_same(eager, lazy)
 
 
-def seen_by_the_generator(look) -> None:
-    """Call `look` on some cases, the same every time."""
-    settings(
-        max_examples=200,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )(given(pools.cases())(look))()
-
-
 def test_the_case_generator_makes_the_penalty_matter():
     decided = []
 
@@ -131,7 +121,7 @@ def test_the_case_generator_makes_the_penalty_matter():
         plain = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=0)
         decided.append(bool(sel.overruled.any()) and sel.indices.tolist() != plain.indices.tolist())
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     assert sum(decided) >= 40
 
 
@@ -152,7 +142,7 @@ def test_the_case_generator_makes_gains_alone_loose_bounds():
 
         loose.append(read("lazy") * 1.3 < read("lazy_gain"))
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     assert sum(loose) >= 6
 
 
@@ -189,7 +179,7 @@ def test_the_case_generator_reaches_all_of_the_engine():
             }
         )
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     rare = {name: count for name, count in reached.items() if count < 5}
     assert not rare, rare
     assert len(reached) == 19

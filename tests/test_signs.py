@@ -14,7 +14,8 @@ import pytest
 
 import spice_rs
 from command import run
-from reference import make_data, make_model
+from models import make_model
+from reference import make_data
 from spice_rs import signs, streams
 from spice_rs.extraction.movement import Movement
 from tiny import make_records

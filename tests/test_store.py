@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from counts import cases
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
 from spice_rs.store.store import GradientStore
 from stores import rows_checksum, sealed, shards, split, xxh3
@@ -101,7 +102,7 @@ def test_rows_come_back_within_the_bound_of_the_dtype(tmp_path: Path, dtype: str
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(60)
 @given(
     rows=hnp.arrays(
         np.float16,
