@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -14,11 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are load
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py, …; laws.py
 
-from counts import load_profile  # noqa: E402 - of this folder
-
-load_profile()
+import counts  # noqa: E402, F401 - the profile of all properties
 
 SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_finish():
+    """Take what torch and transformers have loaded out of every later garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture

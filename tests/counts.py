@@ -19,6 +19,13 @@ def some(count: int, least: int = 1) -> int:
     return max(least, count // 20) if QUICK else count
 
 
+# The one profile of all properties. Timings are not tests: a slow machine fails none.
+settings.register_profile(
+    "tests", max_examples=some(100, least=5), deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("tests")
+
+
 def cases(count: int = 100, **options: object) -> settings:
     """The settings of a property that is looked at on so many drawn cases."""
     return settings(max_examples=some(count, least=5), **options)
@@ -27,11 +34,3 @@ def cases(count: int = 100, **options: object) -> settings:
 def for_cases(look: Callable, *strategies: SearchStrategy, count: int, same: bool = not NEW_CASES) -> None:
     """Call `look` on so many drawn cases, the same every time unless new ones are asked for."""
     cases(count, derandomize=same, database=None)(given(*strategies)(look))()
-
-
-def load_profile() -> None:
-    """Make the one profile of Hypothesis that all tests have. Timings are not tests: a slow machine fails none."""
-    settings.register_profile(
-        "tests", max_examples=some(100, least=5), deadline=None, suppress_health_check=list(HealthCheck)
-    )
-    settings.load_profile("tests")

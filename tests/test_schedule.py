@@ -18,6 +18,7 @@ import oracle
 import schedule_killer
 import spice_rs
 from command import run
+from counts import some
 from models import make_lora, make_model
 from reference import autograd_rows, make_data
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceWarning, StoreError, StoreMismatchError
@@ -220,8 +221,8 @@ def folder_of(path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path, kills):
+def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
+    kills = some(60)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, schedule_killer.__file__, str(tmp_path), str(kills), "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

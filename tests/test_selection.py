@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import oracle
 import pools
 import spice_rs
-from counts import cases, for_cases
+from counts import cases, for_cases, some
 from spice_rs import InvalidInputError, SpiceWarning
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
@@ -409,7 +409,7 @@ def test_more_means_than_angles_are_kept_from_leave_bounds_valid():
 
 def test_hot_rows_that_outlive_the_last_cold_row_stay_right_through_epochs():
     # One row against a cone of others is cold for long; with it the last cold row is read for `overruled` alone.
-    for seed in range(40):
+    for seed in range(some(40)):
         r = np.random.default_rng(seed)
         rows = np.array([0, 0, 0, 1.0]) + 0.1 * r.standard_normal((65, 4))
         rows[-1] *= -1
@@ -422,7 +422,7 @@ def test_hot_rows_that_outlive_the_last_cold_row_stay_right_through_epochs():
 @pytest.mark.parametrize("penalty", [15.0, 30.0, 36.0, 100.0, 1e6])
 def test_penalties_far_above_every_gain_are_weighed_exactly(penalty):
     r = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(some(300)):
         rows = r.standard_normal((r.integers(3, 20), r.integers(1, 3)))
         eager = spice_rs.select(rows, len(rows), conflict_penalty=penalty, search="eager")
         for hot_rows in (1, 2):
