@@ -17,7 +17,7 @@ demo: $(VENV)/built ## run everything on a small real model: data, gradients, se
 	$(BIN)/spice-rs demo
 
 quick: $(VENV)/built ## what one runs while working: the tests not marked slow, with few cases, in Python
-	SPICE_TESTS=quick $(BIN)/python -m pytest -m "not slow" --durations=10 --durations-min=2
+	SPICE_TESTS=quick $(BIN)/python -m pytest -m "not slow" --durations=10 --durations-min=1
 
 test: $(VENV)/built ## run all tests, Rust and Python
 	cargo test

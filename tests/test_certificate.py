@@ -234,6 +234,7 @@ def test_every_pair_of_few_rows_by_brute_force():
             assert found.ratio > 0.5
 
 
+@pytest.mark.slow
 def test_real_gradients_reach_what_was_measured(shared_file):
     rows = np.load(shared_file("data/gradients_smollm2.npz"))["gradients"]
     for normalize, k, ratio in (("none", 200, 0.86), ("unit", 200, 0.90), ("unit", 1000, 0.95)):

@@ -142,6 +142,7 @@ def changed(made: Run, order: np.ndarray, **others) -> Run:
     return replace(made, **{name: getattr(made, name)[order] for name in names}, **others)
 
 
+@pytest.mark.slow
 def test_the_judge_finds_what_is_wrong_with_a_run():
     """Two picks swapped, one pick too few, an ineligible row, a near-duplicate kept quiet or made up, another end."""
     found: Counter = Counter()
@@ -228,6 +229,7 @@ def test_the_judge_refuses_rows_that_the_limits_forbid():
     assert "row 1 is not eligible" in judge_constrained(rows, unlimited, resolve(5, budget).costed(False))
 
 
+@pytest.mark.slow
 def test_the_generator_makes_every_condition_matter():
     reached: Counter = Counter()
 
@@ -337,6 +339,7 @@ def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> N
             assert (other["picks"], other["cost"]) == (len(made.indices), made.cost)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shares", ["pool", {f"topic {i}": (i, 100 + 5 * i) for i in range(20)}], ids=["pool", "own"]
 )
@@ -352,6 +355,7 @@ def test_long_runs_with_many_groups_stay_exact(shares):
     assert_same(sel, run(case, search="eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True], ids=["one", "topics"])
 def test_long_runs_with_a_budget_of_tokens_stay_exact(grouped):
     rows = pools.law("opposed", 3000, 32, 6)
@@ -367,6 +371,7 @@ def test_long_runs_with_a_budget_of_tokens_stay_exact(grouped):
     assert_same(sel, run(case, search="eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [False, True], ids=["rows", "budget"])
 @pytest.mark.parametrize("law", ["clustered", "opposed"])
 def test_everything_together_is_exact_at_a_size_where_rows_are_cold(law, budget):
@@ -507,6 +512,7 @@ def test_pool_shares_of_a_budget_for_more_than_there_is_are_what_there_is():
     assert sel.stop_reason == "exhausted"
 
 
+@pytest.mark.slow
 def test_limits_that_cannot_hold_are_refused_and_others_are_kept():
     refused: Counter = Counter()
 

@@ -598,6 +598,7 @@ def test_a_key_of_somebody_elses_is_found_before_the_selection(place, capsys, un
 # --- nothing is overwritten, nothing is lost ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_that_are_there_stay_without_force(place, sel, capsys, monkeypatch):
     rows, pool, saved = place / "rows.npy", place / "pool.jsonl", place / "sel.safetensors"
     sel.save(saved)

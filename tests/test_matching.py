@@ -277,6 +277,7 @@ def test_what_a_message_says(pool, tmp_path):
         spice_rs.select(pool / "store", 3, data=write(data, OTHERS["unreadable"][0]), groups="topic")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 def test_the_command_line_refuses_on_one_line(pool, tmp_path, capsys, monkeypatch):
     store, plain, grouped = pool / "store", pool / "sel.safetensors", pool / "grouped.safetensors"

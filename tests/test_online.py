@@ -129,6 +129,7 @@ def test_a_batch_is_tried_out_once_for_what_is_tracked(monkeypatch):
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_trainer_learns_from_the_picks_alone(adapted, tmp_path):
     items = make_data(36, seed=6)

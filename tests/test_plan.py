@@ -66,6 +66,7 @@ def test_disk_is_predicted(dtype, tmp_path):
     assert near(found.disk, store.info()["bytes"])
 
 
+@pytest.mark.slow
 def test_rows_that_are_there_do_not_count_and_nothing_is_left_behind(tmp_path):
     model, data = make_model(), make_data(20)
     assert spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32").rows == 20
@@ -101,6 +102,7 @@ def test_processes_share_the_time_and_not_the_memory(clock):
     assert four.rows == one.rows
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_planned_smaller(monkeypatch):
     original = GradientRun.compute
 

@@ -163,6 +163,7 @@ def test_columns_stay_aligned_beside_wide_letters():
     assert [unicodedata.east_asian_width(letter) for letter in "日a"] == ["W", "Na"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_plots_take_any_label(tmp_path):
     pytest.importorskip("matplotlib")
@@ -201,6 +202,7 @@ def pool(tmp_path):
     return tmp_path, data
 
 
+@pytest.mark.slow
 def test_every_command_shows_and_none_obeys(pool, capfd):
     pytest.importorskip("matplotlib")
     folder, data = pool
@@ -273,6 +275,7 @@ def test_every_command_shows_and_none_obeys(pool, capfd):
     assert_shown((folder / "r\x07\u202e.html").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "cp1252", "utf-8", "latin-1:strict"])
 def test_any_encoding_of_stdout_will_do(pool, encoding):
     folder, data = pool

@@ -181,6 +181,7 @@ def in_child(work: object, seconds: float = 20) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_a_child_selects_while_and_after_its_parent_does(tmp_path: Path, threads: int | None) -> None:
@@ -210,6 +211,7 @@ def test_a_child_selects_while_and_after_its_parent_does(tmp_path: Path, threads
         thread.join()
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 def test_a_child_that_is_forked_in_the_middle_of_the_first_read_does_not_hang(tmp_path: Path) -> None:
     n = 300_000  # enough that some children are forked while its columns are copied
@@ -346,6 +348,7 @@ def killed(path: Path, kind: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 @pytest.mark.parametrize("name", ["ck", "n" * 250, "ü\n*"])
 def test_the_next_of_a_file_removes_what_a_killed_process_left(tmp_path: Path, name: str) -> None:
@@ -391,6 +394,7 @@ def test_what_is_in_use_stays_and_so_does_what_is_not_ours(tmp_path: Path) -> No
     assert ((tmp_path / "precious").read_text(), target.read_bytes()) == ("mine", b"z")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 def test_folders_of_killed_processes_are_removed_by_the_next(tmp_path: Path) -> None:
     killed(tmp_path / "x", "folder")
@@ -410,6 +414,7 @@ GradientStore.merge([sys.argv[1]], sys.argv[2], lambda *_: os.kill(os.getpid(), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 def test_a_killed_merge_is_cleared_by_the_next_and_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     store = filled(tmp_path / "s", range(100))

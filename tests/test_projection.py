@@ -159,6 +159,7 @@ def products(kind, nnz):
     return np.array(found), x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "nnz"), CASES)
 def test_inner_products_are_unbiased(kind, nnz):
     found, x, y = products(kind, nnz)

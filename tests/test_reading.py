@@ -208,6 +208,7 @@ def _model():
     return make_model(vocab_size=len(WORDS), max_position_embeddings=512, num_key_value_heads=1, **sizes)
 
 
+@pytest.mark.slow
 def test_memory_of_a_record_is_bounded_whatever_its_length(tmp_path):
     held_for(100, tmp_path)  # caches
     small, few = held_for(500, tmp_path)
@@ -478,6 +479,7 @@ def test_the_others_go_on_where_the_one_that_reads_is_killed(pool, tmp_path):
     assert left_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_picks_are_shown_without_holding_the_records(tmp_path):
     """Of a million records the picks alone are in memory, and of columns each text once."""
     path = tmp_path / "pool.jsonl"

@@ -84,6 +84,7 @@ def outline(path):
     return found
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_needs_nothing(pool):
     sel = spice_rs.select(pool / "store", 9, conflict_penalty=0.5)
     out = pool / "report.html"
@@ -195,6 +196,7 @@ def test_a_selection_made_again_of_its_picks_is_the_same(pool):
     assert not np.isnan(spice_rs.analyze(again, pool / "store").margin).any()
 
 
+@pytest.mark.slow
 def test_lists_of_picks_are_held_to_their_scores_too(pool, undrawn):
     sel = spice_rs.select(pool / "store", 40, conflict_penalty=0.9)
     assert sel.conflict.any()

@@ -787,6 +787,7 @@ for row in range(start, start + 10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_rows_and_all_that_it_had_committed(tmp_path: Path) -> None:
     for attempt, commits in enumerate((2, 6, 10)):
         start = attempt * 16 * 10**5
@@ -867,6 +868,7 @@ def test_rows_that_cannot_be_written_stay_and_the_next_call_says_so(tmp_path: Pa
     store.verify()
 
 
+@pytest.mark.slow
 def test_a_writer_whose_failure_was_told_writes_nothing_when_it_goes(tmp_path: Path) -> None:
     w = GradientStore.create(tmp_path / "s", dim=DIM)
     w.append(some_rows(2), [0, 1])
@@ -946,6 +948,7 @@ def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_p
     assert len(GradientStore(tmp_path)) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 @pytest.mark.parametrize("name", ["commit", "close", "append", "contains"])
 def test_a_signals_handler_in_the_middle_of_a_call_is_told_and_the_call_goes_on(

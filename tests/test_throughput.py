@@ -102,6 +102,7 @@ def test_batches_fill_the_budget_longest_first():
         start += len(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "message", ["CUDA out of memory", "DefaultCPUAllocator: not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"]
 )
