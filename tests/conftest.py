@@ -25,6 +25,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # or what they have bound is said to leak
+
+
 @pytest.fixture
 def shared_file():
     """Path of a file of the shared reference data; skips where it is absent."""

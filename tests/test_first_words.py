@@ -194,6 +194,7 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "report"])
 @pytest.mark.parametrize(
     ("file", "options", "refused"),

@@ -173,6 +173,7 @@ except spice_rs.CorruptStoreError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("delay", [0.0, 0.03, 0.11, 0.3])

@@ -43,6 +43,7 @@ def clock(monkeypatch):
     return passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", COMMON)
 @pytest.mark.parametrize("measure", [4, 8])
 def test_time_is_predicted_from_a_few_batches(measure, family, clock, tmp_path):

@@ -168,6 +168,7 @@ def test_inner_products_are_unbiased(kind, nnz):
     assert np.all(np.abs(found.mean(axis=0) - expected) < 4 * error), (found.mean(axis=0), expected, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "nnz"), CASES)
 def test_inner_products_vary_as_the_theory_says(kind, nnz):
     found, x, y = products(kind, nnz)

@@ -27,7 +27,7 @@ from spice_rs.data.records import fingerprint_and_hashes, record_hash
 from spice_rs.data.row_set import RowSet
 from spice_rs.data.scratch import Scratch
 from spice_rs.data.token_file import MAGIC, TokenFile, TokenWriter
-from spice_rs.data.tokenising import Tokeniser, _chunks
+from spice_rs.data.tokenising import _chunks
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction import inputs
 from spice_rs.extraction.batching import Samples, learned_of, lengths_of, longest_first, rows_of
@@ -229,15 +229,14 @@ def pool(proxy, tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often data were tokenised."""
+    """The files that data were tokenised into; None for one without a name."""
     made = []
-    original = Tokeniser.examples
 
-    def count(self, records):
-        made.append(records)
-        return original(self, records)
+    def noted(folder, path):
+        made.append(path)
+        return TokenWriter(folder, path)
 
-    monkeypatch.setattr(Tokeniser, "examples", count)
+    monkeypatch.setattr(inputs, "TokenWriter", noted)
     return made
 
 
