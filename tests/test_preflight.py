@@ -202,10 +202,13 @@ def test_gradients_are_tried_at_the_first_checkpoint(tmp_path, monkeypatch):
     model = make_model()
     first, second = ({n: p + shift for n, p in model.state_dict().items()} for shift in (0.25, 0.5))
     seen = []
-    original = GradientRun._check
-    monkeypatch.setattr(
-        GradientRun, "_check", lambda run, *rest: (seen.append(float(model.model.norm.weight[0])), original(run, *rest))
-    )  # fmt: skip
+    original = preflight.Preflight.check_gradients
+
+    def noted(self, task, samples):
+        seen.append(float(task.network.model.norm.weight[0]))
+        original(self, task, samples)
+
+    monkeypatch.setattr(preflight.Preflight, "check_gradients", noted)
     from safetensors.torch import save_file
 
     for name, state in (("first", first), ("second", second)):
