@@ -403,6 +403,7 @@ print(spice_rs.select(rows, 3).indices.tolist(), spice_rs.select(rows, 3, thread
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", ["100000", "1000000000", "0", "-1", "x", ""])
 def test_numbers_of_threads_that_nobody_means(count: str) -> None:
     environment = os.environ | {

@@ -224,7 +224,9 @@ PATHS = (
 
 
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "report" else name for name in PATHS]
+)
 def test_every_path_takes_the_data_and_refuses_others(name, pool, tmp_path):
     assert set(paths(pool, tmp_path)) == set(PATHS)
     call = paths(pool, tmp_path)[name]

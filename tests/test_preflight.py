@@ -233,6 +233,7 @@ def untried(call):
     return [str(each.message) for each in caught if UNTRIED in str(each.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [*NO_MEMORY, NotImplementedError("no gradient by packed weights")])
 @pytest.mark.parametrize("where", ["the strays", "the rows", "autograd", "the batch"])
 def test_what_cannot_be_tried_out_is_said_once(where, error, tmp_path, monkeypatch):

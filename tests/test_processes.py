@@ -257,6 +257,7 @@ sys.exit(status != 0)
 """
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("delay", [0.0, 0.0005, 0.002, 0.01, 0.05])
 def test_a_fork_with_the_first_call_under_way_does_not_hang(delay: float) -> None:
