@@ -8,13 +8,16 @@ FUZZ_TARGETS := header folder
 FUZZ_OPTIONS := -runs=1000000 -max_len=8192 -malloc_limit_mb=64 -timeout=10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz valgrind wheel clean
+.PHONY: help demo quick test check format bench fuzz valgrind wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/built ## run everything on a small real model: data, gradients, selection, table
 	$(BIN)/spice-rs demo
+
+quick: $(VENV)/built ## what one runs while working: the tests not marked slow, with few cases, in Python
+	SPICE_TESTS=quick $(BIN)/python -m pytest -m "not slow" --durations=10 --durations-min=1
 
 test: $(VENV)/built ## run all tests, Rust and Python
 	cargo test

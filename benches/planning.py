@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import spice_rs
-from reference import make_data, make_model
+from models import make_model
+from reference import make_data
 from spice_rs.tables import aligned
 
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+# Models of a few thousand weights and small matrices: threads would only wait for each other, and for those of others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benches")]  # oracle.py, pools.py, …; laws.py
 
+import counts  # noqa: E402, F401 - the profile of all properties
+
 SHARED = Path(os.environ.get("SPICE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_finish():
+    """Take what torch and transformers have loaded out of every later garbage collection."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or what they have bound is said to leak
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-import constrained
+import constraint_rules
 import pools
 
 KINDS = ("groups", "budget", "initial", "include", "exclude", "max_similarity", "weights", "prior")
@@ -23,8 +23,8 @@ class Asked:
     keywords: dict[str, Any]
 
     @property
-    def conditions(self) -> constrained.Conditions:
-        return constrained.resolve(len(self.rows), self.keywords)
+    def conditions(self) -> constraint_rules.Conditions:
+        return constraint_rules.resolve(len(self.rows), self.keywords)
 
     def without(self, *names: str, **others: Any) -> Asked:
         """The same call without some of its keywords, and with others."""
@@ -81,10 +81,10 @@ def asked(draw: st.DrawFn, kinds: tuple[str, ...] | None = None, readings: bool 
         _groups(case.rows, keywords, r, stop is not None)
         _shorten(n, keywords)
     keywords["early_stop"] = stop
-    if any(low > 0 for low in constrained.resolve(n, keywords).minima):
+    if any(low > 0 for low in constraint_rules.resolve(n, keywords).minima):
         keywords["early_stop"] = None
     made = Asked(case.rows, keywords)
-    assert constrained.infeasible(made.conditions) is None
+    assert constraint_rules.infeasible(made.conditions) is None
     return made
 
 
@@ -121,7 +121,7 @@ def _budget(n: int, free: np.ndarray, keywords: dict[str, Any], r: np.random.Gen
 
 def _shorten(n: int, keywords: dict[str, Any]) -> None:
     """Leave out included rows, from the last one on, until the limits allow the rest."""
-    while keywords.get("include") and constrained.infeasible(constrained.resolve(n, keywords)):
+    while keywords.get("include") and constraint_rules.infeasible(constraint_rules.resolve(n, keywords)):
         keywords["include"] = keywords["include"][:-1]
 
 
@@ -132,15 +132,15 @@ def _groups(rows: np.ndarray, keywords: dict[str, Any], r: np.random.Generator, 
     labels = [f"group {g}" for g in numbers] if r.random() < 0.5 else numbers.tolist()
     keywords["groups"] = labels if r.random() < 0.5 else np.array(labels)
     keywords["group_shares"] = {}
-    ungrouped = constrained.resolve(n, keywords)
-    enough = ungrouped.total <= sum(constrained.sizes(ungrouped))
+    ungrouped = constraint_rules.resolve(n, keywords)
+    enough = ungrouped.total <= sum(constraint_rules.sizes(ungrouped))
     if r.random() < 0.3 and not no_minima and enough:
         keywords["group_shares"] = "pool"
         if r.random() < 0.5:
             del keywords["group_shares"]
         return
-    conditions = constrained.resolve(n, keywords)
-    total, sizes = conditions.total, constrained.sizes(conditions)
+    conditions = constraint_rules.resolve(n, keywords)
+    total, sizes = conditions.total, constraint_rules.sizes(conditions)
     assert total is not None
     quotas = _allocation(conditions, total, sizes, r)
     unit = Fraction(1, 8) if conditions.budget is not None else Fraction(1)
@@ -154,7 +154,7 @@ def _groups(rows: np.ndarray, keywords: dict[str, Any], r: np.random.Generator, 
 
 
 def _allocation(
-    conditions: constrained.Conditions, total: Fraction, sizes: list[Fraction], r: np.random.Generator
+    conditions: constraint_rules.Conditions, total: Fraction, sizes: list[Fraction], r: np.random.Generator
 ) -> list[Fraction]:
     """Amounts per group that a selection can have: limits around them can be satisfied."""
     quotas = [Fraction(0)] * len(sizes)

@@ -33,10 +33,10 @@ def conflicts(rows: np.ndarray, picked: list[int]) -> np.ndarray:
     Dot products that cancel are taken again in exact arithmetic: where Δ is tiny, the rounding of a conflict that
     should be zero would decide.
     """
-    return _Exact(rows.astype(np.float64)).conflicts(picked)
+    return Exact(rows.astype(np.float64)).conflicts(picked)
 
 
-class _Exact:
+class Exact:
     """Rows as whole numbers, all over one power of two: sums and products of them are exact."""
 
     def __init__(self, rows: np.ndarray):
@@ -79,7 +79,7 @@ class _Prefixes:
 
     def __init__(self, rows: np.ndarray, alpha: float, penalty: float):
         self.alpha, self.penalty = alpha, penalty
-        self.exact = _Exact(rows)
+        self.exact = Exact(rows)
         # Δ and the condition of I + αF depend on inner products alone: of long rows a triangle has them all.
         self.rows = np.linalg.qr(rows.T, mode="r").T if rows.shape[1] > len(rows) else rows
         self.matrix = np.eye(self.rows.shape[1])

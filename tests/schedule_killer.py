@@ -20,7 +20,8 @@ from pathlib import Path
 def one(out: Path) -> None:
     """A run with dropout, several steps and checkpoints."""
     import spice_rs
-    from reference import make_data, make_lora, make_model
+    from models import make_lora, make_model
+    from reference import make_data
 
     warnings.simplefilter("ignore")
     spice_rs.run_schedule(
@@ -78,6 +79,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 - so that a fork need not
 
+    import models  # noqa: F401
     import reference  # noqa: F401
     import spice_rs.schedule.schedule  # noqa: F401
 

@@ -7,19 +7,16 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 import oracle
 import pools
 import spice_rs
+from counts import cases
 from spice_rs.analysis import picks as module
 from spice_rs.analysis.prefixes import MOST_SIGNAL, Prefixes, cost
 from spice_rs.analysis.replay import log_spaced
 from spice_rs.analysis.spearman import ranks, spearman
-
-QUIET = settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +52,7 @@ def check_margins(found, rows, allowed, score_of):
         assert scores[found.runner_up[step]] == pytest.approx(best, abs=tolerance)
 
 
-@QUIET
+@cases(20, derandomize=True)
 @given(pools.cases())
 def test_every_number_is_its_definition(case):
     rows = case.rows.astype(np.float64)

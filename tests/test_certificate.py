@@ -8,13 +8,14 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exact
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
 
 
@@ -42,7 +43,7 @@ def naive(rows: np.ndarray, alpha: float, picks, prefixes, owned=()) -> tuple[li
     return submodular, concave
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(60)
 @given(pools.cases(), st.integers(1, 4), st.integers(0, 3))
 def test_no_choice_of_rows_beats_the_bound(case, k, wanted):
     rows = case.rows[:8]
@@ -233,6 +234,7 @@ def test_every_pair_of_few_rows_by_brute_force():
             assert found.ratio > 0.5
 
 
+@pytest.mark.slow
 def test_real_gradients_reach_what_was_measured(shared_file):
     rows = np.load(shared_file("data/gradients_smollm2.npz"))["gradients"]
     for normalize, k, ratio in (("none", 200, 0.86), ("unit", 200, 0.90), ("unit", 1000, 0.95)):

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import spice_rs
 from command import run as command
-from reference import assert_rows_equal, autograd_rows, make_data, make_lora, make_model, rows_of, run
+from models import make_lora, make_model
+from reference import assert_rows_equal, autograd_rows, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.identity import weight_fingerprint
 from test_moments import adam, expected_rows, moments_of

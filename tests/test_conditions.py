@@ -13,12 +13,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError, _core
 from spice_rs.report.shares import group_table
 from spice_rs.selection import quotas
@@ -169,7 +170,7 @@ def test_how_rows_are_spread_over_shards_is_in_no_setting(tmp_path):
 # --- quotas ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@cases(200)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=9), st.data())
 def test_shares_of_the_pool_are_whole_rows_by_largest_remainder(sizes, data):
     pool = sum(sizes)

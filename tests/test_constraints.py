@@ -12,22 +12,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import oracle
 import pools
 import spice_rs
-from constrained import (
-    Run,
-    _Prefixes,
-    greedy_constrained,
-    infeasible,
-    judge_constrained,
-    largest_remainder,
-    resolve,
-)
 from constraint_cases import KINDS, Asked, asked
+from constraint_judge import judge_constrained
+from constraint_rules import Prefixes, infeasible, largest_remainder, resolve
+from constraint_run import Run, greedy_constrained
+from counts import for_cases
 from spice_rs import InvalidInputError, Selection, SpiceWarning, StoreMismatchError
 from spice_rs.selection.saved import read_run
 
@@ -41,21 +36,6 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)
         yield
-
-
-NEW_CASES = "SPICE_NEW_CASES" in os.environ
-"""Draw other cases every time: to search for faults. Otherwise the same ones, so that a red run is the change's."""
-
-
-def for_cases(look, *strategies, examples: int, derandomize: bool = not NEW_CASES) -> None:
-    """Call `look` on so many drawn cases."""
-    settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=derandomize,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )(given(*strategies)(look))()
 
 
 def run(case: Asked, source=None, **others) -> Selection:
@@ -122,7 +102,7 @@ def test_the_judge_accepts_the_naive_algorithm():
     def look(case):
         assert naive(case)[1] is None
 
-    for_cases(look, asked(), examples=100)
+    for_cases(look, asked(), count=100)
 
 
 def test_the_scores_of_the_oracle_follow_the_definitions():
@@ -131,7 +111,7 @@ def test_the_scores_of_the_oracle_follow_the_definitions():
     weights, prior, costs = r.lognormal(0, 1, 40), r.standard_normal(40), r.integers(1, 9, 40)
     keywords = {"weights": weights, "prior": prior, "prior_weight": 0.5, "initial": [4, 9], "alpha": 0.7}
     conditions = resolve(40, {**keywords, "costs": costs, "budget": 30, "conflict_penalty": 0.4}).costed(True)
-    prefix = _Prefixes(rows, conditions)
+    prefix = Prefixes(rows, conditions)
     for x in (3, 30, 12):
         prefix.push(x)
     order = [4, 9, 3, 30, 12]
@@ -162,6 +142,7 @@ def changed(made: Run, order: np.ndarray, **others) -> Run:
     return replace(made, **{name: getattr(made, name)[order] for name in names}, **others)
 
 
+@pytest.mark.slow
 def test_the_judge_finds_what_is_wrong_with_a_run():
     """Two picks swapped, one pick too few, an ineligible row, a near-duplicate kept quiet or made up, another end."""
     found: Counter = Counter()
@@ -221,7 +202,7 @@ def test_the_judge_finds_what_is_wrong_with_a_run():
         if rivals and (made.overruled[-1] or (conditions.penalty == 0 and m > first)):
             rejected("overruled", replace(made, overruled=flipped))
 
-    for_cases(look, asked(), examples=150, derandomize=True)
+    for_cases(look, asked(), count=150, same=True)
     rare = {name: count for name, count in found.items() if count < 5}
     assert not rare, rare
     assert len(found) == 14, found
@@ -248,6 +229,7 @@ def test_the_judge_refuses_rows_that_the_limits_forbid():
     assert "row 1 is not eligible" in judge_constrained(rows, unlimited, resolve(5, budget).costed(False))
 
 
+@pytest.mark.slow
 def test_the_generator_makes_every_condition_matter():
     reached: Counter = Counter()
 
@@ -291,7 +273,7 @@ def test_the_generator_makes_every_condition_matter():
         ("include", "exclude"),
         None,
     ]:
-        for_cases(look, asked(kinds), examples=70, derandomize=True)
+        for_cases(look, asked(kinds), count=70, same=True)
     rare = {name: count for name, count in reached.items() if count < 3}
     assert not rare, rare
     assert len(reached) == 29, sorted(reached)
@@ -299,10 +281,10 @@ def test_the_generator_makes_every_condition_matter():
 
 # --- exactness ---------------------------------------------------------------------------------------------------
 
-EXAMPLES = {**{(kind,): 100 for kind in KINDS}, ("groups", "budget"): 120, KINDS: 150, None: 500}
+COUNTS = {**{(kind,): 100 for kind in KINDS}, ("groups", "budget"): 120, KINDS: 150, None: 500}
 
 
-@pytest.mark.parametrize("kinds", EXAMPLES, ids=lambda kinds: "any" if kinds is None else " ".join(kinds))
+@pytest.mark.parametrize("kinds", COUNTS, ids=lambda kinds: "any" if kinds is None else " ".join(kinds))
 def test_every_pick_is_the_best_eligible_one_and_nothing_else_matters(kinds):
     def look(case, seed):
         r = np.random.default_rng(seed)
@@ -320,7 +302,7 @@ def test_every_pick_is_the_best_eligible_one_and_nothing_else_matters(kinds):
                 shards = run(case, in_shards(folder, case.rows, r), hot_rows=int(r.integers(1, 20)))
                 assert_same(eager, shards, overruled=overruled)
 
-    for_cases(look, asked(kinds), st.integers(0, 2**32), examples=EXAMPLES[kinds])
+    for_cases(look, asked(kinds), st.integers(0, 2**32), count=COUNTS[kinds])
 
 
 def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> None:
@@ -342,7 +324,7 @@ def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> N
     kept = both[sel.compared["kept"]]
     assert kept == {"log_det": sel.log_det, "picks": len(sel), "cost": sel.costs.sum()}
     ahead = both["costed"]["log_det"] - both["uncosted"]["log_det"]
-    prefix = _Prefixes(case.rows.astype(np.float64), case.conditions)
+    prefix = Prefixes(case.rows.astype(np.float64), case.conditions)
     for x in picks:
         prefix.push(x)
     # The same rows in another order have the same U but for rounding.
@@ -357,6 +339,7 @@ def fields_are_true(case: Asked, sel: Selection, *, other_run: bool = True) -> N
             assert (other["picks"], other["cost"]) == (len(made.indices), made.cost)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shares", ["pool", {f"topic {i}": (i, 100 + 5 * i) for i in range(20)}], ids=["pool", "own"]
 )
@@ -372,6 +355,7 @@ def test_long_runs_with_many_groups_stay_exact(shares):
     assert_same(sel, run(case, search="eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True], ids=["one", "topics"])
 def test_long_runs_with_a_budget_of_tokens_stay_exact(grouped):
     rows = pools.law("opposed", 3000, 32, 6)
@@ -387,6 +371,7 @@ def test_long_runs_with_a_budget_of_tokens_stay_exact(grouped):
     assert_same(sel, run(case, search="eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [False, True], ids=["rows", "budget"])
 @pytest.mark.parametrize("law", ["clustered", "opposed"])
 def test_everything_together_is_exact_at_a_size_where_rows_are_cold(law, budget):
@@ -439,7 +424,7 @@ def test_pool_shares_are_those_of_the_largest_remainder():
         assert counts_of(sel) == {name: count for name, count in expected.items() if count}
 
     few = st.lists(st.integers(1, 12), min_size=1, max_size=9)
-    for_cases(look, few, st.integers(0, 2**32), st.floats(0.02, 1.0), examples=150)
+    for_cases(look, few, st.integers(0, 2**32), st.floats(0.02, 1.0), count=150)
 
 
 def test_largest_remainder_of_the_oracle():
@@ -527,6 +512,7 @@ def test_pool_shares_of_a_budget_for_more_than_there_is_are_what_there_is():
     assert sel.stop_reason == "exhausted"
 
 
+@pytest.mark.slow
 def test_limits_that_cannot_hold_are_refused_and_others_are_kept():
     refused: Counter = Counter()
 
@@ -557,7 +543,7 @@ def test_limits_that_cannot_hold_are_refused_and_others_are_kept():
             with pytest.raises(InvalidInputError):
                 run(case)
 
-    for_cases(look, st.integers(0, 2**32), examples=300)
+    for_cases(look, st.integers(0, 2**32), count=300)
     assert min(refused.values()) > 40
 
 
@@ -577,7 +563,7 @@ def test_a_budget_of_unit_costs_is_a_number_of_rows():
         assert paid.compared["kept"] == "costed"
         assert paid.compared["costed"] == paid.compared["uncosted"]
 
-    for_cases(look, pools.cases(), st.sampled_from([1.0, 2.5, 17.0]), examples=60)
+    for_cases(look, pools.cases(), st.sampled_from([1.0, 2.5, 17.0]), count=60)
 
 
 def test_a_budget_is_a_share_of_the_cost_of_all_rows():
@@ -698,7 +684,7 @@ def test_conditions_that_ask_for_nothing_change_no_bit():
             assert plain.stop_reason == other.stop_reason
             assert duplicates_of(other) == []
 
-    for_cases(look, pools.cases(), examples=60)
+    for_cases(look, pools.cases(), count=60)
 
 
 def assert_close(case: Asked, whole: Selection, other: Selection, start: int = 0, rows=None) -> bool:
@@ -712,7 +698,7 @@ def assert_close(case: Asked, whole: Selection, other: Selection, start: int = 0
     if whole.indices[start:].tolist() != indices.tolist():
         assert not greedy_constrained(case.rows, case.conditions).clear
         return False
-    prefix = _Prefixes(case.rows.astype(np.float64), case.conditions)
+    prefix = Prefixes(case.rows.astype(np.float64), case.conditions)
     for t, x in enumerate(whole.indices):
         if t >= start:
             slip, last = prefix.scores().slip, t - start
@@ -751,7 +737,7 @@ def test_excluded_rows_might_as_well_not_be_there():
         found = [(int(keep[row]), int(keep[of]), cosine) for row, of, cosine in duplicates_of(part)]
         assert duplicates_of(whole) == found
 
-    for_cases(look, asked(kinds), examples=120)
+    for_cases(look, asked(kinds), count=120)
 
 
 def test_owned_rows_that_are_the_first_picks_of_a_run_go_on_with_the_rest():
@@ -765,8 +751,8 @@ def test_owned_rows_that_are_the_first_picks_of_a_run_go_on_with_the_rest():
             np.testing.assert_array_equal(whole.overruled[m:], rest.overruled)
         assert_same(run(case.without(k=case.keywords["k"] - m, initial=whole.head(m))), rest)
 
-    for_cases(look, asked(("exclude", "weights", "prior")), st.floats(0, 1), examples=60)
-    for_cases(look, asked(()), st.floats(0, 1), examples=60)
+    for_cases(look, asked(("exclude", "weights", "prior")), st.floats(0, 1), count=60)
+    for_cases(look, asked(()), st.floats(0, 1), count=60)
 
 
 @pytest.mark.parametrize(
@@ -809,8 +795,8 @@ def test_included_rows_that_are_the_first_picks_of_a_run_change_nothing():
         if assert_close(case, whole, forced):
             np.testing.assert_array_equal(whole.overruled[m:], forced.overruled[m:])
 
-    for_cases(look, asked(("groups", "initial", "weights", "prior")), st.floats(0, 1), examples=60)
-    for_cases(look, asked(()), st.floats(0, 1), examples=40)
+    for_cases(look, asked(("groups", "initial", "weights", "prior")), st.floats(0, 1), count=60)
+    for_cases(look, asked(()), st.floats(0, 1), count=40)
 
 
 @pytest.mark.parametrize(("fisher", "method"), [("full", "greedy"), ("scalar", "greedy"), ("full", "top_k")])
@@ -831,7 +817,7 @@ def test_weights_that_are_powers_of_four_scale_rows_by_powers_of_two(fisher, met
         for name in ("indices", "gains", "base", "scores", "log_dets"):
             np.testing.assert_array_equal(getattr(weighted, name), getattr(scaled, name), err_msg=name)
 
-    for_cases(look, pools.cases(), st.integers(0, 2**32), examples=40)
+    for_cases(look, pools.cases(), st.integers(0, 2**32), count=40)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5])
@@ -1277,9 +1263,7 @@ def test_any_run_that_is_nested_resumes_to_the_same_bits():
             run(case.without(k=cut), checkpoint=file)
             assert_same_file(run(case, checkpoint=file), whole)
 
-    for_cases(
-        look, asked(("initial", "include", "exclude", "weights", "prior")), st.floats(0, 1), examples=60
-    )
+    for_cases(look, asked(("initial", "include", "exclude", "weights", "prior")), st.floats(0, 1), count=60)
 
 
 @pytest.mark.parametrize("keywords", [NESTED[0], NESTED[4], EVERYTHING], ids=of_kinds)

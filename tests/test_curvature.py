@@ -9,12 +9,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 import exact
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import InvalidInputError
 
 
@@ -30,7 +31,7 @@ def ratios(rows: np.ndarray, alpha: float) -> np.ndarray:
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(60)
 @given(pools.cases())
 def test_no_pool_has_a_larger_curvature_than_claimed(case):
     rows = case.rows[:24]

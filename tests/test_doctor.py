@@ -10,7 +10,7 @@ import transformers as hf
 
 import spice_rs
 from command import run as command
-from reference import make_lora
+from models import make_lora, make_model
 from spice_rs.data.dataset import IGNORED, Example, Tokeniser
 from spice_rs.diagnosis import doctor as diagnosis
 from spice_rs.errors import InvalidInputError
@@ -22,38 +22,12 @@ CHAT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}a {{ m['content'] }} b {% else %}{{ m['content'] }} </s>\n"
     "{% endif %}{% endfor %}"
 )
-SIZES = dict(
-    vocab_size=len(WORDS),
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.2,
-    pad_token_id=1,
-    bos_token_id=0,
-    eos_token_id=1,
-)
-GPT2 = {"vocab_size": len(WORDS), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-FAMILIES = {
-    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES)),
-    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SIZES)),
-    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SIZES, head_dim=8)),
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=1)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, sliding_window=8)),
-    "phi": lambda: hf.PhiForCausalLM(hf.PhiConfig(**SIZES)),
-    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**SIZES, head_dim=8)),
-    "mixtral": lambda: hf.MixtralForCausalLM(
-        hf.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
-    ),
-}
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "mistral", "phi", "gemma", "mixtral"]
 NAMES = ["down_proj", "up_proj", "q_proj", "fc1", "c_attn", "c_proj"]
 
 
 def make(family):
-    torch.manual_seed(0)
-    return FAMILIES[family]()
+    return make_model(family, vocab_size=len(WORDS), pad_token_id=1, bos_token_id=0, eos_token_id=1)
 
 
 def results(found):

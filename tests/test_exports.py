@@ -544,7 +544,7 @@ def test_tables_with_long_cells_are_read_back(tmp_path, monkeypatch):
     before = csv.field_size_limit(1000)
     try:
         assert read_rows(path) == [7]
-        monkeypatch.setattr("spice_rs.data.reading._LONGEST_CELL", 1000)
+        monkeypatch.setattr("spice_rs.data.reading.LONGEST_CELL", 1000)
         csv.field_size_limit(1000)
         with pytest.raises(InvalidInputError, match=r"picks\.csv: found no readable CSV \(field larger"):
             read_rows(path)
@@ -599,6 +599,7 @@ def test_a_key_of_somebody_elses_is_found_before_the_selection(place, capsys, un
 # --- nothing is overwritten, nothing is lost ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_that_are_there_stay_without_force(place, sel, capsys, monkeypatch):
     rows, pool, saved = place / "rows.npy", place / "pool.jsonl", place / "sel.safetensors"
     sel.save(saved)

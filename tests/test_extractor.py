@@ -6,20 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM, OlmoConfig, OlmoForCausalLM
 
-from reference import (
-    FAMILIES,
-    VOCABULARY,
-    assert_rows_equal,
-    autograd_rows,
-    check_against_autograd,
-    make_data,
-    make_lora,
-    make_model,
-    rows_of,
-    run,
-)
+from models import COMMON, VOCABULARY, make_lora, make_model
+from reference import assert_rows_equal, autograd_rows, check_against_autograd, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun
@@ -29,29 +18,19 @@ from spice_rs.extraction.loss import SummedLoss, token_cross_entropy
 from spice_rs.extraction.projection import Parameter, make_projection
 from spice_rs.schedule.schedule import run_schedule
 from spice_rs.store.store import GradientStore
+from tiny import make_tokenizer
 
 # ---------------------------------------------------------------------------------------------- exactness
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMMON)
 def test_rows_are_gradients_of_the_summed_loss(family, tmp_path):
     model, data = make_model(family), make_data()
     check_against_autograd(model, data, run(model, data, tmp_path / "s", tokens_per_batch=60))
 
 
 def test_models_that_change_outputs_in_place_are_exact(tmp_path):
-    torch.manual_seed(0)
-    config = OlmoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        clip_qkv=0.05,
-        pad_token_id=0,
-        eos_token_id=0,
-    )
-    model, data = OlmoForCausalLM(config), make_data(3)
+    model, data = make_model("olmo", clip_qkv=0.05), make_data(3)
     check_against_autograd(model, data, run(model, data, tmp_path / "s"))
 
 
@@ -164,7 +143,7 @@ def test_rows_do_not_depend_on_batches(projection, tmp_path):
 
 
 def test_token_cross_entropy_and_its_gradient_agree_with_torch(monkeypatch):
-    monkeypatch.setattr("spice_rs.extraction.loss._CHUNK", 40)  # several chunks
+    monkeypatch.setattr("spice_rs.extraction.loss.CHUNK", 40)  # several chunks
     logits = torch.randn(7, 11, dtype=torch.float32, requires_grad=True)
     targets, weights = torch.randint(0, 11, (7,)), torch.randn(7)
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -467,18 +446,7 @@ def test_truncation_is_reported(tmp_path):
 
 
 def test_fused_experts_that_are_not_understood_are_an_error_or_left_out_and_the_rest_is_exact(tmp_path):
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=64,
-    )
-    model, data = MixtralForCausalLM(config), make_data(4)
+    model, data = make_model("mixtral"), make_data(4)
     for layer in model.model.layers:
         del layer.mlp.experts.has_gate  # as older releases have it
         layer.mlp.experts.forward = partial(type(layer.mlp.experts).forward.__wrapped__, layer.mlp.experts)
@@ -543,22 +511,14 @@ def test_what_cannot_be_used_is_said(options, word, tmp_path):
 
 
 def test_a_folder_with_a_tokenizer_is_enough(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    model = make_model()
-    model.save_pretrained(tmp_path / "proxy")
-    tokenizer.save_pretrained(tmp_path / "proxy")
+    make_model().save_pretrained(tmp_path / "proxy")
+    make_tokenizer().save_pretrained(tmp_path / "proxy")
     data = [{"instruction": "a b", "response": "c d"}, {"instruction": "e", "response": "f"}]
     settings = {"dim": 32, "projection": "sparse", "out": tmp_path / "s", "data": data, "device": "cpu"}
     store = run(str(tmp_path / "proxy"), **settings)
     assert sorted(store.num_tokens) == [2, 3]
     assert store.info()["model"]["id"] == "proxy"
-    again = run(make_model(), **{**settings, "out": tmp_path / "t"}, tokenizer=tokenizer)
+    again = run(make_model(), **{**settings, "out": tmp_path / "t"}, tokenizer=make_tokenizer())
     assert_rows_equal(rows_of(again), rows_of(store), 1e-5)
 
 
@@ -590,17 +550,17 @@ def test_a_gguf_model_with_its_chat_template_is_enough(tmp_path):
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_an_adapter_that_fails_half_way_leaves_the_model_as_it_was(lora, tmp_path, monkeypatch):
-    from peft.tuners.lora import LoraModel
+    from peft.tuners.lora import Linear
 
-    original, calls = LoraModel._replace_module, []
+    original, calls = Linear.update_layer, []
 
-    def failing(self, *args):
-        original(self, *args)
+    def failing(self, *args, **options):
+        original(self, *args, **options)
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(LoraModel, "_replace_module", failing)
+    monkeypatch.setattr(Linear, "update_layer", failing)
     model, data = make_model(), make_data(3)
     modules = dict(model.named_modules())
     with pytest.raises(KeyboardInterrupt):

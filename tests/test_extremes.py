@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import exact
 import spice_rs
+from counts import cases
 from spice_rs import InvalidInputError
 from spice_rs.analysis.prefixes import log_dets
 from spice_rs.store.rows import RowReader
@@ -76,7 +77,7 @@ def test_rows_of_all_scales_side_by_side_become_unit_rows():
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, -1.0, 3.0]), min_size=4, max_size=4), st.integers(-1074, 1021))
-@settings(max_examples=100, deadline=None)
+@cases(100)
 def test_powers_of_two_do_not_show_in_unit_rows(cells, power):
     row = np.ldexp(np.array(cells), power)
     ones = np.random.default_rng(1).standard_normal((5, 4))
@@ -148,7 +149,7 @@ def test_tiny_alphas_cost_no_digits(alpha, shape):
 
 
 @given(st.integers(-1000, 40), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@cases(60)
 def test_log_det_of_any_alpha_is_right_or_refused(power, seed):
     draws = np.random.default_rng(seed)
     rows = draws.standard_normal((draws.integers(1, 12), draws.integers(1, 12)))

@@ -194,6 +194,7 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "report"])
 @pytest.mark.parametrize(
     ("file", "options", "refused"),
@@ -343,6 +344,7 @@ def test_the_threshold_that_is_named_would_have_stopped_the_run():
     assert len(stopped) < 5
 
 
+@pytest.mark.slow
 def test_it_is_said_by_the_command_the_report_and_extend(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     np.save(tmp_path / "a.npy", ROWS[:70])

@@ -8,7 +8,8 @@ import transformers as hf
 from torch.nn import functional
 
 import spice_rs
-from reference import VOCABULARY, assert_rows_equal, check_against_autograd, make_data, rows_of, run
+from models import VOCABULARY
+from reference import assert_rows_equal, check_against_autograd, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.layers import norm_of
 

@@ -6,12 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.selection.remade import read_selection
 from spice_rs.store.sources import open_source
@@ -33,7 +34,7 @@ def assert_same(a: spice_rs.Selection, b: spice_rs.Selection) -> None:
     assert (a.stop_reason, a.signal) == (b.stop_reason, b.signal)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(300)
 @given(
     pools.cases(),
     st.integers(0, 2**32),

@@ -268,6 +268,7 @@ def commands_on(place: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @POSIX
 def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
@@ -333,6 +334,7 @@ def test_folders_with_pipes_are_not_handed_to_libraries(tmp_path: Path) -> None:
 # --- data --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_data_that_no_reader_likes(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     cases = {
@@ -401,6 +403,7 @@ print(spice_rs.select(rows, 3).indices.tolist(), spice_rs.select(rows, 3, thread
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", ["100000", "1000000000", "0", "-1", "x", ""])
 def test_numbers_of_threads_that_nobody_means(count: str) -> None:
     environment = os.environ | {

@@ -188,6 +188,7 @@ def altered_numbers(contents: bytes) -> Iterator[tuple[str, bytes]]:
                 yield f"{name}: {value}", sealed(header, bytes(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "conditions", "windows"])
 def test_no_field_of_a_selection_can_be_made_up(kind: str, tmp_path: Path) -> None:
     file, out = tmp_path / "sel.safetensors", tmp_path / "again.safetensors"
@@ -199,6 +200,7 @@ def test_no_field_of_a_selection_can_be_made_up(kind: str, tmp_path: Path) -> No
     assert tried(numbers, file, lambda path: use(path, out)) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_made_up_makes_no_other_picks(tmp_path: Path) -> None:
     file = tmp_path / "run"
     make("checkpoint", file)

@@ -117,3 +117,19 @@ def test_an_edge_put_back_is_found_in_rust(tmp_path, line):
     assert circle(rust_graph(tmp_path)) == []
     (tmp_path / "a.rs").write_text(line)
     assert set(circle(rust_graph(tmp_path))) == {"crate::a", "crate::b"}
+
+
+def test_no_test_patches_a_private_name():
+    # But for `_core`, the compiled module, whose `select` is the one door of every run.
+    private = re.compile(r'setattr\(\s*(?:"[\w.]*\._|[\w.]*\._|\w[\w.]*(?:\([^()]*\))?,\s*"_)(?!_|core\b)')
+    assert private.search('monkeypatch.setattr("spice_rs.extraction.loss._CHUNK", 40)')
+    assert private.search('monkeypatch.setattr(inputs._Reader, "made", count)')
+    assert private.search('monkeypatch.setattr(hub, "_ask", None)')
+    assert not private.search('monkeypatch.setattr(SummedLoss, "__call__", stops)')
+    own = Path(__file__)
+    found = {
+        path.name
+        for path in own.parent.glob("*.py")
+        if path != own and private.search(path.read_text("utf-8"))
+    }
+    assert not found

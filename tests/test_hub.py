@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -26,9 +28,9 @@ def silent(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(hub, "PATIENCE", 0.5)
-        hub._asked.clear()
+        hub.asked.clear()
         yield
-    hub._asked.clear()
+    hub.asked.clear()
 
 
 @pytest.fixture
@@ -39,9 +41,9 @@ def refused(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-    hub._asked.clear()
+    hub.asked.clear()
     yield
-    hub._asked.clear()
+    hub.asked.clear()
 
 
 @pytest.mark.parametrize("place", ["silent", "refused"])
@@ -87,9 +89,8 @@ def test_what_is_cached_is_loaded_without_the_hub(refused, proxy, tmp_path, monk
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_what_is_meant_as_a_path_is_never_looked_for_on_the_hub(proxy, tmp_path, monkeypatch):
+def test_what_is_meant_as_a_path_is_never_looked_for_on_the_hub(silent, proxy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_out_of_reach", lambda: pytest.fail("asked"))
     (tmp_path / "models" / "small").mkdir(parents=True)
     for name in (
         "./smal",
@@ -110,14 +111,30 @@ def test_what_is_meant_as_a_path_is_never_looked_for_on_the_hub(proxy, tmp_path,
         InvalidInputError, match=r"pol.jsonl: no such file; check the path; did you mean pool.jsonl\?"
     ):
         load_records("pol.jsonl")
+    assert not hub.asked
 
 
 def test_a_hub_that_answers_is_asked_once(monkeypatch):
-    asked = []
-    monkeypatch.setattr(hub, "_ask", lambda address: asked.append(address))
-    hub._asked.clear()
-    for _ in range(3):
-        with hub.reached("owner/model", "model"):
+    from huggingface_hub import constants
+
+    heard = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            heard.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
             pass
-    assert len(asked) == 1
-    hub._asked.clear()
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        hub.asked.clear()
+        for _ in range(3):
+            with hub.reached("owner/model", "model"):
+                assert not constants.HF_HUB_OFFLINE
+        server.shutdown()
+    assert heard == ["/"]
+    hub.asked.clear()

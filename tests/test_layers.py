@@ -17,30 +17,16 @@ from transformers import (
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
     GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
-from reference import (
-    VOCABULARY,
-    assert_rows_equal,
-    check_against_autograd,
-    make_data,
-    make_lora,
-    make_model,
-    rows_of,
-    run,
-)
+from models import SIZES, VOCABULARY, make_lora, make_model
+from reference import assert_rows_equal, check_against_autograd, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction.arguments import KINDS
 from spice_rs.extraction.experts import ExpertsLayer
@@ -49,18 +35,6 @@ from spice_rs.extraction.layers import leave_out, norm_of
 from spice_rs.extraction.projection import Parameter, make_projection
 from spice_rs.extraction.proxy import checkpointed
 
-SIZES = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    head_dim=8,
-    initializer_range=0.2,
-)
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 TIGHT = 5e-6  # the loss and the rows are float32
 
 
@@ -157,21 +131,9 @@ def test_dora_with_frozen_magnitudes_is_exact(data, tmp_path):
     check_against_autograd(model, data, store, TIGHT)
 
 
-def mixtures():
-    torch.manual_seed(0)
-    return {
-        "mixtral": MixtralForCausalLM(MixtralConfig(**SIZES, **EXPERTS)),
-        "qwen3_moe": Qwen3MoeForCausalLM(
-            Qwen3MoeConfig(**SIZES, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
-        ),
-        # Transposed, with biases, its gate and up weights interleaved.
-        "gpt_oss": GptOssForCausalLM(GptOssConfig(**SIZES, **EXPERTS, sliding_window=8)),
-    }
-
-
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_fused_experts_are_exact(family, data, tmp_path):
-    model = shaken(mixtures()[family])
+    model = shaken(make_model(family))
     store = run(model, data, tmp_path / "s", tokens_per_batch=40, norms=True)
     assert any(name.endswith("experts.down_proj[3]") for name in names_in(store))
     assert sum(name.endswith(("gate.weight", "router.weight")) for name in names_in(store)) == 2
@@ -187,7 +149,7 @@ def test_fused_experts_are_exact(family, data, tmp_path):
 
 
 def test_experts_are_the_same_in_any_batch_and_projection(data, tmp_path):
-    model = mixtures()["mixtral"]
+    model = make_model("mixtral")
     for kind in ("sparse", "two_sided", "rademacher"):
         rows = [
             rows_of(run(model, data, tmp_path / f"{kind}{n}", projection=kind, dim=64, tokens_per_batch=n))
@@ -505,7 +467,7 @@ def test_tables_and_products_of_their_own_kind_do_no_harm(family, data, tmp_path
 
 
 def test_factors_that_are_added_to_fused_experts_count_as_missed_and_the_rest_is_exact(data, tmp_path):
-    model = make_lora(mixtures()["mixtral"], target_modules="all-linear", lora_dropout=0.0)
+    model = make_lora(make_model("mixtral"), target_modules="all-linear", lora_dropout=0.0)
     with pytest.raises(InvalidInputError, match=r"cover .*experts\.(base_layer\.)?lora_A.*min_coverage"):
         run(model, data, tmp_path / "s")
     with pytest.warns(SpiceWarning, match="are left out"):
@@ -516,7 +478,13 @@ def test_factors_that_are_added_to_fused_experts_count_as_missed_and_the_rest_is
 
 
 def test_a_fresh_lora_leaves_fused_experts_alone(data, tmp_path):
-    sizes = {**SIZES, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    sizes = {
+        **SIZES,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     model = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, first_k_dense_replace=1, n_group=1, topk_group=1))
     kind = model.config.model_type
     store = run(model, data, tmp_path / "s", lora_rank=2)
@@ -602,7 +570,7 @@ def test_models_that_are_called_or_answer_otherwise_are_named(data, tmp_path):
 def test_experts_without_a_known_form_make_no_layer():
     from spice_rs.extraction.tracking import track
 
-    model = mixtures()["mixtral"]
+    model = make_model("mixtral")
     assert sum(isinstance(layer, ExpertsLayer) for layer in track(model, None).layers) == 2
     for layer in model.model.layers:
         layer.mlp.experts.has_post_expert_norm = True

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
-from reference import VOCABULARY, check_against_autograd, make_data, run
+from models import VOCABULARY
+from reference import check_against_autograd, make_data, run
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.proxy import limits
 

@@ -173,6 +173,7 @@ except spice_rs.CorruptStoreError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("delay", [0.0, 0.03, 0.11, 0.3])
@@ -220,6 +221,7 @@ def test_the_signal_goes_on_to_whoever_had_it(tmp_path: Path, faulthandler: str)
     assert ("Fatal Python error: Bus error" in done.stderr) == bool(faulthandler)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 def test_a_signal_that_is_not_of_our_files_is_none_of_our_business(tmp_path: Path) -> None:
     path, file, options = written(tmp_path, "npy")

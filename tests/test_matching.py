@@ -226,7 +226,9 @@ PATHS = (
 
 
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "report" else name for name in PATHS]
+)
 def test_every_path_takes_the_data_and_refuses_others(name, pool, tmp_path):
     assert set(paths(pool, tmp_path)) == set(PATHS)
     call = paths(pool, tmp_path)[name]
@@ -279,6 +281,7 @@ def test_what_a_message_says(pool, tmp_path):
         spice_rs.select(pool / "store", 3, data=write(data, OTHERS["unreadable"][0]), groups="topic")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 def test_the_command_line_refuses_on_one_line(pool, tmp_path, capsys, monkeypatch):
     store, plain, grouped = pool / "store", pool / "sel.safetensors", pool / "grouped.safetensors"
@@ -325,20 +328,20 @@ def test_a_run_joins_its_picks_with_what_it_read(proxy, tmp_path, monkeypatch):
     from spice_rs.schedule import schedule
 
     data = write(tmp_path / "pool.jsonl", RECORDS)
-    go_on = schedule._go_on
+    save_trained = schedule.save_trained
 
-    def and_change(*arguments):
-        advice = go_on(*arguments)
-        write(data, swapped(RECORDS, *sorted(pick["index"] for pick in arguments[0].picks)[:2]))
-        return advice
+    def and_change(trained, folder):  # all is picked, and nothing joined
+        picks = (tmp_path / "run" / "state" / "picks.jsonl").read_text("utf-8").splitlines()
+        write(data, swapped(RECORDS, *sorted(json.loads(pick)["index"] for pick in picks)[:2]))
+        save_trained(trained, folder)
 
-    monkeypatch.setattr(schedule, "_go_on", and_change)
+    monkeypatch.setattr(schedule, "save_trained", and_change)
     options = {"pool_size": 10, "select_per_window": 3, "lora_rank": 2, "dim": 32, "progress": False}
     with pytest.raises(InvalidInputError, match="is not the one that row"):
         spice_rs.run_schedule(proxy, data, tmp_path / "run", **options)
     assert not (tmp_path / "run" / "picks.jsonl").exists()
     write(data, RECORDS)
-    monkeypatch.setattr(schedule, "_go_on", go_on)
+    monkeypatch.setattr(schedule, "save_trained", save_trained)
     done = spice_rs.run_schedule(proxy, data, tmp_path / "run", **options)
     assert len((tmp_path / "run" / "picks.jsonl").read_text("utf-8").splitlines()) == len(done)
 
@@ -590,14 +593,14 @@ def test_an_old_store_compares_what_it_can_and_warns_once(pool, proxy, tmp_path,
         picks.to_jsonl(tmp_path / "p.jsonl", RECORDS[:-1])
     with pytest.warns(SpiceWarning, match=r"old: it keeps nothing.*the data are others"):
         picks.to_jsonl(tmp_path / "p.jsonl", swapped(RECORDS))
-    monkeypatch.setattr(matching, "_warned", set())
+    matching.warned.clear()
     monkeypatch.setattr(matching, "MOST_CHECKED", 10)
     with pytest.warns(SpiceWarning, match="is not known.*Extract again"):
         spice_rs.select(old, 3, data=RECORDS, groups="topic")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picks.to_jsonl(tmp_path / "p.jsonl", RECORDS)
-    monkeypatch.setattr(matching, "_warned", set())
+    matching.warned.clear()
     numbered = [{**record, "row": row} for row, record in enumerate(RECORDS)]
     with pytest.warns(SpiceWarning, match="is not known"):
         picks.to_jsonl(tmp_path / "p.jsonl", numbered[::-1], index_column="row")
@@ -612,7 +615,7 @@ def test_an_old_store_compares_what_it_can_and_warns_once(pool, proxy, tmp_path,
 
 
 def test_a_selection_of_an_earlier_version_warns_once(selection, tmp_path, monkeypatch):
-    monkeypatch.setattr(matching, "_warned", set())
+    matching.warned.clear()
     source = {
         name: value for name, value in selection.settings["source"].items() if name not in ("data", "hashed")
     }
@@ -659,7 +662,7 @@ def test_samples_of_ones_own_count_by_their_values(tmp_path):
 
 def test_facts_about_samples_that_are_no_mappings_are_counted_alone(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(matching, "_warned", set())
+    matching.warned.clear()
     table = torch.utils.data.TensorDataset(torch.randn(9, 4), torch.arange(9) % 2)
     store = spice_rs.extract(
         torch.nn.Linear(4, 2),

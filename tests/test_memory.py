@@ -41,6 +41,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are read from /proc")
 @pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
 @pytest.mark.parametrize("call", ["select", "certify", "curvature", "log_det"])

@@ -9,16 +9,8 @@ import transformers as hf
 from safetensors.torch import save_file
 
 import spice_rs
-from reference import (
-    VOCABULARY,
-    assert_rows_equal,
-    autograd_rows,
-    make_data,
-    make_lora,
-    make_model,
-    rows_of,
-    run,
-)
+from models import make_lora, make_model
+from reference import assert_rows_equal, autograd_rows, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.naming import plain_name
 from spice_rs.extraction.projection import Parameter, make_projection
@@ -148,18 +140,7 @@ def test_a_safetensors_file_has_moments_by_name(tmp_path):
 
 
 def test_embeddings_experts_and_coordinates_that_were_never_trained(tmp_path):
-    torch.manual_seed(0)
-    config = hf.MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-    )
-    model, data = hf.MixtralForCausalLM(config), make_data(4)
+    model, data = make_model("mixtral", num_hidden_layers=1), make_data(4)
     model.set_experts_implementation("eager")
     optimizer = adam(model)
     with pytest.warns(SpiceWarning, match=r"% of the coordinates .* never trained"):
@@ -174,7 +155,7 @@ def test_embeddings_experts_and_coordinates_that_were_never_trained(tmp_path):
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 def test_projected_rows_are_the_projection_of_scaled_ones(projection, adapted, tmp_path, monkeypatch):
-    monkeypatch.setattr("spice_rs.extraction.views._CHUNK", 100)  # several blocks
+    monkeypatch.setattr("spice_rs.extraction.views.CHUNK", 100)  # several blocks
     model = make_lora(make_model("qwen2")) if adapted else make_model("qwen2")
     data, optimizer = make_data(4), adam(model)
     options = {"dim": 24, "seed": 3, "nnz": 2, "side": 4}

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 import oracle
 import spice_rs
-from reference import autograd_rows, make_data, make_model
+from models import make_model
+from reference import autograd_rows, make_data
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.identity import weight_fingerprint
@@ -128,6 +129,7 @@ def test_a_batch_is_tried_out_once_for_what_is_tracked(monkeypatch):
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_trainer_learns_from_the_picks_alone(adapted, tmp_path):
     items = make_data(36, seed=6)

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 import spice_rs
-from reference import assert_rows_equal, make_data, make_model, rows_of, run
+from models import make_model
+from reference import assert_rows_equal, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 
 SAMPLES = 40

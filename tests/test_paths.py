@@ -141,6 +141,7 @@ def paths_of_python() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     used: set[str] = set()
 
@@ -234,6 +235,7 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     assert paths_of_python() - used == set()
 
 
+@pytest.mark.slow
 def test_paths_of_the_command_line_may_begin_with_a_tilde(home, proxy, capsys):
     (home / "proxy").symlink_to(proxy)
     assert (

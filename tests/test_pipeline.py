@@ -301,6 +301,7 @@ def roomy(tmp_path):
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_extraction_goes_on_where_it_stopped(proxy, roomy):
     count, dim = 300, 1 << 18  # 512 KiB a row: a shard of 64 MiB is full after 128 rows

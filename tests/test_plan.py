@@ -13,13 +13,13 @@ import pytest
 
 import spice_rs
 from command import run as command
-from reference import make_data, make_model, run
+from models import COMMON, make_model
+from reference import make_data, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction import planning
 from spice_rs.extraction.gradients import GradientRun
 from tiny import make_records
 
-FAMILIES = ["llama", "qwen2", "gpt2"]
 PLAIN = {"projection": "sparse", "dim": 512, "tokens_per_batch": 60}
 
 
@@ -43,7 +43,8 @@ def clock(monkeypatch):
     return passed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", COMMON)
 @pytest.mark.parametrize("measure", [4, 8])
 def test_time_is_predicted_from_a_few_batches(measure, family, clock, tmp_path):
     model, data = make_model(family), make_data(300)
@@ -66,6 +67,7 @@ def test_disk_is_predicted(dtype, tmp_path):
     assert near(found.disk, store.info()["bytes"])
 
 
+@pytest.mark.slow
 def test_rows_that_are_there_do_not_count_and_nothing_is_left_behind(tmp_path):
     model, data = make_model(), make_data(20)
     assert spice_rs.plan(model, data, tmp_path / "s", **PLAIN, dtype="float32").rows == 20
@@ -101,6 +103,7 @@ def test_processes_share_the_time_and_not_the_memory(clock):
     assert four.rows == one.rows
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_planned_smaller(monkeypatch):
     original = GradientRun.compute
 

@@ -7,15 +7,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 import spice_rs
-from reference import VOCABULARY, assert_rows_equal, make_data, make_lora, make_model, rows_of, run
+from models import VOCABULARY, make_lora, make_model
+from reference import assert_rows_equal, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.extraction import preflight
 from spice_rs.extraction.gradients import GradientRun
+from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.preflight import _twice, tolerance_of, worth_pairing, worth_trying
+from spice_rs.extraction.projection import NoProjection
 
 CPU = torch.device("cpu")
 
@@ -168,15 +170,7 @@ def test_a_loss_that_counts_padding_is_said(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "lora", "fresh", "mixtral", "checkpointed"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_is_right_passes_without_a_word(kind, autocast, tmp_path):
-    model = make_model(max_position_embeddings=64)
-    if kind == "mixtral":
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model = MixtralForCausalLM(
-            MixtralConfig(
-                vocab_size=VOCABULARY, num_key_value_heads=2, num_local_experts=4, initializer_range=0.2, **sizes
-            )
-        )  # fmt: skip
+    model = make_model("mixtral" if kind == "mixtral" else "llama")
     model = make_lora(model, trained=kind == "lora") if kind in ("lora", "fresh") else model
     options = {"norms": True, "embeddings": True} if kind in ("llama", "mixtral") else {}
     with warnings.catch_warnings():
@@ -208,10 +202,13 @@ def test_gradients_are_tried_at_the_first_checkpoint(tmp_path, monkeypatch):
     model = make_model()
     first, second = ({n: p + shift for n, p in model.state_dict().items()} for shift in (0.25, 0.5))
     seen = []
-    original = GradientRun._check
-    monkeypatch.setattr(
-        GradientRun, "_check", lambda run, *rest: (seen.append(float(model.model.norm.weight[0])), original(run, *rest))
-    )  # fmt: skip
+    original = preflight.Preflight.check_gradients
+
+    def noted(self, task, samples):
+        seen.append(float(task.network.model.norm.weight[0]))
+        original(self, task, samples)
+
+    monkeypatch.setattr(preflight.Preflight, "check_gradients", noted)
     from safetensors.torch import save_file
 
     for name, state in (("first", first), ("second", second)):
@@ -236,6 +233,7 @@ def untried(call):
     return [str(each.message) for each in caught if UNTRIED in str(each.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [*NO_MEMORY, NotImplementedError("no gradient by packed weights")])
 @pytest.mark.parametrize("where", ["the strays", "the rows", "autograd", "the batch"])
 def test_what_cannot_be_tried_out_is_said_once(where, error, tmp_path, monkeypatch):
@@ -290,16 +288,16 @@ def test_a_loss_that_takes_no_single_sample_is_not_tried_without_a_word(tmp_path
 @pytest.mark.parametrize("most", [1, 1500])
 def test_few_coordinates_are_compared_at_a_time(most, tmp_path, monkeypatch):
     seen = []
-    original = preflight.Preflight._rows
+    original = GradientCapture.batch
 
-    def noted(self, task, layers, samples):
-        rows, some = original(self, task, layers, samples)
-        seen.append((len(layers), rows.shape[1]))
-        return rows, some
+    def noted(self, *shape):
+        if isinstance(self.projection, NoProjection):  # which the run itself does not use
+            seen.append((len(self.projection.layout), self.projection.dim))
+        return original(self, *shape)
 
-    monkeypatch.setattr(preflight.Preflight, "_rows", noted)
-    monkeypatch.setattr(preflight, "_MOST", most)
-    run(make_model(), make_data(6), tmp_path / "s")
+    monkeypatch.setattr(GradientCapture, "batch", noted)
+    monkeypatch.setattr(preflight, "MOST", most)
+    run(make_model(), make_data(6), tmp_path / "s", projection="sparse", dim=64)
     assert len(seen) > 3
     assert all(size <= most or layers == 1 for layers, size in seen)
     with pytest.raises(InvalidInputError, match=r"layer 'model.layers.0.mlp.up_proj'.*off by 5.0e-01"):

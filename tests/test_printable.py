@@ -15,12 +15,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pools
 import spice_rs
 from command import run
+from counts import cases
 from spice_rs import printable, tables
 from spice_rs.errors import InvalidInputError, SpiceWarning
 
@@ -95,7 +96,7 @@ class Cells(html.parser.HTMLParser):
         self.text += data
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(60)
 @given(any_text, any_text)
 def test_what_results_show_in_a_terminal_a_notebook_and_markdown(one, other):
     if one == other:
@@ -121,7 +122,7 @@ def records(one: str, other: str) -> list[dict[str, str]]:
     return [{"instruction": f"{one}{i}", "response": f"{other} x"} for i in range(24)]
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
 @example([(each, each) for each in NASTY])
 def test_a_table_in_markdown_says_what_its_cells_say(rows):
@@ -162,6 +163,7 @@ def test_columns_stay_aligned_beside_wide_letters():
     assert [unicodedata.east_asian_width(letter) for letter in "日a"] == ["W", "Na"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_plots_take_any_label(tmp_path):
     pytest.importorskip("matplotlib")
@@ -200,6 +202,7 @@ def pool(tmp_path):
     return tmp_path, data
 
 
+@pytest.mark.slow
 def test_every_command_shows_and_none_obeys(pool, capfd):
     pytest.importorskip("matplotlib")
     folder, data = pool
@@ -272,6 +275,7 @@ def test_every_command_shows_and_none_obeys(pool, capfd):
     assert_shown((folder / "r\x07\u202e.html").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "cp1252", "utf-8", "latin-1:strict"])
 def test_any_encoding_of_stdout_will_do(pool, encoding):
     folder, data = pool

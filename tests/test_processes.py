@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import spice_rs
+from counts import some
 from spice_rs import GradientStore, InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.atomic import replacing
 from spice_rs.store.sources import join_sources, open_source
@@ -180,6 +181,7 @@ def in_child(work: object, seconds: float = 20) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_a_child_selects_while_and_after_its_parent_does(tmp_path: Path, threads: int | None) -> None:
@@ -209,13 +211,14 @@ def test_a_child_selects_while_and_after_its_parent_does(tmp_path: Path, threads
         thread.join()
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 def test_a_child_that_is_forked_in_the_middle_of_the_first_read_does_not_hang(tmp_path: Path) -> None:
     n = 300_000  # enough that some children are forked while its columns are copied
     path = tmp_path / "s"
     with GradientStore.create(path, dim=1, dtype="int8", rows_per_shard=1000) as writer:
         writer.append(np.ones((n, 1), np.float32), np.arange(n))
-    for attempt in range(40):
+    for attempt in range(0, 40, 40 // some(40, least=5)):
         store = GradientStore(path)
         begun = threading.Event()
 
@@ -254,6 +257,7 @@ sys.exit(status != 0)
 """
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("delay", [0.0, 0.0005, 0.002, 0.01, 0.05])
 def test_a_fork_with_the_first_call_under_way_does_not_hang(delay: float) -> None:
@@ -345,6 +349,7 @@ def killed(path: Path, kind: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 @pytest.mark.parametrize("name", ["ck", "n" * 250, "ü\n*"])
 def test_the_next_of_a_file_removes_what_a_killed_process_left(tmp_path: Path, name: str) -> None:
@@ -390,6 +395,7 @@ def test_what_is_in_use_stays_and_so_does_what_is_not_ours(tmp_path: Path) -> No
     assert ((tmp_path / "precious").read_text(), target.read_bytes()) == ("mine", b"z")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 def test_folders_of_killed_processes_are_removed_by_the_next(tmp_path: Path) -> None:
     killed(tmp_path / "x", "folder")
@@ -409,6 +415,7 @@ GradientStore.merge([sys.argv[1]], sys.argv[2], lambda *_: os.kill(os.getpid(), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
 def test_a_killed_merge_is_cleared_by_the_next_and_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     store = filled(tmp_path / "s", range(100))

@@ -159,6 +159,7 @@ def products(kind, nnz):
     return np.array(found), x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "nnz"), CASES)
 def test_inner_products_are_unbiased(kind, nnz):
     found, x, y = products(kind, nnz)
@@ -167,6 +168,7 @@ def test_inner_products_are_unbiased(kind, nnz):
     assert np.all(np.abs(found.mean(axis=0) - expected) < 4 * error), (found.mean(axis=0), expected, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "nnz"), CASES)
 def test_inner_products_vary_as_the_theory_says(kind, nnz):
     found, x, y = products(kind, nnz)
@@ -243,8 +245,8 @@ def test_rows_of_an_embedding_are_those_of_its_gradient(kind):
 def test_blocks_of_coordinates_do_not_change_rows(kind, monkeypatch):
     left, right = factors()
     whole = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
-    monkeypatch.setattr("spice_rs.extraction.projection._CHUNK", 5)  # one row of the weight at a time
-    monkeypatch.setattr("spice_rs.extraction.projection._SIGNS", 32)
+    monkeypatch.setattr("spice_rs.extraction.projection.CHUNK", 5)  # one row of the weight at a time
+    monkeypatch.setattr("spice_rs.extraction.projection.SIGNS", 32)
     parts = project(make_projection(kind, [WEIGHT], dim=16, seed=2), left, right)
     torch.testing.assert_close(parts, whole)
 

@@ -10,15 +10,8 @@ import torch
 import transformers as hf
 
 import spice_rs
-from reference import (
-    assert_rows_equal,
-    check_against_autograd,
-    make_data,
-    make_lora,
-    make_model,
-    rows_of,
-    run,
-)
+from models import make_lora, make_model
+from reference import assert_rows_equal, check_against_autograd, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.identity import weight_fingerprint
 from spice_rs.extraction.proxy import INFERENCE_UNITS, differentiable

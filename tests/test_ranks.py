@@ -16,7 +16,8 @@ import pytest
 
 import spice_rs
 import spice_rs.cli
-from reference import make_data, make_model, rows_of, run
+from models import make_model
+from reference import make_data, rows_of, run
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import longest_first
 from spice_rs.extraction.own_data import OwnSample

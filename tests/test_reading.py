@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from counts import cases
+from models import make_model
 from spice_rs.data import scratch
 from spice_rs.data.dataset import Example, dataset_fingerprint, load_records, tokenise
 from spice_rs.data.record_file import ByRow, RecordWriter
@@ -91,7 +93,7 @@ def assert_same(found, expected):
             assert left.flags.writeable  # torch takes no other without a word
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(st.lists(st.one_of(pairs, chats, texts, tokens, bad), min_size=1, max_size=12), st.integers(4, 30))
 def test_samples_are_those_of_the_way_through_memory(records, max_length):
     tokenizer = make_tokenizer(chat_template=CHAT)
@@ -202,14 +204,11 @@ def held_for(count, folder):
 
 
 def _model():
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=512, **sizes))
+    return make_model(vocab_size=len(WORDS), max_position_embeddings=512, num_key_value_heads=1, **sizes)
 
 
+@pytest.mark.slow
 def test_memory_of_a_record_is_bounded_whatever_its_length(tmp_path):
     held_for(100, tmp_path)  # caches
     small, few = held_for(500, tmp_path)
@@ -230,15 +229,14 @@ def pool(proxy, tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often data were tokenised."""
+    """The files that data were tokenised into; None for one without a name."""
     made = []
-    original = inputs._Reader.made
 
-    def count(self, path=None):
+    def noted(folder, path):
         made.append(path)
-        return original(self, path)
+        return TokenWriter(folder, path)
 
-    monkeypatch.setattr(inputs._Reader, "made", count)
+    monkeypatch.setattr(inputs, "TokenWriter", noted)
     return made
 
 
@@ -480,6 +478,7 @@ def test_the_others_go_on_where_the_one_that_reads_is_killed(pool, tmp_path):
     assert left_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_picks_are_shown_without_holding_the_records(tmp_path):
     """Of a million records the picks alone are in memory, and of columns each text once."""
     path = tmp_path / "pool.jsonl"

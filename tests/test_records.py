@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from counts import some
 from readings import (
     ALPACA,
     BLUE,
@@ -464,7 +465,8 @@ def test_whatever_stands_in_a_field_is_read_or_refused():
     bases = [{}, PAIR, {"messages": CHAT}, {"text": "a story"}, TOKENS]
     draw = random.Random(0)
     read = 0
-    for _ in range(4000):
+    count = some(4000)
+    for _ in range(count):
         record = {
             **draw.choice(bases),
             **{draw.choice(names): draw.choice(values) for _ in range(draw.randint(1, 3))},
@@ -473,7 +475,7 @@ def test_whatever_stands_in_a_field_is_read_or_refused():
         with contextlib.suppress(InvalidInputError):
             load_records([record], **options)
             read += 1
-    assert 100 < read < 3900
+    assert count // 40 < read < count - count // 40
 
 
 @pytest.mark.parametrize("name", ["notes", "response", "tools", "messages", "weight"])

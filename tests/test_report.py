@@ -84,6 +84,7 @@ def outline(path):
     return found
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_needs_nothing(pool):
     sel = spice_rs.select(pool / "store", 9, conflict_penalty=0.5)
     out = pool / "report.html"
@@ -109,14 +110,14 @@ def test_the_page_holds_everything_and_needs_nothing(pool):
 def test_a_figure_is_always_the_same_svg():
     rows = pools.law("opposed", 30, 5, 6)
     found = spice_rs.analyze(spice_rs.select(rows, 6), rows)
-    first, second = (page_module._svg(plots.gain_decay(found), 0) for _ in range(2))
+    first, second = (page_module.svg(plots.gain_decay(found), 0) for _ in range(2))
     assert first == second
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are made and not drawn, which takes most of the time."""
-    monkeypatch.setattr(page_module, "_svg", lambda figure, number: f"<svg id=f{number}></svg>")
+    monkeypatch.setattr(page_module, "svg", lambda figure, number: f"<svg id=f{number}></svg>")
 
 
 def test_conditions_and_windows_have_pages_too(pool, undrawn):
@@ -195,6 +196,7 @@ def test_a_selection_made_again_of_its_picks_is_the_same(pool):
     assert not np.isnan(spice_rs.analyze(again, pool / "store").margin).any()
 
 
+@pytest.mark.slow
 def test_lists_of_picks_are_held_to_their_scores_too(pool, undrawn):
     sel = spice_rs.select(pool / "store", 40, conflict_penalty=0.9)
     assert sel.conflict.any()

@@ -143,6 +143,7 @@ def test_a_resumed_run_ends_with_the_same_bits(keywords, cut, tmp_path):
     assert_same(Selection.load(file, ROWS), whole)
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_progress_function_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
     rows = pools.law("opposed", 12_000, 128, 2)
     file = tmp_path / "run"
@@ -275,6 +276,7 @@ def pool(tmp_path):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["budget", "early"])
 def test_a_run_killed_at_random_moments_ends_with_the_same_picks(how, pool, tmp_path):
     moments, kept, kills = random.Random(how), 0, 0
@@ -301,6 +303,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_picks(how, pool, tmp_
     assert_same(resumed, whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_picks_within_a_second(pool, tmp_path):
     process = start(tmp_path, script=RUN.replace("INTERVAL = 0.05", "INTERVAL = 1e9"))
     assert process.stdout is not None
@@ -334,6 +337,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
 # --- the time limit ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_a_run_with_a_prefix_of_its_picks(tmp_path):
     rows = pools.law("flat", 20_000, 256, 1)
     started = time.monotonic()
@@ -349,6 +353,7 @@ def test_a_time_limit_ends_a_run_with_a_prefix_of_its_picks(tmp_path):
     assert_same(spice_rs.select(rows, m + 3, checkpoint=tmp_path / "run"), spice_rs.select(rows, m + 3))
 
 
+@pytest.mark.slow
 def test_a_time_limit_in_the_middle_of_any_step_loses_no_pick():
     # Of the eager search most steps are passes over the rows, some factor a 700 × 700 matrix.
     rows = pools.law("flat", 4000, 700, 1).astype(np.float64)
@@ -390,6 +395,7 @@ def test_a_time_limit_that_does_not_pass_changes_nothing():
     assert_same(spice_rs.select(ROWS, 60, time_limit=1e300), spice_rs.select(ROWS, 60))
 
 
+@pytest.mark.slow
 def test_with_windows_a_time_limit_gives_whole_windows():
     none = spice_rs.select(ROWS, pool_size=100, select_per_window=10, time_limit=1e-9)
     assert (len(none), none.stop_reason) == (0, "time_limit")

@@ -18,7 +18,9 @@ import oracle
 import schedule_killer
 import spice_rs
 from command import run
-from reference import autograd_rows, make_data, make_lora, make_model
+from counts import some
+from models import make_lora, make_model
+from reference import autograd_rows, make_data
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceWarning, StoreError, StoreMismatchError
 from spice_rs.extraction.identity import weight_fingerprint
 from tiny import make_records
@@ -181,6 +183,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert runs[1][2] == 3 * runs[0][2]  # a second forward in each of the second run's
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_microbatches(tmp_path, monkeypatch):
     from spice_rs.extraction.batching import TextTask
 
@@ -218,9 +221,10 @@ def folder_of(path):
     return files, state, metrics, (path / "picks.jsonl").read_bytes(), [each.read_bytes() for each in weights]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path, kills):
+def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
+    kills = some(60)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, schedule_killer.__file__, str(tmp_path), str(kills), "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -238,6 +242,7 @@ def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path, kills):
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_the_model_as_it_was_and_goes_on(tmp_path, monkeypatch):
     from spice_rs.schedule.training import ProxyTraining
 
@@ -419,6 +424,7 @@ def test_another_run_in_the_folder_is_refused_by_name(tmp_path):
     spice_rs.run_schedule(make_model(), data, out, **options)
 
 
+@pytest.mark.slow
 def test_damage_is_found(tmp_path):
     data, out = make_data(24), tmp_path / "run"
     options = {"interval": 1, "dim": 64, **OPTIONS}
@@ -446,6 +452,7 @@ def test_damage_is_found(tmp_path):
 # ------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_the_command_is_the_function(proxy, tmp_path, capsys):
     records = make_records(30)
     data = tmp_path / "pool.jsonl"

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import oracle
 import pools
 import spice_rs
+from counts import cases, for_cases, some
 from spice_rs import InvalidInputError, SpiceWarning
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")
@@ -48,7 +49,7 @@ def assert_same(a: spice_rs.Selection, b: spice_rs.Selection) -> None:
 # --- exactness ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=2400, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(2400)
 @given(pools.cases(), st.sampled_from([None, None, None, 0.1, 0.5, 0.9]), st.integers(0, 2**32))
 def test_every_pick_is_best_at_its_own_prefix_and_nothing_else_matters(case, omega, seed):
     r = np.random.default_rng(seed)
@@ -85,7 +86,7 @@ def in_shards(folder: str, rows: np.ndarray, r: np.random.Generator) -> str:
     return store
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@cases(200)
 @given(
     pools.cases(),
     st.integers(5, 60),
@@ -112,17 +113,7 @@ def test_windows_and_unit_rows_do_not_depend_on_the_search(case, size, omega, no
             assert_same(eager, lazy)
 
 
-def seen_by_the_generator(look) -> None:
-    """Call `look` on some cases, the same every time."""
-    settings(
-        max_examples=200,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )(given(pools.cases())(look))()
-
-
+@pytest.mark.slow
 def test_the_case_generator_makes_the_penalty_matter():
     decided = []
 
@@ -131,10 +122,11 @@ def test_the_case_generator_makes_the_penalty_matter():
         plain = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=0)
         decided.append(bool(sel.overruled.any()) and sel.indices.tolist() != plain.indices.tolist())
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     assert sum(decided) >= 40
 
 
+@pytest.mark.slow
 def test_the_case_generator_makes_gains_alone_loose_bounds():
     loose = []
 
@@ -152,10 +144,11 @@ def test_the_case_generator_makes_gains_alone_loose_bounds():
 
         loose.append(read("lazy") * 1.3 < read("lazy_gain"))
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     assert sum(loose) >= 6
 
 
+@pytest.mark.slow
 def test_the_case_generator_reaches_all_of_the_engine():
     reached = Counter()
 
@@ -189,7 +182,7 @@ def test_the_case_generator_reaches_all_of_the_engine():
             }
         )
 
-    seen_by_the_generator(look)
+    for_cases(look, pools.cases(), count=200, same=True)
     rare = {name: count for name, count in reached.items() if count < 5}
     assert not rare, rare
     assert len(reached) == 19
@@ -419,7 +412,7 @@ def test_more_means_than_angles_are_kept_from_leave_bounds_valid():
 
 def test_hot_rows_that_outlive_the_last_cold_row_stay_right_through_epochs():
     # One row against a cone of others is cold for long; with it the last cold row is read for `overruled` alone.
-    for seed in range(40):
+    for seed in range(some(40)):
         r = np.random.default_rng(seed)
         rows = np.array([0, 0, 0, 1.0]) + 0.1 * r.standard_normal((65, 4))
         rows[-1] *= -1
@@ -432,13 +425,14 @@ def test_hot_rows_that_outlive_the_last_cold_row_stay_right_through_epochs():
 @pytest.mark.parametrize("penalty", [15.0, 30.0, 36.0, 100.0, 1e6])
 def test_penalties_far_above_every_gain_are_weighed_exactly(penalty):
     r = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(some(300)):
         rows = r.standard_normal((r.integers(3, 20), r.integers(1, 3)))
         eager = spice_rs.select(rows, len(rows), conflict_penalty=penalty, search="eager")
         for hot_rows in (1, 2):
             assert_same(eager, spice_rs.select(rows, len(rows), conflict_penalty=penalty, hot_rows=hot_rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
 def test_long_rows_are_picked_alike_whether_or_not_all_inner_products_are_taken_at_once(penalty):
     # From k = n/16 on the engine takes all of them; the first 8 picks tell the two ways apart.
@@ -466,9 +460,9 @@ def available_memory() -> int:
 
 @pytest.mark.slow
 def test_unprojected_rows_of_a_million_columns():
-    if available_memory() < 12 << 30:
-        pytest.skip("needs 12 GB of free memory")
-    n, d, k, penalty, part = 500, 1_000_000, 50, 0.3, 20_000
+    if available_memory() < 6 << 30:
+        pytest.skip("needs 6 GB of free memory")
+    n, d, k, penalty, part = 250, 1_000_000, 30, 0.3, 20_000
     r = np.random.default_rng(0)
     rows = np.empty((n, d), np.float16)
     gram = np.zeros((n, n))
@@ -682,6 +676,7 @@ def test_progress_calls_count_up_and_their_errors_end_the_run():
         spice_rs.select(rows, 3000, search="eager", progress=refuse)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_within_a_second():
     script = """
         import sys, time, numpy as np, spice_rs

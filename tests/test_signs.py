@@ -14,7 +14,8 @@ import pytest
 
 import spice_rs
 from command import run
-from reference import make_data, make_model
+from models import make_model
+from reference import make_data
 from spice_rs import signs, streams
 from spice_rs.extraction.movement import Movement
 from tiny import make_records
@@ -50,6 +51,7 @@ def test_a_step_is_said_while_the_core_works(heard):
     assert any(what.startswith("read: 30,000 rows") or what.startswith("select: 800 picks") for what in heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["extract", "plan", "doctor", "run"])
 def test_what_loads_torch_says_so_before(command, tmp_path):
     process = subprocess.Popen(
@@ -65,6 +67,7 @@ def test_what_loads_torch_says_so_before(command, tmp_path):
     assert (out, err.count("\n"), process.returncode) == ("", 1, 2)
 
 
+@pytest.mark.slow
 def test_long_commands_tell_their_steps(heard, proxy, tmp_path, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(signs.Listener, "begin", lambda self, what: told.append(what))
@@ -169,6 +172,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [None, "--progress", "--no-progress"])
 def test_standard_output_is_ours_alone_and_files_get_no_bars_unasked(flag, proxy, tmp_path):
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(each) + "\n" for each in make_records(5)))

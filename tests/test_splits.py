@@ -67,6 +67,7 @@ def test_a_split_is_remembered(several, proxy, tmp_path):
             sel.to_jsonl(tmp_path / "q.jsonl", f"{several}::train")
 
 
+@pytest.mark.slow
 def test_every_step_takes_the_same_split(several, proxy, tmp_path, capsys):
     if not isinstance(several, str):
         pytest.skip("the command line has paths alone")

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from counts import cases
 from spice_rs.errors import CorruptStoreError, InvalidInputError, SpiceError, StoreError, StoreMismatchError
 from spice_rs.store.store import GradientStore
 from stores import rows_checksum, sealed, shards, split, xxh3
@@ -101,7 +102,7 @@ def test_rows_come_back_within_the_bound_of_the_dtype(tmp_path: Path, dtype: str
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(60)
 @given(
     rows=hnp.arrays(
         np.float16,
@@ -786,6 +787,7 @@ for row in range(start, start + 10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_rows_and_all_that_it_had_committed(tmp_path: Path) -> None:
     for attempt, commits in enumerate((2, 6, 10)):
         start = attempt * 16 * 10**5
@@ -866,6 +868,7 @@ def test_rows_that_cannot_be_written_stay_and_the_next_call_says_so(tmp_path: Pa
     store.verify()
 
 
+@pytest.mark.slow
 def test_a_writer_whose_failure_was_told_writes_nothing_when_it_goes(tmp_path: Path) -> None:
     w = GradientStore.create(tmp_path / "s", dim=DIM)
     w.append(some_rows(2), [0, 1])
@@ -945,6 +948,7 @@ def test_whoever_waits_for_the_disk_can_be_interrupted_and_nothing_is_lost(tmp_p
     assert len(GradientStore(tmp_path)) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 @pytest.mark.parametrize("name", ["commit", "close", "append", "contains"])
 def test_a_signals_handler_in_the_middle_of_a_call_is_told_and_the_call_goes_on(

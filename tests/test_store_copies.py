@@ -231,6 +231,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert sorted(content(path)) == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes calls fail")
 @pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO"])
 def test_a_repair_that_fails_anywhere_loses_no_row(tmp_path: Path, fault: str) -> None:
@@ -255,6 +256,7 @@ def test_a_repair_that_fails_anywhere_loses_no_row(tmp_path: Path, fault: str) -
     assert 5 < when < 39
 
 
+@pytest.mark.slow
 def test_repairs_that_are_killed_at_random_lose_no_row(tmp_path: Path) -> None:
     rows = list(range(300))
     whole = content(fill(tmp_path / "once", {"a": rows}, 50))

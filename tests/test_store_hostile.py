@@ -239,6 +239,7 @@ def regions(name: str, content: bytes) -> dict[str, range]:
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_changed_byte_and_every_cut_of_every_region_is_found(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "s"

@@ -459,6 +459,7 @@ def test_a_damaged_shard_that_was_replaced_does_not_bring_back_what_it_replaced(
     assert content(path) == whole
 
 
+@pytest.mark.slow
 def test_the_command_line_has_the_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = fill(tmp_path / "a", range(6), rows_per_shard=1)
     b = fill(tmp_path / "b", range(4, 10), rows_per_shard=1)

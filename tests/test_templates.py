@@ -15,12 +15,12 @@ import types
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import spice_rs
 from command import run as command
+from models import make_model
 from spice_rs.data.dataset import load_records, tokenise, tokenizer_fingerprint
 from spice_rs.data.records import Message, Record
 from spice_rs.data.special import SpecialTokens, shared_prefix
@@ -635,16 +635,8 @@ def test_a_template_is_told_one_date():
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return make_model(vocab_size=300, max_position_embeddings=512, **sizes)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spice_rs
-from reference import assert_rows_equal, make_data, make_lora, make_model, rows_of, run
+from models import make_lora, make_model
+from reference import assert_rows_equal, make_data, rows_of, run
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.batching import collate, longest_first, take_batch
 from spice_rs.extraction.extractor import extract
@@ -101,6 +102,7 @@ def test_batches_fill_the_budget_longest_first():
         start += len(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "message", ["CUDA out of memory", "DefaultCPUAllocator: not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"]
 )

@@ -160,6 +160,7 @@ def test_a_selection_from_a_part_says_so(part, tmp_path):
     assert "had not ended" not in found.summary()
 
 
+@pytest.mark.slow
 def test_whoever_looks_at_a_part_is_told(part, tmp_path):
     pytest.importorskip("matplotlib")
     picks = spice_rs.select(part, 3, partial=True)
@@ -322,6 +323,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(proxy, tmp_path):
     data, out = tmp_path / "pool.jsonl", tmp_path / "store"
     data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from models import make_model
 
 WORDS = {word: number for number, word in enumerate(["<unk>", "</s>", *"abcdefgh"])}
 
@@ -22,18 +23,7 @@ def make_tokenizer(**options) -> PreTrainedTokenizerFast:
 def save_proxy(folder: Path) -> Path:
     """Save a random Llama and its tokenizer."""
     make_tokenizer().save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    make_model(vocab_size=len(WORDS), attention_dropout=0.0).save_pretrained(folder)
     return folder
 
 

@@ -22,7 +22,7 @@ PATIENCE = 3.0
 _BELIEVED = 60.0
 """Seconds for which an answer holds."""
 
-_asked: dict[str, tuple[float, str | None]] = {}
+asked: dict[str, tuple[float, str | None]] = {}
 """Address of a hub → when it was asked, and why it is out of reach."""
 
 
@@ -65,10 +65,10 @@ def _out_of_reach() -> str | None:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     address = constants.ENDPOINT
-    when, reason = _asked.get(address, (-_BELIEVED, None))
+    when, reason = asked.get(address, (-_BELIEVED, None))
     if time.monotonic() - when >= _BELIEVED:
         reason = _ask(address)
-        _asked[address] = time.monotonic(), reason
+        asked[address] = time.monotonic(), reason
     return None if reason is None else f"{address} is out of reach: {reason}"
 
 

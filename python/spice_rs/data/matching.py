@@ -41,8 +41,8 @@ REMEDY = (
 _SAID = frozenset(name for name in FIELDS if kind_of_mark(name) is None) - {"scores", "rewards"}
 """Fields that say what is learned; people add others for the selection."""
 
-_warned: set[str] = set()
-"""What people have been told of already that cannot be compared."""
+warned: set[str] = set()
+"""What people have been told of already that cannot be compared: once in a process."""
 
 
 @dataclass(frozen=True)
@@ -426,9 +426,9 @@ def _check_all(data: Any, belonging: Belonging, *, whole: bool = True) -> None:
 
 def _warn(belonging: Belonging, reason: str) -> None:
     """Tell people once that data are not compared."""
-    if belonging.name in _warned:
+    if belonging.name in warned:
         return
-    _warned.add(belonging.name)
+    warned.add(belonging.name)
     message = f"{belonging.name}: {reason}. Make sure that the data are those, in their order."
     warnings.warn(message, SpiceWarning, stacklevel=3)
 

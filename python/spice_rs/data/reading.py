@@ -40,7 +40,7 @@ _KINDS = {
 }
 """Suffix → kind of file, of which `datasets` reads one in a folder."""
 _ABOUT_DATA = ("dataset_info", "dataset_infos", "dataset_dict", "state")  # JSON that describes a data set
-_LONGEST_CELL = 1 << 27  # letters; Python's own limit is shorter than many answers
+LONGEST_CELL = 1 << 27  # letters; Python's own limit is shorter than many answers
 
 Parsed = Iterator[tuple[str, Callable[[], Any]]]
 """(place, parse) of each record."""
@@ -265,7 +265,7 @@ def _from_table(path: Path, delimiter: str) -> Parsed:
 
 def allow_long_cells() -> None:
     """Let Python read cells of CSV as long as answers are."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
 
 
 def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:

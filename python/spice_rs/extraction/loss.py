@@ -26,7 +26,7 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 OwnLossFunction = Callable[[torch.nn.Module, Any], torch.Tensor]
 """(model, batch of the user's own data) → one loss per sample, (B,)."""
 
-_CHUNK = 1 << 24  # logits handled at a time in float32: 64 MB
+CHUNK = 1 << 24  # logits handled at a time in float32: 64 MB
 
 
 class _TokenCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class _TokenCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        step = max(1, _CHUNK // logits.shape[1])
+        step = max(1, CHUNK // logits.shape[1])
         norms = torch.cat([part.float().logsumexp(dim=1) for part in logits.split(step)])  # (N,)
         ctx.save_for_backward(logits, targets, norms)
         picked = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
@@ -45,7 +45,7 @@ class _TokenCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         logits, targets, norms = ctx.saved_tensors
         scale = gradients[0].unsqueeze(1)  # (N, 1)
         result = torch.empty_like(logits)
-        step = max(1, _CHUNK // logits.shape[1])
+        step = max(1, CHUNK // logits.shape[1])
         for start in range(0, len(logits), step):
             chunk = slice(start, start + step)
             softmax = (logits[chunk].float() - norms[chunk].unsqueeze(1)).exp_()

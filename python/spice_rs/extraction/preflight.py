@@ -37,7 +37,7 @@ _TOKENS, _LEARNED = 16, 4  # of a sample that is worth trying
 _FLOOR = 1e-3  # gradients that are this small among all are judged as if they were not
 _Thing = TypeVar("_Thing")
 _Fault = TypeVar("_Fault")
-_MOST = (
+MOST = (
     1 << 26
 )  # coordinates that are compared at a time, but for a layer that has more: 256 MB for each sample
 
@@ -243,7 +243,7 @@ class Preflight:
             rows, _ = self.compute(task, samples)
         finally:
             self.capture.projection = before
-        if len(samples) == 1 and some.dim <= _MOST:
+        if len(samples) == 1 and some.dim <= MOST:
             self._latest[:] = [(this, rows)]
         return rows, some
 
@@ -292,7 +292,7 @@ def _groups(layers: Sequence[Layer | Replaced]) -> list[list[Layer | Replaced]]:
     total = 0
     for layer in layers:
         total += _size(layer)
-        if not groups or total > _MOST:
+        if not groups or total > MOST:
             groups.append([])
             total = _size(layer)
         groups[-1].append(layer)
@@ -305,7 +305,7 @@ def _least(layers: Sequence[Layer | Replaced]) -> list[Layer | Replaced]:
     total = 0
     for layer in sorted(layers, key=_size):
         total += _size(layer)
-        if found and total > _MOST:
+        if found and total > MOST:
             break
         found.add(layer.name)
     return [layer for layer in layers if layer.name in found]

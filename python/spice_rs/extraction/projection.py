@@ -49,8 +49,8 @@ DEFAULT_SIDE = 16
 _GOLDEN = -7046029254386353131  # 0x9e3779b97f4a7c15 as int64
 _MIX_1 = -4658895280553007687  # 0xbf58476d1ce4e5b9
 _MIX_2 = -7723592293110705685  # 0x94d049bb133111eb
-_CHUNK = 1 << 20  # coordinates formed at a time: 4 MB in float32 per sample
-_SIGNS = 1 << 24  # dense signs made at a time: 64 MB in float32
+CHUNK = 1 << 20  # coordinates formed at a time: 4 MB in float32 per sample
+SIGNS = 1 << 24  # dense signs made at a time: 64 MB in float32
 _CACHED_COORDINATES = 1 << 26  # buckets and signs kept between batches, 12 bytes each: at most 800 MB
 
 
@@ -145,7 +145,7 @@ class Projection(ABC):
         """
         samples, _, m = left.shape
         n = right.shape[2]
-        step = max(1, min(m, _CHUNK // n))  # the same for every batch, so that the blocks can be cached
+        step = max(1, min(m, CHUNK // n))  # the same for every batch, so that the blocks can be cached
         for start in range(0, m, step):
             block = self._outer(left[:, :, start : start + step], right)
             self.add_flat(rows, parameter, start * n, block.view(samples, -1))
@@ -219,7 +219,7 @@ class SparseProjection(Projection):
     ) -> None:
         """One signed addition per coordinate that a token touches."""
         samples, length, n = values.shape
-        step = max(1, _CHUNK // (samples * n))
+        step = max(1, CHUNK // (samples * n))
         column = torch.arange(n, device=ids.device)
         first = torch.arange(samples, device=ids.device).mul_(self.dim).view(-1, 1, 1)
         for start in range(0, length, step):
@@ -314,7 +314,7 @@ class RademacherProjection(Projection):
     def add_flat(self, rows: torch.Tensor, parameter: Parameter, start: int, values: torch.Tensor) -> None:
         """`dim` multiplications per coordinate."""
         key = hash_key(self.seed, parameter.name, "dense")
-        step = max(1, _SIGNS // self.dim)
+        step = max(1, SIGNS // self.dim)
         for begin in range(0, values.shape[1], step):
             part = values[:, begin : begin + step]
             signs = dense_signs(key, start + begin, part.shape[1], self.dim, rows.device)

@@ -23,7 +23,7 @@ from spice_rs.extraction.gradients import GradientRun
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.projection import Parameter, Projection
 
-_CHUNK = 1 << 20  # coordinates of a scaled gradient formed at a time, per sample
+CHUNK = 1 << 20  # coordinates of a scaled gradient formed at a time, per sample
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ViewedProjection(Projection):
             return
         samples, _, m = left.shape
         n = right.shape[2]
-        step = max(1, min(m, _CHUNK // n))
+        step = max(1, min(m, CHUNK // n))
         transposed, right = left.transpose(1, 2), right.to(left.dtype)
         for start in range(0, m, step):
             block = torch.bmm(transposed[:, start : start + step], right).to(torch.float32)

@@ -169,7 +169,7 @@ def write_report(
             )
     sections.append(
         "<div class=figures>"
-        + "".join(_svg(figure, number) for number, figure in enumerate(figures))
+        + "".join(svg(figure, number) for number, figure in enumerate(figures))
         + "</div>"
     )
     if labels is not None:
@@ -331,7 +331,8 @@ def _table(title: str, rows: Table, *, header: bool = True) -> str:
     return f"{heading}<div class=wide><table>{''.join(lines)}</table></div>"
 
 
-def _svg(figure: Figure, number: int) -> str:
+def svg(figure: Figure, number: int) -> str:
+    """A figure as SVG of a page, the same each time; `number` keeps its ids apart from those of the others."""
     import matplotlib
 
     drawn = io.StringIO()

@@ -155,7 +155,7 @@ class Selection(Exports):
             InvalidInputError: `k` is out of range, or the picks are not nested.
         """
         self._check_nested()
-        remedy = f"There {'is' if len(self) == 1 else 'are'} {counted(len(self), 'pick')}: select more rows for a larger one."
+        remedy = f"This is a selection of {counted(len(self), 'pick')}: select more rows for a larger one."
         k = whole("k", k, least=max(1, self.forced), most=len(self), remedy=remedy)
         duplicates = self.near_duplicates
         if duplicates is not None:
