@@ -50,9 +50,17 @@ from spice_rs.files import opened
 from spice_rs.own_json import parsed, short
 from spice_rs.paths import local
 from spice_rs.selection.form import fault_of
-from spice_rs.selection.saved_run import DUPLICATES, LAST, SERIES, TENSORS, SavedRun, fault_of_run, names_of
+from spice_rs.selection.saved_run import (
+    LAST,
+    NEAR_DUPLICATES,
+    SERIES,
+    TENSORS,
+    SavedRun,
+    fault_of_run,
+    names_of,
+)
 
-__all__ = ["DUPLICATES", "SERIES", "SavedRun", "check_same", "read_run", "write_run"]
+__all__ = ["NEAR_DUPLICATES", "SERIES", "SavedRun", "check_same", "read_run", "write_run"]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
@@ -209,7 +217,7 @@ def _parse(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
     """Return the tensors in order with their lengths, still to be compared with the header and the settings."""
-    sizes = {"indices": 0, DUPLICATES[0]: 0}
+    sizes = {"indices": 0, NEAR_DUPLICATES[0]: 0}
     for series in sizes:
         match tensors.get(series):
             case {"shape": [int(count)]} if 0 <= count < 1 << 40:
@@ -217,7 +225,7 @@ def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
             case found if series == "indices" or series in tensors:
                 _corrupt(name, series, short(found), "the shape of a list of rows")
     return {
-        series: sizes[DUPLICATES[0] if series in DUPLICATES else "indices"]
+        series: sizes[NEAR_DUPLICATES[0] if series in NEAR_DUPLICATES else "indices"]
         for series in TENSORS
         if series in tensors or (series in SERIES and series != LAST)
     }

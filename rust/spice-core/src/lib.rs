@@ -13,6 +13,7 @@ pub mod memory;
 pub mod monitor;
 pub mod narrow;
 mod once;
+pub mod rows;
 pub mod selection;
 pub mod store;
 pub mod survey;
