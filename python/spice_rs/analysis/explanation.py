@@ -10,7 +10,7 @@ import numpy as np
 
 from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
-from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
+from spice_rs.analysis.replay import Replay, Run, SelectionInputs, log_spaced
 from spice_rs.analysis.waiting import waited
 from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
@@ -93,7 +93,7 @@ def explain(
     if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
         rows = [rows]
     wanted = row_list("rows", rows)
-    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
+    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
     if "prior" in replay.missing:
@@ -120,7 +120,7 @@ def explain(
 
 
 def _with_records(
-    found: list[Explanation], replay: Replay, given: Given, columns: Mapping[str, str] | None
+    found: list[Explanation], replay: Replay, given: SelectionInputs, columns: Mapping[str, str] | None
 ) -> list[Explanation]:
     """Return explanations with the records of their rows and of the picks that they name, where there are data."""
     if given.data is None:

@@ -26,7 +26,7 @@ from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
-from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
@@ -210,12 +210,12 @@ def extract(
                 progress=shown,
             )
         )
-        reading, run = ready.reading, ready.run()
-        share = rank.slice(reading.samples)
+        inputs, run = ready.inputs, ready.run()
+        share = rank.slice(inputs.samples)
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
             run.prepare(share)  # what is refused leaves no store behind
         earlier = GradientStore(out) if (Path(out) / STORE_FILE).exists() else None
-        provenance = {**ready.provenance, "dataset": _dataset(reading, settings, earlier)}
+        provenance = {**ready.provenance, "dataset": _dataset(inputs, settings, earlier)}
         create = functools.partial(
             GradientStore.create,
             out,
@@ -229,13 +229,13 @@ def extract(
             stack.enter_context(lease(out))
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
-            _report(reading, max_length, out)
-        _mark(out, reading)
+            _report(inputs, max_length, out)
+        _mark(out, inputs)
         present = np.asarray(writer.contains(rows_of(share)), np.bool_)
         there, missing = chosen(share, present), chosen(share, ~present)
         # A store of an earlier version goes on as it began.
         without = earlier is not None and len(earlier) > 0 and earlier.record is None
-        hashed = None if without else reading.hashed
+        hashed = None if without else inputs.hashed
         run.fill(writer, missing, shown, hashed=hashed, there=there)
     store = GradientStore(out)
     if store.expected_rows is None:  # whichever process is the last sees that
@@ -256,28 +256,28 @@ def _tidy(
         cache.remove()
 
 
-def _mark(out: str | os.PathLike[str], reading: Reading) -> None:
+def _mark(out: str | os.PathLike[str], inputs: Inputs) -> None:
     """Marks the store as unfinished, if rows of any process are missing."""
     store = GradientStore(out)
-    expected = len(np.union1d(store.index, rows_of(reading.samples)))
+    expected = len(np.union1d(store.index, rows_of(inputs.samples)))
     if len(store) < expected and (store.expected_rows or 0) < expected:  # one of a larger limit stays
-        text = not isinstance(reading.samples[0], OwnSample)
+        text = not isinstance(inputs.samples[0], OwnSample)
         mark(out, Unfinished(expected, longest_first=text))
 
 
-def _dataset(reading: Reading, settings: Settings, earlier: GradientStore | None) -> dict[str, Any]:
+def _dataset(inputs: Inputs, settings: Settings, earlier: GradientStore | None) -> dict[str, Any]:
     """What the store records of the data: also how they were read, for data that are given later."""
-    dataset: dict[str, Any] = reading.provenance["dataset"]
+    dataset: dict[str, Any] = inputs.provenance["dataset"]
     there = None if earlier is None else earlier.provenance.get("dataset")
     if isinstance(there, Mapping) and there.get("fingerprint") == dataset["fingerprint"]:
         return dict(there)  # the same records, whatever their columns were called
     if earlier is not None and isinstance(there, Mapping) and "fingerprint" in there:
-        raise _other_data(earlier, reading)
+        raise _other_data(earlier, inputs)
     layout = {name: _plain(value) for name in LAYOUT if (value := getattr(settings, name)) is not None}
     return dataset | layout
 
 
-def _other_data(store: GradientStore, reading: Reading) -> StoreMismatchError:
+def _other_data(store: GradientStore, inputs: Inputs) -> StoreMismatchError:
     """What to say of data that are not those of the rows that are there."""
     known = (
         {} if store.record is None else dict(zip(store.index.tolist(), store.record.tolist(), strict=True))
@@ -285,14 +285,14 @@ def _other_data(store: GradientStore, reading: Reading) -> StoreMismatchError:
     first = ""
     for row in sorted(known):
         try:
-            same = reading.hashed(row) == known[row]
+            same = inputs.hashed(row) == known[row]
         except LookupError:  # it is not there any more, or cannot be used
             same = False
         if not same:
             first = f"; the first that differs: record {row}"
             break
     return StoreMismatchError(
-        f"{store.path}: provenance.dataset: found other records in {reading.source} ({reading.rows} of them{first}),"
+        f"{store.path}: provenance.dataset: found other records in {inputs.source} ({inputs.rows} of them{first}),"
         f" expected those that its rows were extracted from ({store.provenance['dataset'].get('rows')}). Give the same"
         " data, or extract into another folder."
     )
@@ -305,22 +305,22 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else list(value)
 
 
-def _report(reading: Reading, max_length: int, out: str | os.PathLike[str]) -> None:
+def _report(inputs: Inputs, max_length: int, out: str | os.PathLike[str]) -> None:
     """Lists samples that were left out beside the store, and warns of them and of cut ones."""
-    listed = write_left_out(reading.left_out, out)
-    if reading.left_out:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(reading.left_out).items())
+    listed = write_left_out(inputs.left_out, out)
+    if inputs.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         warnings.warn(
-            f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}; all in {listed}); "
-            f"the first: {reading.left_out[0]}",
+            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}; all in {listed}); "
+            f"the first: {inputs.left_out[0]}",
             SpiceWarning,
             stacklevel=3,
         )
-    for note in reading.notes:
+    for note in inputs.notes:
         warnings.warn(note, SpiceWarning, stacklevel=3)
-    if reading.truncated:
+    if inputs.truncated:
         warnings.warn(
-            f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={max_length} tokens",
+            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={max_length} tokens",
             SpiceWarning,
             stacklevel=3,
         )
