@@ -13,6 +13,7 @@ use spice_core::analysis::{certify, curvature};
 use spice_core::linalg::{Cholesky, Kernels, add_outer_products, products_of};
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::selection::{Search, Settings, Survey, select};
 
 /// Every search of the full objective, by name.
@@ -156,7 +157,7 @@ fn passes(criterion: &mut Criterion) {
     rate(&mut group, "curvature", squares(ROWS), || {
         curvature(&survey, 1.0, &monitor).expect("a curvature")
     });
-    let picks: Vec<usize> = (0..200).map(|i| i * 80).collect();
+    let picks: Vec<Position> = (0..200).map(|i| Position::new(i * 80)).collect();
     let prefixes = [0, 1, 4, 14, 53, 200];
     let cells = Throughput::Elements((ROWS * CELLS * picks.len()) as u64);
     rate(&mut group, "certificate of 200 picks", cells, || {

@@ -1,7 +1,8 @@
-"""Who imports whom, read from the sources: Python by its syntax tree, Rust by its `use` declarations and paths."""
+"""Who imports whom, and what words are used, read from the sources: Python by its syntax, Rust by its text."""
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -147,3 +148,19 @@ def _absolute(module: str, name: str) -> str:
     if first == "self":
         return f"{module}::{rest}"
     return f"{module}::{name}"
+
+
+def python_words(path: Path) -> set[str]:
+    """Return the names in a Python file: what is neither text nor a comment."""
+    with tokenize.open(path) as file:
+        return {each.string for each in tokenize.generate_tokens(file.readline) if each.type == tokenize.NAME}
+
+
+def rust_code(path: Path) -> str:
+    """Return a Rust file without its comments and texts."""
+    return re.sub(r'//[^\n]*|"(?:\\.|[^"\\])*"', " ", path.read_text(encoding="utf-8"))
+
+
+def rust_words(path: Path) -> set[str]:
+    """Return the names in a Rust file."""
+    return set(re.findall(r"[A-Za-z_]\w*", rust_code(path)))

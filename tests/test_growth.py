@@ -14,7 +14,7 @@ import spice_rs
 from command import run
 from counts import cases
 from spice_rs import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.selection.remade import read_selection
+from spice_rs.selection.from_file import read_selection
 from spice_rs.store.sources import open_source
 
 SERIES = ("indices", "gains", "base", "conflict", "scores", "overruled")

@@ -1,11 +1,11 @@
-"""The tree's own rules: no imports in circles, and none from a later stage."""
+"""The tree's own rules: no imports in circles, none from a later stage, and one word for one thing."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from house import circle, later, python_graph, rust_graph
+from house import circle, later, python_graph, python_words, rust_code, rust_graph, rust_words
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "spice_rs"
@@ -16,6 +16,69 @@ STAGES = ["data", "store", "extraction", "selection", "analysis", "report"]
 CRATE_STAGES = ["linalg", "matrix", "survey", "selection", "analysis"]
 RESULTS = ["spice_rs.selection.result", "spice_rs.selection.exported", "spice_rs.analysis.comparison"]
 """Result objects, of which convenience methods import what shows them or writes them; listed in CONTRIBUTING."""
+
+RETIRED = {"Way", "ways", "Told", "Given", "Reading", "backdrop", "remade", "DUPLICATES"}
+"""Words that told nothing, or that named twice what has a name; `docs/design.md` has those that are used."""
+RETIRED_IN_SEARCH = {
+    *("left_out", "LeftOut", "leave_out", "duplicate", "duplicates", "is_near", "Near"),  # near_duplicate
+    *("owned", "FORCED"),  # initial, Forced
+    *("cold_merit", "UNKNOWN"),
+}
+SEARCH = [
+    "spice-core/src/selection",
+    "spice-core/src/analysis",
+    "spice-core/src/monitor.rs",
+    "spice-py/src/past.rs",
+]
+"""Where rows are picked and what is told of it; a store has duplicates, and leaves out."""
+
+
+def _rust(*places):
+    for place in places:
+        path = ROOT / "rust" / place
+        yield from sorted(path.rglob("*.rs")) if path.is_dir() else [path]
+
+
+def test_words_that_were_given_up_do_not_come_back():
+    files = [(path, python_words(path)) for path in sorted(PACKAGE.rglob("*.py"))]
+    files += [(path, rust_words(path)) for path in _rust("spice-core/src", "spice-py/src")]
+    found = {path.name: words & RETIRED for path, words in files if words & RETIRED}
+    assert found == {}
+    assert not [path for path, _ in files if path.stem in RETIRED]
+    of_search = [(path, rust_words(path)) for path in _rust(*SEARCH)]
+    assert {
+        path.name: words & RETIRED_IN_SEARCH for path, words in of_search if words & RETIRED_IN_SEARCH
+    } == {}
+    picking = [
+        path for stage in ("selection", "analysis") for path in sorted((PACKAGE / stage).rglob("*.py"))
+    ]
+    assert not [path for path in picking if "left_out" in python_words(path)]
+    assert len(picking) > 30
+    assert len(of_search) > 40
+
+
+def test_what_a_row_is_known_by_is_never_a_bare_number():
+    bare = re.compile(
+        r"\b(?:positions?|names?|slots?|initial|include|exclude|candidates): *(?:&(?:mut )?)?(?:Vec<|\[)?(?:usize|i64)\b"
+    )
+    files = list(_rust("spice-core/src/selection", "spice-core/src/analysis", "spice-core/src/survey.rs"))
+    found = {path.name: bare.findall(rust_code(path)) for path in files}
+    counts = {"search.rs": 1, "gram.rs": 1}  # how many candidates there are
+    assert {name: len(each) for name, each in found.items() if each} == counts
+    for text in ("fn f(slot: usize)", "names: &[usize]", "initial: Vec<usize>"):
+        assert bare.search(text)
+
+
+def test_a_budget_is_a_cost_and_k_is_a_number_of_rows():
+    files = list(_rust("spice-core/src/selection", "spice-core/src/analysis", "spice-py/src"))
+    counted = re.compile(r"\bbudget: *(?:Option<)?usize\b")
+    assert not [path for path in files if counted.search(rust_code(path))]
+
+
+def test_a_standing_is_packed_in_one_file_alone():
+    full = CRATE / "selection" / "full"
+    packed = [path.name for path in full.glob("*.rs") if re.search(r"\bStanding\(", rust_code(path))]
+    assert packed == ["standing.rs"]
 
 
 def test_no_python_module_imports_one_that_imports_it():

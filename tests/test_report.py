@@ -18,9 +18,11 @@ import oracle
 import pools
 import spice_rs
 from command import run
-from spice_rs.analysis.backdrop import pool_map, random_sets, sweep
-from spice_rs.analysis.replay import Given, Replay
-from spice_rs.selection.remade import read_selection
+from spice_rs.analysis.pool_map import pool_map
+from spice_rs.analysis.random_sets import random_sets
+from spice_rs.analysis.replay import Replay, SelectionInputs
+from spice_rs.analysis.sweep import sweep
+from spice_rs.selection.from_file import read_selection
 
 pytest.importorskip("matplotlib")
 from spice_rs.report import page as page_module
@@ -244,7 +246,7 @@ def test_random_sets_have_their_own_log_det():
     rows = pools.law("clustered", 60, 7, 2).astype(np.float64)
     weights = np.random.default_rng(0).uniform(0.5, 2, 60)
     sel = spice_rs.select(rows, 12, alpha=0.5, weights=weights, initial=[3], exclude=[5])
-    replay = Replay(sel, rows, Given(weights=weights, initial=[3], exclude=[5]))
+    replay = Replay(sel, rows, SelectionInputs(weights=weights, initial=[3], exclude=[5]))
     found = random_sets(replay, sets=2, seed=4)
     draws = np.random.default_rng(4)
     candidates = np.setdiff1d(np.arange(60), [3, 5])

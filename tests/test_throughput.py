@@ -49,7 +49,7 @@ def waits(model, data, **options):
     """The operations in one batch, and those in making its tensors on the host left out."""
     with preparing(model, data, Settings.of(options, extract)) as ready:
         computed = ready.run()
-        samples = longest_first(ready.reading.samples)
+        samples = longest_first(ready.inputs.samples)
         batch = collate(samples, CPU)
         with computed.capture.attached():
             computed.compute(samples)
@@ -90,7 +90,7 @@ def test_adapters_and_embeddings_do_not_wait_either():
 
 def test_batches_fill_the_budget_longest_first():
     with preparing(make_model(), make_data(40), Settings.of({}, extract)) as ready:
-        samples = longest_first(ready.reading.samples)
+        samples = longest_first(ready.inputs.samples)
     lengths = [sample.length for sample in samples]
     assert lengths == sorted(lengths, reverse=True)
     start = 0

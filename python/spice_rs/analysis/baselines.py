@@ -145,11 +145,11 @@ def _by_submodlib(reader: RowReader, k: int) -> Positions:
     function = import_module("submodlib").FacilityLocationFunction(
         n=reader.rows, mode="dense", separate_rep=False, sijs=_similarity(reader)
     )
-    # It takes no budget of all rows.
-    budget = min(k, reader.rows - 1)
-    maximize = partial(function.maximize, budget=budget, optimizer="LazyGreedy", show_progress=False)
+    # It cannot be asked for all rows.
+    most = min(k, reader.rows - 1)
+    maximize = partial(function.maximize, budget=most, optimizer="LazyGreedy", show_progress=False)
     made = waited(maximize)
-    picks = np.array([row for row, _ in made], np.int64)
+    picks = np.array([position for position, _ in made], np.int64)
     return np.append(picks, np.setdiff1d(np.arange(reader.rows), picks)[: k - len(picks)])
 
 

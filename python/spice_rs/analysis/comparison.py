@@ -1,4 +1,4 @@
-"""One budget, many methods: what each picks, measured with one and the same yardstick."""
+"""One k, many methods: what each picks, measured with one and the same yardstick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.measures import Facts, other_scales, overlap, upper_bound
-from spice_rs.analysis.methods import NotAvailable, Setting, Way, ways
+from spice_rs.analysis.methods import Contender, NotAvailable, Setting, contenders
 from spice_rs.arguments import flag, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Library, as_frame
@@ -279,7 +279,7 @@ def compare(
         target=target,
         measured=aims,
     )
-    lines = ways(setting, methods)
+    lines = contenders(setting, methods)
     others = other_scales(opened, resolved, scales)
     facts = Facts(opened, data, groups, lengths, index_column)
     watch = _Watch(progress, setting.k, len(lines))
@@ -287,12 +287,14 @@ def compare(
     selections: dict[str, Selection] = {}
     seconds: dict[str, float] = {}
     with watch:
-        for way in lines:
-            watch.begin(way.label)
+        for contender in lines:
+            watch.begin(contender.label)
             try:
-                selections[way.label], seconds[way.label] = _made(setting, way, watch, notes)
+                selections[contender.label], seconds[contender.label] = _made(
+                    setting, contender, watch, notes
+                )
             except NotAvailable as reason:
-                notes.append(f"{way.label} was left out: {reason}.")
+                notes.append(f"{contender.label} was left out: {reason}.")
             watch.end()
         if not selections:
             raise InvalidInputError(f"methods: found only what cannot run here: {' '.join(notes)}")
@@ -302,7 +304,8 @@ def compare(
             bound = upper_bound(setting, lines, selections, progress)
         except InvalidInputError as error:
             notes.append(f"There is no bound of U: {error}")
-    chance = [selections[way.label].log_det for way in lines if way.label in selections and way.random]
+    by_chance = [contender.label for contender in lines if contender.random]
+    chance = [selections[label].log_det for label in by_chance if label in selections]
     mean = float(np.mean(chance)) if chance else None
     measured = _under(opened, others, selections, alpha, threads, notes)
     rows = []
@@ -376,25 +379,25 @@ def _under(
     return found
 
 
-def _made(setting: Setting, way: Way, watch: _Watch, notes: list[str]) -> tuple[Selection, float]:
+def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str]) -> tuple[Selection, float]:
     """Return what a method picks, with the numbers that are compared, and the seconds that picking took."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SpiceWarning)
         started = time.perf_counter()
-        made = way.pick(watch)
+        made = contender.pick(watch)
         seconds = time.perf_counter() - started
     for each in caught:
         if not issubclass(each.category, SpiceWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         elif not any(str(each.message) in note for note in notes):
-            notes.append(f"{way.label}: {each.message}")
-    if way.exact and isinstance(made, Selection):
+            notes.append(f"{contender.label}: {each.message}")
+    if contender.exact and isinstance(made, Selection):
         return made, seconds
     if isinstance(made, Selection):
-        notes += _measured_otherwise(setting, way.label, made)
+        notes += _measured_otherwise(setting, contender.label, made)
     if not len(made):
         raise InvalidInputError(
-            f"methods: found no picks of {way.label!r}, expected at least one row. Leave it out."
+            f"methods: found no picks of {contender.label!r}, expected at least one row. Leave it out."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)  # about settings that this method did not have

@@ -128,7 +128,8 @@ def curvature(
     with counting(progress, "curvature") as count:
         found = _core.curvature(pool, alpha=alpha, threads=threads, progress=count)
     rows = np.arange(opened.rows, dtype=np.int64) if opened.index is None else opened.index
-    found["row"] = None if found["row"] is None else int(rows[found["row"]])
+    position = found.pop("position")
+    found["row"] = None if position is None else int(rows[position])
     settings = {
         "alpha": alpha,
         "normalize": pool.normalize,

@@ -10,7 +10,7 @@ import numpy as np
 
 from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
-from spice_rs.analysis.replay import Given, Replay, Run, log_spaced
+from spice_rs.analysis.replay import Replay, Run, SelectionInputs, log_spaced
 from spice_rs.analysis.waiting import waited
 from spice_rs.arguments import is_whole, mapping_or_none
 from spice_rs.data.excerpt import excerpt
@@ -94,7 +94,7 @@ def explain(
     if is_whole(rows):
         rows = [rows]
     wanted, columns = row_list("rows", rows), mapping_or_none("columns", columns)
-    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
+    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
     if "prior" in replay.missing:
@@ -121,7 +121,7 @@ def explain(
 
 
 def _with_records(
-    found: list[Explanation], replay: Replay, given: Given, columns: Mapping[str, str] | None
+    found: list[Explanation], replay: Replay, given: SelectionInputs, columns: Mapping[str, str] | None
 ) -> list[Explanation]:
     """Return explanations with the records of their rows and of the picks that they name, where there are data."""
     if given.data is None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.certificate import certify
-from spice_rs.analysis.methods import Setting, Way
+from spice_rs.analysis.methods import Contender, Setting
 from spice_rs.arguments import choice, names_or_none
 from spice_rs.progress import Progress
 from spice_rs.selection.columns import Columns, Label
@@ -104,7 +104,7 @@ def overlap(picks: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
 
 
 def upper_bound(
-    setting: Setting, lines: Sequence[Way], selections: Mapping[str, Selection], progress: Progress
+    setting: Setting, lines: Sequence[Contender], selections: Mapping[str, Selection], progress: Progress
 ) -> float | None:
     """Return what U of no k rows exceeds, by the certificate of the best run of k picks; None where there is none.
 
@@ -116,7 +116,11 @@ def upper_bound(
     whole = [selection for selection in selections.values() if len(selection) == setting.k]
     if not whole:
         return None
-    exact = [selections[way.label] for way in lines if way.exact and way.label in selections]
+    exact = [
+        selections[contender.label]
+        for contender in lines
+        if contender.exact and contender.label in selections
+    ]
     best = min(exact or whole, key=lambda s: (s.settings["conflict_penalty"], -s.log_det))
     shown = False if callable(progress) else progress
     return float(certify(best, setting.source, threads=setting.threads, progress=shown).upper_bound)

@@ -21,7 +21,7 @@ from spice_rs.selection.target import Measured
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Normalize, Source
 
-__all__ = ["METHODS", "NotAvailable", "Setting", "Way", "ways"]
+__all__ = ["METHODS", "Contender", "NotAvailable", "Setting", "contenders"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Setting:
 
 Picks = Selection | npt.NDArray[np.int64]
 """What a method makes: dataset rows in the order of the picks, or a selection of which something else counts too: its
-numbers (`Way.exact`), or that it was made from the same source."""
+numbers (`Contender.exact`), or that it was made from the same source."""
 
 
 @dataclass(frozen=True)
-class Way:
+class Contender:
     """One line of the comparison: a method with all its settings.
 
     Attributes:
@@ -92,23 +92,23 @@ class Way:
     random: bool = False
 
 
-def _spice(setting: Setting) -> list[Way]:
-    return [Way("spice", lambda watch: setting.select(watch), exact=True)]
+def _spice(setting: Setting) -> list[Contender]:
+    return [Contender("spice", lambda watch: setting.select(watch), exact=True)]
 
 
-def _no_penalty(setting: Setting) -> list[Way]:
-    return [Way("no_penalty", lambda watch: setting.select(watch, conflict_penalty=0.0), exact=True)]
+def _no_penalty(setting: Setting) -> list[Contender]:
+    return [Contender("no_penalty", lambda watch: setting.select(watch, conflict_penalty=0.0), exact=True)]
 
 
-def _diagonal(setting: Setting) -> list[Way]:
-    return [Way("diagonal", lambda watch: setting.select(watch, fisher="diagonal").indices)]
+def _diagonal(setting: Setting) -> list[Contender]:
+    return [Contender("diagonal", lambda watch: setting.select(watch, fisher="diagonal").indices)]
 
 
-def _top_k(setting: Setting) -> list[Way]:
-    return [Way("top_k", lambda watch: setting.select(watch, method="top_k").indices)]
+def _top_k(setting: Setting) -> list[Contender]:
+    return [Contender("top_k", lambda watch: setting.select(watch, method="top_k").indices)]
 
 
-def _windows(setting: Setting) -> list[Way]:
+def _windows(setting: Setting) -> list[Contender]:
     """The released code's pool: windows of a permutation, each with its share of k, by its diagonal.
 
     Every window gets the share rounded up, and then the last picks of the last windows are left out: greedy picks are
@@ -129,49 +129,51 @@ def _windows(setting: Setting) -> list[Way]:
         kept = np.sort(np.argsort(rank, kind="stable")[: setting.k])
         return selection.indices[kept]
 
-    return [Way("windows", pick)]
+    return [Contender("windows", pick)]
 
 
-def _random(setting: Setting) -> list[Way]:
+def _random(setting: Setting) -> list[Contender]:
     def drawn(seed: int) -> Callable[[Watch], Picks]:
         return lambda watch: setting.dataset_rows(random_rows(setting.candidates, setting.k, seed))
 
     seeds = range(setting.seed, setting.seed + setting.random_sets)
-    return [Way(f"random {seed}", drawn(seed), random=True) for seed in seeds]
+    return [Contender(f"random {seed}", drawn(seed), random=True) for seed in seeds]
 
 
-def _k_center(setting: Setting) -> list[Way]:
+def _k_center(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
         reader = RowReader(setting.source, setting.normalize)
         return setting.dataset_rows(k_center(setting.candidates, reader, setting.k, watch))
 
-    return [Way("k_center", pick)]
+    return [Contender("k_center", pick)]
 
 
-def _facility_location(setting: Setting) -> list[Way]:
+def _facility_location(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
         if len(setting.candidates) < setting.source.rows:
             raise NotAvailable("the libraries' kernels have all rows, those that the target has too")
         positions, _ = facility_location(RowReader(setting.source, setting.normalize), setting.k)
         return setting.dataset_rows(positions)
 
-    return [Way("facility_location", pick)]
+    return [Contender("facility_location", pick)]
 
 
-def _target(setting: Setting) -> list[Way]:
+def _target(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
         own: dict[str, Any] = {"alpha": "auto", "conflict_penalty": 0.0, "normalize": "unit"}
         return setting.select(watch, target=setting.target, **own).indices
 
-    return [Way("target", pick)]
+    return [Contender("target", pick)]
 
 
-def _relevance(setting: Setting) -> list[Way]:
+def _relevance(setting: Setting) -> list[Contender]:
     """The k rows of the largest r, without interaction."""
-    return [Way("relevance", lambda watch: _largest(setting, _measured(setting).relevance[:, 0], watch))]
+    return [
+        Contender("relevance", lambda watch: _largest(setting, _measured(setting).relevance[:, 0], watch))
+    ]
 
 
-def _less(setting: Setting) -> list[Way]:
+def _less(setting: Setting) -> list[Contender]:
     """The k rows of the largest mean cosine to the target's rows: the rule of LESS (arXiv 2402.04333)."""
 
     def pick(watch: Watch) -> Picks:
@@ -186,11 +188,11 @@ def _less(setting: Setting) -> list[Way]:
         )
         return _largest(setting, cosines, watch)
 
-    return [Way("less", pick)]
+    return [Contender("less", pick)]
 
 
 def _measured(setting: Setting) -> Measured:
-    assert setting.measured is not None  # or `ways` would have refused the method
+    assert setting.measured is not None  # or `contenders` would have refused the method
     return setting.measured
 
 
@@ -201,7 +203,7 @@ def _largest(setting: Setting, values: npt.NDArray[np.float64], watch: Watch) ->
     return setting.dataset_rows(setting.candidates[order])
 
 
-METHODS: dict[str, Callable[[Setting], list[Way]]] = {
+METHODS: dict[str, Callable[[Setting], list[Contender]]] = {
     "spice": _spice,
     "no_penalty": _no_penalty,
     "diagonal": _diagonal,
@@ -220,7 +222,7 @@ FOR_TARGETS = ("target", "relevance", "less")
 """Methods that there are with a target alone."""
 
 
-def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | None) -> list[Way]:
+def contenders(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | None) -> list[Contender]:
     """Return what is to be compared, as `spice_rs.compare` takes it.
 
     Raises:
@@ -246,8 +248,10 @@ def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | No
         )
     if len(given) < len(methods):
         raise InvalidInputError(f"methods: found a name twice in {list(methods)}. Leave it out once.")
-    found = [way for label, method in given.items() for way in _ways(setting, label, method)]
-    labels = [way.label for way in found]
+    found = [
+        contender for label, method in given.items() for contender in _contenders(setting, label, method)
+    ]
+    labels = [contender.label for contender in found]
     if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise InvalidInputError(
             f"methods: found two lines called {twice[0]!r}, expected a name for each. Give one of them another."
@@ -255,7 +259,7 @@ def ways(setting: Setting, methods: str | Sequence[str] | Mapping[str, Any] | No
     return found
 
 
-def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
+def _contenders(setting: Setting, label: str, method: Any) -> list[Contender]:
     if isinstance(method, str):
         if method not in METHODS:
             raise InvalidInputError(
@@ -267,7 +271,7 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
                 f"methods: found {method!r} without target, expected both. Give target, or leave the method out."
             )
         made = METHODS[method](setting)
-        return [replace(way, label=way.label.replace(method, label, 1)) for way in made]
+        return [replace(contender, label=contender.label.replace(method, label, 1)) for contender in made]
     if isinstance(method, Mapping):
         options = dict(method)
         known = list(inspect.signature(select).parameters)[1:]
@@ -275,8 +279,8 @@ def _ways(setting: Setting, label: str, method: Any) -> list[Way]:
             raise InvalidInputError(
                 f"methods[{label!r}]: found {wrong[0]!r}, expected options of select: {', '.join(known)}. Correct it."
             )
-        return [Way(label, lambda watch: setting.select(watch, **options).indices)]
-    return [Way(label, lambda watch: method if isinstance(method, Selection) else _rows(label, method))]
+        return [Contender(label, lambda watch: setting.select(watch, **options).indices)]
+    return [Contender(label, lambda watch: method if isinstance(method, Selection) else _rows(label, method))]
 
 
 def _rows(label: str, given: Any) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
-from spice_rs.analysis.replay import Given, Replay, Run, log_spaced, sampled
+from spice_rs.analysis.replay import Replay, Run, SelectionInputs, log_spaced, sampled
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
 from spice_rs.analysis.waiting import waited
@@ -93,7 +93,7 @@ def analyze(
     selection, progress = as_selection(selection), shown(progress)
     if not len(selection):
         raise InvalidInputError("selection: found no picks, expected at least one. Select rows first.")
-    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
+    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
     picks, runs = len(selection), replay.runs()

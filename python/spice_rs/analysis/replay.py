@@ -30,7 +30,7 @@ BASIS_CELLS = 1 << 27
 
 
 @dataclass(frozen=True)
-class Given:
+class SelectionInputs:
     """What a selection was made with besides numbers, as for `spice_rs.select`; None for what is not given."""
 
     data: Any = None
@@ -88,12 +88,12 @@ class Replay:
         self,
         selection: Selection,
         source: Any,
-        given: Given | None = None,
+        given: SelectionInputs | None = None,
         *,
         dim: int | None = None,
         dtype: str | None = None,
     ) -> None:
-        given = given or Given()
+        given = given or SelectionInputs()
         selection = as_selection(selection)
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
@@ -261,7 +261,7 @@ class Replay:
 
     # --- what was given, against what the selection remembers of it ------------------------------------------------
 
-    def _check_asked(self, given: Given) -> None:
+    def _check_asked(self, given: SelectionInputs) -> None:
         """Refuse what the selection was made without: its numbers know nothing of it."""
         for name in ("groups", "costs", "initial", "exclude", "weights", "prior"):
             value = getattr(given, name)
@@ -278,7 +278,7 @@ class Replay:
                     f" with it.{remedy}"
                 )
 
-    def _missing(self, given: Given) -> list[str]:
+    def _missing(self, given: SelectionInputs) -> list[str]:
         names = [
             name
             for name in ("groups", "initial", "exclude", "weights", "prior")
@@ -291,7 +291,7 @@ class Replay:
             names.append("costs")
         return names
 
-    def _columns(self, given: Given, fields: tuple[str, ...]) -> Columns:
+    def _columns(self, given: SelectionInputs, fields: tuple[str, ...]) -> Columns:
         values = {name: getattr(given, name) for name in fields if self.settings[name] is not None}
         named = any(isinstance(value, str) for value in values.values())
         data, index_column = (given.data, given.index_column) if named else (None, None)

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 def add_selection(parser: Any) -> None:
     """Add a selection, what it was made from, and the settings that a list of picks does not state."""
-    from spice_rs.selection.remade import read_selection
+    from spice_rs.selection.from_file import read_selection
 
     parser.add_argument(
         "selection",
@@ -52,7 +52,7 @@ def add_selection(parser: Any) -> None:
 
 def read(selection: str, source: str, options: dict[str, Any]) -> spice_rs.Selection:
     """Return the selection that the options name, and leave in `options` what is not about it."""
-    from spice_rs.selection.remade import read_selection
+    from spice_rs.selection.from_file import read_selection
 
     settings = {name: options.pop(name) for name in ("alpha", "conflict_penalty", "normalize")}
     shape = {name: options[name] for name in ("dim", "dtype")}

@@ -89,32 +89,30 @@ def doctor(
         libraries_silent(progress),
         preparing(model, data, settings, quiet=True, keep_records=True, progress=progress) as ready,
     ):
-        ordered = longest_first(ready.reading.samples)
+        ordered = longest_first(ready.inputs.samples)
         few = [ordered[round(i * (len(ordered) - 1) / (samples - 1))] for i in range(samples)]
         few = list({sample.index: sample for sample in few}.values())
         step("comparing masks with their text")
-        checks = [*_data_checks(ready), *mask_checks(ready.reading, settings.completion_only)]
+        checks = [*_data_checks(ready), *mask_checks(ready.inputs, settings.completion_only)]
         checks.append(
             Check(
                 "coverage", ready.tracked.coverage >= least, f"{ready.tracked.coverage:.2%}", f"≥ {least:.2%}"
             )
         )
         if tolerance is None:
-            tolerance = tolerance_of(ready.network, ready.reading.device, ready.autocast)
+            tolerance = tolerance_of(ready.network, ready.inputs.device, ready.autocast)
         checks.extend(_row_checks(ready, few, settings, tolerance))
     return Diagnosis(tuple(checks))
 
 
 def _data_checks(ready: Extraction) -> list[Check]:
-    reading = ready.reading
-    left_out, samples = len(reading.left_out), len(reading.samples)
-    reason = f"; the first: {reading.left_out[0]}" if left_out else ""
+    inputs = ready.inputs
+    left_out, samples = len(inputs.left_out), len(inputs.samples)
+    reason = f"; the first: {inputs.left_out[0]}" if left_out else ""
     return [
         Check("records that can be used", left_out == 0, f"{samples} of {samples + left_out}{reason}", "all"),
-        Check(
-            "columns that are not read", None, ", ".join(reading.described) or "none", "descriptions alone"
-        ),
-        Check("samples cut to max_length", None, f"{reading.truncated} of {samples}", "few"),
+        Check("columns that are not read", None, ", ".join(inputs.described) or "none", "descriptions alone"),
+        Check("samples cut to max_length", None, f"{inputs.truncated} of {samples}", "few"),
     ]
 
 
@@ -124,7 +122,7 @@ def _row_checks(
     projection = SparseProjection(_DIM, seed=0)
     run = ready.run(projection=projection)
     # Where each sample has a batch of its own, there is nothing that could depend on others.
-    apart = one_by_one(ready.reading.samples, run.tokens)
+    apart = one_by_one(ready.inputs.samples, run.tokens)
 
     def rows_together(sizes: int) -> torch.Tensor | None:
         if apart:

@@ -13,19 +13,19 @@ from spice_rs.data.records import Record
 from spice_rs.data.shown import THINKING
 from spice_rs.data.special import SpecialTokens
 from spice_rs.diagnosis.verdict import Check
-from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.inputs import Inputs
 
 _MOST = 200  # conversations looked at
 _EXTRA = 32  # characters that a template may put between a turn's head and its words ("<think></think>")
 
 
-def mask_checks(reading: Reading, completion_only: bool) -> list[Check]:
+def mask_checks(inputs: Inputs, completion_only: bool) -> list[Check]:
     """Prompts masked, responses learned, the end token learned also where pad tokens are the same."""
     names = ("prompts are masked", "responses are learned", "end tokens are learned", "pad token")
-    pairs = list(islice(_conversations(reading), _MOST))
+    pairs = list(islice(_conversations(inputs), _MOST))
     if not pairs:
         return [Check(name, None, "no conversation that is not cut", "") for name in names]
-    tokenizer = reading.tokenizer
+    tokenizer = inputs.tokenizer
     special = SpecialTokens(tokenizer)
     texts = [_Texts(tokenizer, special, example, record) for example, record in pairs]
     prompts = [text.index for text in texts if not text.prompt_is_masked]
@@ -50,9 +50,9 @@ def _all(name: str, wrong: Sequence[int], count: int) -> Check:
     return Check(name, not wrong, f"{count - len(wrong)} of {count} samples{where}", "all")
 
 
-def _conversations(reading: Reading) -> Iterator[tuple[Example, Record]]:
-    for sample in reading.samples:
-        record = reading.records.get(sample.index)
+def _conversations(inputs: Inputs) -> Iterator[tuple[Example, Record]]:
+    for sample in inputs.samples:
+        record = inputs.records.get(sample.index)
         if isinstance(sample, Example) and record is not None and record.messages and not sample.cut:
             yield sample, record
 

@@ -46,7 +46,7 @@ def _view_rows(
     """At one checkpoint."""
     named = dict(ready.network.named_parameters())
     wanted = list(dict.fromkeys(whole_name(parameter.name, named) for parameter in ready.tracked.parameters))
-    rows = torch.zeros(len(samples), projection.dim, dtype=torch.float32, device=ready.reading.device)
+    rows = torch.zeros(len(samples), projection.dim, dtype=torch.float32, device=ready.inputs.device)
     losses = []
     for row, sample in zip(rows, samples, strict=True):
         loss, gradients = plain_gradients(
@@ -66,7 +66,7 @@ def _view_rows(
 
 
 def _loss(ready: Extraction, sample: Any, settings: Settings) -> torch.Tensor:
-    device = ready.reading.device
+    device = ready.inputs.device
     if not isinstance(sample, Example):
         assert isinstance(ready.task, OwnTask)
         with multiplied(device, ready.autocast):

@@ -27,7 +27,7 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.extraction.arguments import Kind
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
-from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.joining import Dataset, dataset_of
 from spice_rs.extraction.like import check_alike, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
@@ -227,14 +227,14 @@ def extract(
                 progress=shown,
             )
         )
-        reading, run = ready.reading, ready.run()
+        inputs, run = ready.inputs, ready.run()
         if alike is not None:
             check_alike(alike, "sum", ready.provenance)
-        share = rank.slice(reading.samples)
+        share = rank.slice(inputs.samples)
         if not os.path.exists(out) or (os.path.isdir(out) and not os.listdir(out)):
             run.prepare(share)  # what is refused leaves no store behind
         earlier = GradientStore(out) if (Path(out) / STORE_FILE).exists() else None
-        dataset = dataset_of(reading, settings, earlier)
+        dataset = dataset_of(inputs, settings, earlier)
         provenance = {**ready.provenance, "dataset": dataset.recorded}
         create = functools.partial(
             GradientStore.create,
@@ -250,14 +250,14 @@ def extract(
             remember(out, model, settings)
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
-            _report(reading, dataset, settings.max_length, out)
-        _mark(out, reading)
+            _report(inputs, dataset, settings.max_length, out)
+        _mark(out, inputs)
         dataset.note(out)  # before the first row of a new record is there
         present = np.asarray(writer.contains(rows_of(share)), np.bool_)
         there, missing = chosen(share, present), chosen(share, ~present)
         # A store of an earlier version goes on as it began.
         without = earlier is not None and len(earlier) > 0 and earlier.record is None
-        hashed = None if without else reading.hashed
+        hashed = None if without else inputs.hashed
         run.fill(writer, missing, shown, hashed=hashed, there=there)
     store = GradientStore(out)
     if store.expected_rows is None:  # whichever process is the last sees that
@@ -278,38 +278,38 @@ def _tidy(
         cache.remove()
 
 
-def _mark(out: str | os.PathLike[str], reading: Reading) -> None:
+def _mark(out: str | os.PathLike[str], inputs: Inputs) -> None:
     """Marks the store as unfinished, if rows of any process are missing."""
     store = GradientStore(out)
-    expected = len(np.union1d(store.index, rows_of(reading.samples)))
+    expected = len(np.union1d(store.index, rows_of(inputs.samples)))
     if len(store) < expected and (store.expected_rows or 0) < expected:  # one of a larger limit stays
-        text = not isinstance(reading.samples[0], OwnSample)
+        text = not isinstance(inputs.samples[0], OwnSample)
         mark(out, Unfinished(expected, longest_first=text))
 
 
-def _report(reading: Reading, dataset: Dataset, max_length: int, out: str | os.PathLike[str]) -> None:
+def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.PathLike[str]) -> None:
     """Lists samples that were left out beside the store, and warns of them, of cut ones and of data that have grown."""
     if dataset.grown is not None:
         warnings.warn(
-            f"{os.fspath(out)}: {reading.source} has {reading.rows} records, and there were {dataset.before}; the rows that"
+            f"{os.fspath(out)}: {inputs.source} has {inputs.rows} records, and there were {dataset.before}; the rows that"
             " are there stay, those of the new records are added, and the store belongs to the grown data from now on",
             SpiceWarning,
             stacklevel=3,
         )
-    listed = write_left_out(reading.left_out, out)
-    if reading.left_out:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(reading.left_out).items())
+    listed = write_left_out(inputs.left_out, out)
+    if inputs.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         warnings.warn(
-            f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}; all in {listed}); "
-            f"the first: {reading.left_out[0]}",
+            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}; all in {listed}); "
+            f"the first: {inputs.left_out[0]}",
             SpiceWarning,
             stacklevel=3,
         )
-    for note in reading.notes:
+    for note in inputs.notes:
         warnings.warn(note, SpiceWarning, stacklevel=3)
-    if reading.truncated:
+    if inputs.truncated:
         warnings.warn(
-            f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={max_length} tokens",
+            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={max_length} tokens",
             SpiceWarning,
             stacklevel=3,
         )

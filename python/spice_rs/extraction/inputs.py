@@ -72,7 +72,7 @@ class RecordHashes:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Inputs:
     """The model and what it is to learn, before anything is tracked.
 
     Attributes:
@@ -111,7 +111,7 @@ class Reading:
     scratch: tuple[int, int] = (0, 0)
 
 
-def read_own(model: Any, data: Any, settings: Settings) -> Reading:
+def read_own(model: Any, data: Any, settings: Settings) -> Inputs:
     """The model, and samples of the user's own."""
     place = device_of(model, settings.device)
     network, name = load_model(
@@ -121,7 +121,7 @@ def read_own(model: Any, data: Any, settings: Settings) -> Reading:
     dataset: dict[str, Any] = {"fingerprint": known.fingerprint, "rows": len(data), "own": True}
     if known.fields is not None:
         dataset["fields"] = known.fields
-    return Reading(
+    return Inputs(
         network,
         name,
         place,
@@ -142,7 +142,7 @@ def read_text(
     cache: TokenCache | None = None,
     keep_records: bool = False,
     progress: Progress = False,
-) -> Reading:
+) -> Inputs:
     """Records first, then the model: what is wrong with the data is said before the model is loaded.
 
     Args:
@@ -172,7 +172,7 @@ def read_text(
         progress,
     )
     tokens = reader.made() if cache is None else cache.shared(reader.key, reader.made, reader.is_mine)
-    return reader.reading(tokens, template_date, keep_records)
+    return reader.inputs(tokens, template_date, keep_records)
 
 
 class _Reader:
@@ -278,7 +278,7 @@ class _Reader:
         }
         return writer.finish(stored.rows, hashes, about)
 
-    def reading(self, tokens: TokenFile, template_date: datetime.date | None, keep_records: bool) -> Reading:
+    def inputs(self, tokens: TokenFile, template_date: datetime.date | None, keep_records: bool) -> Inputs:
         """What is to be learned, by the tokens made or found."""
         about, proxy = tokens.about, self._proxy
         network, name = proxy.network
@@ -298,7 +298,7 @@ class _Reader:
             **({} if date is None else {"template_date": date}),
         }
         records = self._records if keep_records else None
-        return Reading(
+        return Inputs(
             network,
             name,
             proxy.device,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spice_rs.data.matching import LAYOUT
 from spice_rs.errors import StoreMismatchError
-from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.settings import Settings
 from spice_rs.store.grown import write_grown
 from spice_rs.store.store import GradientStore
@@ -38,21 +38,21 @@ class Dataset:
             write_grown(out, self.grown)
 
 
-def dataset_of(reading: Reading, settings: Settings, earlier: GradientStore | None) -> Dataset:
+def dataset_of(inputs: Inputs, settings: Settings, earlier: GradientStore | None) -> Dataset:
     """Return what a store records of data, and of how they were read, for data that are given later.
 
     A store that is there goes on with the same records. It also grows with others where every one of its rows is still that
     of its record: more records have come, mostly at the end.
 
     Args:
-        reading: The data.
+        inputs: The data.
         settings: How they were read.
         earlier: The store, if it is there.
 
     Raises:
         StoreMismatchError: A row of the store is that of another record.
     """
-    dataset: dict[str, Any] = reading.provenance["dataset"]
+    dataset: dict[str, Any] = inputs.provenance["dataset"]
     layout = {name: _plain(value) for name in LAYOUT if (value := getattr(settings, name)) is not None}
     there = None if earlier is None else earlier.provenance.get("dataset")
     if earlier is None or not isinstance(there, Mapping) or "fingerprint" not in there:
@@ -60,34 +60,28 @@ def dataset_of(reading: Reading, settings: Settings, earlier: GradientStore | No
     recorded: dict[str, Any] = earlier.first_dataset
     if there["fingerprint"] == dataset["fingerprint"]:
         return Dataset(recorded)  # the same records, whatever their columns were called
-    differing, before = _differing(earlier, reading), there.get("rows")
+    differing, before = _differing(earlier, inputs), there.get("rows")
     same_kind = bool(there.get("own")) == bool(dataset.get("own")) and there.get("fields") == dataset.get(
         "fields"
     )
-    if (
-        not differing.size
-        and len(earlier)
-        and same_kind
-        and isinstance(before, int)
-        and reading.rows > before
-    ):
+    if not differing.size and len(earlier) and same_kind and isinstance(before, int) and inputs.rows > before:
         return Dataset(recorded, dataset | layout, before)
     known = differing.size and earlier.record is not None
     first = f"; the first that differs: record {differing[0]}" if known else ""
     raise StoreMismatchError(
-        f"{earlier.path}: provenance.dataset: found other records in {reading.source} ({reading.rows} of them{first}),"
+        f"{earlier.path}: provenance.dataset: found other records in {inputs.source} ({inputs.rows} of them{first}),"
         f" expected those that its rows were extracted from ({before}), or those and more. Give the same data, or extract"
         " into another folder."
     )
 
 
-def _differing(store: GradientStore, reading: Reading) -> NDArray[np.int64]:
+def _differing(store: GradientStore, inputs: Inputs) -> NDArray[np.int64]:
     """Rows of a store, ascending, that are not those of their records: these are others, gone, or cannot be used.
 
     Of a store of an earlier version, which does not know its records, nothing can be said but by all data at once.
     """
     order = np.argsort(store.index, kind="stable")
-    rows, hashed = store.index[order], reading.hashed
+    rows, hashed = store.index[order], inputs.hashed
     if store.record is None or not len(hashed.rows):
         return rows
     places = np.minimum(np.searchsorted(hashed.rows, rows), len(hashed.rows) - 1)

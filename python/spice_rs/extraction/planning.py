@@ -163,7 +163,7 @@ def plan(
         preparation = clock() - begun
         if earlier is not None:
             _check_store(ready, settings, earlier)
-        samples = ready.reading.samples
+        samples = ready.inputs.samples
         missing = samples if earlier is None else samples[~np.isin(rows_of(samples), earlier.index)]
         share = Rank(0, processes).slice(missing)
         near = None if out is None else next(each for each in Path(out).absolute().parents if each.is_dir())
@@ -191,9 +191,9 @@ def plan(
             memory=_peak(ready) + waiting,
             tokens_per_batch=run.tokens,
             coverage=ready.tracked.coverage,
-            left_out=len(ready.reading.left_out),
-            truncated=ready.reading.truncated,
-            scratch=ready.reading.scratch,
+            left_out=len(ready.inputs.left_out),
+            truncated=ready.inputs.truncated,
+            scratch=ready.inputs.scratch,
             scratch_at="" if cache is None else str(cache.path),
         )
 
@@ -205,7 +205,7 @@ def _is_empty_folder(path: Path) -> bool:
 def _check_store(ready: Extraction, settings: Settings, earlier: GradientStore) -> None:
     """Refuses a store that `extract` would refuse; a writer that joins it writes nothing."""
     dim, dtype = ready.projection.dim, settings.dtype
-    provenance = {**ready.provenance, "dataset": dataset_of(ready.reading, settings, earlier).recorded}
+    provenance = {**ready.provenance, "dataset": dataset_of(ready.inputs, settings, earlier).recorded}
     GradientStore.create(earlier.path, dim=dim, dtype=dtype, reduction="sum", provenance=provenance).close()
 
 
@@ -274,13 +274,13 @@ def _writing(run: GradientRun, writer: GradientWriter, batch: Sequence[Sample], 
 
 
 def _on_gpu(ready: Extraction) -> bool:
-    return bool(ready.reading.device.type == "cuda")
+    return bool(ready.inputs.device.type == "cuda")
 
 
 def _peak(ready: Extraction) -> int:
     """Most bytes so far, of this process or of its GPU."""
     if _on_gpu(ready):
-        return int(torch.cuda.max_memory_allocated(ready.reading.device))
+        return int(torch.cuda.max_memory_allocated(ready.inputs.device))
     try:
         import resource
     except ImportError:  # Windows

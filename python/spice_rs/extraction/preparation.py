@@ -24,7 +24,7 @@ from spice_rs.extraction.checkpoints import Checkpoint, make_views, read_checkpo
 from spice_rs.extraction.gradients import GradientRun, changed_products
 from spice_rs.extraction.hooks import GradientCapture
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
-from spice_rs.extraction.inputs import Reading, read_own, read_text
+from spice_rs.extraction.inputs import Inputs, read_own, read_text
 from spice_rs.extraction.loading import device_of
 from spice_rs.extraction.loss import SummedLoss
 from spice_rs.extraction.own_data import OwnTask, is_own
@@ -38,7 +38,7 @@ from spice_rs.extraction.views import View, ViewedRun
 from spice_rs.progress import Progress
 from spice_rs.signs import step
 
-__all__ = ["TOKENS_PER_BATCH", "Extraction", "Reading", "Settings", "name_of", "preparing", "read_text"]
+__all__ = ["TOKENS_PER_BATCH", "Extraction", "Inputs", "Settings", "name_of", "preparing", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Extraction:
     """What is ready to be computed.
 
     Attributes:
-        reading: The samples.
+        inputs: The samples.
         network: The model, with its fresh adapter if there is one; on the device, frozen, without dropout.
         tracked: The layers whose gradients are taken.
         projection: What they are projected by.
@@ -57,7 +57,7 @@ class Extraction:
         autocast: Whether products are made in bfloat16; None: on a GPU.
     """
 
-    reading: Reading
+    inputs: Inputs
     network: torch.nn.Module
     tracked: Tracked
     projection: Projection
@@ -71,7 +71,7 @@ class Extraction:
         """Computes batches of so many tokens."""
         capture = GradientCapture(self.tracked.layers, projection or self.projection)
         return ViewedRun(
-            self.task, capture, self.reading.device, tokens or self.tokens, self.views, self.autocast
+            self.task, capture, self.inputs.device, tokens or self.tokens, self.views, self.autocast
         )
 
 
@@ -111,9 +111,9 @@ def preparing(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # the caller's would let no gradient be taken
         if own:
-            reading = read_own(model, data, settings)
+            inputs = read_own(model, data, settings)
         else:
-            reading = read_text(
+            inputs = read_text(
                 model,
                 data,
                 settings,
@@ -123,7 +123,7 @@ def preparing(
                 keep_records=keep_records,
                 progress=progress,
             )
-        network = reading.network
+        network = inputs.network
         adapter = None
         if settings.lora_rank is not None:
             lora = fresh_lora(network, settings.lora_rank, settings.target_modules, settings.seed)
@@ -133,7 +133,7 @@ def preparing(
         checkpoints = read_checkpoints(
             settings.checkpoints,
             network,
-            device=reading.device,
+            device=inputs.device,
             trust_remote_code=settings.trust_remote_code,
         )
         step("looking through the model")
@@ -160,7 +160,7 @@ def preparing(
         )
         provenance: dict[str, Any] = {
             "model": {
-                "id": reading.name,
+                "id": inputs.name,
                 "weights": weight_fingerprint(network),
                 "settings": settings_of(network),
                 "adapter": adapter,
@@ -168,16 +168,16 @@ def preparing(
             "tracked": _describe_tracked(tracked),
             "projection": projection.settings(),
             "loss": "cross_entropy" if settings.loss_fn is None else name_of(settings.loss_fn),
-            **reading.provenance,
+            **inputs.provenance,
             **seen,
         }
-        products = changed_products(reading.device, settings.autocast)
+        products = changed_products(inputs.device, settings.autocast)
         if products is not None:
             provenance["autocast"] = products
         if isinstance(projection, NoProjection):
             provenance["layout"] = projection.layout
-        tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(reading.device.type, 2048)
-        stack.enter_context(prepared(network, reading.device, settings.gradient_checkpointing))
+        tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(inputs.device.type, 2048)
+        stack.enter_context(prepared(network, inputs.device, settings.gradient_checkpointing))
         task: Task
         if own:
             assert settings.loss_fn is not None
@@ -185,7 +185,7 @@ def preparing(
         else:
             task = TextTask(SummedLoss(network, output_head(network, tracked), settings.loss_fn))
         yield Extraction(
-            reading, network, tracked, projection, task, provenance, tokens, views, settings.autocast
+            inputs, network, tracked, projection, task, provenance, tokens, views, settings.autocast
         )
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spice_rs._core import __version__
-from spice_rs.analysis.backdrop import Chance, pool_map, random_sets, sweep
 from spice_rs.analysis.certificate import certify
 from spice_rs.analysis.picks import analyze
-from spice_rs.analysis.replay import Given, Replay
+from spice_rs.analysis.pool_map import pool_map
+from spice_rs.analysis.random_sets import Chance, random_sets
+from spice_rs.analysis.replay import Replay, SelectionInputs
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES, NO_STEPS
+from spice_rs.analysis.sweep import sweep
 from spice_rs.arguments import flag_or_none, shown, text_or_none
 from spice_rs.atomic import check_place, replacing
 from spice_rs.data.excerpt import excerpt
@@ -110,7 +112,7 @@ def write_report(
     selection = as_selection(selection)
     check_place(out)
     plots.check_installed()
-    given = Given(data, groups, costs, initial, exclude, weights, prior, index_column)
+    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     labels, records = _records(
         replay, data, column or (groups if isinstance(groups, str) else None), index_column
@@ -230,10 +232,10 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
 
 
 def _certificate(
-    selection: Selection, source: Any, given: Given, shape: dict[str, Any], progress: Progress
+    selection: Selection, source: Any, given: SelectionInputs, shape: dict[str, Any], progress: Progress
 ) -> str | None:
     """Return what is proven of U, where that can be had; see `spice_rs.certify`."""
-    if selection.settings["pool_size"] is not None:  # windows have budgets of their own
+    if selection.settings["pool_size"] is not None:  # windows have a k of their own
         return None
     data = given.data if isinstance(given.weights, str) else None
     again = {

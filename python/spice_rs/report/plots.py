@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.backdrop import Chance, PoolMap, Sweep
+from spice_rs.analysis.pool_map import PoolMap
+from spice_rs.analysis.random_sets import Chance
 from spice_rs.analysis.result import Analysis
+from spice_rs.analysis.sweep import Sweep
 from spice_rs.nouns import counted
 from spice_rs.printable import as_plot, one_line
 from spice_rs.selection.result import Selection

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from spice_rs.extraction.inputs import Reading
+from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.proxy import add_lora, move, restorer
 from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.tracking import is_adapted, is_partial
@@ -37,17 +37,17 @@ class Trained:
 
 
 @contextmanager
-def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
+def trainable(inputs: Inputs, settings: Settings) -> Iterator[Trained]:
     """Inside, the proxy can be trained; if the block raises, it is put back as it was.
 
     Args:
-        reading: The model.
+        inputs: The model.
         settings: Of the extraction: what LoRA.
 
     Raises:
         InvalidInputError: No LoRA can be put in, or the model cannot be moved to its device.
     """
-    network, lora = reading.network, None
+    network, lora = inputs.network, None
     home = next(network.parameters()).device
     parameters: dict[str, torch.nn.Parameter] = {}
     copies: dict[str, torch.Tensor] = {}
@@ -61,7 +61,7 @@ def trainable(reading: Reading, settings: Settings) -> Iterator[Trained]:
         }
         if lora is None:
             copies = {name: each.detach().clone() for name, each in parameters.items()}
-        move(network, reading.device)
+        move(network, inputs.device)
         yield Trained(network, parameters, lora)
     except BaseException:
         with torch.no_grad():

@@ -31,7 +31,7 @@ from spice_rs.extraction.batching import Samples
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import changed_products
 from spice_rs.extraction.identity import settings_of, weight_fingerprint
-from spice_rs.extraction.inputs import Reading, read_text
+from spice_rs.extraction.inputs import Inputs, read_text
 from spice_rs.extraction.loading import device_of
 from spice_rs.extraction.own_data import is_own
 from spice_rs.extraction.preparation import name_of
@@ -163,9 +163,9 @@ def run_schedule(
     normalized = criterion.check()
     told = recorded_date(Path(out) / "state" / "state.json", "run")
     with libraries_silent(progress):
-        reading = read_text(model, data, settings, template_date=told, out=out, progress=progress)
-    order = np.random.default_rng(seed).permutation(len(reading.samples))
-    samples = reading.samples[order]
+        inputs = read_text(model, data, settings, template_date=told, out=out, progress=progress)
+    order = np.random.default_rng(seed).permutation(len(inputs.samples))
+    samples = inputs.samples[order]
     windows = [samples[start : start + pool_size] for start in range(0, len(samples), pool_size)]
     if select_per_window > len(windows[0]):
         raise InvalidInputError(
@@ -177,12 +177,12 @@ def run_schedule(
         warmup_steps = max(1, round(WARM_UP * plan.steps))
     folder = run_folder(out, data)
 
-    with trainable(reading, settings) as trained:
-        tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(reading.device.type, 2048)
+    with trainable(inputs, settings) as trained:
+        tokens = settings.tokens_per_batch or TOKENS_PER_BATCH.get(inputs.device.type, 2048)
         gradients = WindowGradients(
             trained.network,
             tracking_of(settings, fresh=trained.lora is not None),
-            reading.device,
+            inputs.device,
             tokens,
             loss_fn=settings.loss_fn,
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -191,7 +191,7 @@ def run_schedule(
         training = ProxyTraining(
             trained.network,
             trained.parameters,
-            reading.device,
+            inputs.device,
             tokens,
             Optimisation(learning_rate, warmup_steps, weight_decay, max_grad_norm, seed),
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -217,17 +217,17 @@ def run_schedule(
             "projection": gradients.projection.settings(),
             "loss": "cross_entropy" if settings.loss_fn is None else name_of(settings.loss_fn),
             "lora": trained.lora,
-            "model": reading.name,
+            "model": inputs.name,
             "weights": weight_fingerprint(trained.network),
             "settings": settings_of(trained.network),
             "samples": len(samples),
             "windows": len(windows),
-            **reading.provenance,
+            **inputs.provenance,
         }
-        products = changed_products(reading.device, settings.autocast)
+        products = changed_products(inputs.device, settings.autocast)
         if products is not None:
             run["autocast"] = products
-        _warn_of_reading(reading, settings)
+        _warn_of_inputs(inputs, settings)
         warn_unless_checkpointed(trained.network, settings.gradient_checkpointing, stacklevel=2)
         with closing(RunState(folder / "state", run)) as state:
             saved = state.tensors()
@@ -241,18 +241,18 @@ def run_schedule(
                 shown.update(state.window)
                 advice = _go_on(state, plan, gradients, training, criterion, metrics, shown)
             save_trained(trained, folder / "adapter")
-            write_lines(joined(state.picks, data, _belonging(reading, settings)), folder / "picks.jsonl")
+            write_lines(joined(state.picks, data, _belonging(inputs, settings)), folder / "picks.jsonl")
     _warn_of_windows(advice)
     return Schedule.of(
         state.picks, losses=state.losses, model=trained.network, settings=run, folder=str(folder)
     )
 
 
-def _belonging(reading: Reading, settings: Settings) -> Belonging:
+def _belonging(inputs: Inputs, settings: Settings) -> Belonging:
     """What the run has read, against what is there when its picks are joined with the data."""
     layout = {name: value for name in LAYOUT if (value := getattr(settings, name)) is not None}
-    hashed = reading.hashed
-    return Belonging("this run", reading.rows, layout=layout, rows=hashed.rows, hashes=hashed.hashes)
+    hashed = inputs.hashed
+    return Belonging("this run", inputs.rows, layout=layout, rows=hashed.rows, hashes=hashed.hashes)
 
 
 class _Plan:
@@ -337,19 +337,19 @@ def _picks(selection: Selection, *, first: int, window: int, step: int) -> list[
     ]
 
 
-def _warn_of_reading(reading: Reading, settings: Settings) -> None:
+def _warn_of_inputs(inputs: Inputs, settings: Settings) -> None:
     """Warn of samples that were left out or cut."""
-    if reading.left_out:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(reading.left_out).items())
+    if inputs.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         _warn(
-            f"{len(reading.left_out)} of {reading.rows} records were left out ({counts}); the first:"
-            f" {reading.left_out[0]}"
+            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}); the first:"
+            f" {inputs.left_out[0]}"
         )
-    for note in reading.notes:
+    for note in inputs.notes:
         _warn(note)
-    if reading.truncated:
+    if inputs.truncated:
         _warn(
-            f"{reading.truncated} of {len(reading.samples)} samples were cut to max_length={settings.max_length} tokens"
+            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={settings.max_length} tokens"
         )
 
 

@@ -13,7 +13,7 @@ from spice_rs.errors import StoreMismatchError
 from spice_rs.paths import local
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
-from spice_rs.selection.saved import DUPLICATES, SavedRun, check_same, read_run, write_run
+from spice_rs.selection.saved import NEAR_DUPLICATES, SavedRun, check_same, read_run, write_run
 from spice_rs.store.sources import Source
 
 INTERVAL = 2.0
@@ -70,18 +70,18 @@ class Checkpoint:
             check_same(path, {**run.settings, **source}, wanted, StoreMismatchError, remedy)
 
     def made(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
-        """Return the picks to go on from, as `_core.select` takes them: at most the run's budget."""
+        """Return the picks to go on from, as `_core.select` takes them: at most the run's k."""
         if self._run is None:
             return None
         k, series = self._settings["k"], self._run.series
         positions = source.positions(series["indices"][:k]).astype(np.int64)
         return (positions, *(series[name][:k] for name in COLUMNS))
 
-    def left_out(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
+    def near_duplicates(self, source: Source) -> tuple[npt.NDArray[Any], ...] | None:
         """Return the near-duplicates skipped on the way to those picks, as `_core.select` takes them."""
-        if self._run is None or DUPLICATES[0] not in self._run.series:
+        if self._run is None or NEAR_DUPLICATES[0] not in self._run.series:
             return None
-        rows, of, cosines, ranks = (self._run.series[name] for name in DUPLICATES)
+        rows, of, cosines, ranks = (self._run.series[name] for name in NEAR_DUPLICATES)
         k = self._settings["k"]
         kept = slice(None) if k is None else ranks < k
         return (source.positions(rows[kept]).astype(np.int64), of[kept], cosines[kept], ranks[kept])
@@ -95,7 +95,7 @@ class Checkpoint:
         self._write(selection.as_run())
 
     def _write(self, run: SavedRun) -> None:
-        """Write, unless the file has more: a smaller budget takes nothing from a longer run."""
+        """Write, unless the file has more: a smaller k takes nothing from a longer run."""
         if self._run is None or len(run) >= len(self._run):
             write_run(self._path, run)
 

@@ -17,7 +17,7 @@ from spice_rs.selection.constraints import SCALARS
 from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
-from spice_rs.selection.saved import DUPLICATES
+from spice_rs.selection.saved import NEAR_DUPLICATES
 from spice_rs.selection.target import Aimed, Target
 from spice_rs.store.sources import Source
 
@@ -179,15 +179,15 @@ class Conditions:
         if self.groups is not None:
             groups = as_labels(self.groups.labels)[self.groups.codes[positions]]
         series = dict(result)
-        skipped = [series.pop(name) for name in DUPLICATES]
-        near = None if self.max_similarity is None else NearDuplicates(*skipped)
+        skipped = [series.pop(name) for name in NEAR_DUPLICATES]
+        near_duplicates = None if self.max_similarity is None else NearDuplicates(*skipped)
         records = self.source.records
         hashes = None if records is None else records[positions]
         return {
             **series,
             "costs": costs,
             "groups": groups,
-            "near_duplicates": near,
+            "near_duplicates": near_duplicates,
             "record_hashes": hashes,
             "relevance": None if self.aimed is None else self.aimed.best[positions],
             "target": self.target,

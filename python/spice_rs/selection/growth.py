@@ -26,7 +26,7 @@ from spice_rs.selection.conditions import KEYS, Conditions
 from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
-from spice_rs.selection.saved import DUPLICATES
+from spice_rs.selection.saved import NEAR_DUPLICATES
 from spice_rs.store.sources import Source, open_source
 
 
@@ -109,7 +109,7 @@ def extend(
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     content = result.pop("fingerprint")
-    for name in DUPLICATES:
+    for name in NEAR_DUPLICATES:
         del result[name]
     settings.pop("kept", None)  # as earlier versions had it: the unchanged ones
     settings["extended"] = _extended(selection.indices, result["indices"])

@@ -78,13 +78,13 @@ class Past:
 
     Attributes:
         made: its picks, column by column: positions, then `checkpoint.COLUMNS`.
-        left_out: the near-duplicates that it skipped: positions, the dataset rows they are too similar to, cosines,
+        near_duplicates: the near-duplicates that it skipped: positions, the dataset rows they are too similar to, cosines,
             and how many picks there were.
         old: (n,) bool, the rows that it chose from, if the pool has grown since: then its picks compete again.
     """
 
     made: tuple[npt.NDArray[Any], ...] | None = None
-    left_out: tuple[npt.NDArray[Any], ...] | None = None
+    near_duplicates: tuple[npt.NDArray[Any], ...] | None = None
     old: npt.NDArray[np.bool_] | None = None
 
 

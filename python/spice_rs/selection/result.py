@@ -20,7 +20,15 @@ from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import one_line
 from spice_rs.selection.exported import Exports
-from spice_rs.selection.saved import DUPLICATES, SERIES, TARGET, SavedRun, check_same, read_run, write_run
+from spice_rs.selection.saved import (
+    NEAR_DUPLICATES,
+    SERIES,
+    TARGET,
+    SavedRun,
+    check_same,
+    read_run,
+    write_run,
+)
 from spice_rs.selection.target import Target
 from spice_rs.store.sources import open_source
 
@@ -142,7 +150,7 @@ class Selection(Exports):
         return int(below[0]) if below.size else None
 
     def head(self, k: int) -> Selection:
-        """Return the selection that the same run with a budget of `k` makes: its first `k` picks.
+        """Return the selection that the same run with this `k` makes: its first `k` picks.
 
         Greedy picks are nested, so that one long run holds all shorter ones (`log_dets` agree to rounding). The rows of
         windows are not, nor those under a budget of cost or with minima for groups: what these force depends on the
@@ -157,9 +165,9 @@ class Selection(Exports):
         self._check_nested()
         remedy = f"This is a selection of {counted(len(self), 'pick')}: select more rows for a larger one."
         k = whole("k", k, least=max(1, self.forced), most=len(self), remedy=remedy)
-        duplicates = self.near_duplicates
-        if duplicates is not None:
-            duplicates = duplicates.head(k)
+        near_duplicates = self.near_duplicates
+        if near_duplicates is not None:
+            near_duplicates = near_duplicates.head(k)
         settings = {**copy.deepcopy(self.settings), "k": k}
         if (grown := settings.get("extended")) is not None:
             grown["unchanged"] = min(grown["unchanged"], k)
@@ -171,14 +179,14 @@ class Selection(Exports):
             signal=self.signal,
             settings=settings,
             groups=None if self.groups is None else self.groups[:k].copy(),
-            near_duplicates=duplicates,
+            near_duplicates=near_duplicates,
             record_hashes=None if self.record_hashes is None else self.record_hashes[:k].copy(),
             relevance=None if self.relevance is None else self.relevance[:k].copy(),
             target=self.target,
         )
 
     def _check_nested(self) -> None:
-        """Refuse to cut picks that a run with a smaller budget would not have made."""
+        """Refuse to cut picks that a run with a smaller k would not have made."""
         if self.settings["pool_size"] is not None:
             raise InvalidInputError(
                 "head: found picks of windows, expected those of one run: windows have budgets of their own and are not"
@@ -251,7 +259,7 @@ class Selection(Exports):
             arrays = (self.target.mean, self.target.directions.ravel(), self.target.overlap)
             series.update(zip(TARGET, arrays, strict=True))
         if (near := self.near_duplicates) is not None:
-            series.update(zip(DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
+            series.update(zip(NEAR_DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
         return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
 
     @classmethod
@@ -301,7 +309,7 @@ class Selection(Exports):
                 f"Give the source that was selected from ({run.settings['source']['name']}), as it was.",
             )
         series = run.series
-        near = [series.pop(name) for name in DUPLICATES if name in series]
+        near = [series.pop(name) for name in NEAR_DUPLICATES if name in series]
         aims = [series.pop(name) for name in TARGET if name in series]
         target = Target.of(run.settings["target"], *aims) if aims else None
         groups = series.pop("groups", None)

@@ -65,8 +65,9 @@ def _both_runs(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run under a budget of cost, with gains per cost and with gains as they are; return the better and a comparison.
 
-    Either rule alone can be far from the best: one dear row may be worth more than all the cheap ones, and many cheap
-    ones more than a dear one. The larger U of both is not.
+    This is cost-benefit greedy for a knapsack and the better of both runs (Khuller, Moss and Naor 1999; Leskovec et al.
+    2007). Either rule alone can be far from the best: one dear row may be worth more than all the cheap ones, and many
+    cheap ones more than a dear one. The larger U of both is not.
     """
     rows, started = conditions.source.rows, time.monotonic()
     results = {}

@@ -55,8 +55,8 @@ from spice_rs.paths import local
 from spice_rs.printable import short
 from spice_rs.selection.form import fault_of
 from spice_rs.selection.saved_run import (
-    DUPLICATES,
     LAST,
+    NEAR_DUPLICATES,
     SERIES,
     TARGET,
     TENSORS,
@@ -65,7 +65,7 @@ from spice_rs.selection.saved_run import (
     names_of,
 )
 
-__all__ = ["DUPLICATES", "SERIES", "TARGET", "SavedRun", "check_same", "read_run", "write_run"]
+__all__ = ["NEAR_DUPLICATES", "SERIES", "TARGET", "SavedRun", "check_same", "read_run", "write_run"]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"
@@ -222,7 +222,7 @@ def _parse(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
     """Return the tensors in order with their lengths, still to be compared with the header and the settings."""
-    sizes = dict.fromkeys(("indices", DUPLICATES[0], *TARGET), 0)
+    sizes = dict.fromkeys(("indices", NEAR_DUPLICATES[0], *TARGET), 0)
     for series in sizes:
         match tensors.get(series):
             case {"shape": [int(count)]} if 0 <= count < 1 << 40:
@@ -230,7 +230,9 @@ def _lengths(name: str, tensors: dict[str, Any]) -> dict[str, int]:
             case found if series == "indices" or series in tensors:
                 _corrupt(name, series, short(found), "the shape of a list of numbers")
     return {
-        series: sizes[series if series in TARGET else DUPLICATES[0] if series in DUPLICATES else "indices"]
+        series: sizes[
+            series if series in TARGET else NEAR_DUPLICATES[0] if series in NEAR_DUPLICATES else "indices"
+        ]
         for series in TENSORS
         if series in tensors or (series in SERIES and series != LAST)
     }

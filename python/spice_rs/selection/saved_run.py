@@ -28,7 +28,7 @@ SERIES = {
 LAST = "log_dets"
 """The series that is there only when the run has ended."""
 
-DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_ranks")
+NEAR_DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "duplicate_ranks")
 """The tensors that have an element for each near-duplicate."""
 
 TARGET = ("target_mean", "target_directions", "target_overlap")
@@ -97,7 +97,7 @@ def names_of(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
         "hashed": settings["source"].get("hashed") or None,
     }
     absent = {name for name, (_, setting) in OPTIONAL.items() if present[setting] is None}
-    late = {LAST, *OPTIONAL}.difference(DUPLICATES)
+    late = {LAST, *OPTIONAL}.difference(NEAR_DUPLICATES)
     return [name for name in TENSORS if name not in absent and (ended or name not in late)]
 
 
@@ -117,7 +117,7 @@ def fault_of_run(run: SavedRun, tensors: Sequence[str]) -> Fault | None:
     if list(tensors) != names:
         return "tensors", str(list(tensors)), f"{names}, those of the settings"
     checks = [_of_rows, _of_numbers]
-    checks += [_of_duplicates] * (run.settings["max_similarity"] is not None)
+    checks += [_of_near_duplicates] * (run.settings["max_similarity"] is not None)
     checks += [_of_end, _of_groups, _of_budget, _of_target] * ended
     return next((fault for check in checks if (fault := check(run)) is not None), None)
 
@@ -252,16 +252,16 @@ def _of_target(run: SavedRun) -> Fault | None:
     return None
 
 
-def _of_duplicates(run: SavedRun) -> Fault | None:
-    rows, of, cosines, ranks = (run.series[each] for each in DUPLICATES)
+def _of_near_duplicates(run: SavedRun) -> Fault | None:
+    rows, of, cosines, ranks = (run.series[each] for each in NEAR_DUPLICATES)
     picks, limit = run.series["indices"], run.settings["max_similarity"]
     if len(np.unique(np.concatenate([picks, rows]))) < len(run) + len(rows) or (rows < 0).any():
-        return DUPLICATES[0], f"{len(rows)} rows, some twice, picked or below 0", "others than the picks"
+        return NEAR_DUPLICATES[0], f"{len(rows)} rows, some twice, picked or below 0", "others than the picks"
     if run.settings["initial"] is None and not np.isin(of, picks).all():
-        return DUPLICATES[1], str(of[~np.isin(of, picks)][0]), "picks"
+        return NEAR_DUPLICATES[1], str(of[~np.isin(of, picks)][0]), "picks"
     sizes = np.abs(cosines)
     if ((sizes > 1 + ROUNDING) | (sizes < limit - ROUNDING)).any():
-        return DUPLICATES[2], f"{cosines.min()} to {cosines.max()}", f"cosines beyond {limit:g}"
+        return NEAR_DUPLICATES[2], f"{cosines.min()} to {cosines.max()}", f"cosines beyond {limit:g}"
     if len(ranks) and not (0 <= ranks[0] and ranks[-1] <= len(run) and (np.diff(ranks) >= 0).all()):
-        return DUPLICATES[3], str(ranks.tolist()[:10]), f"ranks from 0 to {len(run)}, in order"
+        return NEAR_DUPLICATES[3], str(ranks.tolist()[:10]), f"ranks from 0 to {len(run)}, in order"
     return None

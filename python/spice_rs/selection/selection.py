@@ -301,7 +301,7 @@ def select(
     if checkpoint is not None:
         settings["source"]["fingerprint"] = opened.identify(threads)
         keeper = Checkpoint(checkpoint, settings)
-        past = Past(keeper.made(opened), keeper.left_out(opened))
+        past = Past(keeper.made(opened), keeper.near_duplicates(opened))
     objective = Objective(
         k=k,
         alpha=settings["alpha"],

@@ -1,7 +1,7 @@
 //! Read-only views of gradient rows, wherever they live.
 //!
 //! A [`RowBlock`] is a borrowed, C-contiguous matrix in one of the stored dtypes: a memory map, a
-//! numpy array, a vector. A [`Pool`] is a list of blocks seen as one matrix with a dataset index and
+//! numpy array, a vector. A [`Pool`] is a list of blocks seen as one matrix with a dataset row and
 //! a scale for every row. Rows leave a pool as `f64`, converted exactly, so what a computation sees
 //! does not depend on how the rows are spread over blocks.
 
@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use crate::convert::{brains, bytes, halves, scale_doubles, singles};
 use crate::error::{Error, Result};
+use crate::rows::{DatasetRow, Position};
 
 /// Bytes that memory gives at a time.
 const LINE: usize = 64;
@@ -71,7 +72,7 @@ enum Cells<'a> {
 pub trait Written: Sync {
     /// What the rows from `first` on add to the sum that [`Written::check`] takes, modulo 2⁶⁴.
     ///
-    /// Of each row an index and the XXH3-64 of its stored bytes with that as the seed: many rows at a time, since to ask
+    /// Of each row its number in the data and the XXH3-64 of its stored bytes with that as the seed: many rows at a time, since to ask
     /// for one costs more than its checksum.
     fn sum(&self, first: usize, hashed: &[(i64, u64)]) -> u64;
 
@@ -201,7 +202,7 @@ impl<'a> RowBlock<'a> {
     }
 }
 
-/// One matrix made of blocks, with a dataset index and a scale for every row.
+/// One matrix made of blocks, with a dataset row and a scale for every position.
 pub struct Pool<'a> {
     blocks: Vec<RowBlock<'a>>,
     /// `starts[b]` is the first row of block `b`; the last entry is the number of rows.
@@ -211,11 +212,11 @@ pub struct Pool<'a> {
     scale: Option<Vec<f64>>,
     /// Powers of two that the cells of some rows are multiplied by before their scale, which could not be a number
     /// otherwise.
-    lifts: HashMap<usize, f64>,
+    lifts: HashMap<Position, f64>,
 }
 
 impl<'a> Pool<'a> {
-    /// A pool over `blocks`, rows numbered in their order, dataset index = row number, scale 1.
+    /// A pool over `blocks`, rows numbered in their order, dataset row = position, scale 1.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if there is no row or if two blocks differ in their width.
@@ -243,7 +244,7 @@ impl<'a> Pool<'a> {
         Ok(Self { dim: blocks[0].dim, blocks, starts, index: None, scale: None, lifts: HashMap::new() })
     }
 
-    /// Gives every row its dataset index: what ties are broken by.
+    /// Gives every position its dataset row: what ties are broken by.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the length is not the number of rows.
@@ -273,14 +274,14 @@ impl<'a> Pool<'a> {
         });
     }
 
-    /// Multiplies the cells of `row` by a power of two before they are scaled.
-    pub(crate) fn lift(&mut self, row: usize, power: f64) {
-        self.lifts.insert(row, power);
+    /// Multiplies the cells of a row by a power of two before they are scaled.
+    pub(crate) fn lift(&mut self, position: Position, power: f64) {
+        self.lifts.insert(position, power);
     }
 
-    /// The power of two that the cells of `row` are multiplied by first; mostly none.
-    fn lift_of(&self, row: usize) -> Option<f64> {
-        if self.lifts.is_empty() { None } else { self.lifts.get(&row).copied() }
+    /// The power of two that the cells of a row are multiplied by first; mostly none.
+    fn lift_of(&self, position: Position) -> Option<f64> {
+        if self.lifts.is_empty() { None } else { self.lifts.get(&position).copied() }
     }
 
     fn check_length(&self, field: &str, found: usize) -> Result<()> {
@@ -310,9 +311,10 @@ impl<'a> Pool<'a> {
         self.dim
     }
 
-    /// The dataset index of `row`.
-    pub fn index(&self, row: usize) -> i64 {
-        self.index.as_ref().map_or(row as i64, |index| index[row])
+    /// The dataset row at `position`.
+    pub fn dataset_row(&self, position: Position) -> DatasetRow {
+        let place = position.get();
+        DatasetRow::new(self.index.as_ref().map_or(place as i64, |index| index[place]))
     }
 
     /// Rows that follow each other as parts of blocks: the number of each block and its rows.
@@ -327,44 +329,46 @@ impl<'a> Pool<'a> {
         )
     }
 
-    /// The block that holds `row`, and the row's number in it.
-    fn locate(&self, row: usize) -> (&RowBlock<'a>, usize) {
-        let block = self.starts.partition_point(|&start| start <= row) - 1;
-        (&self.blocks[block], row - self.starts[block])
+    /// The block that holds a row, and the row's number in it.
+    fn locate(&self, position: Position) -> (&RowBlock<'a>, usize) {
+        let place = position.get();
+        let block = self.starts.partition_point(|&start| start <= place) - 1;
+        (&self.blocks[block], place - self.starts[block])
     }
 
     /// Whether two rows are the same bytes with the same scale.
-    pub(crate) fn same(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn same(&self, a: Position, b: Position) -> bool {
         let ((block_a, local_a), (block_b, local_b)) = (self.locate(a), self.locate(b));
-        let scales = self.scale.as_ref().is_none_or(|scale| scale[a].to_bits() == scale[b].to_bits())
-            && self.lift_of(a) == self.lift_of(b);
+        let scales =
+            self.scale.as_ref().is_none_or(|scale| scale[a.get()].to_bits() == scale[b.get()].to_bits())
+                && self.lift_of(a) == self.lift_of(b);
         scales && block_a.dtype() == block_b.dtype() && block_a.bytes(local_a) == block_b.bytes(local_b)
     }
 
-    /// A hash of the stored bytes of `row` alone.
-    pub(crate) fn content_hash(&self, row: usize) -> u64 {
-        let (block, local) = self.locate(row);
+    /// A hash of the stored bytes of a row alone.
+    pub(crate) fn content_hash(&self, position: Position) -> u64 {
+        let (block, local) = self.locate(position);
         xxhash_rust::xxh3::xxh3_64(block.bytes(local))
     }
 
-    /// The factor that `row` is multiplied by.
-    pub(crate) fn scale(&self, row: usize) -> f64 {
-        self.scale.as_ref().map_or(1.0, |scale| scale[row])
+    /// The factor that a row is multiplied by.
+    pub(crate) fn scale(&self, position: Position) -> f64 {
+        self.scale.as_ref().map_or(1.0, |scale| scale[position.get()])
     }
 
-    /// A hash of the stored bytes of `row` and of its dataset index.
-    pub(crate) fn hash(&self, row: usize) -> u64 {
-        let (block, local) = self.locate(row);
-        xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.index(row) as u64)
+    /// A hash of the stored bytes of a row and of its number in the data.
+    pub(crate) fn hash(&self, position: Position) -> u64 {
+        let (block, local) = self.locate(position);
+        xxhash_rust::xxh3::xxh3_64_with_seed(block.bytes(local), self.dataset_row(position).get() as u64)
     }
 
-    /// The row's index and [`Pool::hash`], for row `local` of block `block`; writes the row, scaled, to `out`.
+    /// The dataset row and [`Pool::hash`], for row `local` of block `block`; writes the row, scaled, to `out`.
     pub(crate) fn hash_and_load(&self, block: usize, local: usize, out: &mut [f64]) -> (i64, u64) {
-        let (rows, row) = (&self.blocks[block], self.starts[block] + local);
-        let index = self.index(row);
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(rows.bytes(local), index as u64);
-        rows.load_part(local, 0..self.dim, self.scale(row), out);
-        (index, hash)
+        let (rows, position) = (&self.blocks[block], Position::new(self.starts[block] + local));
+        let row = self.dataset_row(position).get();
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(rows.bytes(local), row as u64);
+        rows.load_part(local, 0..self.dim, self.scale(position), out);
+        (row, hash)
     }
 
     /// What rows of block `block` from its row `first` on add to the block's sum: see [`Written::sum`].
@@ -386,23 +390,23 @@ impl<'a> Pool<'a> {
         self.blocks.len()
     }
 
-    /// Writes row `row`, scaled and times `factor`, to `out` (`dim` cells) in single precision.
-    pub(crate) fn load_narrow(&self, row: usize, factor: f64, out: &mut [f32]) {
-        let (block, local) = self.locate(row);
-        let scale = self.scale(row);
-        match self.lift_of(row) {
+    /// Writes the row at `position`, scaled and times `factor`, to `out` (`dim` cells) in single precision.
+    pub(crate) fn load_narrow(&self, position: Position, factor: f64, out: &mut [f32]) {
+        let (block, local) = self.locate(position);
+        let scale = self.scale(position);
+        match self.lift_of(position) {
             None => block.load_narrow(local, scale * factor, out),
             Some(_) => {
                 let mut wide = vec![0.0; self.dim];
-                self.load(row, &mut wide);
+                self.load(position, &mut wide);
                 scale_doubles(&wide, factor, out);
             }
         }
     }
 
-    /// Brings `row` into the caches, as soon as memory can.
-    pub(crate) fn touch(&self, row: usize) {
-        let (block, local) = self.locate(row);
+    /// Brings a row into the caches, as soon as memory can.
+    pub(crate) fn touch(&self, position: Position) {
+        let (block, local) = self.locate(position);
         let mut mix = 0;
         for line in block.bytes(local).chunks(LINE) {
             mix ^= line[0];
@@ -410,19 +414,19 @@ impl<'a> Pool<'a> {
         std::hint::black_box(mix);
     }
 
-    /// Writes row `row`, scaled, to `out` (`dim` cells).
-    pub fn load(&self, row: usize, out: &mut [f64]) {
-        self.load_part(row, 0..self.dim, out);
+    /// Writes the row at `position`, scaled, to `out` (`dim` cells).
+    pub fn load(&self, position: Position, out: &mut [f64]) {
+        self.load_part(position, 0..self.dim, out);
     }
 
-    /// Writes the columns `part` of row `row`, scaled, to `out`.
-    pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
-        let (block, local) = self.locate(row);
-        match self.lift_of(row) {
-            None => block.load_part(local, part, self.scale(row), out),
+    /// Writes the columns `part` of the row at `position`, scaled, to `out`.
+    pub(crate) fn load_part(&self, position: Position, part: Range<usize>, out: &mut [f64]) {
+        let (block, local) = self.locate(position);
+        match self.lift_of(position) {
+            None => block.load_part(local, part, self.scale(position), out),
             Some(lift) => {
                 block.load_part(local, part, lift, out);
-                out.iter_mut().for_each(|cell| *cell *= self.scale(row));
+                out.iter_mut().for_each(|cell| *cell *= self.scale(position));
             }
         }
     }
@@ -445,8 +449,8 @@ mod tests {
         .unwrap();
         for row in 0..4 {
             let (mut a, mut b) = ([0.0; 3], [0.0; 3]);
-            whole.load(row, &mut a);
-            parts.load(row, &mut b);
+            whole.load(Position::new(row), &mut a);
+            parts.load(Position::new(row), &mut b);
             assert_eq!(a, b);
             assert_eq!(a[0], 3.0 * row as f64);
         }
@@ -475,16 +479,16 @@ mod tests {
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, 2, 2).unwrap();
         let mut pool = Pool::new(vec![block]).unwrap();
         let power = 2.0_f64.powi(1000);
-        pool.lift(0, power);
+        pool.lift(Position::new(0), power);
         pool.rescale([3.0, 0.5].into_iter());
         let (mut wide, mut narrow) = ([0.0; 2], [0.0; 2]);
-        pool.load(0, &mut wide);
+        pool.load(Position::new(0), &mut wide);
         assert_eq!(wide, [5e-324 * power * 3.0, -1e-310 * power * 3.0]);
-        pool.load_part(0, 1..2, &mut wide[..1]);
+        pool.load_part(Position::new(0), 1..2, &mut wide[..1]);
         assert_eq!(wide[0], wide[1]);
-        pool.load_narrow(0, 1e20, &mut narrow);
+        pool.load_narrow(Position::new(0), 1e20, &mut narrow);
         assert_eq!(narrow[1], (wide[1] * 1e20) as f32);
-        pool.load(1, &mut wide);
+        pool.load(Position::new(1), &mut wide);
         assert_eq!(wide, [0.5e300, 1.0]);
     }
 
@@ -494,7 +498,7 @@ mod tests {
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F16, 1, 2).unwrap();
         let pool = Pool::new(vec![block]).unwrap().with_scale(vec![2.0]).unwrap();
         let mut out = [0.0; 2];
-        pool.load(0, &mut out);
+        pool.load(Position::new(0), &mut out);
         assert_eq!(out, [1.0, -131008.0]);
     }
 

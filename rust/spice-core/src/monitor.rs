@@ -21,8 +21,8 @@ pub struct Monitor {
     rows_read: AtomicU64,
     /// Every accepted pick. A run that ends in the middle of a step has its result here.
     log: Mutex<Vec<Pick>>,
-    /// The same of every near-duplicate that was left out.
-    duplicates: Mutex<Vec<NearDuplicate>>,
+    /// The same of every near-duplicate that was skipped.
+    near_duplicates: Mutex<Vec<NearDuplicate>>,
     deadline: Option<Instant>,
     /// Whether the deadline counts now; see [`Monitor::within_limit`].
     limited: AtomicBool,
@@ -117,14 +117,14 @@ impl Monitor {
         self.rows_read.fetch_add(pick.rows_read, Relaxed);
     }
 
-    /// Takes note of a near-duplicate that is left out.
-    pub(crate) fn leave_out(&self, found: NearDuplicate) {
-        self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+    /// Takes note of a near-duplicate that is skipped.
+    pub(crate) fn add_near_duplicate(&self, found: NearDuplicate) {
+        self.near_duplicates.lock().unwrap_or_else(PoisonError::into_inner).push(found);
     }
 
-    /// Near-duplicates that were left out so far, in that order.
-    pub fn left_out(&self) -> Vec<NearDuplicate> {
-        self.duplicates.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Near-duplicates that were skipped so far, in that order.
+    pub fn near_duplicates(&self) -> Vec<NearDuplicate> {
+        self.near_duplicates.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Pick>> {

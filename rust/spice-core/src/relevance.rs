@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{Kernels, product_error, products_of};
 use crate::memory;
 use crate::monitor::Monitor;
+use crate::rows::Position;
 use crate::survey::{AHEAD, Survey};
 
 /// Rows that are summed one after the other; such sums are added up one after the other too.
@@ -32,10 +33,10 @@ const NO_DIRECTION: f64 = 1e-9;
 /// A row of the pool that is one of the target too, or as good as one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Overlap {
-    /// Position in the pool.
-    pub row: usize,
-    /// Position in the target of the row with the largest cosine, of several the lowest dataset row.
-    pub target: usize,
+    /// Where it is in the pool.
+    pub position: Position,
+    /// Where in the target the row with the largest cosine is, of several the lowest dataset row.
+    pub target: Position,
     /// Their cosine, above [`SAME`].
     pub cosine: f64,
 }
@@ -89,7 +90,7 @@ impl Contrast {
         let mut contrast = Self { mean, directions: Vec::new(), norms: Vec::new(), noise: Vec::new() };
         let kernels = pool.kernels();
         for group in 0..count {
-            let rows = in_dataset_order(target, |row| groups[row] == group);
+            let rows = in_dataset_order(target, |position| groups[position.get()] == group);
             let (mut direction, counted) = mean_of(target, &rows, monitor)?;
             if counted == 0 {
                 let found = format!("{} rows, all zero", rows.len());
@@ -119,7 +120,7 @@ impl Contrast {
     /// [`Error::InvalidInput`] if there is not one direction or more of as many cells as the mean, all finite.
     pub fn known(mean: Vec<f64>, directions: Vec<f64>) -> Result<Self> {
         let dim = mean.len();
-        let whole = dim > 0 && !directions.is_empty() && directions.len() % dim == 0;
+        let whole = dim > 0 && !directions.is_empty() && directions.len().is_multiple_of(dim);
         if !whole || !mean.iter().chain(&directions).all(|cell| cell.is_finite()) {
             let found = format!("{} and {} numbers", dim, directions.len());
             let expected = "finite numbers, as many columns in all directions as in the mean";
@@ -180,8 +181,9 @@ impl Contrast {
             let rows = chunk * CHUNK..chunk * CHUNK + values.len() / count;
             scratch.load(pool, rows.clone());
             let cells = scratch.cells.chunks_exact(dim);
-            for ((row, cells), values) in rows.clone().zip(cells).zip(values.chunks_exact_mut(count)) {
-                if pool.norm_sq()[row] > 0.0 {
+            let places = rows.clone().map(Position::new);
+            for ((position, cells), values) in places.zip(cells).zip(values.chunks_exact_mut(count)) {
+                if pool.norm_sq(position) > 0.0 {
                     self.measure(pool, cells, &mut scratch.beyond, values);
                 }
             }
@@ -227,9 +229,9 @@ impl Scratch {
         self.cells.resize(rows.len() * dim, 0.0);
         for (at, (row, cells)) in rows.clone().zip(self.cells.chunks_exact_mut(dim)).enumerate() {
             if at % AHEAD == 0 {
-                pool.fetch(row..rows.end);
+                pool.fetch((row..rows.end).map(Position::new));
             }
-            pool.load(row, cells);
+            pool.load(Position::new(row), cells);
         }
     }
 }
@@ -238,7 +240,7 @@ impl Scratch {
 struct Beside {
     dim: usize,
     /// Their positions, in the order of the dataset.
-    rows: Vec<usize>,
+    positions: Vec<Position>,
     cells: Vec<f64>,
     narrow: Vec<f32>,
 }
@@ -246,14 +248,15 @@ struct Beside {
 impl Beside {
     fn new(target: &Survey<'_>) -> Result<Self> {
         let dim = target.dim();
-        let rows = in_dataset_order(target, |row| target.norm_sq()[row] > 0.0);
-        let found = || format!("{} rows of {dim} columns", rows.len());
+        let positions = in_dataset_order(target, |position| target.norm_sq(position) > 0.0);
+        let found = || format!("{} rows of {dim} columns", positions.len());
         let remedy = "Give fewer records as target: some hundreds say what is wanted.";
-        memory::check("target", found, 12.0 * rows.len() as f64 * dim as f64, remedy)?;
-        let mut cells = vec![0.0; rows.len() * dim];
-        cells.chunks_exact_mut(dim).zip(&rows).for_each(|(cells, &row)| target.load(row, cells));
+        memory::check("target", found, 12.0 * positions.len() as f64 * dim as f64, remedy)?;
+        let mut cells = vec![0.0; positions.len() * dim];
+        let places = cells.chunks_exact_mut(dim).zip(&positions);
+        places.for_each(|(cells, &position)| target.load(position, cells));
         let narrow = cells.iter().map(|&cell| cell as f32).collect();
-        Ok(Self { dim, rows, cells, narrow })
+        Ok(Self { dim, positions, cells, narrow })
     }
 
     /// The rows of a chunk, of which the first is `first`, that are here too. Products in single precision tell which may be;
@@ -276,7 +279,8 @@ impl Beside {
                     let own = &scratch.cells[at * dim..][..dim];
                     let cosine = pool.kernels().dot(own, &self.cells[place * dim..][..dim]).min(1.0);
                     if cosine > best.map_or(SAME, |best| best.cosine) {
-                        *best = Some(Overlap { row: first + at, target: self.rows[place], cosine });
+                        let position = Position::new(first + at);
+                        *best = Some(Overlap { position, target: self.positions[place], cosine });
                     }
                 }
             }
@@ -286,32 +290,33 @@ impl Beside {
 }
 
 /// Some rows in the order of the dataset.
-fn in_dataset_order(survey: &Survey<'_>, wanted: impl Fn(usize) -> bool) -> Vec<usize> {
-    let mut rows: Vec<usize> = (0..survey.len()).filter(|&row| wanted(row)).collect();
-    if !rows.is_sorted_by_key(|&row| survey.index(row)) {
-        rows.par_sort_unstable_by_key(|&row| survey.index(row));
+fn in_dataset_order(survey: &Survey<'_>, wanted: impl Fn(Position) -> bool) -> Vec<Position> {
+    let mut positions: Vec<Position> =
+        Position::all(survey.len()).filter(|&position| wanted(position)).collect();
+    if !positions.is_sorted_by_key(|&position| survey.dataset_row(position)) {
+        positions.par_sort_unstable_by_key(|&position| survey.dataset_row(position));
     }
-    rows
+    positions
 }
 
-/// The mean of those among `rows` that are not zero, (d,), and how many they are. Zeros if none is.
-fn mean_of(survey: &Survey<'_>, rows: &[usize], monitor: &Monitor) -> Result<(Vec<f64>, usize)> {
+/// The mean of those rows that are not zero, (d,), and how many they are. Zeros if none is.
+fn mean_of(survey: &Survey<'_>, positions: &[Position], monitor: &Monitor) -> Result<(Vec<f64>, usize)> {
     let dim = survey.dim();
     let mut sum = vec![0.0; dim];
-    for chunks in rows.chunks(CHUNK * AT_ONCE) {
+    for chunks in positions.chunks(CHUNK * AT_ONCE) {
         let sums = chunks.par_chunks(CHUNK).map_init(
             || vec![0.0; dim],
-            |cells, rows| {
+            |cells, positions| {
                 monitor.check()?;
                 let mut sum = vec![0.0; dim];
-                for (at, &row) in rows.iter().enumerate() {
+                for (at, &position) in positions.iter().enumerate() {
                     if at % AHEAD == 0 {
-                        survey.fetch(rows[at..].iter().copied());
+                        survey.fetch(positions[at..].iter().copied());
                     }
-                    survey.load(row, cells); // zeros add nothing
+                    survey.load(position, cells); // zeros add nothing
                     sum.iter_mut().zip(&*cells).for_each(|(sum, cell)| *sum += cell);
                 }
-                monitor.add_surveyed(rows.len());
+                monitor.add_surveyed(positions.len());
                 Ok(sum)
             },
         );
@@ -319,7 +324,7 @@ fn mean_of(survey: &Survey<'_>, rows: &[usize], monitor: &Monitor) -> Result<(Ve
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
     }
-    let counted = rows.iter().filter(|&&row| survey.norm_sq()[row] > 0.0).count();
+    let counted = positions.iter().filter(|&&position| survey.norm_sq(position) > 0.0).count();
     sum.iter_mut().for_each(|cell| *cell /= counted.max(1) as f64);
     Ok((sum, counted))
 }

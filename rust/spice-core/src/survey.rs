@@ -10,6 +10,7 @@ use crate::linalg::Kernels;
 use crate::matrix::Pool;
 use crate::memory;
 use crate::monitor::Monitor;
+use crate::rows::{DatasetRow, Position};
 
 /// Rows that one task reads between two looks at the monitor.
 const CHUNK: usize = 256;
@@ -82,8 +83,8 @@ impl<'a> Survey<'a> {
         // A sum, so that the order of rows and their spread over files do not matter.
         let fingerprint = hashes.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b)))?;
         pool.check_written(sums.into_iter().map(AtomicU64::into_inner))?;
-        if let Some(row) = measured.iter().position(|(norm_sq, _)| !norm_sq.is_finite()) {
-            return Err(refuse(&pool, row));
+        if let Some(place) = measured.iter().position(|(norm_sq, _)| !norm_sq.is_finite()) {
+            return Err(refuse(&pool, Position::new(place)));
         }
         if unit {
             lift(&mut pool, kernels, &mut measured);
@@ -109,8 +110,8 @@ impl<'a> Survey<'a> {
     }
 
     /// Weight of a row.
-    pub(crate) fn weight(&self, row: usize) -> f64 {
-        self.weights.as_ref().map_or(1.0, |weights| weights[row])
+    pub(crate) fn weight(&self, position: Position) -> f64 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[position.get()])
     }
 
     /// Number of rows.
@@ -128,57 +129,62 @@ impl<'a> Survey<'a> {
         self.pool.dim()
     }
 
-    /// Writes row `row` to `out` (`dim` cells).
-    pub fn load(&self, row: usize, out: &mut [f64]) {
-        self.pool.load(row, out);
+    /// Writes the row at `position` to `out` (`dim` cells).
+    pub fn load(&self, position: Position, out: &mut [f64]) {
+        self.pool.load(position, out);
     }
 
     /// Brings the next few of some rows into the caches. Rows that lie anywhere come sooner if memory is asked for
     /// several at once: to be called before every [`AHEAD`]th of them is read.
-    pub(crate) fn fetch(&self, rows: impl Iterator<Item = usize>) {
-        rows.take(AHEAD).for_each(|row| self.pool.touch(row));
+    pub(crate) fn fetch(&self, positions: impl Iterator<Item = Position>) {
+        positions.take(AHEAD).for_each(|position| self.pool.touch(position));
     }
 
-    /// Writes the columns `part` of row `row` to `out`.
-    pub(crate) fn load_part(&self, row: usize, part: Range<usize>, out: &mut [f64]) {
-        self.pool.load_part(row, part, out);
+    /// Writes the columns `part` of the row at `position` to `out`.
+    pub(crate) fn load_part(&self, position: Position, part: Range<usize>, out: &mut [f64]) {
+        self.pool.load_part(position, part, out);
     }
 
-    /// Writes row `row` divided by its norm to `out` (`dim` cells), in single precision; a zero row stays
+    /// Writes the row at `position` divided by its norm to `out` (`dim` cells), in single precision; a zero row stays
     /// zero.
-    pub(crate) fn load_unit(&self, row: usize, out: &mut [f32]) {
-        let norm = self.norm_sq[row].sqrt();
-        self.pool.load_narrow(row, if norm > 0.0 { 1.0 / norm } else { 0.0 }, out);
+    pub(crate) fn load_unit(&self, position: Position, out: &mut [f32]) {
+        let norm = self.norm_sq(position).sqrt();
+        self.pool.load_narrow(position, if norm > 0.0 { 1.0 / norm } else { 0.0 }, out);
     }
 
-    /// Writes row `row` to `out`, times a power of two if its square has lost digits; returns the norm of what is written.
-    pub(super) fn load_measured(&self, row: usize, out: &mut [f64]) -> f64 {
-        self.load(row, out);
-        if self.norm_sq[row] >= FAINT {
-            return self.norm_sq[row].sqrt();
+    /// Writes the row at `position` to `out`, times a power of two if its square has lost digits; returns the norm of what is written.
+    pub(super) fn load_measured(&self, position: Position, out: &mut [f64]) -> f64 {
+        self.load(position, out);
+        if self.norm_sq(position) >= FAINT {
+            return self.norm_sq(position).sqrt();
         }
         out.iter_mut().for_each(|cell| *cell *= RAISE);
         self.kernels.dot(out, out).sqrt()
     }
 
     /// [`Survey::load_unit`] of rows however small.
-    pub(super) fn load_direction(&self, row: usize, out: &mut [f32]) {
-        if self.norm_sq[row] >= FAINT {
-            return self.load_unit(row, out);
+    pub(super) fn load_direction(&self, position: Position, out: &mut [f32]) {
+        if self.norm_sq(position) >= FAINT {
+            return self.load_unit(position, out);
         }
         let mut cells = vec![0.0; self.dim()];
-        let norm = self.load_measured(row, &mut cells);
+        let norm = self.load_measured(position, &mut cells);
         let factor = if norm > 0.0 { 1.0 / norm } else { 0.0 };
         out.iter_mut().zip(&cells).for_each(|(out, cell)| *out = (cell * factor) as f32);
     }
 
-    /// The dataset index of `row`.
-    pub fn index(&self, row: usize) -> i64 {
-        self.pool.index(row)
+    /// The dataset row at `position`.
+    pub fn dataset_row(&self, position: Position) -> DatasetRow {
+        self.pool.dataset_row(position)
+    }
+
+    /// ‖g‖² of a row.
+    pub fn norm_sq(&self, position: Position) -> f64 {
+        self.norm_sq[position.get()]
     }
 
     /// ‖g‖² of every row, (n,).
-    pub fn norm_sq(&self) -> &[f64] {
+    pub fn norms_sq(&self) -> &[f64] {
         &self.norm_sq
     }
 
@@ -191,11 +197,11 @@ impl<'a> Survey<'a> {
             return Ok(());
         }
         let mut cells = vec![0.0; self.dim()];
-        let mut is_zero = |row| {
-            self.load(row, &mut cells);
+        let mut is_zero = |position| {
+            self.load(position, &mut cells);
             cells.iter().all(|&cell| cell == 0.0)
         };
-        if (0..self.len()).all(&mut is_zero) {
+        if Position::all(self.len()).all(&mut is_zero) {
             return Ok(());
         }
         Err(Error::invalid(
@@ -212,22 +218,22 @@ impl<'a> Survey<'a> {
     }
 
     /// Equal for rows that are the same to the bit, and mostly for no others.
-    pub(crate) fn norm_key(&self, row: usize) -> u64 {
+    pub(crate) fn norm_key(&self, position: Position) -> u64 {
         // The norm of unit rows is in their scale.
-        self.norm_sq[row].to_bits() ^ self.pool.scale(row).to_bits().rotate_left(32)
+        self.norm_sq(position).to_bits() ^ self.pool.scale(position).to_bits().rotate_left(32)
     }
 
-    /// A hash of the stored bytes of `row`.
-    pub(crate) fn content_hash(&self, row: usize) -> u64 {
-        self.pool.content_hash(row)
+    /// A hash of the stored bytes of a row.
+    pub(crate) fn content_hash(&self, position: Position) -> u64 {
+        self.pool.content_hash(position)
     }
 
     /// Whether two rows are the same to the bit.
-    pub(crate) fn same(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn same(&self, a: Position, b: Position) -> bool {
         self.pool.same(a, b)
     }
 
-    /// A hash of all rows as stored and of their dataset indices, whatever their order.
+    /// A hash of all rows as stored and of their numbers in the data, whatever their order.
     pub fn fingerprint(&self) -> String {
         show(self.fingerprint)
     }
@@ -241,17 +247,21 @@ impl<'a> Survey<'a> {
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if a row is out of range; [`Error::Interrupted`].
-pub fn fingerprint(pool: &Pool<'_>, rows: Option<&[usize]>, monitor: &Monitor) -> Result<String> {
-    let count = rows.map_or(pool.len(), <[usize]>::len);
-    if let Some(row) = rows.and_then(|rows| rows.iter().find(|&&row| row >= pool.len())) {
+pub fn fingerprint(
+    pool: &Pool<'_>,
+    positions: Option<&[Position]>,
+    monitor: &Monitor,
+) -> Result<String> {
+    let count = positions.map_or(pool.len(), <[Position]>::len);
+    if let Some(row) = positions.and_then(|rows| rows.iter().find(|row| row.get() >= pool.len())) {
         let expected = format!("rows from 0 to {}", pool.len() - 1);
         return Err(Error::invalid("rows", row, expected, "Name rows of the source."));
     }
     let chunks = (0..count).into_par_iter().step_by(CHUNK).map(|first| {
         monitor.check()?;
         let places = first..(first + CHUNK).min(count);
-        let row = |place: usize| rows.map_or(place, |rows| rows[place]);
-        Ok(places.fold(0_u64, |sum, place| sum.wrapping_add(pool.hash(row(place)))))
+        let at = |place: usize| positions.map_or(Position::new(place), |positions| positions[place]);
+        Ok(places.fold(0_u64, |sum, place| sum.wrapping_add(pool.hash(at(place)))))
     });
     chunks.try_reduce(|| 0, |a, b| Ok(a.wrapping_add(b))).map(show)
 }
@@ -275,11 +285,11 @@ fn measure(kernels: Kernels, row: &mut [f64], unit: bool) -> (f64, f64) {
 /// has lost digits or is no number.
 fn lift(pool: &mut Pool<'_>, kernels: Kernels, measured: &mut [(f64, f64)]) {
     let mut cells = vec![0.0; pool.dim()];
-    for (row, measured) in measured.iter_mut().enumerate() {
+    for (position, measured) in Position::all(pool.len()).zip(measured) {
         let factor = measured.1;
         if !(1.0 / LIFT..=LIFT).contains(&factor) {
-            pool.lift(row, if factor > 1.0 { LIFT } else { 1.0 / LIFT });
-            pool.load(row, &mut cells);
+            pool.lift(position, if factor > 1.0 { LIFT } else { 1.0 / LIFT });
+            pool.load(position, &mut cells);
             *measured = measure(kernels, &mut cells, true);
         }
     }
@@ -289,19 +299,19 @@ fn show(fingerprint: u64) -> String {
     format!("xxh3-64:{fingerprint:016x}")
 }
 
-fn refuse(pool: &Pool<'_>, row: usize) -> Error {
+fn refuse(pool: &Pool<'_>, position: Position) -> Error {
     let mut cells = vec![0.0; pool.dim()];
-    pool.load(row, &mut cells);
-    let index = pool.index(row);
+    pool.load(position, &mut cells);
+    let row = pool.dataset_row(position);
     match cells.iter().position(|cell| !cell.is_finite()) {
         Some(column) => Error::invalid(
-            format!("row {index}, column {column}"),
+            format!("row {row}, column {column}"),
             cells[column],
             "a finite number",
             "Leave this row out of the source; in a store, `spice-rs verify` names a damaged file to move away.",
         ),
         None => Error::invalid(
-            format!("row {index}"),
+            format!("row {row}"),
             "a squared norm that overflows float64",
             "rows of norms below 1e150",
             "Scale the rows down, or select with normalize=\"unit\".",
@@ -309,8 +319,8 @@ fn refuse(pool: &Pool<'_>, row: usize) -> Error {
     }
 }
 
-pub(crate) fn check_rows(survey: &Survey<'_>, rows: &[usize]) -> Result<()> {
-    match rows.iter().find(|&&row| row >= survey.len()) {
+pub(crate) fn check_positions(survey: &Survey<'_>, positions: &[Position]) -> Result<()> {
+    match positions.iter().find(|position| position.get() >= survey.len()) {
         None => Ok(()),
         Some(row) => Err(Error::invalid(
             "rows",

@@ -8,6 +8,7 @@ use spice_core::Error;
 use spice_core::analysis::{certify, curvature, guarantee};
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::selection::Survey;
 
 /// A survey of rows given as one list of cells, cut into blocks after every `cut` rows, for `work`.
@@ -63,6 +64,10 @@ fn pools() -> impl Strategy<Value = (Vec<f64>, usize)> {
     )
 }
 
+fn at(places: &[usize]) -> Vec<Position> {
+    places.iter().copied().map(Position::new).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -94,9 +99,9 @@ proptest! {
             prop_assert!((found.ratios[x] - ratio).abs() < 1e-6, "{} {ratio}", found.ratios[x]);
             smallest = smallest.min(found.ratios[x]);
         }
-        if let Some(row) = found.row {
+        if let Some(position) = found.position {
             prop_assert_eq!(found.total, 1.0 - smallest);
-            prop_assert_eq!(found.ratios[row], smallest);
+            prop_assert_eq!(found.ratios[position.get()], smallest);
         }
         prop_assert!(found.error >= 0.0 && found.error < most_error, "{} {most_error}", found.error);
         prop_assert!(found.guarantee() <= guarantee(found.total));
@@ -112,7 +117,7 @@ proptest! {
         let unique = picks.iter().collect::<std::collections::HashSet<_>>().len() == k;
         let prefixes: Vec<usize> = (0..=k).collect();
         let found = with_survey(&cells, dim, 3, |survey| {
-            certify(survey, 1.0, &[], &picks, &prefixes, 4, &Monitor::default())
+            certify(survey, 1.0, &[], &at(&picks), &prefixes, 4, &Monitor::default())
         });
         if !unique {
             let refused = matches!(found, Err(Error::InvalidInput { .. }));
@@ -173,7 +178,8 @@ fn threads_and_blocks_do_not_show() {
                 let found = curvature(survey, 1.0, &monitor).unwrap();
                 let prefixes = [0, 3, 8, 15, 60];
                 let certificate =
-                    certify(survey, 1.0, &[1, 2], &picks, &prefixes, 4, &Monitor::default()).unwrap();
+                    certify(survey, 1.0, &at(&[1, 2]), &at(&picks), &prefixes, 4, &Monitor::default())
+                        .unwrap();
                 (found.ratios, certificate.submodular, certificate.concave, certificate.relaxed)
             })
         })
@@ -190,7 +196,7 @@ fn a_monitor_stops_an_analysis() {
         let monitor = Monitor::default();
         monitor.cancel();
         assert!(matches!(curvature(survey, 1.0, &monitor), Err(Error::Interrupted)));
-        let stopped = certify(survey, 1.0, &[], &[3, 4], &[0, 2], 4, &monitor);
+        let stopped = certify(survey, 1.0, &[], &at(&[3, 4]), &[0, 2], 4, &monitor);
         assert!(matches!(stopped, Err(Error::Interrupted)));
     });
 }
@@ -201,9 +207,9 @@ fn prefixes_and_settings_out_of_range_are_refused() {
     with_survey(&cells, 4, 5, |survey| {
         let monitor = Monitor::default();
         for prefixes in [&[0, 1][..], &[2, 1, 3], &[]] {
-            assert!(certify(survey, 1.0, &[], &[0, 1, 2], prefixes, 4, &monitor).is_err());
+            assert!(certify(survey, 1.0, &[], &at(&[0, 1, 2]), prefixes, 4, &monitor).is_err());
         }
-        assert!(certify(survey, 1.0, &[], &[0, 5], &[2], 4, &monitor).is_err());
+        assert!(certify(survey, 1.0, &[], &at(&[0, 5]), &[2], 4, &monitor).is_err());
         assert!(curvature(survey, 0.0, &monitor).is_err());
         assert!(curvature(survey, f64::NAN, &monitor).is_err());
     });

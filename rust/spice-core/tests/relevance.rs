@@ -95,12 +95,12 @@ proptest! {
             }
             let cosines: Vec<f64> = aims.iter().map(|target| dot(target, &own[row])).collect();
             let most = cosines.iter().copied().fold(-1.0, f64::max);
-            let here = overlaps.iter().find(|found| found.row == row);
+            let here = overlaps.iter().find(|found| found.position.get() == row);
             if (most - SAME).abs() > 1e-12 {
                 prop_assert_eq!(here.is_some(), most > SAME);
             }
             if let Some(here) = here {
-                prop_assert!((cosines[here.target] - most).abs() < 1e-12);
+                prop_assert!((cosines[here.target.get()] - most).abs() < 1e-12);
             }
         }
     }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::selection::{
     Conditions, Fisher, Method, Search, Selection, Settings, StopReason, Survey, fingerprint, log_det,
     resume, select, select_windows,
@@ -143,16 +144,16 @@ proptest! {
         let lazy = run(&cells, dim, cut, k, &settings(Fisher::Full, Search::Lazy, penalty));
         let mut picked = Vec::new();
         for (a, b) in eager.picks.iter().zip(&lazy.picks) {
-            prop_assert_eq!(a.row, b.row);
+            prop_assert_eq!(a.position, b.position);
             prop_assert_eq!(a.gain.to_bits(), b.gain.to_bits());
             prop_assert_eq!(a.score.to_bits(), b.score.to_bits());
             prop_assert_eq!(a.overruled, b.overruled);
             let scores = naive_scores(&rows, &picked, penalty);
             let best = (0..k).filter(|row| !picked.contains(row)).map(|row| scores[row].1);
             let best = best.fold(f64::NEG_INFINITY, f64::max);
-            prop_assert!((scores[a.row].0 - a.gain).abs() < 1e-9 * (1.0 + a.gain));
-            prop_assert!(scores[a.row].1 >= best - 1e-9 * (1.0 + best.abs()));
-            picked.push(a.row);
+            prop_assert!((scores[a.position.get()].0 - a.gain).abs() < 1e-9 * (1.0 + a.gain));
+            prop_assert!(scores[a.position.get()].1 >= best - 1e-9 * (1.0 + best.abs()));
+            picked.push(a.position.get());
         }
         prop_assert_eq!(picked.len(), k);
     }
@@ -194,7 +195,7 @@ proptest! {
             prop_assert_eq!(other.stop, eager.stop);
             prop_assert_eq!(other.picks.len(), eager.picks.len());
             for (a, b) in eager.picks.iter().zip(&other.picks) {
-                prop_assert_eq!(a.index, b.index);
+                prop_assert_eq!(a.row, b.row);
                 prop_assert_eq!(a.overruled, b.overruled);
                 for (a, b) in [(a.gain, b.gain), (a.score, b.score), (a.conflict, b.conflict), (a.base, b.base)] {
                     prop_assert_eq!(a.to_bits(), b.to_bits());
@@ -211,7 +212,7 @@ proptest! {
         let k = cells.len() / dim;
         let eager = run(&cells, dim, k, k, &settings(Fisher::Diagonal, Search::Eager, penalty));
         let lazy = run(&cells, dim, 3, k, &settings(Fisher::Diagonal, Search::Lazy, penalty));
-        let order = |selection: &Selection| selection.picks.iter().map(|p| p.row).collect::<Vec<_>>();
+        let order = |selection: &Selection| selection.picks.iter().map(|p| p.position).collect::<Vec<_>>();
         prop_assert_eq!(order(&eager), order(&lazy));
     }
 }
@@ -236,9 +237,10 @@ fn windows_out_of_range_are_refused() {
     let monitor = Monitor::default();
     let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
     let settings = settings(Fisher::Full, Search::Lazy, 0.1);
-    assert!(select_windows(&survey, &settings, &[&[0, 2]], 1, &monitor).is_err());
-    assert!(select_windows(&survey, &settings, &[&[0, 1]], 3, &monitor).is_err());
-    let done = select_windows(&survey, &settings, &[&[0], &[1]], 1, &monitor).unwrap();
+    let [first, second, third] = [0, 1, 2].map(Position::new);
+    assert!(select_windows(&survey, &settings, &[&[first, third]], 1, &monitor).is_err());
+    assert!(select_windows(&survey, &settings, &[&[first, second]], 3, &monitor).is_err());
+    let done = select_windows(&survey, &settings, &[&[first], &[second]], 1, &monitor).unwrap();
     assert_eq!((done.picks.len(), done.stop), (2, StopReason::Budget));
 }
 
@@ -377,7 +379,7 @@ fn picks_that_no_run_can_have_made_are_refused() {
     };
     assert!(!refused(&made));
     assert!(refused(&[made[0], made[0]]));
-    assert!(refused(&[made[0], spice_core::selection::Pick { row: 20, ..made[1] }]));
+    assert!(refused(&[made[0], spice_core::selection::Pick { position: Position::new(20), ..made[1] }]));
     assert!(refused(&[made[1], made[0]]), "the gains are those of another order");
     assert!(refused(&[spice_core::selection::Pick { gain: f64::NAN, ..made[0] }]));
     assert!(
@@ -429,7 +431,7 @@ fn log_dets_are_log_det_of_every_prefix_whatever_the_rank() {
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F64, n, dim).unwrap();
         let monitor = Monitor::default();
         let survey = Survey::new(Pool::new(vec![block]).unwrap(), false, &monitor).unwrap();
-        let rows: Vec<usize> = selection.picks.iter().map(|pick| pick.row).collect();
+        let rows: Vec<Position> = selection.picks.iter().map(|pick| pick.position).collect();
         for (t, found) in selection.log_dets.iter().enumerate() {
             let expected = log_det(&survey, 1.0, &rows[..=t], &monitor).unwrap();
             assert!((found - expected).abs() <= 1e-12 * expected, "{n} × {dim}, {t}");

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool};
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::selection::Survey;
 use spice_core::store::{
     Differing, Known, Reader, Reduction, Schema, Writer, WriterOptions, compact, convert, merge,
@@ -62,10 +63,10 @@ proptest! {
         let pool = pool.with_index(store.index().to_vec()).unwrap().with_scale(scale).unwrap();
         let mut row = vec![0.0; dim];
         for position in positions {
-            pool.load(position, &mut row);
+            pool.load(Position::new(position), &mut row);
             let expected: Vec<f64> = read[position * dim..][..dim].iter().map(|&x| f64::from(x)).collect();
             prop_assert_eq!(&row, &expected);
-            prop_assert_eq!(pool.index(position), position as i64);
+            prop_assert_eq!(pool.dataset_row(Position::new(position)).get(), position as i64);
         }
         if dtype == Dtype::F32 {
             prop_assert_eq!(rows, &read[..]);

@@ -5,14 +5,15 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spice_core::analysis;
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 
-use crate::pool::{PoolOptions, rows_of};
+use crate::pool::{PoolOptions, positions_of};
 use crate::watch::{Observer, watch};
 
 /// Tells Python how many rows the passes have read, and how many they will have.
-pub(crate) struct Told<'py>(pub(crate) Option<Bound<'py, PyAny>>);
+pub(crate) struct PassProgress<'py>(pub(crate) Option<Bound<'py, PyAny>>);
 
-impl Observer for Told<'_> {
+impl Observer for PassProgress<'_> {
     fn look(&mut self, monitor: &Monitor) -> PyResult<()> {
         match &self.0 {
             Some(progress) if monitor.planned() > 0 => {
@@ -24,7 +25,7 @@ impl Observer for Told<'_> {
     }
 }
 
-/// The curvature of U over a pool; see `spice_rs.curvature`. The row is the place in the source, or None.
+/// The curvature of U over a pool; see `spice_rs.curvature`. The position is None if all rows are zero.
 #[pyfunction]
 #[pyo3(signature = (pool, *, alpha, threads, progress))]
 pub(crate) fn curvature<'py>(
@@ -37,20 +38,20 @@ pub(crate) fn curvature<'py>(
     let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    let found = watch(py, &monitor, threads, files, Told(progress), || {
+    let found = watch(py, &monitor, threads, files, PassProgress(progress), || {
         analysis::curvature(&scaling.survey(pool, &monitor)?, alpha, &monitor)
     })?;
     let out = PyDict::new(py);
     out.set_item("total", found.total)?;
     out.set_item("error", found.error)?;
     out.set_item("guarantee", found.guarantee())?;
-    out.set_item("row", found.row)?;
+    out.set_item("position", found.position.map(Position::get))?;
     out.set_item("leverages", found.leverages.into_pyarray(py))?;
     out.set_item("ratios", found.ratios.into_pyarray(py))?;
     Ok(out)
 }
 
-/// `spice_rs.analysis.certificate.Choice`: the picks, the rows beside them, and the sizes of prefixes.
+/// `spice_rs.analysis.certificate.Choice`: the picks, the initial rows, and the sizes of prefixes.
 #[derive(FromPyObject)]
 pub(crate) struct ChoiceOptions<'py> {
     initial: PyReadonlyArray1<'py, i64>,
@@ -72,10 +73,10 @@ pub(crate) fn certify<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
-    let [initial, picks, prefixes] =
-        [&choice.initial, &choice.picks, &choice.prefixes].map(|rows| rows_of(rows));
+    let (initial, picks) = (positions_of(&choice.initial), positions_of(&choice.picks));
+    let prefixes: Vec<usize> = choice.prefixes.as_array().iter().map(|&size| size as usize).collect();
     let monitor = Monitor::default();
-    let (found, fingerprint) = watch(py, &monitor, threads, files, Told(progress), || {
+    let (found, fingerprint) = watch(py, &monitor, threads, files, PassProgress(progress), || {
         let survey = scaling.survey(pool, &monitor)?;
         let found = analysis::certify(&survey, alpha, &initial, &picks, &prefixes, steps, &monitor)?;
         Ok((found, survey.fingerprint()))

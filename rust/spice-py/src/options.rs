@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use spice_core::Error;
+use spice_core::rows::Position;
 use spice_core::selection::{Conditions, Fisher, Limits, Method, Search, Settings};
 
 use crate::errors::to_py;
-use crate::pool::{numbers_of, rows_of};
+use crate::pool::{numbers_of, positions_of};
 
 /// `spice_rs.selection.options.Objective`: the settings.
 #[derive(FromPyObject)]
@@ -69,8 +70,8 @@ pub(crate) struct WindowOptions<'py> {
 
 impl WindowOptions<'_> {
     /// All rows, window after window.
-    pub(crate) fn rows(&self) -> Vec<usize> {
-        rows_of(&self.order)
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        positions_of(&self.order)
     }
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn allowances<'py>(
     k: usize,
 ) -> PyResult<Option<Bound<'py, PyArray1<f64>>>> {
     let Some(limits) = constraints.conditions(k)?.limits else { return Ok(None) };
-    let found = limits.allowances(&rows_of(&positions)).map_err(to_py)?;
+    let found = limits.allowances(&positions_of(&positions)).map_err(to_py)?;
     Ok(Some(found.into_pyarray(py)))
 }
 
@@ -116,7 +117,7 @@ pub(crate) fn merits<'py>(
     positions: PyReadonlyArray1<'py, i64>,
     gains: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let found = constraints.conditions(0)?.merits(&rows_of(&positions), &numbers_of(&gains));
+    let found = constraints.conditions(0)?.merits(&positions_of(&positions), &numbers_of(&gains));
     Ok(found.map_err(to_py)?.into_pyarray(py))
 }
 
@@ -146,17 +147,18 @@ impl ConstraintOptions<'_> {
     /// A scalar that nobody takes: the core does not know it.
     pub(crate) fn conditions(&self, k: usize) -> PyResult<Conditions> {
         let mut scalars = Scalars(self.scalars.clone());
-        let rows =
-            |rows: &Option<PyReadonlyArray1<'_, i64>>| rows.as_ref().map_or_else(Vec::new, rows_of);
+        let listed = |positions: &Option<PyReadonlyArray1<'_, i64>>| {
+            positions.as_ref().map_or_else(Vec::new, positions_of)
+        };
         let limited = self.groups.is_some() || self.budget.is_some();
         let conditions = Conditions {
             multiplier: self.multiplier.as_ref().map(numbers_of),
             bonus: self.bonus.as_ref().map(numbers_of),
-            initial: rows(&self.initial),
-            include: rows(&self.include),
-            exclude: rows(&self.exclude),
+            initial: listed(&self.initial),
+            include: listed(&self.include),
+            exclude: listed(&self.exclude),
             limits: limited.then(|| Limits {
-                groups: self.groups.as_ref().map(rows_of),
+                groups: self.groups.as_ref().map(groups_of),
                 minima: self.minima.as_ref().map_or_else(|| vec![0.0], numbers_of),
                 maxima: self.maxima.as_ref().map_or_else(|| vec![f64::INFINITY], numbers_of),
                 costs: self.costs.as_ref().map(numbers_of),
@@ -167,6 +169,11 @@ impl ConstraintOptions<'_> {
         scalars.all_taken()?;
         Ok(conditions)
     }
+}
+
+/// Numbers of groups; whether they are in range is for the core to say.
+fn groups_of(groups: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
+    groups.as_array().iter().map(|&group| group as usize).collect()
 }
 
 fn parse<T: Copy>(field: &str, found: &str, legal: &[(&str, T)]) -> PyResult<T> {

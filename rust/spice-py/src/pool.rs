@@ -4,6 +4,7 @@ use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::survey::Survey;
 use spice_core::{Error, Result};
 
@@ -101,9 +102,9 @@ impl Scaling {
     }
 }
 
-/// Positions or numbers of groups; whether they are in range is for the core to say.
-pub(crate) fn rows_of(rows: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
-    rows.as_array().iter().map(|&row| row as usize).collect()
+/// Whether they are in range is for the core to say.
+pub(crate) fn positions_of(positions: &PyReadonlyArray1<'_, i64>) -> Vec<Position> {
+    positions.as_array().iter().map(|&position| Position::new(position as usize)).collect()
 }
 
 pub(crate) fn numbers_of(numbers: &PyReadonlyArray1<'_, f64>) -> Vec<f64> {

@@ -6,9 +6,9 @@ use pyo3::types::PyDict;
 use spice_core::monitor::Monitor;
 use spice_core::relevance::Contrast;
 
-use crate::analysis::Told;
+use crate::analysis::PassProgress;
 use crate::errors::to_py;
-use crate::pool::{PoolOptions, numbers_of, rows_of};
+use crate::pool::{PoolOptions, numbers_of};
 use crate::watch::watch;
 
 /// What the unit rows of `pool` are worth to `count` groups of rows of `target`; see `spice_rs.selection.target`.
@@ -24,16 +24,19 @@ pub(crate) fn relevance<'py>(
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let (scaling, aims) = (pool.scaling(), target.scaling());
-    let (files, groups) = (pool.files().and(target.files()), rows_of(&groups));
+    let (files, groups) = (
+        pool.files().and(target.files()),
+        groups.as_array().iter().map(|&group| group as usize).collect::<Vec<_>>(),
+    );
     let (pool, target) = (pool.open()?, target.open()?);
     let monitor = Monitor::default();
     let (contrast, values, overlaps, zero_rows, fingerprints) =
-        watch(py, &monitor, threads, files, Told(progress), || {
+        watch(py, &monitor, threads, files, PassProgress(progress), || {
             monitor.plan(3 * pool.len() + 2 * target.len());
             let (pool, target) = (scaling.survey(pool, &monitor)?, aims.survey(target, &monitor)?);
             let contrast = Contrast::new(&pool, &target, &groups, count, &monitor)?;
             let (values, overlaps) = contrast.relevance_beside(&pool, &target, &monitor)?;
-            let zero_rows = target.norm_sq().iter().filter(|&&norm_sq| norm_sq == 0.0).count();
+            let zero_rows = target.norms_sq().iter().filter(|&&norm_sq| norm_sq == 0.0).count();
             Ok((contrast, values, overlaps, zero_rows, [pool.fingerprint(), target.fingerprint()]))
         })?;
     let [pool, target] = fingerprints;
@@ -43,8 +46,8 @@ pub(crate) fn relevance<'py>(
     out.set_item("directions", contrast.directions.into_pyarray(py))?;
     out.set_item("norms", contrast.norms.into_pyarray(py))?;
     out.set_item("noise", contrast.noise.into_pyarray(py))?;
-    let rows: Vec<i64> = overlaps.iter().map(|found| found.row as i64).collect();
-    let of: Vec<i64> = overlaps.iter().map(|found| found.target as i64).collect();
+    let rows: Vec<i64> = overlaps.iter().map(|found| found.position.get() as i64).collect();
+    let of: Vec<i64> = overlaps.iter().map(|found| found.target.get() as i64).collect();
     let cosines: Vec<f64> = overlaps.iter().map(|found| found.cosine).collect();
     out.set_item("overlap_rows", rows.into_pyarray(py))?;
     out.set_item("overlap_of", of.into_pyarray(py))?;
@@ -70,7 +73,7 @@ pub(crate) fn relevance_to<'py>(
     let pool = pool.open()?;
     let contrast = Contrast::known(numbers_of(&mean), numbers_of(&directions)).map_err(to_py)?;
     let monitor = Monitor::default();
-    let values = watch(py, &monitor, threads, files, Told(progress), || {
+    let values = watch(py, &monitor, threads, files, PassProgress(progress), || {
         monitor.plan(2 * pool.len());
         contrast.relevance(&scaling.survey(pool, &monitor)?, &monitor)
     })?;

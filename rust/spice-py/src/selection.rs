@@ -6,12 +6,13 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spice_core::monitor::Monitor;
+use spice_core::rows::Position;
 use spice_core::selection::{self, NearDuplicate, Pick, StopReason};
 
 use crate::errors::to_py;
 use crate::options::{ConstraintOptions, ObjectiveOptions, WindowOptions};
 use crate::past::PastOptions;
-use crate::pool::{PoolOptions, rows_of};
+use crate::pool::{PoolOptions, positions_of};
 use crate::watch::{Observer, watch};
 
 /// `spice_rs.selection.options.Control`: who watches, and when to stop.
@@ -40,8 +41,8 @@ pub(crate) fn select<'py>(
     let (scaling, files) = (pool.scaling(), pool.files());
     let pool = pool.open()?;
     let conditions = constraints.conditions(k.unwrap_or(pool.len()))?;
-    let windows = windows.map(|windows| (windows.rows(), windows.size.max(1), windows.per_window));
-    let (made, left_out, old) = past.of(&pool).map_err(to_py)?;
+    let windows = windows.map(|windows| (windows.positions(), windows.size.max(1), windows.per_window));
+    let (made, near_duplicates, old) = past.of(&pool).map_err(to_py)?;
     let monitor = match control.time_limit {
         Some(seconds) => Monitor::with_time_limit(seconds).map_err(to_py)?,
         None => Monitor::default(),
@@ -50,15 +51,20 @@ pub(crate) fn select<'py>(
         let survey = scaling.survey(pool, &monitor)?;
         let selection = match (windows, &old) {
             (Some((order, size, per_window)), _) => {
-                let windows: Vec<&[usize]> = order.chunks(size).collect();
+                let windows: Vec<&[Position]> = order.chunks(size).collect();
                 selection::select_windows(&survey, &settings, &windows, per_window, &monitor)?
             }
             (None, Some(old)) => selection::extend(&survey, &settings, k, &made, old, &monitor)?,
-            (None, None) => {
-                selection::resume(&survey, &settings, &conditions, k, (&made, &left_out), &monitor)?
-            }
+            (None, None) => selection::resume(
+                &survey,
+                &settings,
+                &conditions,
+                k,
+                (&made, &near_duplicates),
+                &monitor,
+            )?,
         };
-        Ok((selection, survey.norm_sq().to_vec(), survey.fingerprint()))
+        Ok((selection, survey.norms_sq().to_vec(), survey.fingerprint()))
     };
     let interval = Duration::try_from_secs_f64(control.checkpoint_interval).unwrap_or(Duration::MAX);
     let observer = Follower {
@@ -71,7 +77,7 @@ pub(crate) fn select<'py>(
     };
     let (selection, norm_sq, fingerprint) = watch(py, &monitor, control.threads, files, observer, work)?;
 
-    let out = series(py, &selection.picks, &selection.duplicates)?;
+    let out = series(py, &selection.picks, &selection.near_duplicates)?;
     out.set_item("log_dets", selection.log_dets.into_pyarray(py))?;
     out.set_item(
         "stop_reason",
@@ -98,10 +104,10 @@ pub(crate) fn log_det(
     alpha: f64,
     threads: Option<usize>,
 ) -> PyResult<f64> {
-    let (scaling, files, rows) = (pool.scaling(), pool.files(), rows_of(&positions));
+    let (scaling, files, positions) = (pool.scaling(), pool.files(), positions_of(&positions));
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    let work = || selection::log_det(&scaling.survey(pool, &monitor)?, alpha, &rows, &monitor);
+    let work = || selection::log_det(&scaling.survey(pool, &monitor)?, alpha, &positions, &monitor);
     watch(py, &monitor, threads, files, (), work)
 }
 
@@ -119,7 +125,7 @@ pub(crate) fn norms_sq<'py>(
     let work = || {
         let survey = scaling.survey(pool, &monitor)?;
         survey.check_squares()?;
-        Ok(survey.norm_sq().to_vec())
+        Ok(survey.norms_sq().to_vec())
     };
     Ok(watch(py, &monitor, threads, files, (), work)?.into_pyarray(py))
 }
@@ -134,10 +140,12 @@ pub(crate) fn fingerprint(
     threads: Option<usize>,
     positions: Option<PyReadonlyArray1<'_, i64>>,
 ) -> PyResult<String> {
-    let (files, rows) = (pool.files(), positions.as_ref().map(rows_of));
+    let (files, positions) = (pool.files(), positions.as_ref().map(positions_of));
     let pool = pool.open()?;
     let monitor = Monitor::default();
-    watch(py, &monitor, threads, files, (), || selection::fingerprint(&pool, rows.as_deref(), &monitor))
+    watch(py, &monitor, threads, files, (), || {
+        selection::fingerprint(&pool, positions.as_deref(), &monitor)
+    })
 }
 
 /// Reports to Python: to the caller of [`select`] and to whoever keeps its picks.
@@ -157,10 +165,10 @@ impl Follower<'_> {
             && monitor.picks() > self.saved_picks
         {
             let picks = monitor.log();
-            // Read a moment later: what was left out after the last of these picks is no part of them.
-            let mut left_out = monitor.left_out();
-            left_out.retain(|found| found.picks <= picks.len());
-            checkpoint.call1((series(self.py, &picks, &left_out)?,))?;
+            // Read a moment later: what was skipped after the last of these picks is no part of them.
+            let mut near_duplicates = monitor.near_duplicates();
+            near_duplicates.retain(|found| found.picks <= picks.len());
+            checkpoint.call1((series(self.py, &picks, &near_duplicates)?,))?;
             self.saved_picks = picks.len();
         }
         self.saved = Instant::now();
@@ -197,11 +205,11 @@ impl Observer for Follower<'_> {
 fn series<'py>(
     py: Python<'py>,
     picks: &[Pick],
-    left_out: &[NearDuplicate],
+    near_duplicates: &[NearDuplicate],
 ) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     let floats = |of: fn(&Pick) -> f64| picks.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
-    out.set_item("indices", picks.iter().map(|p| p.index).collect::<Vec<_>>().into_pyarray(py))?;
+    out.set_item("indices", picks.iter().map(|p| p.row.get()).collect::<Vec<_>>().into_pyarray(py))?;
     out.set_item("gains", floats(|p| p.gain))?;
     out.set_item("base", floats(|p| p.base))?;
     out.set_item("conflict", floats(|p| p.conflict))?;
@@ -209,12 +217,13 @@ fn series<'py>(
     out.set_item("overruled", picks.iter().map(|p| p.overruled).collect::<Vec<_>>().into_pyarray(py))?;
     let rows_read: Vec<i64> = picks.iter().map(|p| p.rows_read as i64).collect();
     out.set_item("rows_read", rows_read.into_pyarray(py))?;
-    let whole =
-        |of: fn(&NearDuplicate) -> i64| left_out.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
-    out.set_item("duplicate_rows", whole(|found| found.index))?;
-    out.set_item("duplicate_of", whole(|found| found.of))?;
+    let whole = |of: fn(&NearDuplicate) -> i64| {
+        near_duplicates.iter().map(of).collect::<Vec<_>>().into_pyarray(py)
+    };
+    out.set_item("duplicate_rows", whole(|found| found.row.get()))?;
+    out.set_item("duplicate_of", whole(|found| found.of.get()))?;
     out.set_item("duplicate_ranks", whole(|found| found.picks as i64))?;
-    let cosines: Vec<f64> = left_out.iter().map(|found| found.cosine).collect();
+    let cosines: Vec<f64> = near_duplicates.iter().map(|found| found.cosine).collect();
     out.set_item("duplicate_cosines", cosines.into_pyarray(py))?;
     Ok(out)
 }

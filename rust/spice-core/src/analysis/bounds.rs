@@ -3,39 +3,42 @@
 use super::passes::Passes;
 use super::prefixes::Point;
 use crate::linalg::rounding;
+use crate::rows::Position;
 
 /// The bound by submodularity at a prefix of the list that ends before `end`; `places` has the place in the list of each
-/// row of the pool.
+/// row of the pool that is in it.
 pub(super) fn submodular_bound(
     passes: Passes<'_>,
     point: &Point,
-    places: &[usize],
+    places: &[Option<usize>],
     end: usize,
     k: usize,
 ) -> f64 {
-    let outside = (0..places.len()).filter(|&row| places[row] >= end);
-    let mut above: Vec<f64> = outside.map(|row| point.above(row, passes.signal(row), false)).collect();
+    let outside = Position::all(places.len())
+        .filter(|position| places[position.get()].is_none_or(|place| place >= end));
+    let mut above: Vec<f64> =
+        outside.map(|position| point.above(position, passes.signal(position), false)).collect();
     let gains: f64 = largest(&mut above, k).iter().map(|value| value.ln_1p()).sum();
     (point.log_det + point.log_det_error + gains) * (1.0 + rounding(2 * k + 16))
 }
 
-/// The bound by concavity at a point of which every row has a `weight`, owned rows 1.
+/// The bound by concavity at a point of which every row has a `weight`, initial rows 1.
 pub(super) fn concave_bound(
     passes: Passes<'_>,
     point: &Point,
-    weight: impl Fn(usize) -> f64,
-    owned: &[usize],
+    weight: impl Fn(Position) -> f64,
+    initial: &[Position],
     k: usize,
 ) -> f64 {
     let n = passes.survey.len();
     let mut free = vec![true; n];
-    owned.iter().for_each(|&row| free[row] = false);
+    initial.iter().for_each(|position| free[position.get()] = false);
     let (mut above, mut inside) = (Vec::with_capacity(n), 0.0);
-    for row in (0..n).filter(|&row| free[row]) {
-        let (signal, weight) = (passes.signal(row), weight(row));
-        above.push(point.above(row, signal, weight == 1.0));
+    for position in Position::all(n).filter(|position| free[position.get()]) {
+        let (signal, weight) = (passes.signal(position), weight(position));
+        above.push(point.above(position, signal, weight == 1.0));
         if weight > 0.0 {
-            inside += weight * point.below(row, signal);
+            inside += weight * point.below(position, signal);
         }
     }
     let linear: f64 = largest(&mut above, k).iter().sum();

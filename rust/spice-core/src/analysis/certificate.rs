@@ -18,12 +18,13 @@ use super::prefixes::{self, all_pairs, points};
 use super::relaxation::Relaxation;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::survey::{Survey, check_rows};
+use crate::rows::Position;
+use crate::survey::{Survey, check_positions};
 
 /// What [`certify`] finds. Every bound is in nats and proven: rounded up by whatever may be off.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    /// U of each prefix, owned rows included.
+    /// U of each prefix, initial rows included.
     pub log_dets: Vec<f64>,
     /// The bound of max U by submodularity at each prefix.
     pub submodular: Vec<f64>,
@@ -31,12 +32,12 @@ pub struct Certificate {
     pub concave: Vec<f64>,
     /// The bounds of max U by concavity at the weights of each step.
     pub relaxed: Vec<f64>,
-    /// A lower bound of U of all picks, owned rows included.
+    /// A lower bound of U of all picks, initial rows included.
     pub least: f64,
 }
 
 impl Certificate {
-    /// The smallest bound: no k rows, with the owned ones, have a larger U.
+    /// The smallest bound: no k rows, with the initial ones, have a larger U.
     pub fn upper_bound(&self) -> f64 {
         let bounds = self.submodular.iter().chain(&self.concave).chain(&self.relaxed);
         bounds.copied().fold(f64::INFINITY, f64::min)
@@ -50,7 +51,7 @@ impl Certificate {
     }
 }
 
-/// Bounds U over any `picks.len()` rows beside the rows that are `owned`, from prefixes of `picks`.
+/// Bounds U over any `picks.len()` rows beside the `initial` ones, from prefixes of `picks`.
 ///
 /// The prefixes ascend; the last one is all picks, and the first may be none. Each takes some n·d²/2 multiplications at
 /// most, as does each of at most `steps` steps to better weights, of which none is taken that promises nothing.
@@ -61,22 +62,21 @@ impl Certificate {
 pub fn certify(
     survey: &Survey<'_>,
     alpha: f64,
-    owned: &[usize],
-    picks: &[usize],
+    initial: &[Position],
+    picks: &[Position],
     prefixes: &[usize],
     steps: usize,
     monitor: &Monitor,
 ) -> Result<Certificate> {
     let passes = Passes::new(survey, alpha, monitor)?;
-    let list = [owned, picks].concat();
-    check_rows(survey, &list)?;
-    let mut places = vec![usize::MAX; survey.len()];
-    for (place, &row) in list.iter().enumerate() {
-        if places[row] != usize::MAX {
-            let found = format!("row {} twice", survey.index(row));
+    let list = [initial, picks].concat();
+    check_positions(survey, &list)?;
+    let mut places = vec![None; survey.len()];
+    for (place, &position) in list.iter().enumerate() {
+        if places[position.get()].replace(place).is_some() {
+            let found = format!("row {} twice", survey.dataset_row(position));
             return Err(Error::invalid("picks", found, "each row once", "Name each row once."));
         }
-        places[row] = place;
     }
     let ascending = prefixes.windows(2).all(|pair| pair[0] < pair[1]);
     if !ascending || prefixes.last() != Some(&picks.len()) {
@@ -84,7 +84,7 @@ pub fn certify(
         let remedy = "Give the number of prefixes instead, or other sizes.";
         return Err(Error::invalid("prefixes", format!("{prefixes:?}"), expected, remedy));
     }
-    let ends: Vec<usize> = prefixes.iter().map(|prefix| owned.len() + prefix).collect();
+    let ends: Vec<usize> = prefixes.iter().map(|prefix| initial.len() + prefix).collect();
     let (k, n) = (picks.len(), survey.len());
     let (bytes, read) = prefixes::cost(passes, list.len(), &ends);
     passes.check_memory(bytes)?;
@@ -100,8 +100,9 @@ pub fn certify(
         .zip(&ends)
         .map(|(point, &end)| {
             monitor.check()?;
-            let weight = |row: usize| f64::from(u8::from(places[row] < end));
-            let concave = concave_bound(passes, point, weight, owned, k);
+            let inside = |position: Position| places[position.get()].is_some_and(|place| place < end);
+            let weight = |position| f64::from(u8::from(inside(position)));
+            let concave = concave_bound(passes, point, weight, initial, k);
             Ok((submodular_bound(passes, point, &places, end, k), concave))
         })
         .collect::<Result<_>>()?;
@@ -109,7 +110,7 @@ pub fn certify(
     let mut relaxed = Vec::new();
     if let (Some(_), Some(last), Some(&bound)) = (relaxation, points.last(), concave.last()) {
         let best = submodular.iter().chain(&concave).copied().fold(f64::INFINITY, f64::min);
-        let steps_from = Relaxation { passes, pairs: pairs.as_deref(), owned, k };
+        let steps_from = Relaxation { passes, pairs: pairs.as_deref(), initial, k };
         relaxed = steps_from.bounds(picks, last, (bound, best), steps)?;
     }
     // Steps that were not taken.

@@ -6,6 +6,7 @@ use super::passes::{Passes, identity};
 use crate::error::Result;
 use crate::linalg::{Whitening, rounding};
 use crate::monitor::Monitor;
+use crate::rows::Position;
 use crate::survey::Survey;
 
 /// What [`curvature`] finds.
@@ -15,8 +16,8 @@ pub struct Curvature {
     pub total: f64,
     /// c is at most this much larger, whatever was rounded.
     pub error: f64,
-    /// The row of the smallest ratio, the lowest dataset index first; `None` if all rows are zero.
-    pub row: Option<usize>,
+    /// Where the row of the smallest ratio is, the lowest dataset row among equals; `None` if all rows are zero.
+    pub position: Option<Position>,
     /// αh_x = α gᵀ(I + αF_D)⁻¹g of every row, in [0, 1).
     pub leverages: Vec<f64>,
     /// Δ_x(D∖{x})/Δ_x(∅) of every row, in (0, 1]; NaN for zero rows.
@@ -85,26 +86,26 @@ pub fn curvature(survey: &Survey<'_>, alpha: f64, monitor: &Monitor) -> Result<C
     let mut found = Curvature {
         total: 0.0,
         error: 0.0,
-        row: None,
+        position: None,
         leverages: leverages.iter().map(|leverage| leverage.value).collect(),
         ratios: Vec::with_capacity(n),
     };
     let (mut smallest, mut surely) = (f64::INFINITY, f64::INFINITY);
-    for (row, leverage) in leverages.iter().enumerate() {
-        let base = passes.signal(row).ln_1p();
+    for (position, leverage) in Position::all(n).zip(&leverages) {
+        let base = passes.signal(position).ln_1p();
         if base == 0.0 {
             found.ratios.push(f64::NAN);
             continue;
         }
         let ratio = (leverage.missed() / base).min(1.0);
-        let lower = |other: usize| survey.index(row) < survey.index(other);
-        if ratio < smallest || ratio == smallest && found.row.is_some_and(lower) {
-            (smallest, found.row) = (ratio, Some(row));
+        let lower = |other| survey.dataset_row(position) < survey.dataset_row(other);
+        if ratio < smallest || ratio == smallest && found.position.is_some_and(lower) {
+            (smallest, found.position) = (ratio, Some(position));
         }
         surely = surely.min(leverage.surely_missed() / base * (1.0 - slack));
         found.ratios.push(ratio);
     }
-    if found.row.is_some() {
+    if found.position.is_some() {
         found.total = 1.0 - smallest;
         found.error = (smallest - surely.min(smallest)).max(0.0) + f64::EPSILON;
     }
@@ -115,20 +116,20 @@ pub fn curvature(survey: &Survey<'_>, alpha: f64, monitor: &Monitor) -> Result<C
 fn by_columns(passes: Passes<'_>) -> Result<Vec<Leverage>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     let mut matrix = identity(dim);
-    passes.add_rows(&mut matrix, &(0..n).collect::<Vec<_>>())?;
+    passes.add_rows(&mut matrix, &Position::all(n).collect::<Vec<_>>())?;
     let whitening = passes.factor(matrix, dim, passes.terms(n))?;
     let mut values = vec![0.0; n];
     passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
     let slack = whitening.slack() + rounding(8);
-    let leverage = |(row, value): (usize, f64)| {
-        let signal = passes.signal(row);
+    let leverage = |(position, value): (Position, f64)| {
+        let signal = passes.signal(position);
         // A row alone has s/(1 + s), and other rows only take from it.
         let most = signal / (1.0 + signal);
         let value = value.min(most);
         let error = if slack.is_finite() { (slack * value).min(1.0) } else { 1.0 };
         Leverage { value, complement: 1.0 - value, error: error + rounding(4) * value }
     };
-    Ok(values.into_iter().enumerate().map(leverage).collect())
+    Ok(Position::all(n).zip(values).map(leverage).collect())
 }
 
 /// α‖L⁻¹g‖² of each row of `cells`, which are whitened.
@@ -149,23 +150,23 @@ pub(super) fn lengths(
 /// it are lost that way, and αh = s − ‖L⁻¹c‖² has them, with c the row's column of C − I and s = α‖g‖².
 fn by_pairs(passes: Passes<'_>) -> Result<Vec<Leverage>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
-    let rows: Vec<usize> = (0..n).collect();
-    let matrix = passes.gram(&rows)?;
+    let all: Vec<Position> = Position::all(n).collect();
+    let matrix = passes.gram(&all)?;
     let whitening = passes.factor(matrix.clone(), n, dim + 8)?;
     let complements = whitening.inverse_diagonal(|| passes.monitor.check())?;
     let (slack, pairs) = (whitening.slack(), pairs_error(&whitening, dim, n));
-    let chunks = rows.par_chunks(passes.chunk()).map(|places| {
+    let chunks = all.par_chunks(passes.chunk()).map(|positions| {
         passes.monitor.check()?;
-        let mut columns = vec![0.0; places.len() * n];
-        for (&place, column) in places.iter().zip(columns.chunks_exact_mut(n)) {
-            pair_column(passes, &matrix, &rows, place, column);
+        let mut columns = vec![0.0; positions.len() * n];
+        for (&position, column) in positions.iter().zip(columns.chunks_exact_mut(n)) {
+            pair_column(passes, &matrix, &all, position, column);
         }
         whitening.whiten(&mut columns, || passes.monitor.check())?;
         let kernels = passes.survey.kernels();
-        let leverages = places.iter().zip(columns.chunks_exact(n)).map(|(&place, column)| {
-            let signal = passes.signal(place);
+        let leverages = positions.iter().zip(columns.chunks_exact(n)).map(|(&position, column)| {
+            let signal = passes.signal(position);
             let most = signal / (1.0 + signal);
-            let complement = complements[place].clamp(1.0 / (1.0 + signal), 1.0);
+            let complement = complements[position.get()].clamp(1.0 / (1.0 + signal), 1.0);
             let by_complement = if slack.is_finite() { (slack * complement).min(1.0) } else { 1.0 };
             let value = (signal - kernels.dot(column, column)).clamp(0.0, most);
             let by_value = if pairs.is_finite() { (pairs * signal).min(1.0) } else { 1.0 };
@@ -179,7 +180,7 @@ fn by_pairs(passes: Passes<'_>) -> Result<Vec<Leverage>> {
             }
         });
         let leverages: Vec<Leverage> = leverages.collect();
-        passes.monitor.add_surveyed(places.len());
+        passes.monitor.add_surveyed(positions.len());
         Ok(leverages)
     });
     Ok(chunks.collect::<Result<Vec<_>>>()?.concat())
@@ -196,16 +197,17 @@ pub(super) fn pairs_error(whitening: &Whitening, dim: usize, count: usize) -> f6
 pub(super) fn pair_column(
     passes: Passes<'_>,
     matrix: &[f64],
-    list: &[usize],
-    row: usize,
+    list: &[Position],
+    position: Position,
     column: &mut [f64],
 ) {
     let n = passes.survey.len();
     for (cell, &other) in column.iter_mut().zip(list) {
-        *cell = match other.cmp(&row) {
-            std::cmp::Ordering::Less => matrix[other * n + row],
-            std::cmp::Ordering::Equal => passes.signal(row),
-            std::cmp::Ordering::Greater => matrix[row * n + other],
+        let (row, column) = (position.get(), other.get());
+        *cell = match column.cmp(&row) {
+            std::cmp::Ordering::Less => matrix[column * n + row],
+            std::cmp::Ordering::Equal => passes.signal(position),
+            std::cmp::Ordering::Greater => matrix[row * n + column],
         };
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{Whitening, add_many_outer_products, stride_of};
 use crate::memory;
 use crate::monitor::Monitor;
+use crate::rows::Position;
 use crate::selection::check_alpha;
 use crate::survey::{AHEAD, Survey, check_scale};
 
@@ -36,8 +37,8 @@ impl<'a> Passes<'a> {
     }
 
     /// α‖g‖² of a row.
-    pub(super) fn signal(&self, row: usize) -> f64 {
-        self.alpha * self.survey.norm_sq()[row]
+    pub(super) fn signal(&self, position: Position) -> f64 {
+        self.alpha * self.survey.norm_sq(position)
     }
 
     /// Rows that are added to M together.
@@ -56,16 +57,16 @@ impl<'a> Passes<'a> {
         self.batch().min(count) + count.div_ceil(self.batch()) + 8
     }
 
-    /// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix` (d × d).
-    pub(super) fn add_rows(&self, matrix: &mut [f64], rows: &[usize]) -> Result<()> {
+    /// Adds α Σ ggᵀ over some rows to the lower triangle of `matrix` (d × d).
+    pub(super) fn add_rows(&self, matrix: &mut [f64], positions: &[Position]) -> Result<()> {
         let dim = self.survey.dim();
         let stride = stride_of(dim);
-        let mut cells = vec![0.0; self.batch().min(rows.len()) * stride];
-        for batch in rows.chunks(self.batch()) {
+        let mut cells = vec![0.0; self.batch().min(positions.len()) * stride];
+        for batch in positions.chunks(self.batch()) {
             self.monitor.check()?;
             let cells = &mut cells[..batch.len() * stride];
             let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * stride));
-            parts.for_each(|(rows, cells)| self.load(rows, cells, stride));
+            parts.for_each(|(positions, cells)| self.load(positions, cells, stride));
             add_many_outer_products(matrix, dim, cells, self.alpha);
             self.monitor.add_surveyed(batch.len());
         }
@@ -73,12 +74,12 @@ impl<'a> Passes<'a> {
     }
 
     /// The rows themselves, `stride` cells from one to the next.
-    fn load(&self, rows: &[usize], cells: &mut [f64], stride: usize) {
+    fn load(&self, positions: &[Position], cells: &mut [f64], stride: usize) {
         let dim = self.survey.dim();
-        for (ahead, cells) in rows.chunks(AHEAD).zip(cells.chunks_mut(AHEAD * stride)) {
+        for (ahead, cells) in positions.chunks(AHEAD).zip(cells.chunks_mut(AHEAD * stride)) {
             self.survey.fetch(ahead.iter().copied());
             let places = ahead.iter().zip(cells.chunks_exact_mut(stride));
-            places.for_each(|(&row, cells)| self.survey.load(row, &mut cells[..dim]));
+            places.for_each(|(&position, cells)| self.survey.load(position, &mut cells[..dim]));
         }
     }
 
@@ -95,25 +96,26 @@ impl<'a> Passes<'a> {
         chunks.with_max_len(1).try_for_each_init(Vec::new, |cells, (chunk, out)| {
             self.monitor.check()?;
             let first = chunk * self.chunk();
-            let rows: Vec<usize> = (first..first + out.len() / width).collect();
-            cells.resize(rows.len() * dim, 0.0);
-            self.load(&rows, cells, dim);
+            let positions: Vec<Position> =
+                (first..first + out.len() / width).map(Position::new).collect();
+            cells.resize(positions.len() * dim, 0.0);
+            self.load(&positions, cells, dim);
             work(cells, out)?;
-            self.monitor.add_surveyed(rows.len());
+            self.monitor.add_surveyed(positions.len());
             Ok(())
         })
     }
 
-    /// I + αGGᵀ, G the matrix of `rows`: its lower triangle, column after column.
-    pub(super) fn gram(&self, rows: &[usize]) -> Result<Vec<f64>> {
-        let (dim, count) = (self.survey.dim(), rows.len());
+    /// I + αGGᵀ, G the matrix of some rows: its lower triangle, column after column.
+    pub(super) fn gram(&self, positions: &[Position]) -> Result<Vec<f64>> {
+        let (dim, count) = (self.survey.dim(), positions.len());
         let mut matrix = identity(count);
         // In bands of columns: a band, transposed, is a list of rows of `count` cells.
         let band = (BATCH_CELLS / count + 1).next_multiple_of(64).min(dim);
         let mut done = 0;
         for first in (0..dim).step_by(band) {
             self.monitor.check()?;
-            let columns = self.transposed(rows, first, band.min(dim - first), stride_of(count));
+            let columns = self.transposed(positions, first, band.min(dim - first), stride_of(count));
             add_many_outer_products(&mut matrix, count, &columns, self.alpha);
             let share = count * (first + band).min(dim) / dim;
             self.monitor.add_surveyed(share - done);
@@ -122,23 +124,23 @@ impl<'a> Passes<'a> {
         Ok(matrix)
     }
 
-    /// The columns `first .. first + width` of `rows`, `stride` cells from one to the next.
+    /// The columns `first .. first + width` of some rows, `stride` cells from one to the next.
     pub(super) fn transposed(
         &self,
-        rows: &[usize],
+        positions: &[Position],
         first: usize,
         width: usize,
         stride: usize,
     ) -> Vec<f64> {
         let mut columns = vec![0.0; width * stride];
         let mut cells = vec![0.0; AHEAD * width];
-        for (part, rows) in rows.chunks(AHEAD).enumerate() {
-            self.survey.fetch(rows.iter().copied());
-            for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(width)) {
-                self.survey.load_part(row, first..first + width, cells);
+        for (part, positions) in positions.chunks(AHEAD).enumerate() {
+            self.survey.fetch(positions.iter().copied());
+            for (&position, cells) in positions.iter().zip(cells.chunks_exact_mut(width)) {
+                self.survey.load_part(position, first..first + width, cells);
             }
             for (j, column) in columns.chunks_exact_mut(stride).enumerate() {
-                let column = &mut column[part * AHEAD..][..rows.len()];
+                let column = &mut column[part * AHEAD..][..positions.len()];
                 column
                     .iter_mut()
                     .zip(cells[j..].iter().step_by(width))

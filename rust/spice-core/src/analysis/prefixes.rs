@@ -19,6 +19,7 @@ use super::curvature::{lengths, pair_column, pairs_error};
 use super::passes::{Passes, identity};
 use crate::error::Result;
 use crate::linalg::{Whitening, rounding};
+use crate::rows::Position;
 
 /// Directions that a chunk of rows is multiplied by in one go.
 const TOGETHER: usize = 512;
@@ -54,17 +55,19 @@ impl Point {
     }
 
     /// An upper bound of αh of a row with α‖g‖² = `signal`; `inside` the prefix or not.
-    pub(super) fn above(&self, row: usize, signal: f64, inside: bool) -> f64 {
+    pub(super) fn above(&self, position: Position, signal: f64, inside: bool) -> f64 {
         let most = if inside { signal / (1.0 + signal) } else { signal };
-        let error = self.relative * self.values[row] + self.absolute * signal;
+        let value = self.values[position.get()];
+        let error = self.relative * value + self.absolute * signal;
         // Where nothing is known the sum is no number.
-        let above = self.values[row] + error;
+        let above = value + error;
         (if above.is_finite() { above.min(most) } else { most }) * (1.0 + rounding(8))
     }
 
     /// A lower bound of αh of a row.
-    pub(super) fn below(&self, row: usize, signal: f64) -> f64 {
-        let below = self.values[row] - (self.relative * self.values[row] + self.absolute * signal);
+    pub(super) fn below(&self, position: Position, signal: f64) -> f64 {
+        let value = self.values[position.get()];
+        let below = value - (self.relative * value + self.absolute * signal);
         if below.is_finite() { below.max(0.0) * (1.0 - rounding(8)) } else { 0.0 }
     }
 }
@@ -123,7 +126,7 @@ pub(super) fn all_pairs(passes: Passes<'_>) -> Result<Option<Vec<f64>>> {
     if n > passes.survey.dim() {
         return Ok(None);
     }
-    passes.gram(&(0..n).collect::<Vec<_>>()).map(Some)
+    passes.gram(&Position::all(n).collect::<Vec<_>>()).map(Some)
 }
 
 /// Bytes that this takes, and the rows that its passes read.
@@ -152,7 +155,7 @@ pub(super) fn cost(passes: Passes<'_>, count: usize, ends: &[usize]) -> (f64, us
 pub(super) fn points(
     passes: Passes<'_>,
     pairs: Option<&[f64]>,
-    list: &[usize],
+    list: &[Position],
     ends: &[usize],
 ) -> Result<Vec<Point>> {
     if let Some(matrix) = pairs {
@@ -166,7 +169,12 @@ pub(super) fn points(
 }
 
 /// The first way; `matrix` is I + αGGᵀ of the whole pool.
-fn by_pairs(passes: Passes<'_>, matrix: &[f64], list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+fn by_pairs(
+    passes: Passes<'_>,
+    matrix: &[f64],
+    list: &[Position],
+    ends: &[usize],
+) -> Result<Vec<Point>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     if list.is_empty() {
         passes.monitor.add_surveyed(n);
@@ -184,7 +192,7 @@ fn by_pairs(passes: Passes<'_>, matrix: &[f64], list: &[usize], ends: &[usize]) 
 pub(super) fn pairs_among(
     passes: Passes<'_>,
     matrix: &[f64],
-    list: &[usize],
+    list: &[Position],
     roots: &[f64],
 ) -> Vec<f64> {
     let count = list.len();
@@ -201,7 +209,7 @@ pub(super) fn pairs_among(
 pub(super) fn falls_by_pairs(
     passes: Passes<'_>,
     matrix: &[f64],
-    list: &[usize],
+    list: &[Position],
     roots: &[f64],
     whitening: &Whitening,
     ends: &[usize],
@@ -213,7 +221,7 @@ pub(super) fn falls_by_pairs(
         let rows = falls.len() / ends.len();
         let mut columns = vec![0.0; rows * list.len()];
         for (i, column) in columns.chunks_exact_mut(list.len()).enumerate() {
-            pair_column(passes, matrix, list, chunk * passes.chunk() + i, column);
+            pair_column(passes, matrix, list, Position::new(chunk * passes.chunk() + i), column);
             column.iter_mut().zip(roots).for_each(|(cell, root)| *cell *= root);
         }
         whitening.whiten(&mut columns, || passes.monitor.check())?;
@@ -226,7 +234,7 @@ pub(super) fn falls_by_pairs(
     })
 }
 
-fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+fn by_directions(passes: Passes<'_>, list: &[Position], ends: &[usize]) -> Result<Vec<Point>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     let count = ends[ends.len() - 1];
     if count == 0 {
@@ -272,22 +280,23 @@ fn by_directions(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<V
 /// Points from how far the leverages have fallen from α‖g‖², row after row; `falls` is empty if nothing has fallen.
 fn at_once(
     passes: Passes<'_>,
-    list: &[usize],
+    list: &[Position],
     ends: &[usize],
     falls: &[f64],
     absolute: f64,
     (log_dets, log_det_error): (Vec<f64>, f64),
 ) -> Vec<Point> {
     let point = |(number, &end): (usize, &usize)| {
-        let fall = |row: usize| falls.get(row * ends.len() + number).copied().unwrap_or(0.0);
-        let rows = (0..passes.survey.len()).into_par_iter();
-        let values = rows.map(|row| (passes.signal(row) - fall(row)).max(0.0)).collect();
+        let fall =
+            |position: Position| falls.get(position.get() * ends.len() + number).copied().unwrap_or(0.0);
+        let positions = (0..passes.survey.len()).into_par_iter().map(Position::new);
+        let values = positions.map(|at| (passes.signal(at) - fall(at)).max(0.0)).collect();
         // Nothing is rounded where nothing is picked, but for α‖g‖² itself.
         let absolute = if end == 0 { rounding(passes.survey.dim() + 8) } else { absolute };
         let (log_det, log_det_error) = if end == 0 {
             (0.0, 0.0)
         } else {
-            let trace = Trace::of(passes, list[..end].iter().map(|&row| passes.signal(row)));
+            let trace = Trace::of(passes, list[..end].iter().map(|&position| passes.signal(position)));
             trace.narrow(log_dets[end - 1], log_det_error)
         };
         Point { values, relative: 0.0, absolute, log_det, log_det_error }
@@ -295,7 +304,7 @@ fn at_once(
     ends.iter().enumerate().map(point).collect()
 }
 
-fn by_columns(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<Point>> {
+fn by_columns(passes: Passes<'_>, list: &[Position], ends: &[usize]) -> Result<Vec<Point>> {
     let (n, dim) = (passes.survey.len(), passes.survey.dim());
     let mut points = Vec::with_capacity(ends.len());
     let (mut matrix, mut done) = (Vec::new(), 0);
@@ -308,7 +317,7 @@ fn by_columns(passes: Passes<'_>, list: &[usize], ends: &[usize]) -> Result<Vec<
         let whitening = passes.factor(matrix.clone(), dim, passes.terms(end) + points.len())?;
         let mut values = vec![0.0; n];
         passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
-        let trace = Trace::of(passes, list[..end].iter().map(|&row| passes.signal(row)));
+        let trace = Trace::of(passes, list[..end].iter().map(|&position| passes.signal(position)));
         points.push(Point::of_columns(values, &whitening, trace));
     }
     Ok(points)

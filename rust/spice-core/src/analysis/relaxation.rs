@@ -1,7 +1,7 @@
 //! The bound by concavity at better weights than those of the picks.
 //!
 //! For any weights w in [0, 1] that sum to k, U(S*) ≤ U(w) + Σ_{x∈S*} a_x − Σ w_x a_x, a_x = ∂U/∂w_x = αh_x(w): the distance to
-//! the best weights, of which every choice of k rows is one. Frank and Wolfe's method makes it smaller: w moves
+//! the best weights, of which every choice of k rows is one. Frank and Wolfe's method (1956) makes it smaller: w moves
 //! towards the k rows of the largest a, as far as U grows. Each step is one more pass over the pool, and one more proven
 //! bound, wherever the steps lead.
 
@@ -11,6 +11,7 @@ use super::passes::{Passes, identity};
 use super::prefixes::{Point, Trace, falls_by_pairs, pairs_among};
 use crate::error::Result;
 use crate::linalg::Whitening;
+use crate::rows::Position;
 
 /// How far a step may go, and where the search of the first one starts.
 const SHARES: [f64; 8] = [0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9];
@@ -25,7 +26,7 @@ const LEAST_GAIN: f64 = 1e-3;
 /// Weights of the rows of the pool, and what they amount to.
 #[derive(Clone)]
 struct Mixture {
-    /// (n,); 1 for owned rows.
+    /// (n,); 1 for initial rows.
     weights: Vec<f64>,
     /// I + α Σ w ggᵀ, where that is how it is computed.
     matrix: Option<Vec<f64>>,
@@ -48,7 +49,7 @@ pub(super) struct Relaxation<'a> {
     pub(super) passes: Passes<'a>,
     /// I + αGGᵀ of the pool, where that is the way.
     pub(super) pairs: Option<&'a [f64]>,
-    pub(super) owned: &'a [usize],
+    pub(super) initial: &'a [Position],
     pub(super) k: usize,
 }
 
@@ -66,7 +67,7 @@ impl Relaxation<'_> {
     /// `best` the best bound so far.
     pub(super) fn bounds(
         &self,
-        picks: &[usize],
+        picks: &[Position],
         at: &Point,
         (mut bound, mut best): (f64, f64),
         steps: usize,
@@ -91,8 +92,8 @@ impl Relaxation<'_> {
             number = best_number;
             mixture = mixture.toward(&target, SHARES[number]);
             let next = self.point(&mixture)?;
-            let weight = |row: usize| mixture.weights[row];
-            let after = concave_bound(self.passes, &next, weight, self.owned, self.k);
+            let weight = |position: Position| mixture.weights[position.get()];
+            let after = concave_bound(self.passes, &next, weight, self.initial, self.k);
             point = Some(next);
             bounds.push(after);
             best = best.min(after);
@@ -140,25 +141,27 @@ impl Relaxation<'_> {
         Ok((most > least).then_some(best))
     }
 
-    /// The k rows of the largest leverages that are not owned, the lowest first among equals.
-    fn strongest(&self, at: &Point) -> Vec<usize> {
+    /// The k rows of the largest leverages that are not initial, the lowest position first among equals.
+    fn strongest(&self, at: &Point) -> Vec<Position> {
         let mut free = vec![true; at.values.len()];
-        self.owned.iter().for_each(|&row| free[row] = false);
-        let mut rows: Vec<usize> = (0..free.len()).filter(|&row| free[row]).collect();
-        let order = |a: &usize, b: &usize| at.values[*b].total_cmp(&at.values[*a]).then(a.cmp(b));
-        if self.k < rows.len() {
-            rows.select_nth_unstable_by(self.k, order);
-            rows.truncate(self.k);
+        self.initial.iter().for_each(|position| free[position.get()] = false);
+        let mut positions: Vec<Position> =
+            Position::all(free.len()).filter(|position| free[position.get()]).collect();
+        let value = |position: &Position| at.values[position.get()];
+        let order = |a: &Position, b: &Position| value(b).total_cmp(&value(a)).then(a.cmp(b));
+        if self.k < positions.len() {
+            positions.select_nth_unstable_by(self.k, order);
+            positions.truncate(self.k);
         }
-        rows.sort_unstable();
-        rows
+        positions.sort_unstable();
+        positions
     }
 
-    /// Owned rows and some others, each once.
-    fn of_rows(&self, rows: &[usize]) -> Result<Mixture> {
+    /// Initial rows and some others, each once.
+    fn of_rows(&self, rows: &[Position]) -> Result<Mixture> {
         let mut weights = vec![0.0; self.passes.survey.len()];
-        let rows = [self.owned, rows].concat();
-        rows.iter().for_each(|&row| weights[row] = 1.0);
+        let rows = [self.initial, rows].concat();
+        rows.iter().for_each(|position| weights[position.get()] = 1.0);
         let matrix = match self.pairs {
             Some(_) => None,
             None => {
@@ -171,16 +174,18 @@ impl Relaxation<'_> {
     }
 
     /// The factor of what a mixture amounts to; by pairs with the rows that have a weight, and its roots.
-    fn factor(&self, mixture: &Mixture) -> Result<(Whitening, Vec<usize>, Vec<f64>)> {
+    fn factor(&self, mixture: &Mixture) -> Result<(Whitening, Vec<Position>, Vec<f64>)> {
         let (passes, dim) = (self.passes, self.passes.survey.dim());
         if let Some(matrix) = &mixture.matrix {
             // Each step rounds a few more times, relative to cells that no step makes larger than their share.
-            let terms = passes.terms(self.owned.len() + self.k) + 64;
+            let terms = passes.terms(self.initial.len() + self.k) + 64;
             return Ok((passes.factor(matrix.clone(), dim, terms)?, Vec::new(), Vec::new()));
         }
-        let rows: Vec<usize> =
-            (0..mixture.weights.len()).filter(|&row| mixture.weights[row] > 0.0).collect();
-        let roots: Vec<f64> = rows.iter().map(|&row| mixture.weights[row].sqrt()).collect();
+        let weighted = Position::all(mixture.weights.len()).zip(&mixture.weights);
+        let (rows, roots): (Vec<Position>, Vec<f64>) = weighted
+            .filter(|&(_, &weight)| weight > 0.0)
+            .map(|(position, &weight)| (position, weight.sqrt()))
+            .unzip();
         let among = pairs_among(passes, self.pairs.unwrap_or(&[]), &rows, &roots);
         Ok((passes.factor(among, rows.len(), dim + 16)?, rows, roots))
     }
@@ -190,16 +195,17 @@ impl Relaxation<'_> {
         let (whitening, rows, roots) = self.factor(mixture)?;
         let passes = self.passes;
         let n = passes.survey.len();
-        let weighted = mixture.weights.iter().enumerate().filter(|&(_, &weight)| weight > 0.0);
-        let trace = Trace::of(passes, weighted.map(|(row, weight)| weight * passes.signal(row)));
+        let weighted = Position::all(n).zip(&mixture.weights).filter(|&(_, &weight)| weight > 0.0);
+        let trace =
+            Trace::of(passes, weighted.map(|(position, weight)| weight * passes.signal(position)));
         let mut values = vec![0.0; n];
         let Some(pairs) = self.pairs else {
             passes.map_rows(1, &mut values, |cells, out| lengths(&whitening, passes, cells, out))?;
             return Ok(Point::of_columns(values, &whitening, trace));
         };
         falls_by_pairs(passes, pairs, &rows, &roots, &whitening, &[rows.len()], &mut values)?;
-        values.iter_mut().enumerate().for_each(|(row, value)| {
-            *value = (passes.signal(row) - *value).max(0.0);
+        values.iter_mut().zip(Position::all(n)).for_each(|(value, position)| {
+            *value = (passes.signal(position) - *value).max(0.0);
         });
         let found = whitening.log_dets().last().copied().unwrap_or(0.0);
         let (log_det, log_det_error) = trace.narrow(found, whitening.log_det_error());

@@ -1,26 +1,27 @@
-//! What a user asks of a selection besides its settings: limits, rows that are owned or forced, what rows are worth.
+//! What a user asks of a selection besides its settings: limits, rows that are forced or excluded, what rows are worth.
 
 use super::limits::{Ledger, Limits};
 use super::merit::Merit;
 use crate::error::{Error, Result};
+use crate::rows::Position;
 use crate::survey::{Survey, check_numbers};
 
-/// Conditions of a run; all rows are rows of the pool. The default asks for nothing.
+/// Conditions of a run; all rows are given by their positions. The default asks for nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conditions {
     /// m_x > 0 of each row, (n,): the score is m_x·Δ_x − λ·conflict_x + b_x; all 1 if `None`.
     pub multiplier: Option<Vec<f64>>,
     /// b_x of each row, (n,); all 0 if `None`.
     pub bonus: Option<Vec<f64>>,
-    /// Rows owned already: they enter F and the mean, are no picks and cost nothing.
-    pub initial: Vec<usize>,
+    /// Rows selected before the run: they enter F and the mean, are no picks and cost nothing.
+    pub initial: Vec<Position>,
     /// The first picks, in this order.
-    pub include: Vec<usize>,
+    pub include: Vec<Position>,
     /// Rows that are never picked.
-    pub exclude: Vec<usize>,
+    pub exclude: Vec<Position>,
     /// How much of what may be picked.
     pub limits: Option<Limits>,
-    /// τ in (0, 1): no row is picked whose |cosine| to a selected row exceeds it, unless it is forced.
+    /// τ in (0, 1): no row is picked whose |cosine| to a selected row exceeds it, unless it is included.
     pub max_similarity: Option<f64>,
 }
 
@@ -39,28 +40,31 @@ impl Conditions {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a row has no m or no b.
-    pub fn merits(&self, rows: &[usize], gains: &[f64]) -> Result<Vec<f64>> {
+    pub fn merits(&self, positions: &[Position], gains: &[f64]) -> Result<Vec<f64>> {
         let lengths =
             [&self.multiplier, &self.bonus].map(|values| values.as_ref().map_or(usize::MAX, Vec::len));
-        let outside = rows.iter().find(|&&row| lengths.iter().any(|&length| row >= length));
-        if outside.is_some() || rows.len() != gains.len() {
+        let outside =
+            positions.iter().find(|&&position| lengths.iter().any(|&length| position.get() >= length));
+        if outside.is_some() || positions.len() != gains.len() {
             let expected = "rows of the source, and a gain for each";
             return Err(Error::invalid("rows", "others", expected, "Name rows of the source."));
         }
         let merit = self.merit();
-        Ok(rows.iter().zip(gains).map(|(&row, &gain)| merit.of(row, gain)).collect())
+        Ok(positions.iter().zip(gains).map(|(&position, &gain)| merit.of(position, gain)).collect())
     }
 
-    /// Owned rows and forced ones, in the order in which they are added.
-    pub(super) fn forced(&self) -> impl Iterator<Item = usize> {
+    /// Initial rows and included ones, in the order in which they are added.
+    pub(super) fn forced(&self) -> impl Iterator<Item = Position> {
         self.initial.iter().chain(&self.include).copied()
     }
 
-    /// The rows that compete: neither owned nor forced nor excluded.
-    pub(super) fn candidates(&self, survey: &Survey<'_>) -> Vec<usize> {
+    /// The rows that compete: neither forced nor excluded.
+    pub(super) fn candidates(&self, survey: &Survey<'_>) -> Vec<Position> {
         let mut free = vec![true; survey.len()];
-        self.forced().chain(self.exclude.iter().copied()).for_each(|row| free[row] = false);
-        (0..survey.len()).filter(|&row| free[row]).collect()
+        self.forced()
+            .chain(self.exclude.iter().copied())
+            .for_each(|position| free[position.get()] = false);
+        Position::all(survey.len()).filter(|position| free[position.get()]).collect()
     }
 
     /// # Errors
@@ -70,10 +74,13 @@ impl Conditions {
         check_numbers("multiplier", self.multiplier.as_deref(), n, true)?;
         check_numbers("bonus", self.bonus.as_deref(), n, false)?;
         let mut listed = vec![false; n];
-        for row in self.forced().chain(self.exclude.iter().copied()) {
-            if row >= n || std::mem::replace(&mut listed[row], true) {
-                let found =
-                    if row < n { format!("row {} twice", survey.index(row)) } else { row.to_string() };
+        for position in self.forced().chain(self.exclude.iter().copied()) {
+            if position.get() >= n || std::mem::replace(&mut listed[position.get()], true) {
+                let found = if position.get() < n {
+                    format!("row {} twice", survey.dataset_row(position))
+                } else {
+                    position.to_string()
+                };
                 let expected = format!("rows from 0 to {}, each in one list, once", n - 1);
                 return Err(Error::invalid(
                     "initial, include, exclude",
@@ -87,15 +94,19 @@ impl Conditions {
             && !(tau > 0.0 && tau < 1.0)
         {
             let expected = "a number between 0 and 1, both excluded";
-            let remedy = "0.95 leaves out near-duplicates alone; None switches it off.";
+            let remedy = "0.95 skips near-duplicates alone; None switches it off.";
             return Err(Error::invalid("max_similarity", tau, expected, remedy));
         }
         let Some(limits) = &self.limits else { return Ok(()) };
         limits.check(n)?;
         let mut ledger = Ledger::new(limits);
-        for &row in &self.include {
-            if !ledger.admits(row) {
-                let found = format!("row {}, which costs {}", survey.index(row), limits.cost(row));
+        for &position in &self.include {
+            if !ledger.admits(position) {
+                let found = format!(
+                    "row {}, which costs {}",
+                    survey.dataset_row(position),
+                    limits.cost(position)
+                );
                 let expected = "rows that the budget and the maximum of their group have room for";
                 return Err(Error::invalid(
                     "include",
@@ -104,7 +115,7 @@ impl Conditions {
                     "Leave it out, or raise the budget.",
                 ));
             }
-            ledger.spend(row);
+            ledger.spend(position);
         }
         Ok(())
     }

@@ -4,8 +4,10 @@ use std::collections::HashSet;
 
 use super::objective::{Marginal, Objective};
 use super::pick::{Pick, StopReason};
-use super::run::{Candidate, Run};
+use super::places::{Place, Slot};
+use super::run::{Candidate, Forced, Run};
 use crate::error::Result;
+use crate::rows::{DatasetRow, Position};
 
 /// Rows that are loaded and updated together: they share the reading of what updates them.
 pub(super) const GROUP: usize = 8;
@@ -56,33 +58,35 @@ impl<'a, O: Objective> Greedy<'a, O> {
         Self { run, objective, picked }
     }
 
-    /// The marginal of `row` while nothing is selected; reads no row.
-    pub(super) fn start(&self, row: usize) -> Marginal {
-        Marginal::start(self.objective.start(self.run.survey.norm_sq()[row]))
+    /// The marginal of a row while nothing is selected; reads no row.
+    pub(super) fn start(&self, position: Position) -> Marginal {
+        Marginal::start(self.objective.start(self.run.survey.norm_sq(position)))
     }
 
-    pub(super) fn index(&self, row: usize) -> i64 {
-        self.run.survey.index(row)
+    pub(super) fn dataset_row(&self, position: Position) -> DatasetRow {
+        self.run.survey.dataset_row(position)
     }
 
-    /// Scores up to [`GROUP`] `rows`, bringing `marginals` up to date; `slot` is the first row's.
+    /// Scores up to [`GROUP`] rows, bringing `marginals` up to date; `slot` is the first row's.
     pub(super) fn score(
         &self,
-        rows: &[usize],
+        positions: &[Position],
         marginals: &mut [Marginal],
-        slot: usize,
+        slot: Slot,
         loaded: &mut Vec<f64>,
         mut each: impl FnMut(Candidate),
     ) {
         let dim = self.run.survey.dim();
-        loaded.resize(rows.len() * dim, 0.0);
-        for (&row, cells) in rows.iter().zip(loaded.chunks_exact_mut(dim)) {
-            self.run.survey.load(row, cells);
+        loaded.resize(positions.len() * dim, 0.0);
+        for (&position, cells) in positions.iter().zip(loaded.chunks_exact_mut(dim)) {
+            self.run.survey.load(position, cells);
         }
         self.objective.refresh(loaded, marginals);
         let loaded = loaded.chunks_exact(dim);
-        for (offset, ((&row, cells), marginal)) in rows.iter().zip(loaded).zip(marginals).enumerate() {
-            each(self.candidate(row, cells, marginal, slot + offset, f64::NEG_INFINITY));
+        for (offset, ((&position, cells), marginal)) in
+            positions.iter().zip(loaded).zip(marginals).enumerate()
+        {
+            each(self.candidate(position, cells, marginal, slot.later(offset), f64::NEG_INFINITY));
         }
     }
 
@@ -90,31 +94,31 @@ impl<'a, O: Objective> Greedy<'a, O> {
     /// its conflict.
     pub(super) fn score_one(
         &self,
-        row: usize,
+        position: Position,
         cells: &[f64],
         marginal: &mut Marginal,
-        slot: usize,
+        slot: Slot,
         least: f64,
     ) -> Candidate {
         self.objective.refresh(cells, std::slice::from_mut(marginal));
-        self.candidate(row, cells, marginal, slot, least)
+        self.candidate(position, cells, marginal, slot, least)
     }
 
     fn candidate(
         &self,
-        row: usize,
+        position: Position,
         cells: &[f64],
         marginal: &Marginal,
-        slot: usize,
+        slot: Slot,
         least: f64,
     ) -> Candidate {
         let run = &self.run;
-        let candidate = run.candidate(slot, row, run.gain(marginal.value), 0.0);
+        let candidate = run.candidate(slot, position, run.gain(marginal.value), 0.0);
         // With λ = 0 only the pick's conflict is of interest; `accept` computes it.
         if run.penalty == 0.0 || candidate.merit < least {
             return candidate;
         }
-        run.candidate(slot, row, candidate.gain, run.conflict(row, cells))
+        run.candidate(slot, position, candidate.gain, run.conflict(position, cells))
     }
 
     /// Adds the leader to the selected set, unless early stop says that the run is over.
@@ -128,37 +132,37 @@ impl<'a, O: Objective> Greedy<'a, O> {
         Ok(stop)
     }
 
-    /// Adds the rows that are owned or forced and the picks that an earlier run has `made`, without a search, and drops
-    /// those from `rows`, the candidates.
+    /// Adds the forced rows and the picks that an earlier run has `made`, without a search, and drops the latter from the
+    /// `candidates`.
     ///
     /// A row's value is a function of the row and the picks before it.
-    pub(super) fn begin(&mut self, made: &[Pick], rows: &mut Vec<usize>) -> Result<()> {
+    pub(super) fn begin(&mut self, made: &[Pick], candidates: &mut Vec<Position>) -> Result<()> {
         let conditions = self.run.conditions;
-        for &row in &conditions.initial {
+        for &position in &conditions.initial {
             self.run.check()?;
-            self.run.force(row, 0.0, false, &mut self.picked);
+            self.run.force(position, 0.0, Forced::Initial, &mut self.picked);
             self.objective.push(&self.picked);
         }
         for pick in made {
-            let value = self.value(pick.row);
+            let value = self.value(pick.position);
             self.run.replay(pick, value, &mut self.picked)?;
             self.objective.push(&self.picked);
         }
-        for &row in conditions.include.iter().skip(made.len()) {
+        for &position in conditions.include.iter().skip(made.len()) {
             self.run.check()?;
-            let value = self.value(row);
-            self.run.force(row, value, true, &mut self.picked);
+            let value = self.value(position);
+            self.run.force(position, value, Forced::Included, &mut self.picked);
             self.objective.push(&self.picked);
         }
-        let taken: HashSet<usize> = made.iter().map(|pick| pick.row).collect();
-        rows.retain(|row| !taken.contains(row));
+        let taken: HashSet<Position> = made.iter().map(|pick| pick.position).collect();
+        candidates.retain(|position| !taken.contains(position));
         Ok(())
     }
 
     /// The value of a row at the current prefix.
-    fn value(&self, row: usize) -> f64 {
-        let mut marginal = [self.start(row)];
-        self.score(&[row], &mut marginal, 0, &mut Vec::new(), |_| ());
+    fn value(&self, position: Position) -> f64 {
+        let mut marginal = [self.start(position)];
+        self.score(&[position], &mut marginal, Slot::new(0), &mut Vec::new(), |_| ());
         marginal[0].value
     }
 }

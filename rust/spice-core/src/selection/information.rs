@@ -1,4 +1,5 @@
-//! U = log det(I + αF) of sets of rows and of all their prefixes, from the definition.
+//! U = log det(I + αF) of sets of rows and of all their prefixes, from the definition: the criterion of D-optimal design, and the
+//! log-probability of a DPP but for its constant.
 
 use rayon::prelude::*;
 
@@ -7,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, LogDets, add_outer_products};
 use crate::memory;
 use crate::monitor::Monitor;
-use crate::survey::{AHEAD, Survey, check_rows, check_scale};
+use crate::rows::Position;
+use crate::survey::{AHEAD, Survey, check_positions, check_scale};
 
 /// Rows that are added to M together.
 const BATCH: usize = 256;
@@ -22,26 +24,31 @@ const LONGEST_CHUNK: usize = 4096;
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if a row is out of range or α is not positive; [`Error::Interrupted`].
-pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<f64> {
+pub fn log_det(
+    survey: &Survey<'_>,
+    alpha: f64,
+    positions: &[Position],
+    monitor: &Monitor,
+) -> Result<f64> {
     check_alpha(alpha)?;
     check_scale(survey, alpha)?;
-    check_rows(survey, rows)?;
-    if rows.is_empty() {
+    check_positions(survey, positions)?;
+    if positions.is_empty() {
         return Ok(0.0);
     }
     let dim = survey.dim();
-    check_memory(rows.len(), dim, (dim.min(rows.len()) as f64).powi(2))?;
-    let (_, log_dets) = if dim <= rows.len() {
+    check_memory(positions.len(), dim, (dim.min(positions.len()) as f64).powi(2))?;
+    let (_, log_dets) = if dim <= positions.len() {
         let mut matrix = vec![0.0; dim * dim];
-        add_rows(&mut matrix, survey, alpha, rows, monitor)?;
+        add_rows(&mut matrix, survey, alpha, positions, monitor)?;
         factor(matrix, dim, alpha, monitor)?
     } else {
-        factor(gram(survey, alpha, rows, monitor)?, rows.len(), alpha, monitor)?
+        factor(gram(survey, alpha, positions, monitor)?, positions.len(), alpha, monitor)?
     };
     Ok(log_dets.last())
 }
 
-/// U of every prefix of `rows`: the t-th number is U of the first t + 1 rows.
+/// U of every prefix of a list of rows: the t-th number is U of the first t + 1 rows.
 ///
 /// The leading minors of I + αGGᵀ are the determinants wanted, and a Cholesky factor has them all on its
 /// diagonal. Where there are more rows than columns, the rows go in chunks: with M = LLᵀ what the chunks before
@@ -53,18 +60,18 @@ pub fn log_det(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monito
 pub(super) fn log_dets(
     survey: &Survey<'_>,
     alpha: f64,
-    rows: &[usize],
+    positions: &[Position],
     monitor: &Monitor,
 ) -> Result<Vec<f64>> {
-    if rows.is_empty() {
+    if positions.is_empty() {
         return Ok(Vec::new());
     }
     let dim = survey.dim();
-    let length = if rows.len() <= dim { rows.len() } else { dim.min(LONGEST_CHUNK) };
+    let length = if positions.len() <= dim { positions.len() } else { dim.min(LONGEST_CHUNK) };
     let square = |size: usize| (size as f64).powi(2);
-    let more = if rows.len() > dim { 2.0 * (square(dim) + (length * dim) as f64) } else { 0.0 };
-    check_memory(rows.len(), dim, square(length) + more)?;
-    let (first, rest) = rows.split_at(length);
+    let more = if positions.len() > dim { 2.0 * (square(dim) + (length * dim) as f64) } else { 0.0 };
+    check_memory(positions.len(), dim, square(length) + more)?;
+    let (first, rest) = positions.split_at(length);
     let mut series = factor(gram(survey, alpha, first, monitor)?, length, alpha, monitor)?.1.all();
     if rest.is_empty() {
         return Ok(series);
@@ -74,8 +81,8 @@ pub(super) fn log_dets(
     for chunk in rest.chunks(length) {
         let (base, log_dets) = factor(matrix.clone(), dim, alpha, monitor)?;
         let mut solved = vec![0.0; chunk.len() * dim];
-        for (&row, cells) in chunk.iter().zip(solved.chunks_exact_mut(dim)) {
-            survey.load(row, cells);
+        for (&position, cells) in chunk.iter().zip(solved.chunks_exact_mut(dim)) {
+            survey.load(position, cells);
         }
         for batch in solved.chunks(BATCH * dim) {
             monitor.check()?;
@@ -104,34 +111,35 @@ fn check_memory(rows: usize, dim: usize, numbers: f64) -> Result<()> {
     memory::check("rows", found, 8.0 * numbers, remedy)
 }
 
-/// Adds α Σ ggᵀ over `rows` to the lower triangle of `matrix`.
+/// Adds α Σ ggᵀ over some rows to the lower triangle of `matrix`.
 fn add_rows(
     matrix: &mut [f64],
     survey: &Survey<'_>,
     alpha: f64,
-    rows: &[usize],
+    positions: &[Position],
     monitor: &Monitor,
 ) -> Result<()> {
     let dim = survey.dim();
     let mut cells = Vec::new();
-    for batch in rows.chunks(BATCH) {
+    for batch in positions.chunks(BATCH) {
         monitor.check()?;
         cells.resize(batch.len() * dim, 0.0);
         let parts = batch.par_chunks(AHEAD).zip(cells.par_chunks_mut(AHEAD * dim));
-        parts.for_each(|(rows, cells)| {
-            survey.fetch(rows.iter().copied());
-            rows.iter()
+        parts.for_each(|(positions, cells)| {
+            survey.fetch(positions.iter().copied());
+            positions
+                .iter()
                 .zip(cells.chunks_exact_mut(dim))
-                .for_each(|(&row, cells)| survey.load(row, cells));
+                .for_each(|(&position, cells)| survey.load(position, cells));
         });
         add_outer_products(matrix, dim, &cells, alpha);
     }
     Ok(())
 }
 
-/// αGGᵀ, G the matrix of `rows`: its lower triangle.
-fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> Result<Vec<f64>> {
-    let (dim, count) = (survey.dim(), rows.len());
+/// αGGᵀ, G the matrix of some rows: its lower triangle.
+fn gram(survey: &Survey<'_>, alpha: f64, positions: &[Position], monitor: &Monitor) -> Result<Vec<f64>> {
+    let (dim, count) = (survey.dim(), positions.len());
     let mut matrix = vec![0.0; count * count];
     // In bands of columns: a band, transposed, is a list of rows of `count` cells.
     let band = (BAND_CELLS / count + 1).min(dim);
@@ -140,8 +148,8 @@ fn gram(survey: &Survey<'_>, alpha: f64, rows: &[usize], monitor: &Monitor) -> R
         monitor.check()?;
         let width = band.min(dim - first);
         let mut columns = vec![0.0; width * count];
-        for (i, &row) in rows.iter().enumerate() {
-            survey.load_part(row, first..first + width, &mut cells[..width]);
+        for (i, &position) in positions.iter().enumerate() {
+            survey.load_part(position, first..first + width, &mut cells[..width]);
             for (j, cell) in cells[..width].iter().enumerate() {
                 columns[j * count + i] = *cell;
             }

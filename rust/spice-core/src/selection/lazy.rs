@@ -1,4 +1,5 @@
-//! The lazy search: a row is read again only while an earlier Δ keeps it in the running.
+//! Lazy greedy (Minoux 1978; CELF, Leskovec et al. 2007): a row is read again only while its upper bound, an earlier Δ, keeps
+//! it in the running.
 //!
 //! U is submodular, so Δ_x never grows while rows are added, and the penalty is never negative:
 //! whatever Δ_x was at some earlier pick bounds today's *score* from above. (Yesterday's score would
@@ -18,8 +19,10 @@ use rayon::prelude::*;
 use super::greedy::{GROUP, Greedy, Leader};
 use super::objective::{Marginal, Objective};
 use super::pick::StopReason;
+use super::places::{Place, PlaceVec, Slot};
 use super::run::{Candidate, Outcome, Past};
 use crate::error::Result;
+use crate::rows::{DatasetRow, Position};
 use crate::survey::{AHEAD, Survey};
 
 /// Rows of the first batch of a step; each further batch is twice as long.
@@ -33,16 +36,16 @@ const LONGEST_BATCH: usize = 2048;
 #[derive(Clone, Copy, PartialEq)]
 struct Waiting {
     bound: f64,
-    index: i64,
-    slot: usize,
+    row: DatasetRow,
+    slot: Slot,
 }
 
 impl Eq for Waiting {}
 
 impl Ord for Waiting {
-    /// The larger bound first, then the lower dataset index.
+    /// The larger bound first, then the lower dataset row.
     fn cmp(&self, other: &Self) -> Ordering {
-        self.bound.total_cmp(&other.bound).then(other.index.cmp(&self.index))
+        self.bound.total_cmp(&other.bound).then(other.row.cmp(&self.row))
     }
 }
 
@@ -54,44 +57,47 @@ impl PartialOrd for Waiting {
 
 pub(super) fn search<O: Objective>(
     mut greedy: Greedy<'_, O>,
-    rows: Vec<usize>,
-    budget: usize,
+    candidates: Vec<Position>,
+    k: usize,
     grown: Past<'_>,
 ) -> Result<Outcome> {
-    let mut marginals: Vec<Marginal> = rows.iter().map(|&row| greedy.start(row)).collect();
-    let waiting = |slot: usize, gain: f64, greedy: &Greedy<'_, O>| Waiting {
+    let mut marginals: PlaceVec<Slot, Marginal> =
+        PlaceVec::new(candidates.iter().map(|&position| greedy.start(position)).collect());
+    let positions: PlaceVec<Slot, Position> = PlaceVec::new(candidates);
+    let waiting = |slot: Slot, gain: f64, greedy: &Greedy<'_, O>| Waiting {
         // A unit row's start is exactly 1, where its cells may give 1 and an ulp.
-        bound: greedy.run.merit.of(rows[slot], gain * (1.0 + 1e-12)),
-        index: greedy.index(rows[slot]),
+        bound: greedy.run.merit.of(positions[slot], gain * (1.0 + 1e-12)),
+        row: greedy.dataset_row(positions[slot]),
         slot,
     };
-    let start = |slot: usize, marginals: &[Marginal], greedy: &Greedy<'_, O>| {
+    let start = |slot: Slot, marginals: &PlaceVec<Slot, Marginal>, greedy: &Greedy<'_, O>| {
         waiting(slot, greedy.run.gain(marginals[slot].value), greedy)
     };
     // Rows that an earlier run has judged are asleep, out of the heap, while its picks still win.
-    let old = |slot: usize| grown.old.is_some_and(|old| old[rows[slot]]);
+    let old = |slot: Slot| grown.old.is_some_and(|old| old[positions[slot].get()]);
     let mut made = grown.made.iter();
-    let mut asleep: Vec<usize> = (0..rows.len()).filter(|&slot| old(slot)).collect();
-    let slots: HashMap<usize, usize> = asleep.iter().map(|&slot| (rows[slot], slot)).collect();
-    let mut taken = vec![false; rows.len()];
+    let mut asleep: Vec<Slot> = positions.places().filter(|&slot| old(slot)).collect();
+    let slots: HashMap<Position, Slot> = asleep.iter().map(|&slot| (positions[slot], slot)).collect();
+    let mut taken = PlaceVec::new(vec![false; positions.len()]);
     let mut latest = f64::INFINITY; // the latest score of the earlier run
     let mut read = 0; // since the last pick
-    let mut all: Vec<Waiting> = (0..rows.len())
+    let mut all: Vec<Waiting> = positions
+        .places()
         .filter(|&slot| !old(slot))
         .map(|slot| start(slot, &marginals, &greedy))
         .collect();
     // A small pool is searched row by row: no second thread helps, and no row is read in vain.
-    let mut unread = (rows.len() <= SMALL).then(|| {
+    let mut unread = (positions.len() <= SMALL).then(|| {
         all.sort_unstable_by(|a, b| b.cmp(a));
-        Unread { rows: all.iter().map(|waiting| rows[waiting.slot]).collect(), read: 0 }
+        Unread { positions: all.iter().map(|waiting| positions[waiting.slot]).collect(), read: 0 }
     });
     let mut heap = BinaryHeap::from(all);
     let mut scored: Vec<Candidate> = Vec::new();
-    let mut batch: Vec<(usize, usize, Marginal)> = Vec::new(); // (slot, row, marginal)
+    let mut batch: Vec<(Slot, Position, Marginal)> = Vec::new();
     let mut cells = if unread.is_some() { vec![0.0; greedy.run.survey.dim()] } else { Vec::new() };
-    while greedy.run.picks() < budget {
+    while greedy.run.picks() < k {
         let expected = if asleep.is_empty() { None } else { made.next() };
-        match expected.and_then(|pick| slots.get(&pick.row)) {
+        match expected.and_then(|pick| slots.get(&pick.position)) {
             Some(&slot) => heap.push(start(slot, &marginals, &greedy)),
             None => {
                 // No old row scores higher than the pick that beat it.
@@ -114,8 +120,8 @@ pub(super) fn search<O: Objective>(
                 && leader.best.is_none_or(|best| top.bound >= best.score)
             {
                 // Once out, always out.
-                if greedy.run.admits(rows[top.slot]) {
-                    batch.push((top.slot, rows[top.slot], marginals[top.slot]));
+                if greedy.run.admits(positions[top.slot]) {
+                    batch.push((top.slot, positions[top.slot], marginals[top.slot]));
                 }
                 heap.pop();
             }
@@ -126,10 +132,10 @@ pub(super) fn search<O: Objective>(
             let first = scored.len();
             if let Some(unread) = &mut unread {
                 let least = leader.best.map_or(f64::NEG_INFINITY, |best| best.score);
-                scored.extend(batch.iter_mut().map(|(slot, row, marginal)| {
-                    unread.reads(*row, greedy.run.survey);
-                    greedy.run.survey.load(*row, &mut cells);
-                    greedy.score_one(*row, &cells, marginal, *slot, least)
+                scored.extend(batch.iter_mut().map(|(slot, position, marginal)| {
+                    unread.reads(*position, greedy.run.survey);
+                    greedy.run.survey.load(*position, &mut cells);
+                    greedy.score_one(*position, &cells, marginal, *slot, least)
                 }));
             } else {
                 scored.par_extend(
@@ -152,8 +158,8 @@ pub(super) fn search<O: Objective>(
         if let Some(pick) = expected {
             latest = pick.score;
             leader.overruled |= pick.overruled;
-            taken[slots[&pick.row]] = true;
-            if leader.best.is_none_or(|best| best.row != pick.row) {
+            taken[slots[&pick.position]] = true;
+            if leader.best.is_none_or(|best| best.position != pick.position) {
                 // The earlier run ends here; all rows compete for this step.
                 heap.extend(
                     scored.iter().map(|candidate| waiting(candidate.slot, candidate.gain, &greedy)),
@@ -162,7 +168,7 @@ pub(super) fn search<O: Objective>(
                 continue;
             }
         }
-        let near = leader.best.is_some_and(|best| greedy.run.is_near(best.row, None));
+        let near = leader.best.is_some_and(|best| greedy.run.is_near_duplicate(best.position, None));
         if !near && let Some(stop) = greedy.accept(leader, std::mem::take(&mut read))? {
             return Ok(greedy.run.finish(stop));
         }
@@ -176,17 +182,17 @@ pub(super) fn search<O: Objective>(
 /// The rows of a small pool in the order in which they are read first, which is that of their first bounds: a
 /// row that was not read keeps its own.
 struct Unread {
-    rows: Vec<usize>,
+    positions: Vec<Position>,
     /// How many of them were read.
     read: usize,
 }
 
 impl Unread {
-    /// Takes note that `row` is read now.
-    fn reads(&mut self, row: usize, survey: &Survey<'_>) {
-        if self.rows.get(self.read) == Some(&row) {
+    /// Takes note that a row is read now.
+    fn reads(&mut self, position: Position, survey: &Survey<'_>) {
+        if self.positions.get(self.read) == Some(&position) {
             if self.read.is_multiple_of(AHEAD) {
-                survey.fetch(self.rows[self.read..].iter().copied());
+                survey.fetch(self.positions[self.read..].iter().copied());
             }
             self.read += 1;
         }
@@ -195,13 +201,15 @@ impl Unread {
 
 fn score_group<O: Objective>(
     greedy: &Greedy<'_, O>,
-    group: &mut [(usize, usize, Marginal)],
+    group: &mut [(Slot, Position, Marginal)],
     scratch: &mut Vec<f64>,
 ) -> Vec<Candidate> {
-    let rows: Vec<usize> = group.iter().map(|&(_, row, _)| row).collect();
+    let positions: Vec<Position> = group.iter().map(|&(_, position, _)| position).collect();
     let mut marginals: Vec<Marginal> = group.iter().map(|&(_, _, marginal)| marginal).collect();
     let mut candidates = Vec::with_capacity(group.len());
-    greedy.score(&rows, &mut marginals, 0, scratch, |candidate| candidates.push(candidate));
+    greedy.score(&positions, &mut marginals, Slot::new(0), scratch, |candidate| {
+        candidates.push(candidate)
+    });
     for (entry, marginal) in group.iter_mut().zip(marginals) {
         entry.2 = marginal;
     }

@@ -1,7 +1,8 @@
-//! Groups and budgets (a knapsack and a partition matroid with minima): what the picks have cost so far, and what may still be
-//! picked.
+//! Groups and budgets, a partition matroid with lower bounds (Fisher, Nemhauser and Wolsey 1978) and a knapsack: what the picks
+//! have cost so far, and what may still be picked.
 
 use crate::error::{Error, Result};
+use crate::rows::Position;
 use crate::survey::check_numbers;
 
 /// Part of a limit by which all that is spent may exceed it: 0.1 and 0.2 are more than 0.3 in float64.
@@ -31,14 +32,15 @@ impl Limits {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a pick has no group or no cost, or if a limit is none.
-    pub fn allowances(&self, picks: &[usize]) -> Result<Vec<f64>> {
+    pub fn allowances(&self, picks: &[Position]) -> Result<Vec<f64>> {
         let rows = self.groups.as_ref().map(Vec::len).or(self.costs.as_ref().map(Vec::len));
-        let n = rows.unwrap_or_else(|| picks.iter().max().map_or(0, |&last| last.saturating_add(1)));
+        let n =
+            rows.unwrap_or_else(|| picks.iter().max().map_or(0, |last| last.get().saturating_add(1)));
         self.check(n)?;
-        if let Some(&row) = picks.iter().find(|&&row| row >= n) {
+        if let Some(position) = picks.iter().find(|position| position.get() >= n) {
             return Err(Error::invalid(
                 "picks",
-                row,
+                position,
                 format!("rows below {n}"),
                 "Name rows of the source.",
             ));
@@ -47,21 +49,22 @@ impl Limits {
         let mut found = Vec::with_capacity((picks.len() + 1) * self.minima.len());
         let groups = 0..self.minima.len();
         found.extend(groups.clone().map(|group| ledger.allowance(group)));
-        for &row in picks {
-            ledger.spend(row);
+        for &position in picks {
+            ledger.spend(position);
             found.extend(groups.clone().map(|group| ledger.allowance(group)));
         }
         Ok(found)
     }
 
     /// Cost of a row.
-    pub(super) fn cost(&self, row: usize) -> f64 {
-        self.costs.as_ref().map_or(1.0, |costs| costs[row])
+    pub(super) fn cost(&self, position: Position) -> f64 {
+        self.costs.as_ref().map_or(1.0, |costs| costs[position.get()])
     }
 
     /// The most rows that may be picked, of `candidates` and of rows that are `include`d.
-    pub(super) fn most_picks(&self, candidates: &[usize], include: &[usize]) -> usize {
-        let mut costs: Vec<f64> = candidates.iter().chain(include).map(|&row| self.cost(row)).collect();
+    pub(super) fn most_picks(&self, candidates: &[Position], include: &[Position]) -> usize {
+        let mut costs: Vec<f64> =
+            candidates.iter().chain(include).map(|&position| self.cost(position)).collect();
         costs.sort_unstable_by(f64::total_cmp);
         let mut spent = 0.0;
         // Somewhat more than the ledger allows: this is planned for, and must not end a run.
@@ -73,8 +76,8 @@ impl Limits {
     }
 
     /// Group of a row.
-    pub(super) fn group(&self, row: usize) -> usize {
-        self.groups.as_ref().map_or(0, |groups| groups[row])
+    pub(super) fn group(&self, position: Position) -> usize {
+        self.groups.as_ref().map_or(0, |groups| groups[position.get()])
     }
 
     pub(super) fn check(&self, n: usize) -> Result<()> {
@@ -118,8 +121,8 @@ impl<'a> Ledger<'a> {
     }
 
     /// Whether the row may be picked next.
-    pub(super) fn admits(&self, row: usize) -> bool {
-        self.limits.cost(row) <= self.allowance(self.limits.group(row))
+    pub(super) fn admits(&self, position: Position) -> bool {
+        self.limits.cost(position) <= self.allowance(self.limits.group(position))
     }
 
     /// The largest cost of a row of the group that may be picked next; never grows.
@@ -132,10 +135,10 @@ impl<'a> Ledger<'a> {
     }
 
     /// Enters a pick.
-    pub(super) fn spend(&mut self, row: usize) {
-        let cost = self.limits.cost(row);
+    pub(super) fn spend(&mut self, position: Position) {
+        let cost = self.limits.cost(position);
         self.spent += cost;
-        self.by_group[self.limits.group(row)] += cost;
+        self.by_group[self.limits.group(position)] += cost;
         self.tighten();
     }
 
@@ -169,13 +172,15 @@ mod tests {
     fn a_full_group_and_a_budget_owed_to_others_close_a_row() {
         let limits = limits(&[0.0, 1.0, 0.0], &[1.0, 2.0, 9.0], 3.0);
         let mut ledger = Ledger::new(&limits);
-        let open = |ledger: &Ledger<'_>| (0..5).map(|row| ledger.admits(row)).collect::<Vec<_>>();
+        let open = |ledger: &Ledger<'_>| {
+            Position::all(5).map(|position| ledger.admits(position)).collect::<Vec<_>>()
+        };
         assert_eq!(open(&ledger), [true; 5]);
-        ledger.spend(0);
+        ledger.spend(Position::new(0));
         assert_eq!(open(&ledger), [false, false, true, true, true]);
-        ledger.spend(4);
+        ledger.spend(Position::new(4));
         assert_eq!(open(&ledger), [false, false, true, true, false], "the last one is owed to group 1");
-        ledger.spend(2);
+        ledger.spend(Position::new(2));
         assert_eq!(open(&ledger), [false; 5]);
     }
 
@@ -202,30 +207,35 @@ mod tests {
                 budget: below(20) as f64,
             };
             // Whole numbers: nothing is rounded, and the definition can be taken at its word.
-            let allowed = |picks: &[usize], row: usize| {
-                let cost_of = |group: usize, rows: &[usize]| -> f64 {
-                    rows.iter().filter(|&&row| groups[row] == group).map(|&row| costs[row]).sum()
+            let allowed = |picks: &[Position], position: Position| {
+                let cost_of = |group: usize, positions: &[Position]| -> f64 {
+                    let of_group = |position: &&Position| groups[position.get()] == group;
+                    positions.iter().filter(of_group).map(|position| costs[position.get()]).sum()
                 };
-                let after = [picks, &[row]].concat();
+                let after = [picks, &[position]].concat();
                 let owed: f64 =
                     (0..count).map(|group| (minima[group] - cost_of(group, &after)).max(0.0)).sum();
-                let spent: f64 = after.iter().map(|&row| costs[row]).sum();
-                cost_of(groups[row], &after) <= maxima[groups[row]] && spent + owed <= limits.budget
+                let spent: f64 = after.iter().map(|position| costs[position.get()]).sum();
+                let group = groups[position.get()];
+                cost_of(group, &after) <= maxima[group] && spent + owed <= limits.budget
             };
             let mut picks = Vec::new();
             loop {
                 let table = limits.allowances(&picks).unwrap();
                 let now = &table[picks.len() * count..];
-                let open: Vec<usize> = (0..n).filter(|row| !picks.contains(row)).collect();
-                for &row in &open {
+                let open: Vec<Position> =
+                    Position::all(n).filter(|position| !picks.contains(position)).collect();
+                for &position in &open {
                     assert_eq!(
-                        costs[row] <= now[groups[row]],
-                        allowed(&picks, row),
-                        "{limits:?} {picks:?} {row}"
+                        costs[position.get()] <= now[groups[position.get()]],
+                        allowed(&picks, position),
+                        "{limits:?} {picks:?} {position}"
                     );
                 }
-                let Some(&next) = open.iter().find(|&&row| allowed(&picks, row)) else { break };
-                refused += usize::from(open.iter().any(|&row| !allowed(&picks, row)));
+                let Some(&next) = open.iter().find(|&&position| allowed(&picks, position)) else {
+                    break;
+                };
+                refused += usize::from(open.iter().any(|&position| !allowed(&picks, position)));
                 picks.push(next);
             }
         }
@@ -238,14 +248,14 @@ mod tests {
         let limits = limits(&shares, &[1.0; 3], shares.iter().sum::<f64>() - 1e-16);
         let limits = Limits { costs: Some(vec![0.1, 0.1, 0.2, 0.2, 0.7]), ..limits };
         let mut ledger = Ledger::new(&limits);
-        for row in [4, 0, 2] {
-            assert!(ledger.admits(row), "{row}");
-            ledger.spend(row);
+        for position in [4, 0, 2].map(Position::new) {
+            assert!(ledger.admits(position), "{position}");
+            ledger.spend(position);
         }
-        assert!((0..5).all(|row| !ledger.admits(row)));
+        assert!(Position::all(5).all(|position| !ledger.admits(position)));
         // Ten of 0.1 fit into 1, five of them into each half.
         let halves = Limits {
-            groups: Some((0..20).map(|row| row % 2).collect()),
+            groups: Some((0..20).map(|place| place % 2).collect()),
             minima: vec![0.5; 2],
             maxima: vec![0.5; 2],
             costs: Some(vec![0.1; 20]),
@@ -253,8 +263,8 @@ mod tests {
         };
         let mut ledger = Ledger::new(&halves);
         let mut picks = 0;
-        while let Some(row) = (0..20).find(|&row| ledger.admits(row)) {
-            ledger.spend(row);
+        while let Some(position) = Position::all(20).find(|&position| ledger.admits(position)) {
+            ledger.spend(position);
             picks += 1;
         }
         assert_eq!(picks, 10);

@@ -2,6 +2,8 @@
 //!
 //! m and b are constants of a row, so a bound of Δ is a bound of the merit, and laziness stays exact.
 
+use crate::rows::Position;
+
 /// m and b of all rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Merit<'a> {
@@ -30,13 +32,13 @@ impl<'a> Merit<'a> {
     }
 
     /// m·Δ + b; grows with Δ, rounded or not.
-    pub(super) fn of(&self, row: usize, gain: f64) -> f64 {
-        if self.is_gain() { gain } else { self.multiplier(row) * gain + self.bonus(row) }
+    pub(super) fn of(&self, position: Position, gain: f64) -> f64 {
+        if self.is_gain() { gain } else { self.multiplier(position) * gain + self.bonus(position) }
     }
 
     /// The Δ with which a row's merit is `merit`.
-    pub(super) fn gain(&self, row: usize, merit: f64) -> f64 {
-        if self.is_gain() { merit } else { (merit - self.bonus(row)) / self.multiplier(row) }
+    pub(super) fn gain(&self, position: Position, merit: f64) -> f64 {
+        if self.is_gain() { merit } else { (merit - self.bonus(position)) / self.multiplier(position) }
     }
 
     /// No row whose merit is at least `merit` has a smaller Δ, unless this is negative.
@@ -50,15 +52,15 @@ impl<'a> Merit<'a> {
     }
 
     /// m and b of a row as bits: rows that agree in them and in Δ agree in merit.
-    pub(super) fn key(&self, row: usize) -> (u64, u64) {
-        (self.multiplier(row).to_bits(), self.bonus(row).to_bits())
+    pub(super) fn key(&self, position: Position) -> (u64, u64) {
+        (self.multiplier(position).to_bits(), self.bonus(position).to_bits())
     }
 
-    fn multiplier(&self, row: usize) -> f64 {
-        self.multiplier.map_or(1.0, |values| values[row])
+    fn multiplier(&self, position: Position) -> f64 {
+        self.multiplier.map_or(1.0, |values| values[position.get()])
     }
 
-    fn bonus(&self, row: usize) -> f64 {
-        self.bonus.map_or(0.0, |values| values[row])
+    fn bonus(&self, position: Position) -> f64 {
+        self.bonus.map_or(0.0, |values| values[position.get()])
     }
 }

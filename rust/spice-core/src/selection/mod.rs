@@ -1,8 +1,8 @@
 //! Greedy selection of the rows with the most Fisher information and the least conflict.
 //!
 //! At every pick the row with the largest score Δ_x(S) − λ·conflict_x(S) joins the selected set S;
-//! equal scores go to the lowest dataset index. `full` is the paper's objective and its search;
-//! `objective` knows the released code's readings of Δ, for which `eager` and `lazy` find the best row;
+//! equal scores go to the lowest dataset row. `full` is the paper's objective and its search;
+//! `objective` knows the released code's readings of Δ, for which `eager` (naive greedy) and `lazy` (lazy greedy) find the best row;
 //! `conflict` knows the penalty and `run` what a pick changes. An eager and a lazy search find the same
 //! rows, bit for bit. The method is that of *SPICE:
 //! Submodular Penalized Information-Conflict Selection*, arXiv 2601.23155.
@@ -16,9 +16,10 @@ mod information;
 mod lazy;
 mod limits;
 mod merit;
-mod near;
+mod near_duplicates;
 mod objective;
 pub(crate) mod pick;
+mod places;
 mod run;
 pub(crate) mod settings;
 mod start;

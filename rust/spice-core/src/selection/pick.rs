@@ -1,12 +1,14 @@
-//! What a selection consists of: its picks, the rows that it left out as near-duplicates, and why it ended.
+//! What a selection consists of: its picks, the near-duplicates that it skipped, and why it ended.
+
+use crate::rows::{DatasetRow, Position};
 
 /// One selected row and the numbers that selected it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pick {
-    /// Row of the pool.
-    pub row: usize,
-    /// The row's dataset index.
-    pub index: i64,
+    /// Where the row is in the pool.
+    pub position: Position,
+    /// The row itself: its number in the data.
+    pub row: DatasetRow,
     /// Δ_x(S), the marginal gain, in nats.
     pub gain: f64,
     /// log(1 + α‖g‖²): the full Δ_x(∅), in nats.
@@ -40,26 +42,26 @@ pub enum StopReason {
 pub struct Selection {
     /// One entry per selected row.
     pub picks: Vec<Pick>,
-    /// Why the last (with windows: any) greedy run ended before it had its budget, or that it had it.
+    /// Why the last (with windows: any) greedy run ended before it had its k rows, or that it had them.
     pub stop: StopReason,
-    /// U(S) = log det(I + αF_S) of the picks up to and including each, and of the rows that were owned before, in nats,
+    /// U(S) = log det(I + αF_S) of the picks up to and including each, and of the initial rows, in nats,
     /// whatever the mode; with windows NaN but for the last.
     pub log_dets: Vec<f64>,
-    /// U(S) of all picks: the last of `log_dets`, and of the rows that were owned if there are no picks.
+    /// U(S) of all picks: the last of `log_dets`, and of the initial rows if there are no picks.
     pub log_det: f64,
     /// Rows that would have been picked, were they not too similar to selected ones.
-    pub duplicates: Vec<NearDuplicate>,
+    pub near_duplicates: Vec<NearDuplicate>,
 }
 
-/// A row that was left out since it is too similar to a selected one.
+/// A row that was skipped since it is too similar to a selected one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NearDuplicate {
-    /// Row of the pool that was left out.
-    pub row: usize,
-    /// Its dataset index.
-    pub index: i64,
-    /// Dataset index of the first selected row that it is too similar to.
-    pub of: i64,
+    /// Where the row is in the pool.
+    pub position: Position,
+    /// The row itself.
+    pub row: DatasetRow,
+    /// The first selected row that it is too similar to.
+    pub of: DatasetRow,
     /// Their cosine.
     pub cosine: f64,
     /// Number of picks that had been made by then.

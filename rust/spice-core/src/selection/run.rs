@@ -4,12 +4,14 @@ use super::conditions::Conditions;
 use super::conflict::SelectedMean;
 use super::limits::Ledger;
 use super::merit::Merit;
-use super::near::Near;
+use super::near_duplicates::NearDuplicates;
 use super::pick::{NearDuplicate, Pick, StopReason};
+use super::places::{Place, Slot};
 use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::linalg::Kernels;
 use crate::monitor::Monitor;
+use crate::rows::{DatasetRow, Position};
 use crate::survey::{FAINT, Survey};
 
 /// What to do about picks that this run cannot have made.
@@ -19,9 +21,9 @@ pub(super) const RESUME_REMEDY: &str = "Start anew, without the picks of an earl
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     /// Where the search keeps the row.
-    pub(super) slot: usize,
-    pub(super) row: usize,
-    pub(super) index: i64,
+    pub(super) slot: Slot,
+    pub(super) position: Position,
+    pub(super) row: DatasetRow,
     pub(super) gain: f64,
     /// The score without its penalty.
     pub(super) merit: f64,
@@ -29,11 +31,20 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// The order of picks: the larger score, then the lower dataset index. Total, so that a best
+    /// The order of picks: the larger score, then the lower dataset row. Total, so that a best
     /// candidate does not depend on the order in which candidates are compared.
     pub(super) fn beats(&self, other: &Self) -> bool {
-        self.score > other.score || (self.score == other.score && self.index < other.index)
+        self.score > other.score || (self.score == other.score && self.row < other.row)
     }
+}
+
+/// A row that enters the selection without a contest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Forced {
+    /// Selected before the run: it enters F and the mean, and is no pick.
+    Initial,
+    /// One of the first picks, as asked for.
+    Included,
 }
 
 /// What an earlier run leaves to this one.
@@ -41,8 +52,8 @@ impl Candidate {
 pub(super) struct Past<'a> {
     /// Its picks.
     pub(super) made: &'a [Pick],
-    /// The near-duplicates that it left out on the way.
-    pub(super) left_out: &'a [NearDuplicate],
+    /// The near-duplicates that it skipped on the way.
+    pub(super) near_duplicates: &'a [NearDuplicate],
     /// The rows that it chose from, (n,), if there are more now: the picks are made again, against the new rows.
     pub(super) old: Option<&'a [bool]>,
 }
@@ -73,7 +84,7 @@ pub(super) struct Run<'a> {
     pub(super) merit: Merit<'a>,
     pub(super) conditions: &'a Conditions,
     ledger: Option<Ledger<'a>>,
-    near: Option<Near>,
+    near_duplicates: Option<NearDuplicates>,
     early_stop: Option<f64>,
     picks: Vec<Pick>,
 }
@@ -96,7 +107,7 @@ impl<'a> Run<'a> {
             merit: conditions.merit(),
             conditions,
             ledger: conditions.limits.as_ref().map(Ledger::new),
-            near: conditions.max_similarity.map(Near::new),
+            near_duplicates: conditions.max_similarity.map(NearDuplicates::new),
             early_stop: settings.early_stop,
             picks: Vec::new(),
         }
@@ -112,58 +123,69 @@ impl<'a> Run<'a> {
     }
 
     /// The value below which a row's merit is below `merit`; negative if it never is.
-    pub(super) fn value_at(&self, row: usize, merit: f64) -> f64 {
-        let gain = self.merit.gain(row, merit);
+    pub(super) fn value_at(&self, position: Position, merit: f64) -> f64 {
+        let gain = self.merit.gain(position, merit);
         // So small a gain has not the digits to bound anything by.
         if gain > 0.0 && gain < FAINT { 0.0 } else { self.value(gain) }
     }
 
-    /// conflict of `row` at the current prefix; `cells` holds the row.
-    pub(super) fn conflict(&self, row: usize, cells: &[f64]) -> f64 {
-        self.mean.conflict(self.kernels, cells, self.survey.norm_sq()[row], self.survey.weight(row))
+    /// conflict of a row at the current prefix; `cells` holds the row.
+    pub(super) fn conflict(&self, position: Position, cells: &[f64]) -> f64 {
+        self.mean.conflict(
+            self.kernels,
+            cells,
+            self.survey.norm_sq(position),
+            self.survey.weight(position),
+        )
     }
 
     /// The least conflict of a row whose cosine to the mean is at most `−against`, while ‖m‖ ≥ `mean_norm`.
-    pub(super) fn least_conflict(&self, row: usize, against: f64, mean_norm: f64) -> f64 {
-        let (norm_sq, weight) = (self.survey.norm_sq()[row], self.survey.weight(row));
+    pub(super) fn least_conflict(&self, position: Position, against: f64, mean_norm: f64) -> f64 {
+        let (norm_sq, weight) = (self.survey.norm_sq(position), self.survey.weight(position));
         self.mean.least_conflict(against, norm_sq, weight, mean_norm)
     }
 
     /// A row of the given Δ and conflict.
-    pub(super) fn candidate(&self, slot: usize, row: usize, gain: f64, conflict: f64) -> Candidate {
-        let merit = self.merit.of(row, gain);
+    pub(super) fn candidate(
+        &self,
+        slot: Slot,
+        position: Position,
+        gain: f64,
+        conflict: f64,
+    ) -> Candidate {
+        let merit = self.merit.of(position, gain);
         let score = merit - self.penalty * conflict;
-        Candidate { slot, row, index: self.survey.index(row), gain, merit, score }
+        Candidate { slot, position, row: self.survey.dataset_row(position), gain, merit, score }
     }
 
     /// Equal for rows that nothing but their cells can tell apart, and mostly for no others.
-    pub(super) fn terms_key(&self, row: usize) -> u64 {
-        let (multiplier, bonus) = self.merit.key(row);
-        let (group, cost) = self.terms(row);
+    pub(super) fn terms_key(&self, position: Position) -> u64 {
+        let (multiplier, bonus) = self.merit.key(position);
+        let (group, cost) = self.terms(position);
         // Rows of one product √w·g may differ in w, and so in what they do to the mean.
-        let weight = self.survey.weight(row);
+        let weight = self.survey.weight(position);
         let parts = [multiplier, bonus, group as u64, cost.to_bits(), weight.to_bits()];
         parts
             .into_iter()
             .fold(0, |key: u64, part| (key.rotate_left(17) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// Whether two rows are the same in everything that decides on them but their dataset index.
-    pub(super) fn are_alike(&self, a: usize, b: usize) -> bool {
+    /// Whether two rows are the same in everything that decides on them but their dataset row.
+    pub(super) fn are_alike(&self, a: Position, b: Position) -> bool {
         self.merit.key(a) == self.merit.key(b)
             && self.terms(a) == self.terms(b)
             && self.survey.same(a, b)
     }
 
     /// Group and cost of a row.
-    fn terms(&self, row: usize) -> (usize, f64) {
+    fn terms(&self, position: Position) -> (usize, f64) {
         let limits = self.conditions.limits.as_ref();
-        limits.map_or((0, 1.0), |limits| (limits.group(row), limits.cost(row)))
+        limits.map_or((0, 1.0), |limits| (limits.group(position), limits.cost(position)))
     }
 
     /// Whether the limits let the row be picked next. Once false, it stays so.
-    pub(super) fn admits(&self, row: usize) -> bool {
-        self.ledger.as_ref().is_none_or(|ledger| ledger.admits(row))
+    pub(super) fn admits(&self, position: Position) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| ledger.admits(position))
     }
 
     /// Whether some row may have become ineligible without being picked.
@@ -171,19 +193,25 @@ impl<'a> Run<'a> {
         self.ledger.is_some()
     }
 
-    /// Whether the row is too similar to a selected one; notes it if so. `value` is its q, if it is known.
-    pub(super) fn is_near(&self, row: usize, value: Option<f64>) -> bool {
-        let Some(near) = &self.near else { return false };
-        if value.is_some_and(|value| near.is_far(value, self.survey.norm_sq()[row])) {
+    /// Whether the row is too similar to a selected one; enters it as skipped if so. `value` is its q, if it is known.
+    pub(super) fn is_near_duplicate(&self, position: Position, value: Option<f64>) -> bool {
+        let Some(known) = &self.near_duplicates else { return false };
+        if value.is_some_and(|value| known.is_far(value, self.survey.norm_sq(position))) {
             return false;
         }
-        let Some((of, cosine)) = near.of(row, self.survey) else { return false };
-        let (index, of) = (self.survey.index(row), self.survey.index(of));
-        self.monitor.leave_out(NearDuplicate { row, index, of, cosine, picks: self.picks.len() });
+        let Some((of, cosine)) = known.of(position, self.survey) else { return false };
+        let (row, of) = (self.survey.dataset_row(position), self.survey.dataset_row(of));
+        self.monitor.add_near_duplicate(NearDuplicate {
+            position,
+            row,
+            of,
+            cosine,
+            picks: self.picks.len(),
+        });
         true
     }
 
-    /// Whether nothing is selected, nor owned.
+    /// Whether nothing is selected, nor was initially.
     pub(super) const fn is_blank(&self) -> bool {
         self.mean.is_blank()
     }
@@ -206,31 +234,36 @@ impl<'a> Run<'a> {
         {
             return Some(StopReason::EarlyStop);
         }
-        self.survey.load(best.row, cells);
-        let conflict = self.conflict(best.row, cells);
+        self.survey.load(best.position, cells);
+        let conflict = self.conflict(best.position, cells);
         self.take(best, conflict, overruled, rows_read, cells);
         None
     }
 
-    /// Adds a row of value `value` that competes with none: a pick if it is `include`d, else one that is owned already;
-    /// `cells` gets it.
-    pub(super) fn force(&mut self, row: usize, value: f64, include: bool, cells: &mut [f64]) {
-        self.survey.load(row, cells);
-        if include {
-            let conflict = self.conflict(row, cells);
-            let candidate = self.candidate(0, row, self.gain(value), conflict);
-            self.take(&candidate, conflict, false, 1, cells);
-        } else {
-            self.add(row, cells);
+    /// Adds a row of value `value` that competes with none; `cells` gets it.
+    pub(super) fn force(&mut self, position: Position, value: f64, forced: Forced, cells: &mut [f64]) {
+        self.survey.load(position, cells);
+        match forced {
+            Forced::Initial => self.add(position, cells),
+            Forced::Included => {
+                let conflict = self.conflict(position, cells);
+                let candidate = self.alone(position, value, conflict);
+                self.take(&candidate, conflict, false, 1, cells);
+            }
         }
+    }
+
+    /// A row that competes with none, and so has no slot that matters.
+    fn alone(&self, position: Position, value: f64, conflict: f64) -> Candidate {
+        self.candidate(Slot::new(0), position, self.gain(value), conflict)
     }
 
     fn take(&mut self, best: &Candidate, conflict: f64, overruled: bool, rows_read: u64, cells: &[f64]) {
         let pick = Pick {
+            position: best.position,
             row: best.row,
-            index: best.index,
             gain: best.gain,
-            base: self.base(best.row),
+            base: self.base(best.position),
             conflict,
             score: best.score,
             overruled,
@@ -247,10 +280,10 @@ impl<'a> Run<'a> {
     /// [`Error::InvalidInput`] if its numbers are not those of the pick: the search goes on from them; whatever stops a run.
     pub(super) fn replay(&mut self, pick: &Pick, value: f64, cells: &mut [f64]) -> Result<()> {
         self.check()?;
-        self.survey.load(pick.row, cells);
-        let conflict = self.conflict(pick.row, cells);
-        let candidate = self.candidate(0, pick.row, self.gain(value), conflict);
-        let base = self.base(pick.row);
+        self.survey.load(pick.position, cells);
+        let conflict = self.conflict(pick.position, cells);
+        let candidate = self.alone(pick.position, value, conflict);
+        let base = self.base(pick.position);
         for (name, found, expected, scale) in [
             ("gain", pick.gain, candidate.gain, base),
             ("base", pick.base, base, base),
@@ -260,7 +293,7 @@ impl<'a> Run<'a> {
             let difference = (found - expected).abs();
             // Digits beyond these may differ between processors.
             if difference.is_nan() || difference > 1e-6 * scale {
-                let field = format!("{name} of row {} in the picks to resume from", pick.index);
+                let field = format!("{name} of row {} in the picks to resume from", pick.row);
                 return Err(Error::invalid(field, found, expected, RESUME_REMEDY));
             }
         }
@@ -269,23 +302,23 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, pick: Pick, cells: &[f64]) {
-        self.add(pick.row, cells);
+        self.add(pick.position, cells);
         if let Some(ledger) = &mut self.ledger {
-            ledger.spend(pick.row);
+            ledger.spend(pick.position);
         }
         self.picks.push(pick);
     }
 
-    fn add(&mut self, row: usize, cells: &[f64]) {
-        self.mean.push(self.kernels, cells, self.survey.weight(row));
-        if let Some(near) = &mut self.near {
-            near.push(row, self.survey, self.alpha);
+    fn add(&mut self, position: Position, cells: &[f64]) {
+        self.mean.push(self.kernels, cells, self.survey.weight(position));
+        if let Some(known) = &mut self.near_duplicates {
+            known.push(position, self.survey, self.alpha);
         }
     }
 
     /// log(1 + α‖g‖²).
-    fn base(&self, row: usize) -> f64 {
-        (self.alpha * self.survey.norm_sq()[row]).ln_1p()
+    fn base(&self, position: Position) -> f64 {
+        (self.alpha * self.survey.norm_sq(position)).ln_1p()
     }
 
     /// How much the score fell from one pick to the next, on average over the latest `picks` picks.
@@ -298,7 +331,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// No row that can still be picked has a larger value, as the latest pick tells; infinite if that was forced.
+    /// No row that can still be picked has a larger value, as the latest pick tells; infinite if that was included.
     pub(super) fn most_value(&self) -> f64 {
         match self.picks.last() {
             Some(pick) if self.picks.len() > self.conditions.include.len() => {
@@ -313,7 +346,7 @@ impl<'a> Run<'a> {
         self.value(self.merit.least_gain(score))
     }
 
-    /// Number of picks and of rows owned before.
+    /// Number of picks and of initial rows.
     pub(super) fn selected(&self) -> usize {
         self.conditions.initial.len() + self.picks.len()
     }

@@ -7,10 +7,11 @@ use super::information::log_det;
 use super::pick::{Pick, Selection, StopReason};
 use super::run::{Outcome, Past};
 use super::settings::Settings;
-use super::start::{check, rows_of, run};
+use super::start::{check, positions_of, run};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::survey::{Survey, check_rows};
+use crate::rows::Position;
+use crate::survey::{Survey, check_positions};
 
 /// Selects `per_window` rows of every window on its own, F and the mean starting anew in each.
 ///
@@ -22,7 +23,7 @@ use crate::survey::{Survey, check_rows};
 pub fn select_windows(
     survey: &Survey<'_>,
     settings: &Settings,
-    windows: &[&[usize]],
+    windows: &[&[Position]],
     per_window: usize,
     monitor: &Monitor,
 ) -> Result<Selection> {
@@ -36,11 +37,11 @@ pub fn select_windows(
             "Ask for fewer rows, or use wider windows.",
         ));
     }
-    windows.iter().try_for_each(|window| check_rows(survey, window))?;
+    windows.iter().try_for_each(|window| check_positions(survey, window))?;
     let none = Conditions::default();
-    let select_within = |window: &&[usize]| {
-        let budget = per_window.min(window.len());
-        match run(survey, settings, &none, window.to_vec(), budget, Past::default(), monitor) {
+    let select_within = |window: &&[Position]| {
+        let k = per_window.min(window.len());
+        match run(survey, settings, &none, window.to_vec(), k, Past::default(), monitor) {
             Err(Error::TimeLimit) => Ok(Outcome { stop: StopReason::TimeLimit, ..Outcome::default() }),
             result => result,
         }
@@ -51,11 +52,11 @@ pub fn select_windows(
     let stop = [StopReason::TimeLimit, StopReason::EarlyStop].into_iter().find(|&reason| any(reason));
     let stop = stop.unwrap_or(StopReason::Budget);
     let picks: Vec<Pick> = parts.into_iter().flat_map(|part| part.picks).collect();
-    // Windows are no run of their own: what their first picks amount to is nobody's budget.
+    // Windows are no run of their own: what their first picks amount to is nobody's k.
     let mut log_dets = vec![f64::NAN; picks.len()];
-    let log_det = log_det(survey, settings.alpha, &rows_of(&picks), monitor)?;
+    let log_det = log_det(survey, settings.alpha, &positions_of(&picks), monitor)?;
     if let Some(last) = log_dets.last_mut() {
         *last = log_det;
     }
-    Ok(Selection { picks, stop, log_dets, log_det, duplicates: Vec::new() })
+    Ok(Selection { picks, stop, log_dets, log_det, near_duplicates: Vec::new() })
 }

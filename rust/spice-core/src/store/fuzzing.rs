@@ -15,6 +15,7 @@ use super::schema::{self, Schema};
 use super::{Known, Reader, Writer, WriterOptions, checksum, compact, repair};
 use crate::error::{Error, Result};
 use crate::matrix::Pool;
+use crate::rows::Position;
 
 /// The names that files of an input can have; a file's first byte chooses.
 const NAMES: [&str; 8] = [
@@ -120,7 +121,7 @@ fn use_store(store: &Reader) -> (BTreeSet<i64>, bool) {
         let pool = Pool::new(store.blocks().unwrap()).unwrap().with_scale(scale).unwrap();
         let mut row = vec![0.0; store.dim()];
         for (&position, read) in positions.iter().zip(out.chunks_exact(store.dim())) {
-            pool.load(position, &mut row);
+            pool.load(Position::new(position), &mut row);
             // What was verified is finite, and comes out of both readers alike.
             assert!(!sound || row.iter().zip(read).all(|(&a, &b)| a.is_finite() && a == f64::from(b)));
         }

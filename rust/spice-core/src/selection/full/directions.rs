@@ -1,6 +1,6 @@
 //! The picks as directions in the space of the rows: what brings a bound up to date.
 //!
-//! Pick j lowers every q by (g·w_j)² with w_j = √α M_{j−1}⁻¹g_j / √(1 + α q_j), a vector of norm below 1. A
+//! By Sherman and Morrison (1950) pick j lowers every q by (g·w_j)² with w_j = √α M_{j−1}⁻¹g_j / √(1 + α q_j), a vector of norm below 1. A
 //! unit row ĝ against a block of directions is one matrix product in f32, and its error is bounded by
 //! e_j = γ‖w_j‖, so that max(0, |ĝ·w_j| − e_j)² can be taken off an upper bound of q/‖g‖² and it stays one.
 

@@ -6,7 +6,8 @@
 //!
 //!   c_j = (⟨y, y_j⟩ − Σ_{i<j} c_i c_{j,i}) · √α / √(1 + α q_j),   and   q ← q − c_j².
 //!
-//! (That is Sherman and Morrison's update; c_{j,i} is coordinate i of pick j itself.) A row's q after t
+//! (That is the Sherman-Morrison update of M⁻¹, and the recurrence of fast greedy MAP inference for DPPs, Chen, Zhang and
+//! Zhou 2018; c_{j,i} is coordinate i of pick j itself.) A row's q after t
 //! picks is a function of the row and the picks alone, the same bits whether it was followed pick by
 //! pick or caught up at once, because both go through the same operations.
 //!
@@ -18,7 +19,7 @@
 //!   its q_start, which is small beside the q of whoever wins unless the winner is far below the largest
 //!   q_start of all that can still compete; the first pick of an epoch bounds that one.
 //!
-//! Both depend on the picks and the next winner alone. In the first epoch M = I and y = g, so a small budget never pays for a
+//! Both depend on the picks and the next winner alone. In the first epoch M = I and y = g, so a small k never pays for a
 //! matrix. A pool whose rows are few and long stays in it for good (the sample-space form): M then keeps an
 //! eigenvalue of 1, and what subtraction loses is about what cond(M) excuses.
 
@@ -26,6 +27,7 @@ use super::gram::Gram;
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, Kernels, add_outer_products};
 use crate::monitor::Monitor;
+use crate::rows::Position;
 use crate::survey::Survey;
 
 /// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
@@ -53,8 +55,8 @@ pub(super) struct Epoch<'a> {
     inverse: Vec<f64>,
     /// All inner products, where rows are not looked at one by one; then nothing is whitened.
     gram: Option<Gram>,
-    /// Pool rows of the picks.
-    rows: Vec<usize>,
+    /// Positions of the picks.
+    positions: Vec<Position>,
     /// Their whitened rows, (t, d).
     whitened: Vec<f64>,
     /// Their coordinates: pick j has j of them.
@@ -73,8 +75,7 @@ pub(super) struct Epoch<'a> {
 
 /// A row on its way through an epoch.
 pub(super) struct Follower<'a> {
-    /// Its row of the pool.
-    pub(super) row: usize,
+    pub(super) position: Position,
     pub(super) whitened: &'a [f64],
     pub(super) coordinates: &'a mut [f64],
     pub(super) value: &'a mut f64,
@@ -94,7 +95,7 @@ impl<'a> Epoch<'a> {
             matrix: Vec::new(),
             inverse: Vec::new(),
             gram: None,
-            rows: Vec::new(),
+            positions: Vec::new(),
             whitened: Vec::new(),
             coordinates: Vec::new(),
             lengths: Vec::new(),
@@ -116,9 +117,9 @@ impl<'a> Epoch<'a> {
     }
 
     /// Whether M may have to be factored for so many picks.
-    pub(super) fn may_end(&self, budget: usize) -> bool {
-        let growth = self.alpha * self.largest * budget as f64;
-        !self.is_endless() && (budget >= self.length || growth > MAX_GROWTH)
+    pub(super) fn may_end(&self, picks: usize) -> bool {
+        let growth = self.alpha * self.largest * picks as f64;
+        !self.is_endless() && (picks >= self.length || growth > MAX_GROWTH)
     }
 
     /// Cells of a whitened row.
@@ -126,9 +127,9 @@ impl<'a> Epoch<'a> {
         if self.gram.is_some() { 1 } else { self.survey.dim() }
     }
 
-    /// Coordinates that a row needs room for if at most `budget` rows are picked.
-    pub(super) fn width(&self, budget: usize) -> usize {
-        self.length.min(budget)
+    /// Coordinates that a row needs room for if at most so many rows are picked.
+    pub(super) fn width(&self, picks: usize) -> usize {
+        self.length.min(picks)
     }
 
     /// Fails once the run is to stop.
@@ -138,7 +139,7 @@ impl<'a> Epoch<'a> {
 
     /// Picks in this epoch.
     pub(super) fn picks(&self) -> usize {
-        self.rows.len()
+        self.positions.len()
     }
 
     /// The picks' whitened rows, (t, d).
@@ -156,24 +157,29 @@ impl<'a> Epoch<'a> {
         (!self.inverse.is_empty()).then_some(&self.inverse)
     }
 
-    /// Writes the whitened row of `row` to `out`, using `cells` for the row itself; returns its q at the
-    /// start of the epoch.
-    pub(super) fn whiten(&self, rows: &[usize], cells: &mut Vec<f64>, out: &mut [f64]) -> Vec<f64> {
+    /// Writes the whitened rows to `out`, using `cells` for the rows themselves; returns their q at the start of
+    /// the epoch.
+    pub(super) fn whiten(
+        &self,
+        positions: &[Position],
+        cells: &mut Vec<f64>,
+        out: &mut [f64],
+    ) -> Vec<f64> {
         let (dim, survey) = (self.survey.dim(), self.survey);
         if self.gram.is_some() {
-            return rows.iter().map(|&row| survey.norm_sq()[row]).collect();
+            return positions.iter().map(|&position| survey.norm_sq(position)).collect();
         }
         if self.inverse.is_empty() {
-            for (&row, out) in rows.iter().zip(out.chunks_exact_mut(dim)) {
-                survey.load(row, out);
+            for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
+                survey.load(position, out);
             }
-            return rows.iter().map(|&row| survey.norm_sq()[row]).collect();
+            return positions.iter().map(|&position| survey.norm_sq(position)).collect();
         }
-        cells.resize(rows.len() * dim, 0.0);
-        for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(dim)) {
-            survey.load(row, cells);
+        cells.resize(positions.len() * dim, 0.0);
+        for (&position, cells) in positions.iter().zip(cells.chunks_exact_mut(dim)) {
+            survey.load(position, cells);
         }
-        let mut products = vec![0.0; rows.len() * BAND];
+        let mut products = vec![0.0; positions.len() * BAND];
         for first in (0..dim).step_by(BAND) {
             let end = (first + BAND).min(dim);
             let band: Vec<&[f64]> = (first..end).map(|i| &self.inverse[i * dim..][..end]).collect();
@@ -188,7 +194,7 @@ impl<'a> Epoch<'a> {
 
     /// Takes followers that have seen the first `seen` picks past the rest.
     pub(super) fn follow(&self, followers: &mut [Follower<'_>], seen: usize, products: &mut Vec<f64>) {
-        let missing = self.rows.len() - seen;
+        let missing = self.positions.len() - seen;
         if missing == 0 || followers.is_empty() {
             return;
         }
@@ -196,8 +202,8 @@ impl<'a> Epoch<'a> {
         products.resize(followers.len() * missing, 0.0);
         if let Some(gram) = &self.gram {
             for (follower, products) in followers.iter().zip(products.chunks_exact_mut(missing)) {
-                for (product, &pick) in products.iter_mut().zip(&self.rows[seen..]) {
-                    *product = gram.product(follower.row, pick);
+                for (product, &pick) in products.iter_mut().zip(&self.positions[seen..]) {
+                    *product = gram.product(follower.position, pick);
                 }
             }
         } else {
@@ -216,27 +222,33 @@ impl<'a> Epoch<'a> {
     }
 
     /// Adds a pick: its whitened row, its coordinates and its q.
-    pub(super) fn push(&mut self, row: usize, whitened: &[f64], coordinates: &[f64], value: f64) {
+    pub(super) fn push(
+        &mut self,
+        position: Position,
+        whitened: &[f64],
+        coordinates: &[f64],
+        value: f64,
+    ) {
         self.growth += self.alpha * self.kernels.dot(whitened, whitened);
-        self.trace += self.alpha * self.survey.norm_sq()[row];
+        self.trace += self.alpha * self.survey.norm_sq(position);
         if self.gram.is_none() {
             self.whitened.extend_from_slice(whitened);
         }
-        self.coordinates.push(coordinates[..self.rows.len()].to_vec());
+        self.coordinates.push(coordinates[..self.positions.len()].to_vec());
         self.lengths.push((self.alpha / (1.0 + self.alpha * value.max(0.0))).sqrt());
-        self.rows.push(row);
+        self.positions.push(position);
     }
 
     /// Notes at the first pick of the epoch that no row which can still win has a larger q than `most`.
     pub(super) fn limit(&mut self, most: f64) {
-        if self.rows.is_empty() {
+        if self.positions.is_empty() {
             self.ceiling = most.min(self.largest);
         }
     }
 
     /// Whether the epoch is over.
     pub(super) fn is_over(&self) -> bool {
-        self.rows.len() >= self.length
+        self.positions.len() >= self.length
     }
 
     /// Whether too few digits may be left to tell rows of value `least`, which the winner has at least, from others.
@@ -256,13 +268,13 @@ impl<'a> Epoch<'a> {
         }
         self.inverse = Vec::new(); // before the factor takes its room
         self.whitened.clear();
-        let mut cells = vec![0.0; self.rows.len().min(256) * dim];
-        for rows in self.rows.chunks(256) {
+        let mut cells = vec![0.0; self.positions.len().min(256) * dim];
+        for positions in self.positions.chunks(256) {
             self.monitor.check()?;
-            for (&row, cells) in rows.iter().zip(cells.chunks_exact_mut(dim)) {
-                self.survey.load(row, cells);
+            for (&position, cells) in positions.iter().zip(cells.chunks_exact_mut(dim)) {
+                self.survey.load(position, cells);
             }
-            add_outer_products(&mut self.matrix, dim, &cells[..rows.len() * dim], self.alpha);
+            add_outer_products(&mut self.matrix, dim, &cells[..positions.len() * dim], self.alpha);
         }
         let factor = Cholesky::new(self.matrix.clone(), dim, || self.monitor.check())?;
         let factor = factor.ok_or_else(|| {
@@ -277,7 +289,7 @@ impl<'a> Epoch<'a> {
             )
         })?;
         self.inverse = factor.inverse(|| self.monitor.check())?;
-        self.rows.clear();
+        self.positions.clear();
         self.coordinates.clear();
         self.lengths.clear();
         self.growth = 0.0;

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::{product_error, products_of};
+use crate::selection::places::Name;
 use crate::selection::run::Run;
 
 /// Rows of X that are applied together.
@@ -10,7 +11,7 @@ const BAND: usize = 128;
 
 /// A row on its way through a refresh.
 pub(super) struct Moving {
-    pub(super) name: usize,
+    pub(super) name: Name,
     pub(super) norm_sq: f64,
     /// A q/‖g‖² below this one needs no more work.
     pub(super) least: f64,

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::linalg::CHUNK;
+use crate::rows::Position;
 use crate::selection::run::Run;
 
 /// Rows of one side of a tile.
@@ -21,22 +22,22 @@ const CACHED: usize = 64 << 20;
 
 /// ⟨g_x, g_y⟩ of all pairs of candidates, the bits of [`crate::linalg::Kernels::dot`].
 pub(super) struct Gram {
-    places: HashMap<usize, usize>,
+    places: HashMap<Position, usize>,
     /// Lower triangle, row after row: place i has i + 1 cells.
     rows: Vec<Vec<f64>>,
 }
 
 impl Gram {
-    /// Whether this form takes less work than reading `candidates` rows again for each of `budget` picks.
-    pub(super) fn pays(candidates: usize, dim: usize, budget: usize) -> bool {
-        candidates <= MOST_ROWS && candidates * dim * 8 > CACHED && candidates <= 16 * budget
+    /// Whether this form takes less work than reading `candidates` rows again for each of those that are `selected`.
+    pub(super) fn pays(candidates: usize, dim: usize, selected: usize) -> bool {
+        candidates <= MOST_ROWS && candidates * dim * 8 > CACHED && candidates <= 16 * selected
     }
 
     /// # Errors
     /// [`crate::Error::Interrupted`] and the like.
-    pub(super) fn new(candidates: &[usize], run: &Run<'_>) -> Result<Self> {
+    pub(super) fn new(candidates: &[Position], run: &Run<'_>) -> Result<Self> {
         let (dim, count) = (run.survey.dim(), candidates.len());
-        let places = candidates.iter().enumerate().map(|(place, &row)| (row, place)).collect();
+        let places = candidates.iter().enumerate().map(|(place, &position)| (position, place)).collect();
         let mut rows: Vec<Vec<f64>> = (0..count).map(|place| vec![0.0; place + 1]).collect();
         let mut cells = vec![0.0; count * CHUNK.min(dim)];
         // Chunk by chunk of columns, as a dot product adds them up.
@@ -44,9 +45,9 @@ impl Gram {
             let width = CHUNK.min(dim - first);
             let part = first..first + width;
             cells[..count * width].par_chunks_exact_mut(width).zip(candidates).try_for_each(
-                |(cells, &row)| {
+                |(cells, &position)| {
                     run.check()?;
-                    run.survey.load_part(row, part.clone(), cells);
+                    run.survey.load_part(position, part.clone(), cells);
                     Ok(())
                 },
             )?;
@@ -68,8 +69,8 @@ impl Gram {
         Ok(Self { places, rows })
     }
 
-    /// ⟨g_x, g_y⟩ of two candidates, by their rows of the pool.
-    pub(super) fn product(&self, x: usize, y: usize) -> f64 {
+    /// ⟨g_x, g_y⟩ of two candidates, by their positions.
+    pub(super) fn product(&self, x: Position, y: Position) -> f64 {
         let (x, y) = (self.places[&x], self.places[&y]);
         self.rows[x.max(y)][x.min(y)]
     }

@@ -8,22 +8,24 @@ use std::collections::{HashMap, HashSet};
 
 use super::search::Search;
 use crate::error::Result;
+use crate::rows::Position;
 use crate::selection::pick::{Pick, StopReason};
+use crate::selection::places::Name;
 
 impl Search<'_> {
     /// Takes the picks that the earlier run has `made` as long as no new row beats them; `names` has the name of each row.
     pub(super) fn contest(
         &mut self,
         made: &[Pick],
-        names: &HashMap<usize, usize>,
+        names: &HashMap<Position, Name>,
     ) -> Result<Option<StopReason>> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         for pick in made {
-            if let Some(&name) = names.get(&pick.row) {
-                self.bring(name, pick.row)?;
+            if let Some(&name) = names.get(&pick.position) {
+                self.bring(Some(name), pick.position)?;
             }
             let Some(found) = self.find()? else { return Ok(Some(StopReason::Exhausted)) };
-            if found.best.row != pick.row {
+            if found.best.position != pick.position {
                 self.wake(pick.score);
                 return Ok(None);
             }
@@ -33,7 +35,7 @@ impl Search<'_> {
             if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
                 return Ok(Some(stop));
             }
-            self.cold.pick(self.hot.names[found.best.slot]);
+            self.mark_picked(found.best.slot);
             self.push(found.best.slot)?;
         }
         // As of the last pick's prefix: a later one only lowers bounds.
@@ -46,15 +48,15 @@ impl Search<'_> {
         let (seen, slack, penalty) = (self.run.selected(), self.epoch.slack(), self.run.penalty);
         // The sum has lost digits of a score that is small beside a penalty.
         let most = score + penalty + 4.0 * f64::EPSILON * (score.abs() + penalty);
-        let hot: HashSet<usize> = self.hot.names.iter().copied().collect();
-        for name in std::mem::take(&mut self.asleep) {
+        let hot: HashSet<Name> = self.hot.names().collect();
+        for name in std::mem::take(&mut self.out_of_sight.asleep) {
             // A pick that lost may be hot, or cold already.
             if self.cold.is_picked(name) || self.cold.waits(name) || hot.contains(&name) {
                 continue;
             }
-            let row = self.cold.row(name);
+            let position = self.cold.position(name);
             let (norm_sq, bound) =
-                (self.run.survey.norm_sq()[row], self.run.value_at(row, most) * (1.0 + slack));
+                (self.run.survey.norm_sq(position), self.run.value_at(position, most) * (1.0 + slack));
             if bound < norm_sq {
                 self.cold.put(name, bound, seen, None);
             } else {

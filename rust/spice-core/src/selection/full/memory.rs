@@ -5,10 +5,11 @@ use crate::memory;
 
 /// The sizes that a run's memory follows from.
 pub(super) struct Needs {
-    /// Candidates.
+    /// Candidates and forced rows.
     pub(super) rows: usize,
     pub(super) dim: usize,
-    pub(super) budget: usize,
+    /// Rows that are selected in the end, initial ones included.
+    pub(super) selected: usize,
     /// Rows followed pick by pick.
     pub(super) hot: usize,
     /// Picks of the longest epoch.
@@ -22,8 +23,8 @@ pub(super) struct Needs {
 impl Needs {
     /// Bytes of private memory, to a tenth or so; the pool itself is mapped and does not count.
     fn bytes(&self) -> f64 {
-        let [rows, dim, budget, hot, epoch] =
-            [self.rows, self.dim, self.budget, self.hot, self.epoch].map(|size| size as f64);
+        let [rows, dim, selected, hot, epoch] =
+            [self.rows, self.dim, self.selected, self.hot, self.epoch].map(|size| size as f64);
         let coordinates = 8.0 * (hot * epoch + epoch * epoch / 2.0);
         if self.by_gram {
             return 4.0 * rows * rows + 8.0 * rows * dim.min(4096.0) + coordinates;
@@ -33,14 +34,14 @@ impl Needs {
         let matrices = if self.factors { 28.0 * dim * dim } else { 0.0 };
         let waits = hot < rows;
         let directions =
-            if waits { 8.0 * dim * epoch + 4.0 * dim * budget.min(2.0 * dim + epoch) } else { 0.0 };
+            if waits { 8.0 * dim * epoch + 4.0 * dim * selected.min(2.0 * dim + epoch) } else { 0.0 };
         40.0 * rows + whitened + coordinates + matrices + directions
     }
 
     /// # Errors
     /// [`Error::InvalidInput`] if the run would take more memory than there is.
     pub(super) fn check(&self) -> Result<()> {
-        let found = || format!("{} of {} rows of {} columns", self.budget, self.rows, self.dim);
+        let found = || format!("{} of {} rows of {} columns", self.selected, self.rows, self.dim);
         let remedy = "Select fewer rows, project the gradients to fewer columns, or select in windows (pool_size=128).";
         memory::check("k", found, self.bytes(), remedy)
     }
@@ -55,7 +56,7 @@ mod tests {
         let needs = |dim| Needs {
             rows: 1_000_000,
             dim,
-            budget: 900_000,
+            selected: 900_000,
             hot: 256,
             epoch: dim / 2,
             factors: true,
@@ -71,7 +72,7 @@ mod tests {
         let needs = Needs {
             rows: 97_500,
             dim: 8192,
-            budget: 9750,
+            selected: 9750,
             hot: 256,
             epoch: 4096,
             factors: true,

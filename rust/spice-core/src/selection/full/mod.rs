@@ -1,7 +1,10 @@
 //! Greedy selection by the full Fisher information: U(S) = log det(I + αF_S), exactly.
 //!
+//! It is greedy D-optimal design, or greedy MAP inference for the DPP of I + αGGᵀ; what is done here is fast greedy MAP (Chen,
+//! Zhang and Zhou 2018) on an active set that lazy greedy (Minoux 1978; CELF, Leskovec et al. 2007) keeps small.
+//!
 //! Rows live in two tiers. *Cold* rows have an upper bound of their score, kept in f32 arithmetic that
-//! errs on the safe side; *hot* rows have their exact value, followed pick by pick in f64. A *period*
+//! errs on the safe side; *hot* rows, the active set, have their exact value, followed pick by pick in f64. A *period*
 //! starts with a cutoff somewhat below the present best score: cold rows whose bound is above it are
 //! refreshed, and those that stay above it become hot. While the best hot score is above the cutoff no
 //! cold row can win, and picks follow each other without a look at the pool. So nearly all work is done
@@ -33,6 +36,7 @@ mod period;
 mod ranked;
 mod refresh;
 mod search;
+mod standing;
 mod step;
 mod stochastic;
 #[cfg(test)]
@@ -42,48 +46,51 @@ mod twins;
 use std::collections::HashMap;
 
 use super::pick::{Pick, StopReason};
-use super::run::{Outcome, Past, Run};
+use super::places::{Name, Place};
+use super::run::{Forced, Outcome, Past, Run};
 use crate::error::Result;
-use search::{FIRST, FORCED, Found, Search};
+use crate::rows::Position;
+use search::{FIRST, Found, Search};
 pub(super) use search::{Sampling, Strategy};
 
-/// Selects up to `budget` of `rows`, the candidates, beginning with the picks of an earlier run.
+/// Selects up to `k` of the `candidates`, beginning with the picks of an earlier run.
 pub(super) fn search(
     run: Run<'_>,
-    rows: Vec<usize>,
-    budget: usize,
+    candidates: Vec<Position>,
+    k: usize,
     past: Past<'_>,
     strategy: Strategy,
 ) -> Result<Outcome> {
     let made = past.made;
-    let names = if made.is_empty() {
+    let names: HashMap<Position, Name> = if made.is_empty() {
         HashMap::new()
     } else {
-        rows.iter().enumerate().map(|(name, &row)| (row, name)).collect()
+        let named = candidates.iter().enumerate();
+        named.map(|(place, &position)| (position, Name::new(place))).collect()
     };
-    let mut search = Search::new(run, rows, budget, past, strategy)?;
+    let mut search = Search::new(run, candidates, k, past, strategy)?;
     let conditions = search.run.conditions;
-    search.force(&conditions.initial, false)?;
+    search.force(&conditions.initial, Forced::Initial)?;
     match past.old {
         None => search.replay(made, &names)?,
         Some(_) => {
-            if let Some(stop) = search.contest(&made[..made.len().min(budget)], &names)? {
+            if let Some(stop) = search.contest(&made[..made.len().min(k)], &names)? {
                 return Ok(search.run.finish(stop));
             }
         }
     }
-    search.force(conditions.include.get(past.replayed().len()..).unwrap_or(&[]), true)?;
+    search.force(conditions.include.get(past.replayed().len()..).unwrap_or(&[]), Forced::Included)?;
     let stop = match strategy.sampling {
-        None => search.run_to(budget)?,
-        Some(sampling) => search.run_sampled(budget, sampling)?,
+        None => search.run_to(k)?,
+        Some(sampling) => search.run_sampled(k, sampling)?,
     };
     Ok(search.run.finish(stop))
 }
 
 impl Search<'_> {
-    fn run_to(&mut self, budget: usize) -> Result<StopReason> {
+    fn run_to(&mut self, k: usize) -> Result<StopReason> {
         let mut cells = vec![0.0; self.run.survey.dim()];
-        while self.run.picks() < budget {
+        while self.run.picks() < k {
             let Some(found) = self.find()? else { return Ok(StopReason::Exhausted) };
             let overruled = self.overruled(&found)?;
             let read = std::mem::take(&mut self.read);
@@ -100,7 +107,7 @@ impl Search<'_> {
         loop {
             self.run.check()?;
             if self.run.penalty > 0.0 {
-                self.present = self.run.mean.direction();
+                self.angles.present = self.run.mean.direction();
             }
             if self.run.is_blank() && self.cold.waiting > 0 {
                 // Nothing has to be read for the first pick: its norm tells.
@@ -119,7 +126,10 @@ impl Search<'_> {
             let Some(found) = found else { return Ok(None) };
             if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
                 self.restart()?;
-            } else if self.run.is_near(found.best.row, Some(self.hot.values[found.best.slot])) {
+            } else if self
+                .run
+                .is_near_duplicate(found.best.position, Some(self.hot.value(found.best.slot)))
+            {
                 self.leave(found.best.slot)?;
             } else {
                 return Ok(Some(found));
@@ -128,20 +138,21 @@ impl Search<'_> {
     }
 
     /// Takes the picks that an earlier run has `made`, without a search; `names` has the name of each row.
-    fn replay(&mut self, made: &[Pick], names: &HashMap<usize, usize>) -> Result<()> {
+    fn replay(&mut self, made: &[Pick], names: &HashMap<Position, Name>) -> Result<()> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         for batch in made.chunks(FIRST) {
-            let cold = batch.iter().filter_map(|pick| names.get(&pick.row).copied());
-            let cold: Vec<usize> = cold.filter(|&name| self.cold.waits(name)).collect();
+            let cold = batch.iter().filter_map(|pick| names.get(&pick.position).copied());
+            let cold: Vec<Name> = cold.filter(|&name| self.cold.waits(name)).collect();
             self.promote(cold.into_iter())?;
             for pick in batch {
-                let slot = self.bring(FORCED, pick.row)?;
+                let slot = self.bring(None, pick.position)?;
                 // As the run itself did: only then the values are the same bits.
-                let value = self.hot.values[slot];
-                let candidate = self.run.candidate(slot, pick.row, self.run.gain(value), pick.conflict);
-                let forced = self.run.picks() < self.run.conditions.include.len();
-                self.settle(if forced { value } else { self.run.least_value(candidate.score) })?;
-                self.run.replay(pick, self.hot.values[slot], &mut cells)?;
+                let value = self.hot.value(slot);
+                let candidate =
+                    self.run.candidate(slot, pick.position, self.run.gain(value), pick.conflict);
+                let included = self.run.picks() < self.run.conditions.include.len();
+                self.settle(if included { value } else { self.run.least_value(candidate.score) })?;
+                self.run.replay(pick, self.hot.value(slot), &mut cells)?;
                 self.mark_picked(slot);
                 self.push(slot)?;
             }
@@ -150,14 +161,14 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Adds rows that compete with none, as picks if they are to be `include`d.
-    fn force(&mut self, rows: &[usize], include: bool) -> Result<()> {
+    /// Adds rows that compete with none.
+    fn force(&mut self, positions: &[Position], forced: Forced) -> Result<()> {
         let mut cells = vec![0.0; self.run.survey.dim()];
-        for &row in rows {
+        for &position in positions {
             self.run.check()?;
-            let slot = self.bring(FORCED, row)?;
-            self.settle(self.hot.values[slot])?;
-            self.run.force(row, self.hot.values[slot], include, &mut cells);
+            let slot = self.bring(None, position)?;
+            self.settle(self.hot.value(slot))?;
+            self.run.force(position, self.hot.value(slot), forced, &mut cells);
             self.push(slot)?;
         }
         self.read = 0;

@@ -8,6 +8,8 @@ use super::drift::angle;
 use super::ranked::Ranked;
 use super::search::{FIRST, Period, Search};
 use crate::error::Result;
+use crate::rows::Position;
+use crate::selection::places::{Name, Place};
 
 /// Picks that a period is meant to last.
 const PERIOD: usize = 64;
@@ -25,7 +27,7 @@ impl Search<'_> {
         if self.epoch.slack() > period.slack {
             return true;
         }
-        match (&period.mean, &self.present) {
+        match (&period.mean, &self.angles.present) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(mean), Some(present)) => {
@@ -38,8 +40,8 @@ impl Search<'_> {
     pub(super) fn start_period(&mut self) -> Result<()> {
         let (picks, read) = (self.run.selected(), self.read);
         self.retire();
-        for slot in (0..self.hot.len()).rev() {
-            if !self.run.admits(self.hot.rows[slot]) {
+        for slot in self.hot.slots().rev() {
+            if !self.run.admits(self.hot.position(slot)) {
                 self.hot.remove(slot);
             }
         }
@@ -47,27 +49,27 @@ impl Search<'_> {
         self.directions.extend(&self.epoch)?;
         // A walk at random: it turns with the root of the number of picks.
         if let Some(period) = &self.period
-            && let (Some(before), Some(present)) = (&period.mean, &self.present)
+            && let (Some(before), Some(present)) = (&period.mean, &self.angles.present)
         {
             let made = (picks - period.first_pick).max(1) as f64;
             let turned = angle(before, present) * (PERIOD as f64 / made).sqrt();
-            self.turning = turned.max(0.7 * self.turning);
+            self.angles.turning = turned.max(0.7 * self.angles.turning);
         }
-        let allowance = 1.5 * self.turning;
+        let allowance = 1.5 * self.angles.turning;
         self.balance(picks);
         let mean_norm = 0.5 * self.run.mean.norm();
         let mut turns = Vec::new();
         let mut mean = None;
-        self.rest = self.rest.saturating_sub(1);
+        self.angles.rest = self.angles.rest.saturating_sub(1);
         if self.strategy.angles
-            && self.rest == 0
-            && let Some(present) = &self.present
+            && self.angles.rest == 0
+            && let Some(present) = &self.angles.present
         {
             self.cold.add_mean(present);
             turns = self.cold.turns(present, allowance);
             mean = Some(present.clone());
             self.measure_angles()?;
-            self.shared = true;
+            self.angles.shared = true;
         }
 
         // Rounding grows with the picks; a period ends before it exceeds what its bounds allow for.
@@ -81,13 +83,14 @@ impl Search<'_> {
                 (step.max(f64::MIN_POSITIVE), best.score - step)
             }
             None => {
-                let (top, level) = self.cold.merits_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                let (top, level) =
+                    self.cold.merits_of_rank(self.capacity.now.min(FIRST), slack, &self.run);
                 let step = (top - level).max(1e-6 * top.abs()).max(f64::MIN_POSITIVE);
                 (step, level - 1e-12 * level.abs())
             }
         };
         self.evict(cutoff - 2.0 * step, picks, slack);
-        let mut capacity = self.capacity;
+        let mut capacity = self.capacity.now;
         loop {
             self.run.check()?;
             let bar = Bar { score: cutoff, slack, turns: &turns, mean_norm };
@@ -104,7 +107,7 @@ impl Search<'_> {
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
                     let (_, level) =
-                        self.cold.merits_of_rank(self.capacity.min(FIRST), slack, &self.run);
+                        self.cold.merits_of_rank(self.capacity.now.min(FIRST), slack, &self.run);
                     cutoff = level.min(cutoff - step);
                 }
             }
@@ -113,9 +116,9 @@ impl Search<'_> {
                 capacity = capacity.saturating_add(capacity / 2 + 1);
             }
         }
-        self.cutoff = cutoff;
+        self.ceiling.score = cutoff;
         self.hot.leave_below(self.tolerated(cutoff), &self.run);
-        self.cold_merit = self.cold.largest_merit(slack, &self.run);
+        self.ceiling.merit = self.cold.largest_merit(slack, &self.run);
         let refreshed = (self.read - read) as usize;
         self.period = Some(Period { first_pick: picks, refreshed, slack, mean, allowance, mean_norm });
         Ok(())
@@ -129,22 +132,24 @@ impl Search<'_> {
             return;
         }
         let followed = (picks - period.first_pick) * self.hot.len();
-        let full = self.hot.len() + picks - period.first_pick >= self.capacity;
+        let full = self.hot.len() + picks - period.first_pick >= self.capacity.now;
         if followed < period.refreshed && full {
-            let most = (MOST_HOT_BYTES / 8 / self.run.survey.dim()).max(self.least_capacity);
-            self.capacity = (self.capacity * 3 / 2).min(most);
+            let most = (MOST_HOT_BYTES / 8 / self.run.survey.dim()).max(self.capacity.least);
+            self.capacity.now = (self.capacity.now * 3 / 2).min(most);
         } else if followed > 8 * period.refreshed {
-            self.capacity = (self.capacity * 2 / 3).max(self.least_capacity);
+            self.capacity.now = (self.capacity.now * 2 / 3).max(self.capacity.least);
         }
     }
 
     /// Sends hot rows back whose score is below `score`.
     pub(super) fn evict(&mut self, score: f64, picks: usize, slack: f64) {
-        for slot in (0..self.hot.len()).rev() {
-            let bound = self.hot.values[slot] * (1.0 + slack);
-            if self.run.merit.of(self.hot.rows[slot], self.run.gain(bound)) < score {
-                let cosine = self.shared.then(|| self.hot.cosines[slot]);
-                self.cold.put(self.hot.names[slot], bound, picks, cosine);
+        for slot in self.hot.slots().rev() {
+            let bound = self.hot.value(slot) * (1.0 + slack);
+            if self.run.merit.of(self.hot.position(slot), self.run.gain(bound)) < score {
+                let cosine = self.angles.shared.then(|| self.hot.cosine(slot));
+                if let Some(name) = self.hot.name(slot) {
+                    self.cold.put(name, bound, picks, cosine);
+                }
                 self.hot.remove(slot);
             }
         }
@@ -155,13 +160,9 @@ impl Search<'_> {
         if !self.run.is_limited() {
             return;
         }
-        let closed = self
-            .cold
-            .rows
-            .par_iter()
-            .enumerate()
-            .filter(|&(name, &row)| self.cold.waits(name) && !self.run.admits(row));
-        let closed: Vec<usize> = closed.map(|(name, _)| name).collect();
+        let names = (0..self.cold.len()).into_par_iter().map(Name::new);
+        let closed = |&name: &Name| self.cold.waits(name) && !self.run.admits(self.cold.position(name));
+        let closed: Vec<Name> = names.filter(closed).collect();
         for name in closed {
             self.cold.take(name);
         }
@@ -173,19 +174,19 @@ impl Search<'_> {
         let picks = self.run.selected();
         let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
         let mut waiting = Ranked::new(self.cold.above(bar, &self.run));
-        let mut staying: Vec<(f64, usize)> = Vec::new();
+        let mut staying: Vec<(f64, Name)> = Vec::new();
         let (mut measured, mut held) = (0, 0);
         loop {
             let batch = waiting.next_above(bar.score, BATCH);
             if batch.is_empty() {
                 break;
             }
-            let stale: Vec<usize> =
+            let stale: Vec<Name> =
                 batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
             self.read += stale.len() as u64;
             self.cold.refresh(&stale, bar, &self.directions, &self.epoch, &self.run)?;
             if !bar.turns.is_empty() {
-                let unmeasured: Vec<usize> = batch
+                let unmeasured: Vec<Name> = batch
                     .iter()
                     .copied()
                     .filter(|&name| {
@@ -193,9 +194,10 @@ impl Search<'_> {
                             && self.cold.reach(name, bar, &self.run) > bar.score
                     })
                     .collect();
-                let rows: Vec<usize> = unmeasured.iter().map(|&name| self.cold.row(name)).collect();
-                measured += rows.len();
-                for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &rows)?) {
+                let positions: Vec<Position> =
+                    unmeasured.iter().map(|&name| self.cold.position(name)).collect();
+                measured += positions.len();
+                for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &positions)?) {
                     self.cold.set_angle(name, Some(cosine));
                     held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.score);
                 }
@@ -210,7 +212,7 @@ impl Search<'_> {
             bar.score = bar.score.max(leader - step);
         }
         if measured > FIRST && held < measured / 8 {
-            self.rest = REST;
+            self.angles.rest = REST;
         }
         staying.retain(|&(reach, _)| reach > bar.score);
         if self.hot.len() + staying.len() > capacity {

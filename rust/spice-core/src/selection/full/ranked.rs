@@ -1,23 +1,25 @@
 //! Rows by their bounds, largest first, put in order no further than they are asked for.
 
+use crate::selection::places::Name;
+
 /// Rows that are put in order at least.
 const LEAST: usize = 1 << 14;
 
 /// (bound, name) of rows; equal bounds by name.
 pub(super) struct Ranked {
     /// In no order; none is above one of `front`.
-    rest: Vec<(f64, usize)>,
+    rest: Vec<(f64, Name)>,
     /// In ascending order, to be taken from the end.
-    front: Vec<(f64, usize)>,
+    front: Vec<(f64, Name)>,
 }
 
 impl Ranked {
-    pub(super) const fn new(rows: Vec<(f64, usize)>) -> Self {
+    pub(super) const fn new(rows: Vec<(f64, Name)>) -> Self {
         Self { rest: rows, front: Vec::new() }
     }
 
     /// Takes out the `count` largest rows, or as many as are above `bound`; returns their names, the largest first.
-    pub(super) fn next_above(&mut self, bound: f64, count: usize) -> Vec<usize> {
+    pub(super) fn next_above(&mut self, bound: f64, count: usize) -> Vec<Name> {
         let mut names = Vec::new();
         while names.len() < count {
             if self.front.is_empty() {
@@ -36,7 +38,7 @@ impl Ranked {
     /// is a sort, and to take a few is a look at each.
     fn advance(&mut self, bound: f64) {
         self.rest.retain(|&(reach, _)| reach > bound);
-        let order = |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1));
+        let order = |a: &(f64, Name), b: &(f64, Name)| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1));
         let part = self.rest.len().div_ceil(4).max(LEAST);
         if part < self.rest.len() {
             let kept = self.rest.len() - part;
@@ -54,6 +56,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::selection::places::Place;
 
     proptest! {
         #[test]
@@ -67,11 +70,14 @@ mod tests {
                 (0..len).map(|i| (i * 7919 % distinct) as f64 / distinct as f64 - 0.2).collect();
             let mut sorted: Vec<usize> = (0..len).collect();
             sorted.sort_by(|&a, &b| bounds[b].total_cmp(&bounds[a]).then(a.cmp(&b)));
-            let mut ranked = Ranked::new(bounds.iter().copied().zip(0..).collect());
+            let mut ranked = Ranked::new(bounds.iter().copied().zip((0..).map(Name::new)).collect());
             let mut bound = -0.1;
             for count in counts {
-                let expected: Vec<usize> =
-                    sorted.iter().copied().filter(|&name| bounds[name] > bound).take(count).collect();
+                let expected: Vec<Name> = (sorted.iter().copied())
+                    .filter(|&place| bounds[place] > bound)
+                    .take(count)
+                    .map(Name::new)
+                    .collect();
                 prop_assert_eq!(&ranked.next_above(bound, count), &expected);
                 sorted.drain(..expected.len());
                 bound += rise;

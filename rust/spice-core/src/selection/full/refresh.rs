@@ -11,8 +11,10 @@ use super::cold::{Bar, Cold};
 use super::directions::Directions;
 use super::epoch::Epoch;
 use super::factor::{Factor, Moving};
+use super::standing::Standing;
 use crate::error::Result;
 use crate::linalg::{products_of, sure_squares};
+use crate::selection::places::Name;
 use crate::selection::run::Run;
 use crate::survey::AHEAD;
 
@@ -22,14 +24,14 @@ const CHUNK: usize = 128;
 const BLOCK: usize = 64;
 
 /// What a refresh has to work with.
-struct Way<'a> {
+struct Refresh<'a> {
     directions: &'a Directions,
     /// Picks before the epoch; 0 if there is no factor to start from.
     epoch_start: usize,
     dim: usize,
 }
 
-impl Way<'_> {
+impl Refresh<'_> {
     /// Whether it takes longer through the directions than from the factor, which costs as much as d/2
     /// directions: by the rate at which the bound has fallen last, and by what was tried in vain.
     fn is_long(&self, row: &Moving) -> bool {
@@ -57,7 +59,7 @@ impl Cold {
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(
         &mut self,
-        names: &[usize],
+        names: &[Name],
         bar: Bar<'_>,
         directions: &Directions,
         epoch: &Epoch<'_>,
@@ -66,37 +68,38 @@ impl Cold {
         if self.factor.is_none() {
             self.factor = epoch.inverse().map(|inverse| Factor::new(inverse, epoch.slack(), run));
         }
-        let way = Way {
+        let refresh = Refresh {
             directions,
             epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
             dim: run.survey.dim(),
         };
         // Rows of one age together, each age in the order of the file.
-        let mut aged: Vec<(u32, usize)> = names.iter().map(|&name| (self.seen[name], name)).collect();
+        let mut aged: Vec<(u32, Name)> = names.iter().map(|&name| (self.seen[name], name)).collect();
         aged.sort_unstable();
-        let names: Vec<usize> = aged.into_iter().map(|(_, name)| name).collect();
+        let names: Vec<Name> = aged.into_iter().map(|(_, name)| name).collect();
         let this = &*self;
         let moved = names
             .par_chunks(CHUNK)
             .map_init(Vec::new, |cells, names| {
-                cells.resize(names.len() * way.dim, 0.0);
-                let places = names.iter().enumerate().zip(cells.chunks_exact_mut(way.dim));
+                cells.resize(names.len() * refresh.dim, 0.0);
+                let places = names.iter().enumerate().zip(cells.chunks_exact_mut(refresh.dim));
                 let rows = places.map(|((i, &name), cells)| {
                     if i % AHEAD == 0 {
-                        run.survey.fetch(names[i..].iter().map(|&name| this.rows[name]));
+                        run.survey.fetch(names[i..].iter().map(|&name| this.position(name)));
                     }
-                    run.survey.load_unit(this.rows[name], cells);
+                    run.survey.load_unit(this.position(name), cells);
                     let norm_sq = this.norm_sq(name, run);
-                    let (ratio, seen) = (unit(this.values[name], norm_sq), this.seen[name] as usize);
-                    let least = bar.least_value(this.rows[name], run) / norm_sq;
+                    let (ratio, seen) =
+                        (unit(this.standings[name].bound(), norm_sq), this.seen[name] as usize);
+                    let least = bar.least_value(this.position(name), run) / norm_sq;
                     Moving { name, norm_sq, least, ratio, seen, moved: 0, rate: f64::MAX }
                 });
                 let rows = rows.collect();
-                this.advance(rows, cells, &way, run)
+                this.advance(rows, cells, &refresh, run)
             })
             .collect::<Result<Vec<_>>>()?;
         for row in moved.into_iter().flatten() {
-            self.values[row.name] = row.ratio * row.norm_sq;
+            self.standings[row.name] = Standing::waiting(row.ratio * row.norm_sq);
             self.seen[row.name] = row.seen as u32;
         }
         Ok(())
@@ -108,10 +111,10 @@ impl Cold {
         &self,
         mut moving: Vec<Moving>,
         cells: &mut [f32],
-        way: &Way<'_>,
+        refresh: &Refresh<'_>,
         run: &Run<'_>,
     ) -> Result<Vec<Moving>> {
-        let dim = way.dim;
+        let dim = refresh.dim;
         let mut done = Vec::with_capacity(moving.len());
         let mut products = vec![0.0_f32; moving.len() * BLOCK];
         let mut waiting = (Vec::new(), Vec::new()); // for the factor: rows and their cells
@@ -121,9 +124,9 @@ impl Cold {
             let mut left: Vec<Moving> = Vec::with_capacity(moving.len());
             for (i, row) in moving.into_iter().enumerate() {
                 let its_cells = i * dim..(i + 1) * dim;
-                if row.seen == way.directions.end() || row.ratio < row.least {
+                if row.seen == refresh.directions.end() || row.ratio < row.least {
                     done.push(row);
-                } else if way.is_long(&row) {
+                } else if refresh.is_long(&row) {
                     waiting.0.push(row);
                     waiting.1.extend_from_slice(&cells[its_cells]);
                 } else {
@@ -137,7 +140,7 @@ impl Cold {
                     return Ok(done);
                 }
                 if let Some(factor) = &self.factor {
-                    factor.whiten(&mut waiting.0, &waiting.1, way.epoch_start);
+                    factor.whiten(&mut waiting.0, &waiting.1, refresh.epoch_start);
                 }
                 moving = std::mem::take(&mut waiting.0);
                 cells[..waiting.1.len()].copy_from_slice(&waiting.1);
@@ -145,9 +148,9 @@ impl Cold {
                 continue;
             }
             let from = moving[0].seen;
-            let to = (from + BLOCK).min(way.directions.end());
+            let to = (from + BLOCK).min(refresh.directions.end());
             let count = moving.partition_point(|row| row.seen < to);
-            let (block, errors) = way.directions.range(from, to);
+            let (block, errors) = refresh.directions.range(from, to);
             products_of(&cells[..count * dim], dim, block, dim, &mut products);
             for (row, products) in moving[..count].iter_mut().zip(products.chunks_exact(to - from)) {
                 let unseen = row.seen - from..;

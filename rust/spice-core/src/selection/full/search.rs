@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::angles::Angles;
 use super::cold::Cold;
 use super::directions::Directions;
 use super::epoch::Epoch;
@@ -9,10 +10,10 @@ use super::gram::Gram;
 use super::hot::Hot;
 use super::{memory, twins};
 use crate::error::Result;
+use crate::rows::Position;
+use crate::selection::places::{Name, PlaceVec, Slot};
 use crate::selection::run::{Candidate, Past, Run};
 
-/// What forced rows are called: they are no candidates and have no place among the cold ones.
-pub(super) const FORCED: usize = usize::MAX;
 /// Bytes of hot rows that are asked of the last cache.
 const HOT_BYTES: usize = 16 << 20;
 
@@ -28,8 +29,8 @@ pub(in crate::selection) struct Sampling {
 
 impl Sampling {
     /// Samples of n/k·log(1/ε) rows, at least one.
-    pub(in crate::selection) fn new(rows: usize, budget: usize, epsilon: f64, seed: u64) -> Self {
-        let size = (rows as f64 / budget as f64 * (1.0 / epsilon).ln()).ceil().max(1.0);
+    pub(in crate::selection) fn new(candidates: usize, k: usize, epsilon: f64, seed: u64) -> Self {
+        let size = (candidates as f64 / k as f64 * (1.0 / epsilon).ln()).ceil().max(1.0);
         Self { size: size as usize, seed }
     }
 }
@@ -75,131 +76,133 @@ pub(super) struct Period {
     pub(super) mean_norm: f64,
 }
 
+/// How many rows may be hot.
+pub(super) struct Capacity {
+    /// At present; a soft limit.
+    pub(super) now: usize,
+    pub(super) least: usize,
+}
+
+/// What no cold row exceeds.
+pub(super) struct Ceiling {
+    /// The cutoff: no cold row scores higher.
+    pub(super) score: f64,
+    /// No cold row has a larger merit.
+    pub(super) merit: f64,
+}
+
+/// Rows that compete but need not be looked at for now.
+#[derive(Default)]
+pub(super) struct OutOfSight {
+    /// The twin that comes into sight when a row is picked.
+    pub(super) twins: HashMap<Name, Name>,
+    /// Rows that an earlier run has judged: out of sight while its picks still win.
+    pub(super) asleep: Vec<Name>,
+}
+
 /// A selection in progress.
 pub(super) struct Search<'a> {
     pub(super) run: Run<'a>,
     pub(super) strategy: Strategy,
+    // The rows, and what their values and bounds are computed with.
     pub(super) epoch: Epoch<'a>,
+    pub(super) directions: Directions,
     pub(super) hot: Hot,
     pub(super) cold: Cold,
-    pub(super) directions: Directions,
-    pub(super) capacity: usize,
-    pub(super) least_capacity: usize,
-    /// No cold row scores higher.
-    pub(super) cutoff: f64,
+    pub(super) out_of_sight: OutOfSight,
+    // What decides which rows are looked at.
+    pub(super) capacity: Capacity,
+    pub(super) ceiling: Ceiling,
+    pub(super) period: Option<Period>,
+    pub(super) angles: Angles,
+    /// The rows that take part in this step; `None` if all do.
+    pub(super) sample: Option<PlaceVec<Name, bool>>,
     /// Rows refreshed or made hot since the last pick.
     pub(super) read: u64,
-    /// No cold row has a larger merit.
-    pub(super) cold_merit: f64,
-    pub(super) period: Option<Period>,
-    /// How far the mean turns in one period, by the latest ones, in radians.
-    pub(super) turning: f64,
-    /// Unit mean that the hot rows' angles are measured from.
-    pub(super) reference: Option<Vec<f64>>,
-    /// Whether that is the latest mean that the cold rows know.
-    pub(super) shared: bool,
-    /// The present unit mean; kept only if there is a penalty.
-    pub(super) present: Option<Vec<f64>>,
-    /// Conflicts computed since hot angles were last measured.
-    pub(super) conflicts: usize,
-    /// Periods for which the angles of cold rows are left alone, since they were of no use.
-    pub(super) rest: usize,
-    /// By name: the twin that comes into sight when a row is picked.
-    pub(super) twins: HashMap<usize, usize>,
-    /// By name: whether a row takes part in this step; `None` if all do.
-    pub(super) sample: Option<Vec<bool>>,
-    /// Rows that an earlier run has judged, by name: out of sight while its picks still win.
-    pub(super) asleep: Vec<usize>,
 }
 
 impl<'a> Search<'a> {
     pub(super) fn new(
         run: Run<'a>,
-        rows: Vec<usize>,
-        budget: usize,
+        candidates: Vec<Position>,
+        k: usize,
         past: Past<'_>,
         strategy: Strategy,
     ) -> Result<Self> {
         let dim = run.survey.dim();
-        // Rows that are owned go through the epochs as picks do.
-        let budget = budget + run.conditions.initial.len();
-        let taking_part = rows.len() + run.conditions.forced().count();
-        let by_gram = 4 * taking_part <= dim && Gram::pays(taking_part, dim, budget);
+        // Initial rows go through the epochs as picks do.
+        let selected = k + run.conditions.initial.len();
+        let forced = run.conditions.forced().count();
+        let taking_part = candidates.len() + forced;
+        let by_gram = 4 * taking_part <= dim && Gram::pays(taking_part, dim, selected);
         let mut epoch = Epoch::new(run.survey, run.alpha, by_gram, run.monitor);
-        let by_gram = epoch.is_endless() && Gram::pays(taking_part, dim, budget);
+        let by_gram = epoch.is_endless() && Gram::pays(taking_part, dim, selected);
         let fitting = strategy.capacity.unwrap_or((HOT_BYTES / 8 / dim).clamp(32, 1024)).max(1);
-        let count = rows.len();
-        let all_hot = strategy.exhaustive || by_gram || count <= fitting;
+        let all_hot = strategy.exhaustive || by_gram || candidates.len() <= fitting;
         memory::Needs {
             rows: taking_part,
             dim,
-            budget,
+            selected,
             hot: if all_hot { taking_part } else { fitting },
-            epoch: epoch.width(budget),
-            factors: epoch.may_end(budget),
+            epoch: epoch.width(selected),
+            factors: epoch.may_end(selected),
             by_gram,
         }
         .check()?;
         if by_gram {
-            let mut rows = rows.clone();
-            rows.extend(run.conditions.forced());
-            epoch.use_gram(Gram::new(&rows, &run)?);
+            let mut positions = candidates.clone();
+            positions.extend(run.conditions.forced());
+            epoch.use_gram(Gram::new(&positions, &run)?);
         }
         let mut search = Self {
             strategy,
-            hot: Hot::new(epoch.row_len(), epoch.width(budget)),
-            cold: Cold::new(rows, &run),
             directions: Directions::new(dim),
-            capacity: fitting,
-            least_capacity: fitting,
-            cutoff: f64::NEG_INFINITY,
-            read: 0,
-            cold_merit: f64::NEG_INFINITY,
+            hot: Hot::new(epoch.row_len(), epoch.width(selected)),
+            cold: Cold::new(candidates, &run),
+            out_of_sight: OutOfSight::default(),
+            capacity: Capacity { now: fitting, least: fitting },
+            ceiling: Ceiling { score: f64::NEG_INFINITY, merit: f64::NEG_INFINITY },
             period: None,
-            turning: 0.0,
-            reference: None,
-            shared: false,
-            present: None,
-            conflicts: 0,
-            rest: 0,
+            angles: Angles::default(),
             sample: None,
-            asleep: Vec::new(),
-            twins: HashMap::new(),
+            read: 0,
             epoch,
             run,
         };
         if all_hot {
-            search.promote(0..count)?;
+            search.promote(search.cold.names())?;
         } else if let Some(old) = past.old {
-            search.asleep = (0..count).filter(|&name| old[search.cold.row(name)]).collect();
-            search.asleep.iter().for_each(|&name| {
+            let judged = |name: &Name| old[search.cold.position(*name).get()];
+            let asleep: Vec<Name> = search.cold.names().filter(judged).collect();
+            asleep.iter().for_each(|&name| {
                 search.cold.take(name);
             });
+            search.out_of_sight.asleep = asleep;
         } else if strategy.sampling.is_none() {
-            search.twins = twins::next_twins(&search.cold.rows, &search.run);
-            for &twin in search.twins.values() {
+            let twins = twins::next_twins(search.cold.positions(), &search.run);
+            for &twin in twins.values() {
                 search.cold.take(twin);
             }
+            search.out_of_sight.twins = twins;
         }
         Ok(search)
     }
 
     /// Whether a score is above the cutoff, or not by more than the tolerance below it.
     pub(super) fn wins(&self, score: f64) -> bool {
-        score > self.tolerated(self.cutoff)
+        score > self.tolerated(self.ceiling.score)
     }
 
     pub(super) fn tolerated(&self, cutoff: f64) -> f64 {
         if cutoff > 0.0 { cutoff * (1.0 - self.strategy.epsilon) } else { cutoff }
     }
 
-    /// The slot of a row that is hot, or becomes so.
-    pub(super) fn bring(&mut self, name: usize, row: usize) -> Result<usize> {
-        if let Some(slot) = self.hot.rows.iter().position(|&other| other == row) {
+    /// The slot of a row that is hot, or becomes so; a forced row has no name.
+    pub(super) fn bring(&mut self, name: Option<Name>, position: Position) -> Result<Slot> {
+        if let Some(slot) = self.hot.slot_of(position) {
             return Ok(slot);
         }
-        self.hot.insert([(name, row)].into_iter(), &self.epoch, &self.run)?;
-        Ok(self.hot.len() - 1)
+        self.hot.insert([(name, position)].into_iter(), &self.epoch, &self.run)
     }
 
     /// Starts the next epoch if too few digits may be left for a winner of at least this value.
@@ -207,20 +210,20 @@ impl<'a> Search<'a> {
         if self.epoch.is_doubtful(least) { self.restart() } else { Ok(()) }
     }
 
-    pub(super) fn mark_picked(&mut self, slot: usize) {
-        let name = self.hot.names[slot];
-        if name != FORCED {
+    pub(super) fn mark_picked(&mut self, slot: Slot) {
+        if let Some(name) = self.hot.name(slot) {
             self.cold.pick(name);
         }
     }
 
     /// Moves a hot row to the picks of the epoch; its twin takes its place.
-    pub(super) fn push(&mut self, slot: usize) -> Result<()> {
-        let (name, row, value) = (self.hot.names[slot], self.hot.rows[slot], self.hot.values[slot]);
+    pub(super) fn push(&mut self, slot: Slot) -> Result<()> {
+        let (name, hot) = (self.hot.name(slot), &self.hot);
         if self.strategy.is_exact() {
             self.epoch.limit(self.run.most_value());
         }
-        self.epoch.push(row, self.hot.whitened(slot), self.hot.coordinates(slot), value);
+        let (position, value) = (hot.position(slot), hot.value(slot));
+        self.epoch.push(position, hot.whitened(slot), hot.coordinates(slot), value);
         self.hot.remove(slot);
         if self.epoch.is_over() {
             self.restart()?;
@@ -231,24 +234,24 @@ impl<'a> Search<'a> {
     }
 
     /// Gives up a hot row for good; its twin takes its place.
-    pub(super) fn leave(&mut self, slot: usize) -> Result<()> {
-        let name = self.hot.names[slot];
+    pub(super) fn leave(&mut self, slot: Slot) -> Result<()> {
+        let name = self.hot.name(slot);
         self.hot.remove(slot);
         self.show_twin(name)
     }
 
-    pub(super) fn show_twin(&mut self, name: usize) -> Result<()> {
-        if let Some(twin) = self.twins.remove(&name) {
+    fn show_twin(&mut self, name: Option<Name>) -> Result<()> {
+        if let Some(twin) = name.and_then(|name| self.out_of_sight.twins.remove(&name)) {
             self.read += 1;
-            let row = self.cold.row(twin);
-            self.hot.insert([(twin, row)].into_iter(), &self.epoch, &self.run)?;
+            let position = self.cold.position(twin);
+            self.hot.insert([(Some(twin), position)].into_iter(), &self.epoch, &self.run)?;
         }
         Ok(())
     }
 
     /// Starts the next epoch.
     pub(super) fn restart(&mut self) -> Result<()> {
-        if self.cold.waiting > 0 || !self.asleep.is_empty() {
+        if self.cold.waiting > 0 || !self.out_of_sight.asleep.is_empty() {
             self.directions.extend(&self.epoch)?;
             self.directions.restart(2 * self.run.survey.dim());
         }
@@ -258,16 +261,17 @@ impl<'a> Search<'a> {
     }
 
     /// Makes cold rows hot.
-    pub(super) fn promote(&mut self, names: impl ExactSizeIterator<Item = usize>) -> Result<()> {
+    pub(super) fn promote(&mut self, names: impl ExactSizeIterator<Item = Name>) -> Result<()> {
         self.read += names.len() as u64;
         let first = self.hot.len();
         let cold = &mut self.cold;
-        let added: Vec<_> = names.map(|name| (name, cold.take(name))).collect();
+        let added: Vec<_> = names.map(|name| (Some(name), cold.take(name))).collect();
         self.hot.insert(added.into_iter(), &self.epoch, &self.run)?;
-        if self.shared {
-            for slot in first..self.hot.len() {
-                if let Some(cosine) = self.cold.latest_cosine(self.hot.names[slot]) {
-                    self.hot.cosines[slot] = cosine;
+        if self.angles.shared {
+            for slot in self.hot.slots_from(first) {
+                let name = self.hot.name(slot);
+                if let Some(cosine) = name.and_then(|name| self.cold.latest_cosine(name)) {
+                    self.hot.set_cosine(slot, cosine);
                 }
             }
         }

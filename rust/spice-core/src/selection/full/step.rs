@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 
 use super::angles::cosines;
-use super::drift::Turn;
 use super::search::{Found, Search};
 use crate::error::Result;
+use crate::selection::places::Slot;
 use crate::selection::run::Candidate;
 
 /// Conflicts computed at once.
@@ -20,32 +20,28 @@ impl Search<'_> {
     /// The best hot row.
     pub(super) fn best(&mut self) -> Result<Option<Found>> {
         let penalty = self.run.penalty;
-        let eligible = |slot: usize| {
-            self.run.admits(self.hot.rows[slot])
-                && self.sample.as_ref().is_none_or(|sample| sample[self.hot.names[slot]])
+        let takes_part = |slot: Slot| match (&self.sample, self.hot.name(slot)) {
+            (Some(sample), Some(name)) => sample[name],
+            _ => true,
         };
-        let active = |slot: &usize| self.hot.is_active(*slot) && eligible(*slot);
-        let slots = (0..self.hot.len()).filter(active);
+        let eligible = |slot: Slot| self.run.admits(self.hot.position(slot)) && takes_part(slot);
+        let active = |slot: &Slot| self.hot.is_active(*slot) && eligible(*slot);
+        let slots = self.hot.slots().filter(active);
         if penalty == 0.0 {
             let best = slots.map(|slot| self.candidate(slot, 0.0)).reduce(better);
             return Ok(best.map(|best| Found { best, largest_merit: best.merit }));
         }
-        let turn = match (&self.reference, &self.present) {
-            (Some(reference), Some(present)) if self.strategy.angles => {
-                Some(Turn::between(reference, present, 0.0))
-            }
-            _ => None,
-        };
+        let turn = if self.strategy.angles { self.angles.turn() } else { None };
         let norm = self.run.mean.norm();
         let mut largest_merit = f64::NEG_INFINITY;
-        let mut bounds: Vec<(f64, usize)> = slots
+        let mut bounds: Vec<(f64, Slot)> = slots
             .map(|slot| {
-                let row = self.hot.rows[slot];
-                let merit = self.run.merit.of(row, self.hot.gains[slot]);
+                let position = self.hot.position(slot);
+                let merit = self.run.merit.of(position, self.hot.gain(slot));
                 largest_merit = largest_merit.max(merit);
-                let against = turn.map_or(0.0, |turn| -turn.cosine(self.hot.cosines[slot]));
+                let against = turn.map_or(0.0, |turn| -turn.cosine(self.hot.cosine(slot)));
                 let bound = if against > 0.0 {
-                    merit - penalty * self.run.least_conflict(row, against, norm)
+                    merit - penalty * self.run.least_conflict(position, against, norm)
                 } else {
                     merit
                 };
@@ -74,30 +70,30 @@ impl Search<'_> {
                 rest.select_nth_unstable_by(count - 1, |a, b| b.0.total_cmp(&a.0));
             }
             let found = self.conflicting(&bounds[done..done + count])?;
-            self.conflicts += count;
+            self.angles.conflicts += count;
             best = best.into_iter().chain(found).reduce(better);
             done += count;
             portion = (4 * portion).min(CONFLICTS);
         }
-        if self.conflicts > self.hot.len() {
+        if self.angles.conflicts > self.hot.len() {
             self.measure_angles()?;
         }
         Ok(best.map(|best| Found { best, largest_merit }))
     }
 
-    fn candidate(&self, slot: usize, conflict: f64) -> Candidate {
-        self.run.candidate(slot, self.hot.rows[slot], self.hot.gains[slot], conflict)
+    fn candidate(&self, slot: Slot, conflict: f64) -> Candidate {
+        self.run.candidate(slot, self.hot.position(slot), self.hot.gain(slot), conflict)
     }
 
     /// The best of some hot rows, their conflicts computed.
-    fn conflicting(&self, slots: &[(f64, usize)]) -> Result<Option<Candidate>> {
-        let evaluate = |cells: &mut Vec<f64>, slots: &[(f64, usize)]| {
+    fn conflicting(&self, slots: &[(f64, Slot)]) -> Result<Option<Candidate>> {
+        let evaluate = |cells: &mut Vec<f64>, slots: &[(f64, Slot)]| {
             self.run.check()?;
             cells.resize(self.run.survey.dim(), 0.0);
             let candidates = slots.iter().map(|&(_, slot)| {
-                let row = self.hot.rows[slot];
-                self.run.survey.load(row, cells);
-                self.candidate(slot, self.run.conflict(row, cells))
+                let position = self.hot.position(slot);
+                self.run.survey.load(position, cells);
+                self.candidate(slot, self.run.conflict(position, cells))
             });
             Ok(candidates.reduce(better))
         };
@@ -110,14 +106,14 @@ impl Search<'_> {
 
     /// Measures all hot rows' angles to the present mean.
     pub(super) fn measure_angles(&mut self) -> Result<()> {
-        self.conflicts = 0;
-        self.shared = false;
+        self.angles.conflicts = 0;
+        self.angles.shared = false;
         if self.run.penalty == 0.0 || !self.strategy.angles {
             return Ok(());
         }
-        self.reference.clone_from(&self.present);
-        let cosines = cosines(&self.run, &self.hot.rows)?;
-        self.hot.cosines = cosines;
+        self.angles.reference.clone_from(&self.angles.present);
+        let cosines = cosines(&self.run, self.hot.positions())?;
+        self.hot.set_cosines(cosines);
         Ok(())
     }
 
@@ -128,21 +124,22 @@ impl Search<'_> {
             return Ok(self.run.penalty > 0.0);
         }
         // Rows whose angle has kept them cold may have a larger merit all the same.
-        while self.cold_merit > merit {
+        while self.ceiling.merit > merit {
             let slack = self.epoch.slack();
             self.retire();
             let mut names = self.cold.with_merit_above(merit, slack, &self.run);
             names.truncate(WITNESSES);
             let first = self.hot.len();
             self.promote(names.into_iter())?;
-            self.cold_merit = self.cold.largest_merit(slack, &self.run);
+            self.ceiling.merit = self.cold.largest_merit(slack, &self.run);
             if self.cold.waiting == 0 {
                 // No period will follow that would catch up with the hot rows left behind.
-                self.cutoff = f64::NEG_INFINITY;
+                self.ceiling.score = f64::NEG_INFINITY;
                 self.hot.catch_up(&self.epoch, &self.run);
             }
-            let larger = |slot| self.run.merit.of(self.hot.rows[slot], self.hot.gains[slot]) > merit;
-            if (first..self.hot.len()).any(larger) {
+            let larger =
+                |slot: Slot| self.run.merit.of(self.hot.position(slot), self.hot.gain(slot)) > merit;
+            if self.hot.slots_from(first).any(larger) {
                 return Ok(true);
             }
         }

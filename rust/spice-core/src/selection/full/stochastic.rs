@@ -11,6 +11,7 @@ use super::cold::Bar;
 use super::search::{Found, Sampling, Search};
 use crate::error::Result;
 use crate::selection::pick::StopReason;
+use crate::selection::places::{Name, Place, PlaceVec};
 
 /// Steps whose samples are refreshed together.
 const STEPS: usize = 32;
@@ -18,28 +19,28 @@ const STEPS: usize = 32;
 const PROMOTED: usize = 8;
 
 impl Search<'_> {
-    /// Selects up to `budget` rows, each the best of a sample.
-    pub(super) fn run_sampled(&mut self, budget: usize, sampling: Sampling) -> Result<StopReason> {
+    /// Selects up to `k` rows, each the best of a sample.
+    pub(super) fn run_sampled(&mut self, k: usize, sampling: Sampling) -> Result<StopReason> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         let count = self.cold.len();
-        let mut seen = vec![false; count];
-        self.sample = Some(vec![false; count]);
-        while self.run.picks() < budget {
+        let mut seen = PlaceVec::new(vec![false; count]);
+        self.sample = Some(PlaceVec::new(vec![false; count]));
+        while self.run.picks() < k {
             let first = self.run.picks();
-            let steps = STEPS.min(budget - first);
+            let steps = STEPS.min(k - first);
             // More than a step needs, since rows of it may be picked by the steps before.
             let size = sampling.size + steps;
-            let samples: Vec<Vec<usize>> = (first..first + steps)
+            let samples: Vec<Vec<Name>> = (first..first + steps)
                 .map(|step| self.draw(size, sampling.seed, step, &mut seen))
                 .collect();
             self.refresh_all(&samples)?;
             for drawn in samples {
                 self.run.check()?;
                 if self.run.penalty > 0.0 {
-                    self.present = self.run.mean.direction();
+                    self.angles.present = self.run.mean.direction();
                 }
                 let left = drawn.into_iter().filter(|&name| !self.cold.is_picked(name));
-                let sample: Vec<usize> = left.take(sampling.size).collect();
+                let sample: Vec<Name> = left.take(sampling.size).collect();
                 self.mark(&sample, true);
                 let Some(mut found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
                 if self.epoch.is_doubtful(self.run.least_value(found.best.score)) {
@@ -52,7 +53,7 @@ impl Search<'_> {
                 if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
                     return Ok(stop);
                 }
-                self.cold.pick(self.hot.names[found.best.slot]);
+                self.mark_picked(found.best.slot);
                 self.push(found.best.slot)?;
             }
         }
@@ -60,7 +61,7 @@ impl Search<'_> {
     }
 
     /// Lets rows take part in a step, or no more.
-    fn mark(&mut self, names: &[usize], takes_part: bool) {
+    fn mark(&mut self, names: &[Name], takes_part: bool) {
         if let Some(sample) = &mut self.sample {
             names.iter().for_each(|&name| sample[name] = takes_part);
         }
@@ -68,13 +69,13 @@ impl Search<'_> {
 
     /// Up to `size` different rows that are not picked, in the order in which they are drawn; of all rows none
     /// is `seen` before and after.
-    fn draw(&self, size: usize, seed: u64, step: usize, seen: &mut [bool]) -> Vec<usize> {
+    fn draw(&self, size: usize, seed: u64, step: usize, seen: &mut PlaceVec<Name, bool>) -> Vec<Name> {
         let mut random = Pcg64::new(u128::from(seed), step as u128);
         let count = seen.len();
         let size = size.min(count - self.run.picks());
         let mut drawn = Vec::with_capacity(size);
         while drawn.len() < size {
-            let name = ((u128::from(random.next_u64()) * count as u128) >> 64) as usize;
+            let name = Name::new(((u128::from(random.next_u64()) * count as u128) >> 64) as usize);
             if !self.cold.is_picked(name) && !std::mem::replace(&mut seen[name], true) {
                 drawn.push(name);
             }
@@ -84,7 +85,7 @@ impl Search<'_> {
     }
 
     /// Brings the bounds of all rows of some samples up to date; rows of earlier ones become cold again.
-    fn refresh_all(&mut self, samples: &[Vec<usize>]) -> Result<()> {
+    fn refresh_all(&mut self, samples: &[Vec<Name>]) -> Result<()> {
         if self.hot.len() == self.cold.len() - self.run.picks() {
             return Ok(()); // all rows are hot
         }
@@ -102,21 +103,20 @@ impl Search<'_> {
     }
 
     /// The best row of a sample.
-    fn best_of(&mut self, sample: &[usize]) -> Result<Option<Found>> {
+    fn best_of(&mut self, sample: &[Name]) -> Result<Option<Found>> {
         let slack = self.epoch.slack();
         let waiting = sample.iter().copied().filter(|&name| self.cold.waits(name));
-        let mut bounds: Vec<(f64, usize)> =
+        let mut bounds: Vec<(f64, Name)> =
             waiting.map(|name| (self.cold.merit(name, slack, &self.run), name)).collect();
         bounds.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let mut bounds = bounds.into_iter().peekable();
         loop {
             let found = self.best()?;
             let score = found.as_ref().map_or(f64::NEG_INFINITY, |found| found.best.score);
-            let portion: Vec<usize> =
-                std::iter::from_fn(|| bounds.next_if(|&(bound, _)| bound >= score))
-                    .take(PROMOTED)
-                    .map(|(_, name)| name)
-                    .collect();
+            let portion: Vec<Name> = std::iter::from_fn(|| bounds.next_if(|&(bound, _)| bound >= score))
+                .take(PROMOTED)
+                .map(|(_, name)| name)
+                .collect();
             if portion.is_empty() {
                 return Ok(found);
             }

@@ -1,6 +1,6 @@
 //! Rows that are the same to the bit.
 //!
-//! They score alike at every step and are picked lowest dataset index first, so that all but the first of
+//! They score alike at every step and are picked lowest dataset row first, so that all but the first of
 //! them may wait out of sight until the one before is picked. Without that, a pool with many copies of one row
 //! would have to follow all of them at once.
 
@@ -8,38 +8,41 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use crate::rows::{DatasetRow, Position};
+use crate::selection::places::{Name, PlaceVec};
 use crate::selection::run::Run;
 
-/// The next twin of each row that has one; rows by their place in `rows`.
+/// The next twin of each row that has one.
 ///
 /// Rows that limits or merits tell apart are no twins.
-pub(super) fn next_twins(rows: &[usize], run: &Run<'_>) -> HashMap<usize, usize> {
+pub(super) fn next_twins(positions: &PlaceVec<Name, Position>, run: &Run<'_>) -> HashMap<Name, Name> {
     let survey = run.survey;
     // Twins have one norm; only where norms agree are rows looked at.
-    let mut places: Vec<(u64, usize)> =
-        rows.iter().enumerate().map(|(place, &row)| (survey.norm_key(row), place)).collect();
-    places.par_sort_unstable();
-    let alike: Vec<&[(u64, usize)]> =
-        places.chunk_by(|a, b| a.0 == b.0).filter(|alike| alike.len() > 1).collect();
-    let chains: Vec<(usize, usize)> = alike
+    let mut keys: Vec<(u64, Name)> =
+        positions.iter().map(|(name, &position)| (survey.norm_key(position), name)).collect();
+    keys.par_sort_unstable();
+    let alike: Vec<&[(u64, Name)]> =
+        keys.chunk_by(|a, b| a.0 == b.0).filter(|alike| alike.len() > 1).collect();
+    let chains: Vec<(Name, Name)> = alike
         .into_par_iter()
         .flat_map_iter(|alike| {
-            let mut rows: Vec<(u64, i64, usize)> = alike
+            let mut rows: Vec<(u64, DatasetRow, Name)> = alike
                 .iter()
-                .map(|&(_, place)| {
-                    let row = rows[place];
-                    (survey.content_hash(row) ^ run.terms_key(row), survey.index(row), place)
+                .map(|&(_, name)| {
+                    let position = positions[name];
+                    let content = survey.content_hash(position) ^ run.terms_key(position);
+                    (content, survey.dataset_row(position), name)
                 })
                 .collect();
             rows.sort_unstable();
-            let pairs: Vec<(usize, usize)> = rows
+            let pairs: Vec<(Name, Name)> = rows
                 .windows(2)
                 .filter(|pair| pair[0].0 == pair[1].0)
                 .map(|pair| (pair[0].2, pair[1].2))
                 .collect();
             pairs
         })
-        .filter(|&(place, next)| run.are_alike(rows[place], rows[next]))
+        .filter(|&(name, next)| run.are_alike(positions[name], positions[next]))
         .collect();
     chains.into_iter().collect()
 }
@@ -49,10 +52,11 @@ mod tests {
     use super::*;
     use crate::matrix::{Dtype, Pool, RowBlock};
     use crate::monitor::Monitor;
+    use crate::selection::places::Place;
     use crate::selection::{Conditions, Settings, Survey};
 
     #[test]
-    fn twins_follow_each_other_by_their_dataset_index() {
+    fn twins_follow_each_other_by_their_dataset_row() {
         let cells: [[f32; 2]; 6] =
             [[3.0, 4.0], [4.0, 3.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0], [0.0, 0.0]];
         let block = RowBlock::new(bytemuck::cast_slice(&cells), Dtype::F32, 6, 2).unwrap();
@@ -61,7 +65,8 @@ mod tests {
         let survey = Survey::new(pool, false, &monitor).unwrap();
         let (settings, conditions) = (Settings::default(), Conditions::default());
         let run = Run::new(&survey, &settings, 0.1, &conditions, &monitor);
-        let next = next_twins(&[0, 1, 2, 3, 4, 5], &run);
-        assert_eq!(next, HashMap::from([(2, 4), (4, 0), (5, 3)]));
+        let next = next_twins(&PlaceVec::new(Position::all(6).collect()), &run);
+        let expected = [(2, 4), (4, 0), (5, 3)].map(|(name, next)| (Name::new(name), Name::new(next)));
+        assert_eq!(next, HashMap::from(expected));
     }
 }

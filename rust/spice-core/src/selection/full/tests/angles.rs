@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Random, with_run};
+use super::{Random, names, row_of, rows, with_run};
+use crate::rows::Position;
 use crate::selection::conflict::SelectedMean;
 use crate::selection::full::cold::{Bar, Cold};
 use crate::selection::full::drift::{Turn, angle};
 use crate::selection::full::{Search, Strategy};
+use crate::selection::places::{Name, Place};
 use crate::selection::run::{Past, Run};
 
 /// Calls `check` at every pick of a run whose picks wander over `n` rows of `dim` cells.
@@ -21,36 +23,36 @@ fn wander(
     with_run(&cells, dim, 1.0, penalty, |mut run| {
         let mut row = vec![0.0; dim];
         for pick in 0..picks {
-            run.survey.load(random.below(n), &mut row);
+            run.survey.load(Position::new(random.below(n)), &mut row);
             run.mean.push(run.kernels, &row, 1.0);
             check(pick, &mut random, &run);
         }
     });
 }
 
-fn cells_of(row: usize, run: &Run<'_>) -> Vec<f64> {
+fn cells_of(row: Position, run: &Run<'_>) -> Vec<f64> {
     let mut cells = vec![0.0; run.survey.dim()];
     run.survey.load(row, &mut cells);
     cells
 }
 
-fn conflict(row: usize, run: &Run<'_>) -> f64 {
+fn conflict(row: Position, run: &Run<'_>) -> f64 {
     run.conflict(row, &cells_of(row, run))
 }
 
-fn cosine(row: usize, run: &Run<'_>) -> f64 {
-    run.mean.cosine(run.kernels, &cells_of(row, run), run.survey.norm_sq()[row])
+fn cosine(row: Position, run: &Run<'_>) -> f64 {
+    run.mean.cosine(run.kernels, &cells_of(row, run), run.survey.norm_sq(row))
 }
 
 /// Checks that no waiting row has a larger score than it is said to reach while nothing is picked; returns how
 /// many are held below what their Δ alone would reach.
 fn rows_held(cold: &Cold, bar: Bar<'_>, run: &Run<'_>) -> usize {
     let mut held = 0;
-    for name in (0..cold.len()).filter(|&name| cold.waits(name)) {
+    for name in cold.names().filter(|&name| cold.waits(name)) {
         let gain = run.gain(cold.norm_sq(name, run));
-        let score = gain - run.penalty * conflict(cold.row(name), run);
+        let score = gain - run.penalty * conflict(cold.position(name), run);
         let reach = cold.reach(name, bar, run);
-        assert!(reach >= score - 1e-15 * gain, "row {name}: {reach} {score}");
+        assert!(reach >= score - 1e-15 * gain, "{name:?}: {reach} {score}");
         held += usize::from(reach < gain * (1.0 - 1e-6));
     }
     held
@@ -64,11 +66,11 @@ fn the_least_conflict_after_any_turn_of_the_mean_is_no_more_than_the_conflict() 
         let (mut positive, mut close) = (0, 0);
         wander(10, (n, dim, 80), 1.0, |_, _, run| {
             let Some(present) = run.mean.direction() else { return };
-            old.push((present.clone(), (0..n).map(|row| cosine(row, run)).collect()));
+            old.push((present.clone(), rows(0..n).map(|row| cosine(row, run)).collect()));
             for (mean, cosines) in &old {
                 let turn = Turn::between(mean, &present, 0.0);
-                for (row, &cosine) in cosines.iter().enumerate() {
-                    let norm_sq = run.survey.norm_sq()[row];
+                for (row, &cosine) in rows(0..n).zip(cosines) {
+                    let norm_sq = run.survey.norm_sq(row);
                     let least =
                         run.mean.least_conflict(-turn.cosine(cosine), norm_sq, 1.0, run.mean.norm());
                     let conflict = conflict(row, run);
@@ -89,13 +91,13 @@ fn what_a_cold_row_reaches_is_no_less_than_its_score_however_many_means_there_we
         let mut cold = None;
         let (mut held, mut measured) = (0, 0);
         wander(11, (n, dim, picks), penalty, |_, random, run| {
-            let cold = cold.get_or_insert_with(|| Cold::new((0..n).collect(), run));
+            let cold = cold.get_or_insert_with(|| Cold::new(rows(0..n).collect(), run));
             let Some(present) = run.mean.direction() else { return };
             cold.add_mean(&present);
             // A few angles are measured at every pick: others stay old, or very old.
             for _ in 0..2 {
-                let name = random.below(n * n).isqrt(); // some names seldom
-                cold.set_angle(name, Some(cosine(name, run)));
+                let name = Name::new(random.below(n * n).isqrt()); // some names seldom
+                cold.set_angle(name, Some(cosine(row_of(name), run)));
                 measured += 1;
             }
             let turns = cold.turns(&present, 0.0);
@@ -114,14 +116,14 @@ fn what_a_cold_row_reaches_allows_for_turns_to_come() {
         let mut since: Option<(Vec<Turn>, Vec<f64>, f64)> = None;
         let (mut kept, mut held) = (0, 0);
         wander(12, (n, dim, 300), penalty, |_, _, run| {
-            let cold = cold.get_or_insert_with(|| Cold::new((0..n).collect(), run));
+            let cold = cold.get_or_insert_with(|| Cold::new(rows(0..n).collect(), run));
             let Some(present) = run.mean.direction() else { return };
             let holds = since.as_ref().is_some_and(|(_, mean, norm)| {
                 angle(mean, &present) <= allowance && run.mean.norm() >= *norm
             });
             if !holds {
                 cold.add_mean(&present);
-                (0..n).for_each(|name| cold.set_angle(name, Some(cosine(name, run))));
+                names(0..n).for_each(|name| cold.set_angle(name, Some(cosine(row_of(name), run))));
                 let turns = cold.turns(&present, allowance);
                 since = Some((turns, present, 0.5 * run.mean.norm()));
                 return;
@@ -148,30 +150,34 @@ fn rows_sent_back_are_bounded_whatever_mean_their_angles_were_measured_from() {
             epsilon: 0.0,
             sampling: None,
         };
-        let mut search = Search::new(run, (0..n).collect(), n, Past::default(), strategy).unwrap();
+        let mut search = Search::new(run, rows(0..n).collect(), n, Past::default(), strategy).unwrap();
         let (mut with_angle, mut without, mut held) = (0, 0, 0);
         for _ in 0..400 {
             // The mean of one row: it may be anywhere the next time.
             search.run.mean = SelectedMean::new(dim);
-            search.run.mean.push(search.run.kernels, &cells_of(random.below(n), &search.run), 1.0);
-            search.present = search.run.mean.direction();
-            let Some(present) = search.present.clone() else { continue };
+            search.run.mean.push(
+                search.run.kernels,
+                &cells_of(Position::new(random.below(n)), &search.run),
+                1.0,
+            );
+            search.angles.present = search.run.mean.direction();
+            let Some(present) = search.angles.present.clone() else { continue };
             match random.below(3) {
                 0 => {
                     // As at the start of a period.
                     search.cold.add_mean(&present);
                     search.measure_angles().unwrap();
-                    search.shared = true;
+                    search.angles.shared = true;
                 }
                 1 => search.measure_angles().unwrap(), // as within one
                 _ => {}
             }
-            let names: Vec<usize> = (0..8).map(|_| random.below(n)).collect();
-            let cold: BTreeSet<usize> =
+            let names: Vec<Name> = (0..8).map(|_| Name::new(random.below(n))).collect();
+            let cold: BTreeSet<Name> =
                 names.into_iter().filter(|&name| search.cold.waits(name)).collect();
             search.promote(cold.into_iter()).unwrap();
             if random.below(2) == 0 {
-                let latest = search.hot.names.clone();
+                let latest: Vec<Name> = search.hot.names().collect();
                 search.evict(f64::INFINITY, 0, 0.0);
                 let known = latest.iter().filter(|&&name| search.cold.latest_cosine(name).is_some());
                 let known = known.count();

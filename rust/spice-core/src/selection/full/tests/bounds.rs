@@ -1,7 +1,9 @@
 //! Bounds of cold rows: never below the value, and close to it once refreshed.
 
-use super::{Picked, Random, with_run};
+use super::{Picked, Random, names, row_of, rows, with_run};
+use crate::rows::Position;
 use crate::selection::full::cold::{Bar, Cold};
+use crate::selection::places::{Name, Place};
 use crate::selection::run::Run;
 
 /// A bar that asks for `score` and knows of no angles.
@@ -17,17 +19,17 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn new(run: &Run<'a>) -> Self {
-        Self { cold: Cold::new((0..run.survey.len()).collect(), run), picked: Picked::new(run) }
+        Self { cold: Cold::new(rows(0..run.survey.len()).collect(), run), picked: Picked::new(run) }
     }
 
-    fn push(&mut self, row: usize, run: &Run<'_>) {
+    fn push(&mut self, row: Position, run: &Run<'_>) {
         if self.picked.push(row, run) {
             self.cold.restart();
         }
     }
 
     /// Brings rows up to date as far as `reach` asks for; returns the bar.
-    fn refresh(&mut self, names: &[usize], score: f64, run: &Run<'_>) -> Bar<'static> {
+    fn refresh(&mut self, names: &[Name], score: f64, run: &Run<'_>) -> Bar<'static> {
         let Picked { epoch, directions, .. } = &mut self.picked;
         directions.extend(epoch).unwrap();
         let bar = bar(score, epoch.slack());
@@ -36,9 +38,10 @@ impl<'a> Waiting<'a> {
     }
 
     /// The bound of q and q itself of each row.
-    fn bounds(&self, names: &[usize], bar: Bar<'_>, run: &Run<'_>) -> Vec<(f64, f64)> {
+    fn bounds(&self, names: &[Name], bar: Bar<'_>, run: &Run<'_>) -> Vec<(f64, f64)> {
         let bounds = names.iter().map(|&name| self.cold.reach(name, bar, run).exp_m1() / run.alpha);
-        bounds.zip(self.picked.values(names, run)).collect()
+        let rows: Vec<Position> = names.iter().copied().map(row_of).collect();
+        bounds.zip(self.picked.values(&rows, run)).collect()
     }
 }
 
@@ -60,12 +63,13 @@ fn a_refreshed_bound_is_above_the_value_and_close_to_it() {
             let mut waiting = Waiting::new(&run);
             let (mut by_directions, mut by_factor) = (0, 0);
             for count in 1..=picks {
-                waiting.push(random.below(n), &run);
+                waiting.push(Position::new(random.below(n)), &run);
                 if count % 20 != 0 && count != 3 {
                     continue;
                 }
                 // Rows of all ages: some were refreshed lately, some long ago, some never.
-                let names: Vec<usize> = (0..n).filter(|name| (count / 20 + name) % 3 != 0).collect();
+                let names: Vec<Name> =
+                    names(0..n).filter(|name| (count / 20 + name.get()) % 3 != 0).collect();
                 let aged =
                     |cold: &Cold| names.iter().filter(|&&name| !cold.is_fresh(name, count)).count();
                 assert!(aged(&waiting.cold) > 0);
@@ -80,7 +84,7 @@ fn a_refreshed_bound_is_above_the_value_and_close_to_it() {
                     assert!(bound >= value * (1.0 - 1e-12), "{dim} {powers:?} {count}: {bound} {value}");
                     // What f32 may lose is a small part of ‖g‖ for the norm of a whitened row, once for
                     // each pick since.
-                    let loss = 1e-5 * run.survey.norm_sq()[name] * (dim as f64 / 40.0).max(1.0);
+                    let loss = 1e-5 * run.survey.norm_sq(row_of(name)) * (dim as f64 / 40.0).max(1.0);
                     let near = bar.slack < 1e-3;
                     assert!(
                         !near || bound <= value + 20.0 * loss,
@@ -100,13 +104,14 @@ fn a_row_that_has_missed_more_picks_than_are_kept_starts_from_the_factor() {
     let cells = Random(2).rows(n, dim, (-1.0, 1.0));
     with_run(&cells, dim, 1.0, 0.0, |run| {
         let mut waiting = Waiting::new(&run);
-        (0..100).for_each(|row| waiting.push(row, &run));
-        let names: Vec<usize> = (100..n).collect();
+        rows(0..100).for_each(|row| waiting.push(row, &run));
+        let names: Vec<Name> = names(100..n).collect();
         let bar = waiting.refresh(&names, 0.0, &run);
         assert!(waiting.picked.directions.first() > 0);
         for (&name, (bound, value)) in names.iter().zip(waiting.bounds(&names, bar, &run)) {
             assert!(
-                bound >= value * (1.0 - 1e-12) && bound <= value + 1e-5 * run.survey.norm_sq()[name]
+                bound >= value * (1.0 - 1e-12)
+                    && bound <= value + 1e-5 * run.survey.norm_sq(row_of(name))
             );
         }
     });
@@ -119,10 +124,10 @@ fn a_row_that_stops_below_the_bar_keeps_a_valid_bound() {
     let cells = random.rows(n, dim, (0.0, 1.0));
     with_run(&cells, dim, 1.0, 0.0, |run| {
         let mut waiting = Waiting::new(&run);
-        let names: Vec<usize> = (0..n).collect();
+        let names: Vec<Name> = names(0..n).collect();
         let mut stopped = 0;
         for count in 1..=150 {
-            waiting.push(random.below(n), &run);
+            waiting.push(Position::new(random.below(n)), &run);
             if count % 50 != 0 {
                 continue;
             }
@@ -147,22 +152,22 @@ fn a_row_taken_back_is_bounded_by_what_it_was_when_it_left() {
     let cells = Random(13).rows(n, dim, (-1.0, 1.0));
     with_run(&cells, dim, 1.0, 0.0, |run| {
         let mut waiting = Waiting::new(&run);
-        for name in 0..20 {
+        for name in names(0..20) {
             let Waiting { cold, picked } = &mut waiting;
             let row = cold.take(name);
             assert!(!cold.waits(name));
             let value = picked.values(&[row], &run)[0];
             cold.put(name, value * (1.0 + picked.epoch.slack()), picked.rows.len(), None);
             assert!(cold.waits(name) && cold.is_fresh(name, picked.rows.len()));
-            waiting.push(20 + name, &run);
+            waiting.push(Position::new(20 + name.get()), &run);
         }
         assert_eq!(waiting.cold.waiting, n);
-        let names: Vec<usize> = (0..n).collect();
+        let names: Vec<Name> = names(0..n).collect();
         let stale = waiting.bounds(&names, bar(0.0, waiting.picked.epoch.slack()), &run);
         let bar = waiting.refresh(&names, 0.0, &run);
         let fresh = waiting.bounds(&names, bar, &run);
         assert!(stale.iter().chain(&fresh).all(|(bound, value)| *bound >= value * (1.0 - 1e-12)));
-        let reach = |name: usize| waiting.cold.reach(name, bar, &run);
+        let reach = |name: Name| waiting.cold.reach(name, bar, &run);
         let above = waiting.cold.above(bar, &run);
         assert!(above.windows(2).all(|pair| pair[0].1 < pair[1].1));
         assert!(above.iter().all(|&(its_reach, name)| its_reach == reach(name)));

@@ -1,7 +1,9 @@
 //! Epochs: what a pick takes from a value, and what rounding does.
 
-use super::{Picked, Random, made_hot, with_run};
+use super::{Picked, Random, made_hot, rows, with_run};
+use crate::rows::Position;
 use crate::selection::full::epoch::Epoch;
+use crate::selection::places::Place;
 
 #[test]
 fn what_a_pick_takes_from_a_value_is_its_direction_squared() {
@@ -10,11 +12,11 @@ fn what_a_pick_takes_from_a_value_is_its_direction_squared() {
         let cells = Random(6).rows(n, dim, powers);
         with_run(&cells, dim, 1.0, 0.0, |run| {
             let mut picked = Picked::new(&run);
-            let rest: Vec<usize> = (picks..n).collect();
+            let rest: Vec<Position> = rows(picks..n).collect();
             let mut before = picked.values(&rest, &run);
             let mut row_cells = vec![0.0; dim];
             for pick in 0..picks {
-                picked.push(pick, &run);
+                picked.push(Position::new(pick), &run);
                 picked.directions.extend(&picked.epoch).unwrap();
                 assert_eq!(picked.directions.end(), pick + 1);
                 let after = picked.values(&rest, &run);
@@ -25,7 +27,7 @@ fn what_a_pick_takes_from_a_value_is_its_direction_squared() {
                     run.survey.load(row, &mut row_cells);
                     let along: f64 =
                         row_cells.iter().zip(direction).map(|(g, &w)| g * f64::from(w)).sum();
-                    let length = run.survey.norm_sq()[row].sqrt();
+                    let length = run.survey.norm_sq(row).sqrt();
                     let fall = (before - after).max(0.0);
                     // (|g·w| ± e‖g‖)², and what the difference of the two values has lost.
                     let (error, lost) = (f64::from(errors[0]) * length, 1e-9 * before);
@@ -50,11 +52,14 @@ fn one_epoch_or_many_give_the_same_values_but_for_rounding() {
             let mut one = Picked::new(&run);
             one.epoch = Epoch::new(run.survey, alpha, true, run.monitor);
             assert!(one.epoch.is_endless() && !many.epoch.is_endless());
-            let rest: Vec<usize> = (picks..n).collect();
+            let rest: Vec<Position> = rows(picks..n).collect();
             for pick in 0..picks {
-                many.push(pick, &run);
-                one.push(pick, &run);
-                let values = |epoch: &Epoch<'_>| made_hot(rest.iter().copied(), epoch, &run).values;
+                many.push(Position::new(pick), &run);
+                one.push(Position::new(pick), &run);
+                let values = |epoch: &Epoch<'_>| -> Vec<f64> {
+                    let hot = made_hot(rest.iter().copied(), epoch, &run);
+                    hot.slots().map(|slot| hot.value(slot)).collect()
+                };
                 let (of_many, of_one) = (values(&many.epoch), values(&one.epoch));
                 let expected = many.values(&rest, &run);
                 for ((&row, expected), (many, one)) in
@@ -65,7 +70,7 @@ fn one_epoch_or_many_give_the_same_values_but_for_rounding() {
                         "{dim}, pick {pick}, row {row}"
                     );
                     // In one epoch digits are lost as q falls.
-                    let lost = 1e-13 * run.survey.norm_sq()[row];
+                    let lost = 1e-13 * run.survey.norm_sq(row);
                     assert!((one - expected).abs() <= lost + 1e-11 * expected);
                 }
             }
@@ -80,13 +85,13 @@ fn an_epoch_is_doubtful_before_a_winner_has_lost_its_digits() {
     let cells = Random(8).rows(n, dim, (3.0, 4.0));
     with_run(&cells, dim, 1.0, 0.0, |run| {
         let mut picked = Picked::new(&run);
-        let mut rest: Vec<usize> = (0..n).collect();
+        let mut rest: Vec<Position> = rows(0..n).collect();
         let (mut kept, mut doubts) = (0, 0);
         while rest.len() > 10 {
             let winner = |picked: &Picked<'_>| {
                 let hot = made_hot(rest.iter().copied(), &picked.epoch, &run);
-                let best = (0..rest.len()).max_by(|&a, &b| hot.values[a].total_cmp(&hot.values[b]));
-                (best.unwrap(), hot.values[best.unwrap()])
+                let best = hot.slots().max_by(|&a, &b| hot.value(a).total_cmp(&hot.value(b))).unwrap();
+                (best, hot.value(best))
             };
             let (mut best, mut value) = winner(&picked);
             if picked.epoch.is_doubtful(value) {
@@ -99,11 +104,11 @@ fn an_epoch_is_doubtful_before_a_winner_has_lost_its_digits() {
             }
             let expected = picked.values(&rest, &run);
             let excused = 1e-10_f64
-                .max(1e-16 * picked.rows.iter().map(|&row| run.survey.norm_sq()[row]).sum::<f64>());
+                .max(1e-16 * picked.rows.iter().map(|&row| run.survey.norm_sq(row)).sum::<f64>());
             let most = expected.iter().copied().fold(0.0, f64::max);
             assert!((value / most - 1.0).abs() <= excused, "{value} {most}");
             picked.epoch.limit(value);
-            picked.push(rest.swap_remove(best), &run);
+            picked.push(rest.swap_remove(best.get()), &run);
         }
         assert!((1..20).contains(&doubts), "{doubts}");
         assert!(kept > 25, "long rows alone are no reason to start anew: {kept}");

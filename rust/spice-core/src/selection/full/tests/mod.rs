@@ -5,12 +5,16 @@ mod bounds;
 mod epochs;
 mod hot;
 
+use std::ops::Range;
+
 use super::directions::Directions;
 use super::epoch::Epoch;
 use super::hot::Hot;
 use crate::linalg::{Cholesky, add_outer_products};
 use crate::matrix::{Dtype, Pool, RowBlock};
 use crate::monitor::Monitor;
+use crate::rows::Position;
+use crate::selection::places::{Name, Place, Slot};
 use crate::selection::run::Run;
 use crate::selection::{Conditions, Settings, Survey};
 
@@ -66,7 +70,7 @@ fn with_run(cells: &[f64], dim: usize, alpha: f64, penalty: f64, check: impl FnO
 struct Picked<'a> {
     epoch: Epoch<'a>,
     directions: Directions,
-    rows: Vec<usize>,
+    rows: Vec<Position>,
     epochs: usize,
 }
 
@@ -78,9 +82,9 @@ impl<'a> Picked<'a> {
     }
 
     /// Picks a row; returns whether an epoch ended with it.
-    fn push(&mut self, row: usize, run: &Run<'_>) -> bool {
-        let hot = made_hot([row], &self.epoch, run);
-        self.epoch.push(row, hot.whitened(0), hot.coordinates(0), hot.values[0]);
+    fn push(&mut self, row: Position, run: &Run<'_>) -> bool {
+        let (hot, slot) = (made_hot([row], &self.epoch, run), Slot::new(0));
+        self.epoch.push(row, hot.whitened(slot), hot.coordinates(slot), hot.value(slot));
         self.rows.push(row);
         if !self.epoch.is_over() {
             return false;
@@ -97,7 +101,7 @@ impl<'a> Picked<'a> {
     }
 
     /// q of rows by a factor of I + αF, the definition.
-    fn values(&self, rows: &[usize], run: &Run<'_>) -> Vec<f64> {
+    fn values(&self, rows: &[Position], run: &Run<'_>) -> Vec<f64> {
         let dim = run.survey.dim();
         let mut matrix = vec![0.0; dim * dim];
         (0..dim).for_each(|i| matrix[i * dim + i] = 1.0);
@@ -107,7 +111,7 @@ impl<'a> Picked<'a> {
             add_outer_products(&mut matrix, dim, &cells, run.alpha);
         }
         let factor = Cholesky::new(matrix, dim, || Ok(())).unwrap().unwrap();
-        let value = |&row: &usize| {
+        let value = |&row: &Position| {
             run.survey.load(row, &mut cells);
             factor.solve_lower(&mut cells, || Ok(())).unwrap();
             cells.iter().map(|cell| cell * cell).sum()
@@ -117,8 +121,32 @@ impl<'a> Picked<'a> {
 }
 
 /// Rows made hot, each under its own number.
-fn made_hot(rows: impl IntoIterator<Item = usize>, epoch: &Epoch<'_>, run: &Run<'_>) -> Hot {
+fn made_hot(rows: impl IntoIterator<Item = Position>, epoch: &Epoch<'_>, run: &Run<'_>) -> Hot {
     let mut hot = Hot::new(epoch.row_len(), epoch.picks() + 1);
-    hot.insert(rows.into_iter().map(|row| (row, row)), epoch, run).unwrap();
+    hot.insert(rows.into_iter().map(named), epoch, run).unwrap();
     hot
+}
+
+/// A row under its own number, as where all rows compete.
+fn named(row: Position) -> (Option<Name>, Position) {
+    (Some(name_of(row)), row)
+}
+
+fn name_of(row: Position) -> Name {
+    Name::new(row.get())
+}
+
+/// The row of a name, where all rows compete.
+fn row_of(name: Name) -> Position {
+    Position::new(name.get())
+}
+
+/// Rows from one number to another.
+fn rows(range: Range<usize>) -> impl DoubleEndedIterator<Item = Position> + ExactSizeIterator + Clone {
+    range.map(Position::new)
+}
+
+/// The same of names.
+fn names(range: Range<usize>) -> impl ExactSizeIterator<Item = Name> + Clone {
+    range.map(Name::new)
 }

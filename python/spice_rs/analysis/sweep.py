@@ -1,4 +1,4 @@
-"""What a selection is seen against: random sets of its size, a map of its pool, and its own settings turned up and down."""
+"""Sensitivity: a selection's own settings turned up and down."""
 
 from __future__ import annotations
 
@@ -10,116 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows, log_dets
-from spice_rs.analysis.replay import Replay, log_spaced, sampled
-from spice_rs.analysis.waiting import waited
+from spice_rs.analysis.prefixes import Floats
 from spice_rs.errors import InvalidInputError, SpiceWarning
-from spice_rs.memory import check_memory
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.conditions import KEYS
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
-
-
-@dataclass(frozen=True, eq=False)
-class Chance:
-    """U of random sets.
-
-    Attributes:
-        sizes: (s,) rows of each set.
-        log_dets: (r, s) U of each of r random orders, up to each size; initial rows count, as for the selection.
-    """
-
-    sizes: Rows
-    log_dets: Floats
-
-
-def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 0) -> Chance:
-    """Return U of random sets of the rows that could be picked, of up to as many rows as were picked.
-
-    Args:
-        replay: the selection and its source.
-        sets: random orders.
-        points: sizes at which U is taken, close together at first.
-        seed: seed of the orders.
-    """
-    free = np.ones(replay.source.rows, bool)
-    free[replay.initial] = False
-    free[replay.excluded] = False
-    candidates = replay.order[free[replay.order]]
-    sizes = log_spaced(len(replay.picks), points) + 1
-    drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.source.dim
-    check_memory(
-        f"random sets of {drawn_rows} rows of {dim} columns",
-        16.0 * drawn_rows * dim + 32.0 * (drawn_rows if drawn_rows <= MOST_RECURSIVE else dim) ** 2,
-        "Look at a selection of fewer rows, or of gradients of fewer columns.",
-        field="selection",
-    )
-    draws = np.random.default_rng(seed)
-    found = np.empty((sets, len(sizes)))
-    for number in range(sets):
-        drawn = draws.choice(candidates, len(replay.picks), replace=False)
-        positions = np.concatenate([replay.initial, drawn])
-        rows = replay.reader.read(positions) * np.sqrt(replay.alpha)
-        if replay.weights is not None:
-            rows *= np.sqrt(replay.weights[positions])[:, None]
-        found[number] = _log_dets(rows, len(replay.initial) + sizes)
-    return Chance(sizes, found)
-
-
-def _log_dets(scaled: Floats, sizes: Rows) -> Floats:
-    """Return log det(I + AᵀA) of the first rows, for each number of them."""
-    if len(scaled) <= MOST_RECURSIVE:
-        return log_dets(waited(np.matmul, scaled, scaled.T))[sizes - 1]
-    matrix, done, found = np.zeros((scaled.shape[1], scaled.shape[1])), 0, []
-    for size in sizes.tolist():
-        part = scaled[done:size]
-        matrix += waited(np.matmul, part.T, part)
-        done = size
-        found.append(float(log_dets(matrix.copy())[-1]))
-    return np.array(found)
-
-
-@dataclass(frozen=True, eq=False)
-class PoolMap:
-    """Rows in the plane of the two directions in which the pool varies most (PCA of a sample, centred).
-
-    Attributes:
-        pool: (p, 2) a sample of the pool.
-        picks: (m, 2) the picks, or the first of them.
-        shares: (2,) share of the sample's variance in each direction.
-    """
-
-    pool: Floats
-    picks: Floats
-    shares: Floats
-
-
-def pool_map(replay: Replay, *, sample: int = 1500, most_picks: int = 2000, seed: int = 0) -> PoolMap:
-    """Return where the picks lie in their pool.
-
-    Args:
-        replay: the selection and its source.
-        sample: rows of the pool, at most.
-        most_picks: picks, at most.
-        seed: seed of the sample.
-    """
-    rows = replay.reader.read(sampled(replay.order, sample, seed))
-    centre = rows.mean(0)
-    rows -= centre
-    wide = rows.shape[1] > len(rows)
-    values, vectors = waited(np.linalg.eigh, rows @ rows.T if wide else rows.T @ rows)
-    two = np.argsort(values)[::-1][:2]
-    axes = rows.T @ vectors[:, two] if wide else vectors[:, two]
-    lengths = np.sqrt((axes**2).sum(0))
-    axes = np.divide(axes, lengths, out=np.zeros_like(axes), where=lengths > 0)
-    axes *= np.where((axes**3).sum(0) < 0, -1.0, 1.0)  # of v and −v always the same one
-    if axes.shape[1] < 2:
-        axes = np.concatenate([axes, np.zeros((len(axes), 2 - axes.shape[1]))], axis=1)
-    whole = max(float((rows**2).sum()), np.finfo(float).tiny)
-    pool = rows @ axes
-    picks = (replay.reader.read(replay.picks[:most_picks]) - centre) @ axes
-    return PoolMap(pool, picks, (pool**2).sum(0) / whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +90,7 @@ def sweep(
         )
     kept = ("k", "fisher", "method", "early_stop", "normalize", "pool_size", "select_per_window", "seed")
     options: dict[str, Any] = {name: settings[name] for name in kept}
-    if selection.stop_reason == "time_limit":  # the whole budget would take longer than there was
+    if selection.stop_reason == "time_limit":  # all k rows would take longer than there was
         options["k"] = len(selection)
     if settings["epsilon"] is not None:
         options["epsilon"] = settings["epsilon"]

@@ -3,28 +3,29 @@
 use rayon::prelude::*;
 
 use crate::linalg::{product_error, products_of};
+use crate::rows::Position;
 use crate::survey::{FAINT, Survey};
 
 /// Selected rows that one task compares with.
 const CHUNK: usize = 256;
 
-/// The selected rows, as what others are compared with.
-pub(super) struct Near {
+/// The selected rows, as what others are near-duplicates of.
+pub(super) struct NearDuplicates {
     /// τ: rows are near-duplicates if their |cosine| exceeds it.
     threshold: f64,
-    selected: Vec<usize>,
+    selected: Vec<Position>,
     /// min over selected rows s of α‖s‖²/(1 + α‖s‖²).
     strength: f64,
 }
 
-impl Near {
+impl NearDuplicates {
     pub(super) const fn new(threshold: f64) -> Self {
         Self { threshold, selected: Vec::new(), strength: 1.0 }
     }
 
-    pub(super) fn push(&mut self, row: usize, survey: &Survey<'_>, alpha: f64) {
-        self.selected.push(row);
-        let signal = alpha * survey.norm_sq()[row];
+    pub(super) fn push(&mut self, position: Position, survey: &Survey<'_>, alpha: f64) {
+        self.selected.push(position);
+        let signal = alpha * survey.norm_sq(position);
         // A row of zeros is similar to nothing.
         if signal > 0.0 {
             self.strength = self.strength.min(signal / (1.0 + signal));
@@ -39,16 +40,16 @@ impl Near {
             && value > norm_sq * (1.0 + 1e-6 - self.threshold * self.threshold * self.strength)
     }
 
-    /// The first selected row that `row` is too similar to, and their cosine.
-    pub(super) fn of(&self, row: usize, survey: &Survey<'_>) -> Option<(usize, f64)> {
+    /// The first selected row that a row is too similar to, and their cosine.
+    pub(super) fn of(&self, position: Position, survey: &Survey<'_>) -> Option<(Position, f64)> {
         let dim = survey.dim();
         let mut unit = vec![0.0_f32; dim];
-        survey.load_direction(row, &mut unit);
+        survey.load_direction(position, &mut unit);
         if unit.iter().all(|&cell| cell == 0.0) {
             return None;
         }
         let error = product_error(dim) + 1e-6;
-        let compare = |cells: &mut Vec<f32>, selected: &[usize]| {
+        let compare = |cells: &mut Vec<f32>, selected: &[Position]| {
             cells.resize(selected.len() * dim, 0.0);
             for (&other, cells) in selected.iter().zip(cells.chunks_exact_mut(dim)) {
                 survey.load_direction(other, cells);
@@ -57,7 +58,7 @@ impl Near {
             products_of(&unit, dim, cells, dim, &mut products);
             let close = |product: f32| f64::from(product.abs()) + error > self.threshold;
             selected.iter().zip(products).filter(|&(_, product)| close(product)).find_map(|(&of, _)| {
-                let cosine = cosine(row, of, survey);
+                let cosine = cosine(position, of, survey);
                 (cosine.abs() > self.threshold).then_some((of, cosine))
             })
         };
@@ -67,7 +68,7 @@ impl Near {
 }
 
 /// The cosine of two rows, neither of them zero.
-fn cosine(a: usize, b: usize, survey: &Survey<'_>) -> f64 {
+fn cosine(a: Position, b: Position, survey: &Survey<'_>) -> f64 {
     let (mut left, mut right) = (vec![0.0; survey.dim()], vec![0.0; survey.dim()]);
     let norms = survey.load_measured(a, &mut left) * survey.load_measured(b, &mut right);
     survey.kernels().dot(&left, &right) / norms
