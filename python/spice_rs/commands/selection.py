@@ -16,7 +16,7 @@ import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
-from spice_rs.commands.values import path
+from spice_rs.commands.values import path, share
 from spice_rs.files import read_whole
 from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
@@ -71,6 +71,12 @@ def add(commands: Any) -> None:
         type=path,
         help="store folder, .npy, .npz, file.npz::member or headerless file",
     )
+    select.add_argument(
+        "--share",
+        type=share,
+        metavar="SHARE",
+        help="in place of -k: a share of the rows, such as 0.1 or 10%%, to the nearest row",
+    )
     add_outputs(select)
     add_options(select, spice_rs.select, skip=("source", "data", "index_column"), words=WORDS)
 
@@ -101,12 +107,19 @@ def _select(
     columns: Mapping[str, str] | None,
     index_column: str | None,
     force: bool,
+    share: float | str | None,
     **options: Any,
 ) -> None:
     from spice_rs.report.shares import group_table
     from spice_rs.report.summary import SHOWN_GROUPS, as_sentence, target_facts
     from spice_rs.selection.picks import read_rows
 
+    if share is not None:
+        if options["k"] is not None:
+            raise spice_rs.InvalidInputError(
+                f"--share: found it beside -k {options['k']}, expected one of the two. Leave one out."
+            )
+        options["k"] = share
     given: dict[str, Any] = {"name": name, "columns": columns}
     files = {f"--{field}": options[field] for field in ROW_FILES}
     shares = options["group_shares"]

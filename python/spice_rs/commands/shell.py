@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.commands.values import columns, path
+from spice_rs.commands.values import columns, path, rows_or_share
 from spice_rs.selection.constraints import SCALARS
 
 
@@ -33,6 +33,7 @@ TEXTS = {
         "the records: a .jsonl, .json, .csv, .tsv or .parquet file (.gz too), a folder of such files, or a hub id",
         path,
     ),
+    "k": Own("ROWS|SHARE", kind=rows_or_share),
     "like": Own("STORE", kind=path),
     "tokenizer": Own(
         "TOKENIZER", "folder or hub id of a tokenizer (default: the one beside the model)", path

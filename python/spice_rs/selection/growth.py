@@ -15,7 +15,9 @@ from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_settings
 from spice_rs.selection.arguments import (
+    Rows,
     count_or_none,
+    rows_of,
     rows_wanted,
     search_given,
     seconds_allowed,
@@ -34,7 +36,7 @@ def extend(
     selection: Selection,
     source: Any,
     *,
-    k: int | None = None,
+    k: Rows | None = None,
     old_rows: Any = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -56,7 +58,7 @@ def extend(
     Args:
         selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.
         source: the pool as it is now, as for `select`: all rows of the earlier one, unchanged, and new ones.
-        k: rows to select; by default as many as then.
+        k: rows to select, or a share of the grown pool, as for `select`; by default as many as then.
         old_rows: (m,) dataset rows that were there; by default as many as then, the lowest.
         threads: as for `select`.
         progress: as for `select`.
@@ -80,7 +82,7 @@ def extend(
         >>> after.kept, after.unchanged, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
         (17, 17, True)
     """
-    k = None if k is None else rows_wanted(k)
+    wanted = None if k is None else rows_wanted(k)
     threads, hot_rows = threads_wanted(threads), count_or_none("hot_rows", hot_rows)
     search, time_limit, progress = search_given(search), seconds_allowed(time_limit), shown(progress)
     selection = as_selection(selection)
@@ -89,8 +91,8 @@ def extend(
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, threads)
-    if k is not None:
-        settings["k"] = k
+    if wanted is not None:
+        settings["k"] = rows_of(wanted, opened.rows)
     mask = np.zeros(opened.rows, bool)
     mask[old] = True
     made = (
