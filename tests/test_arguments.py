@@ -564,7 +564,7 @@ OPTIONS = list(numbered_options())
 
 def test_every_command_with_a_number_is_called_here():
     assert {name for name, *_ in OPTIONS} == set(LINES)
-    assert ("select", "-k", True, None) in OPTIONS
+    assert ("select", "--hot-rows", True, None) in OPTIONS
     assert ("run", "--learning-rate", False, None) in OPTIONS
 
 

@@ -109,7 +109,7 @@ def test_the_command_line_says_it_alike(tmp_path, capsys):
     for words, said in (
         (("--share", "3"), "3 rows are -k 3, 3 per cent --share 3%"),
         (("-k", "3", "--share", "0.1"), "--share: found it beside -k 3"),
-        (("-k", "10.0"), "-k 10 is that many rows, -k '10.0%'"),
+        (("-k", "10.0"), "-k 10 is that many rows, -k 10.0% that share"),
         (("-k", "few"), "-k: found 'few', expected a number of rows, or a share of them"),
     ):
         assert run("select", tmp_path / "rows.npy", *words) == 2

@@ -112,6 +112,7 @@ def _select(
 ) -> None:
     from spice_rs.report.shares import group_table
     from spice_rs.report.summary import SHOWN_GROUPS, as_sentence, target_facts
+    from spice_rs.selection.arguments import rows_wanted
     from spice_rs.selection.picks import read_rows
 
     if share is not None:
@@ -120,6 +121,8 @@ def _select(
                 f"--share: found it beside -k {options['k']}, expected one of the two. Leave one out."
             )
         options["k"] = share
+    if options["k"] is not None:
+        rows_wanted(options["k"])  # before anything is opened
     given: dict[str, Any] = {"name": name, "columns": columns}
     files = {f"--{field}": options[field] for field in ROW_FILES}
     shares = options["group_shares"]
