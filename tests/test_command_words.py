@@ -39,7 +39,7 @@ def parsers():
         ("select s --xyzzy x", "--xyzzy: no such option of spice-rs select. `spice-rs select --help` has all."),
         ("select s -z 3", "-z: no such option of spice-rs select"),
         ("select s --se 1", "--se: found the beginning of --select-per-window, --seed and --search, expected one of them."),
-        ("select s -k x", "-k: found 'x', expected a number of rows, or a share of them such as 0.1 or 10%. A whole one: `spice-rs select SOURCE [options]`"),
+        ("select s -k x", "-k: found 'x', expected a number of rows, or a share of them such as 0.1 or 10%. A whole one"),
         ("select s -k 1.5", "-k: found 1.5, expected a whole number of at least 1, or a share"),
         ("select s --time-limit soon", "--time-limit: found 'soon', expected a number."),
         ("select s --alpha aut", "--alpha: found 'aut', expected a number or auto; did you mean auto?"),

@@ -270,8 +270,8 @@ def compare(
         left = opened.rows - len(aims.overlap)
         if wanted > left:
             raise InvalidInputError(
-                f"k: found {wanted}, expected a number from 1 to {left}, the rows of the source that the target has not. Ask"
-                " for fewer rows."
+                f"k: found {wanted}, expected a number from 1 to {left}, the rows of the source that the target has not."
+                " Ask for fewer rows."
             )
         normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
