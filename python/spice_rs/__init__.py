@@ -13,6 +13,7 @@ from spice_rs import early  # isort: skip  (before all that takes time)
 from spice_rs._core import __version__
 from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.analysis.certificate import Certificate, certify
+from spice_rs.analysis.coverage import Coverage, coverage
 from spice_rs.analysis.curvature import Curvature, curvature
 from spice_rs.analysis.explained import Explanation
 from spice_rs.analysis.explanation import explain
@@ -51,6 +52,7 @@ __all__ = [
     "Certificate",
     "Comparison",
     "CorruptStoreError",
+    "Coverage",
     "Curvature",
     "Diagnosis",
     "Explanation",
@@ -72,6 +74,7 @@ __all__ = [
     "analyze",
     "certify",
     "compare",
+    "coverage",
     "curvature",
     "doctor",
     "explain",
