@@ -72,8 +72,8 @@ def coverage(
     """Return what held-out rows would still gain beside a selection, against random picks of the same size.
 
     Δ = log(1 + α hᵀ(I + αF_S)⁻¹h) of each held-out row h, at the scale and the α of the selection: what is left of it that
-    the picks do not say. A larger U is not better coverage: rows that are like no others have much information, and say little
-    about the rest.
+    the picks do not say. A larger U is not better coverage: rows that are like no others have much information, and say
+    little about the rest.
 
     Args:
         selection: the picks, by the full Fisher information and in one run.
