@@ -586,7 +586,6 @@ ROWS = np.eye(4, dtype=np.float32)
         ({"k": 2, "normalize": "mean"}, "normalize: found 'mean'"),
         ({"k": 2, "threads": 0}, "threads: found 0"),
         ({"k": 2, "threads": 10**6}, "threads: found 1000000, expected a whole number from 1 to 4096"),
-        ({"k": 2, "alpha": None}, "alpha: found None"),
         ({"k": 2, "alpha": [1]}, "alpha: found [1]"),
         ({"k": 2, "conflict_penalty": "x"}, "conflict_penalty: found 'x'"),
         ({"k": 2, "early_stop": "a"}, "early_stop: found 'a'"),

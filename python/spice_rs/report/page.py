@@ -133,7 +133,7 @@ def write_report(
         dim=dim,
         dtype=dtype,
     )
-    conditions = [key for key in KEYS if selection.settings[key] is not None]
+    conditions = [key for key in KEYS if selection.settings.get(key) is not None]
     if sweeps and conditions:
         raise InvalidInputError(
             f"sweeps: found it for picks made with {', '.join(conditions)}, expected picks without conditions. Leave"

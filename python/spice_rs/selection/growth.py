@@ -138,7 +138,7 @@ def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> di
 
 
 def _check_kind(settings: dict[str, Any]) -> None:
-    conditions = [key for key in KEYS if settings[key] is not None]
+    conditions = [key for key in KEYS if settings.get(key) is not None]
     found = None
     if settings.get("remade"):
         raise InvalidInputError(
