@@ -113,6 +113,7 @@ def main() -> None:
     options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "target_modules": r"model\.layers\.2[2-9]\..*_proj",
+        "projection": "two_sided",
         "dim": 1024,
         "max_length": 512,
         "dtype": "float32",

@@ -144,6 +144,7 @@ _PYTHON_ALONE = (
     (re.compile(r"spice_rs\.analyze"), "analyze"),
     (re.compile(r" To build on both, give one list of both\."), ""),
     (re.compile(r"column of data\b"), "column of --data"),
+    (re.compile(r"\(T,\) labels? (of each target row )?by dataset row( of the target)?, or "), ""),
     (re.compile(r"; (1|0\.1) unless said otherwise"), ""),
     (re.compile(r" Selection\.target and Selection\.relevance tell what came of it\."), ""),
     (re.compile(r"extract\(\.\.\., like=\.\.\.\)"), "extract --like"),
