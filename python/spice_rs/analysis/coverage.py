@@ -210,11 +210,11 @@ def _check_alike(source: Source, held: Source) -> None:
     if held.dim != source.dim:
         raise StoreMismatchError(
             f"held_out: dim: found {held.dim} columns in {held.description}, expected {source.dim} as in"
-            f" {source.description}. Extract it as the source was, by giving its store as like=."
+            f" {source.description}. Extract it as the source was: `extract` takes that store for `like`."
         )
     if differences := differing_origin(source, held):
         name, found, expected = differences[0]
         raise StoreMismatchError(
             f"held_out: {name}: found {found!r} in {held.description}, expected {expected!r} as in {source.description}."
-            " Extract it as the source was, by giving its store as like=."
+            " Extract it as the source was: `extract` takes that store for `like`."
         )
