@@ -47,7 +47,7 @@ def lopsided(selection: Selection, reduction: str | None) -> list[str]:
     found = []
     if ratio != 1.0 and composition.pool_tokens is not None:
         found.append(
-            f"their median is {composition.median_tokens:g} tokens beside {composition.pool_tokens[0]:g}"
+            f"their median answer has {composition.median_tokens:g} tokens and the pool's {composition.pool_tokens[0]:g}"
         )
     if label is not None:
         found.append(_of_label(composition, label))
@@ -85,9 +85,10 @@ def _of_label(composition: Composition, code: int) -> str:
     assert counts is not None
     assert labels is not None
     column = "the label" if composition.column is None else short(composition.column, 40)
-    label = short(labels[code], 40)
-    pool = composition.pool_shares[labels[code]]
-    return f"{counts[code]} of {counts.sum()} have {column}{label} ({counts[code] / counts.sum():.0%} beside {pool:.0%})"
+    shares = (
+        f"{counts[code] / counts.sum():.0%}, beside {composition.pool_shares[labels[code]]:.0%} of the pool"
+    )
+    return f"{column} is {short(labels[code], 40)} in {counts[code]} of {counts.sum()}, {shares}"
 
 
 def _why(
@@ -111,7 +112,5 @@ def _why(
         cause = "Gradients of the summed loss are largest for long answers, and the largest win"
     else:
         cause = "The largest gradients win, whatever they are of"
-    return cause, [
-        "normalize='unit' for directions alone",
-        *([shares] if labelled or column is not None else []),
-    ]
+    named = labelled or column is not None or settings["source"].get("data") is not None
+    return cause, ["normalize='unit' for directions alone", *([shares] if named else [])]

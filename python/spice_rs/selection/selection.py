@@ -213,8 +213,8 @@ def select(
         KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
 
     Warns:
-        SpiceWarning: the picks are not like the pool though nobody asked for that (see `Selection.composition`), a condition
-            was not met, a zero row was picked, or a setting that was given does nothing on these rows.
+        SpiceWarning: the picks are not like the pool though nobody asked for that (see `Selection.composition`), a
+            condition was not met, a zero row was picked, or a setting that was given does nothing on these rows.
 
     Example:
         >>> import numpy as np, spice_rs
