@@ -47,7 +47,7 @@ def lopsided(selection: Selection, reduction: str | None) -> list[str]:
     found = []
     if ratio != 1.0 and composition.pool_tokens is not None:
         found.append(
-            f"their median answer has {composition.median_tokens:g} tokens and the pool's {composition.pool_tokens[0]:g}"
+            f"their median answer has {composition.median_tokens:g} tokens, the pool's {composition.pool_tokens[0]:g}"
         )
     if label is not None:
         found.append(_of_label(composition, label))
@@ -81,14 +81,12 @@ def _favoured(composition: Composition) -> int | None:
 
 
 def _of_label(composition: Composition, code: int) -> str:
-    counts, labels = composition.counts, composition.labels
-    assert counts is not None
+    labels = composition.labels
     assert labels is not None
     column = "the label" if composition.column is None else short(composition.column, 40)
-    shares = (
-        f"{counts[code] / counts.sum():.0%}, beside {composition.pool_shares[labels[code]]:.0%} of the pool"
-    )
-    return f"{column} is {short(labels[code], 40)} in {counts[code]} of {counts.sum()}, {shares}"
+    label = labels[code]
+    here, there = composition.shares[label], composition.pool_shares[label]
+    return f"{column} is {short(label, 40)} in {here:.0%} of them and in {there:.0%} of the pool"
 
 
 def _why(
