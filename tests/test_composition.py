@@ -110,7 +110,7 @@ def test_what_is_not_known_is_none_and_costs_no_word():
     assert [row[0] for row in beside_pool(selection)] == [
         "",
         "rows",
-        f"near-duplicates (|cosine| > {ALIKE:g})",
+        f"alike (|cosine| > {ALIKE:g})",
     ]
 
 
@@ -128,7 +128,7 @@ def test_groups_that_are_given_are_labels():
 
 
 @pytest.mark.parametrize("m", [2, 30, 700, 1300])
-def test_near_duplicates_are_those_of_every_two_picks(m):
+def test_picks_that_are_alike_are_those_of_every_two_picks(m):
     """More than a block of them, so that the first partner may lie in another block, before or after."""
     rows = rows_of(3, 1300)
     random = draw(4)
@@ -144,7 +144,7 @@ def test_near_duplicates_are_those_of_every_two_picks(m):
     np.fill_diagonal(near, False)
     expected = np.where(near.any(1), near.argmax(1), -1)
     assert selection.composition.alike.tolist() == expected.tolist()
-    assert selection.composition.near_duplicates == near.any(1).sum()
+    assert selection.composition.num_alike == near.any(1).sum()
     for k in {1, m // 2 or 1, m - 1}:
         cut = near[:k, :k]
         made = selection.head(k).composition
@@ -156,7 +156,7 @@ def test_picks_that_are_too_many_to_compare_are_said_not_to_be(monkeypatch):
     selection = said(rows_of(), 20)[0]
     assert selection.composition.alike is None
     assert beside_pool(selection)[-1][1] == "not compared"
-    assert "not looked for" in repr(selection.composition)
+    assert "not compared" in repr(selection.composition)
 
 
 def test_the_head_of_a_selection_is_made_of_what_a_shorter_run_is():
@@ -367,7 +367,7 @@ def test_files_of_before_load_without(tmp_path):
     old = Selection.load(tmp_path / "old")
     assert old.composition is None
     assert beside_pool(old) == []
-    assert "near-duplicates" not in old.summary()
+    assert "alike" not in old.summary()
     assert old.head(5).composition is None
     assert "<table>" in as_html(old)
     old.save(tmp_path / "again")
@@ -386,8 +386,8 @@ def test_files_of_before_load_without(tmp_path):
         ({"labels": [["a", 1], [2, 2]]}, "settings.composition: found"),
         ({"labels": []}, "settings.composition: found"),
         ({"labels": [["a", 1]]}, "pick_labels: found numbers from 0 to 1"),
-        ({"compared": 1}, "settings.composition: found"),
-        ({"compared": False}, "tensors: found"),
+        ({"alike": 1}, "settings.composition: found"),
+        ({"alike": False}, "tensors: found"),
         ({"column": 3}, "settings.composition: found"),
         ({"more": 3}, "settings.composition: found"),
     ],
@@ -531,7 +531,7 @@ def test_a_column_that_can_be_seen_is_shown_and_named(folder, capsys):
     )
     assert OPENING not in asked
     assert "category play" not in asked  # the table of the groups has them
-    assert "near-duplicates" in asked
+    assert "alike (" in asked
 
 
 @pytest.mark.parametrize(

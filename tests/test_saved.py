@@ -157,7 +157,7 @@ def test_the_format_is_the_one_of_version_1(saved):
     run = json.loads(metadata["run"])
     assert list(run) == ["settings", "stop_reason", "log_det", "signal", "compared"]
     composition = run["settings"].pop("composition")
-    assert composition == {"rows": 60, "tokens": None, "column": None, "labels": None, "compared": True}
+    assert composition == {"rows": 60, "tokens": None, "column": None, "labels": None, "alike": True}
     assert run["settings"] == selection.settings
     assert run["compared"] is None
     assert (run["stop_reason"], run["log_det"], run["signal"]) == (

@@ -74,8 +74,8 @@ def beside_pool(selection: Selection) -> list[list[str]]:
         ]
     if selection.groups is None:
         rows += _label_rows(made)
-    alike = "not compared" if made.near_duplicates is None else f"{made.near_duplicates:,}"
-    return [*rows, [f"near-duplicates (|cosine| > {ALIKE:g})", alike, UNKNOWN]]
+    alike = "not compared" if made.num_alike is None else f"{made.num_alike:,}"
+    return [*rows, [f"alike (|cosine| > {ALIKE:g})", alike, UNKNOWN]]
 
 
 def _label_rows(made: Composition) -> list[list[str]]:

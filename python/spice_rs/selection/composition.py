@@ -1,4 +1,4 @@
-"""What picks are made of, beside the pool that they are from: how long, of which labels, how many alike."""
+"""What picks are made of, beside the pool that they are from: how long, of which labels, and how many are alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spice_rs.store.rows import RowReader
 from spice_rs.store.source import Label, RowLabels, Source
 
 ALIKE = 0.95
-"""|cosine| above which two picks are near-duplicates: they say nearly the same."""
+"""|cosine| above which two picks are alike: they say nearly the same."""
 
 MOST_LABELS = 50
 """More labels than these are no composition that anybody reads: nothing is kept of them."""
@@ -84,8 +84,8 @@ class Composition:
         return _shares(self.labels, self.pool_counts)
 
     @property
-    def near_duplicates(self) -> int | None:
-        """Picks that are nearly parallel to another one; None where that is not known."""
+    def num_alike(self) -> int | None:
+        """Number of picks that are like another one; None where that is not known."""
         return None if self.alike is None else int((self.alike >= 0).sum())
 
     def head(self, k: int) -> Composition:
@@ -110,7 +110,7 @@ class Composition:
             "tokens": None if self.pool_tokens is None else list(self.pool_tokens),
             "column": self.column,
             "labels": labels,
-            "compared": self.alike is not None,
+            "alike": self.alike is not None,
         }
 
     @staticmethod
@@ -134,8 +134,8 @@ class Composition:
             parts.append(f"median {self.median_tokens:g} tokens beside {self.pool_tokens[0]:g}")
         if self.labels is not None:
             parts.append(f"{len(self.labels)} labels")
-        known = self.near_duplicates
-        parts.append("near-duplicates not looked for" if known is None else f"{known} near-duplicates")
+        known = self.num_alike
+        parts.append("not compared" if known is None else f"{known} alike")
         return f"Composition({', '.join(parts)}; pool of {self.rows} rows)"
 
 

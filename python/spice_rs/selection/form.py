@@ -198,7 +198,7 @@ def _is_composition(value: Any) -> bool:
             "tokens": tokens,
             "column": str() | None,
             "labels": labels,
-            "compared": bool(),
+            "alike": bool(),
         } if len(value) == 5:
             return is_whole(rows) and _or_none(_is_tokens)(tokens) and _or_none(_is_labelled)(labels)
     return False

@@ -100,7 +100,8 @@ class Selection(Exports):
             joined with the picks; None where the source keeps none.
         relevance: (m,) float64 r of each pick to the target, in (0, 1] but for rows to include; None without a target.
         target: what the picks are for; None without a target.
-        composition: what the picks are made of beside the pool: tokens, labels, near-duplicates; None in files of before.
+        composition: what the picks are made of beside the pool: tokens, labels, and how many are alike; None in files
+            of before.
     """
 
     indices: npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ four of near-duplicates, and `log_dets`, only in a run that has ended:
     record_hashes   if settings["source"]["hashed"] is true: the hash of the record of each pick
     relevance       if settings["target"] is not null: r of each pick
     pick_tokens, pick_labels, pick_alike
-                    if settings["composition"] is there and has "tokens", has "labels", has "compared" true: the tokens
+                    if settings["composition"] is there and has "tokens", has "labels", has "alike" true: the tokens
                     of each pick, the place of its label in "labels", a list of [label, rows of the pool], and the rank of
                     the first other pick that it is nearly parallel to, or -1
     target_mean, target_directions, target_overlap

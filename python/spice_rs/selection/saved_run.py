@@ -96,7 +96,7 @@ def names_of(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
     # Files of the first versions say nothing of targets, compositions, or whether their source has hashes: they have none.
     made = settings.get("composition") or {}
-    known = (made.get("tokens"), made.get("labels"), made.get("compared") or None)
+    known = (made.get("tokens"), made.get("labels"), made.get("alike") or None)
     present = {
         "target": None,
         **settings,
@@ -275,7 +275,7 @@ def _of_composition(run: SavedRun) -> Fault | None:
                 f"numbers from {values.min()} to {values.max()}",
                 f"numbers from {least} to {above - 1}",
             )
-    if made["compared"] and (run.series["pick_alike"] == np.arange(len(run))).any():
+    if made["alike"] and (run.series["pick_alike"] == np.arange(len(run))).any():
         return "pick_alike", "a pick that is like itself", "ranks of other picks"
     return None
 
