@@ -359,6 +359,19 @@ def test_a_checkpoint_has_it_and_goes_on(tmp_path):
     )
 
 
+def test_files_of_before_targets_go_on(tmp_path):
+    rows = rows_of()
+    whole = said(rows[:350], 20)[0].as_run()
+    settings = {
+        name: value for name, value in whole.settings.items() if name not in ("target", "composition")
+    }
+    series = {name: values for name, values in whole.series.items() if not name.startswith("pick_")}
+    write_run(tmp_path / "old", SavedRun(series, settings, "budget", whole.log_det, whole.signal))
+    old = Selection.load(tmp_path / "old")
+    assert spice_rs.extend(old, rows).indices.tolist() == said(rows, 20)[0].indices.tolist()
+    assert old.explain(int(np.setdiff1d(np.arange(350), old.indices)[0]), rows[:350])
+
+
 def test_files_of_before_load_without(tmp_path):
     selection = said(short_answers_win(), 20)[0]
     whole = selection.as_run()

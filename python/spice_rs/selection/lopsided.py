@@ -37,7 +37,7 @@ def lopsided(selection: Selection, reduction: str | None) -> list[str]:
         reduction: of the loss that the rows as stored are gradients of, "sum" or "mean"; None if it is not known.
     """
     composition, settings = selection.composition, selection.settings
-    if composition is None or not len(selection) or any(settings[name] is not None for name in _ASKED):
+    if composition is None or not len(selection) or any(settings.get(name) is not None for name in _ASKED):
         return []
     # Under a budget rows are valued by cost: that they are short was asked for.
     ratio = 1.0 if settings["budget"] is not None else _ratio(composition)
