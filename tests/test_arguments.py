@@ -33,7 +33,7 @@ from spice_rs.extraction.projection import Parameter, make_projection
 pytestmark = pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 
 ROWS = np.random.default_rng(0).standard_normal((40, 6), dtype=np.float32)
-CLASSES = ("GradientStore", "GradientWriter", "NearDuplicates", "OnlineSelector", "Selection")
+CLASSES = ("Composition", "GradientStore", "GradientWriter", "NearDuplicates", "OnlineSelector", "Selection")
 """Classes with methods of their own; the others of the package only hold results."""
 
 EXTRACTING = {
@@ -156,6 +156,7 @@ def calls(tmp_path_factory):
         "GradientStore.compact": (lambda **given: opened().compact(**given), {}, {"bytes_per_shard": 200}),
         "GradientStore.merge": (merged, {}, {}),
         "Selection.head": (picked.head, {}, {"k": 3}),
+        "Composition.head": (picked.composition.head, {}, {"k": 3}),
         "NearDuplicates.head": (picked.near_duplicates.head, {}, {"k": 3}),
         "Selection.load": (lambda **given: spice_rs.Selection.load(folder / "saved", **given), bare, {"dim": 6}),
         "Selection.to_frame": (picked.to_frame, {}, {}),

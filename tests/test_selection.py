@@ -537,7 +537,9 @@ def warnings_of(*args, **keywords) -> list[str]:
 
 def test_a_penalty_that_changes_nothing_is_said_aloud():
     rows = np.abs(pools.law("clustered", 100, 8, 1))
-    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20))
+    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20, conflict_penalty=0.1))
+    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20, preset="paper"))
+    assert warnings_of(rows, 20) == []  # nobody asked for the default
     assert warnings_of(rows, 20, conflict_penalty=0.0) == []
     assert warnings_of(pools.law("opposed", 500, 8, 1), 100, conflict_penalty=0.5) == []
 

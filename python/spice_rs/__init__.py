@@ -29,6 +29,7 @@ from spice_rs.errors import (
     UnfinishedStoreError,
 )
 from spice_rs.report.page import write_report
+from spice_rs.selection.composition import Composition
 from spice_rs.selection.growth import extend
 from spice_rs.selection.relevance import relevance
 from spice_rs.selection.result import NearDuplicates, Selection
@@ -51,6 +52,7 @@ __all__ = [
     "Analysis",
     "Certificate",
     "Comparison",
+    "Composition",
     "CorruptStoreError",
     "Coverage",
     "Curvature",

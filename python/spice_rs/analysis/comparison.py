@@ -29,6 +29,7 @@ from spice_rs.selection.arguments import (
     threads_wanted,
 )
 from spice_rs.selection.columns import Label
+from spice_rs.selection.lopsided import OPENING
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
@@ -399,6 +400,8 @@ def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str
     for each in caught:
         if not issubclass(each.category, SpiceWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif str(each.message).startswith(OPENING):
+            continue  # shares and lengths of all methods stand side by side
         elif not any(str(each.message) in note for note in notes):
             notes.append(f"{contender.label}: {each.message}")
     if contender.exact and isinstance(made, Selection):

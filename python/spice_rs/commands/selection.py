@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +109,9 @@ def _select(
     share: float | str | None,
     **options: Any,
 ) -> None:
+    from spice_rs.commands.labels import labelled
     from spice_rs.report.shares import group_table
-    from spice_rs.report.summary import SHOWN_GROUPS, as_sentence, target_facts
+    from spice_rs.report.summary import SHOWN_GROUPS, target_facts
     from spice_rs.selection.arguments import rows_wanted
     from spice_rs.selection.picks import read_rows
 
@@ -152,10 +152,12 @@ def _select(
         if options[field] is not None:
             options[field] = read_rows(options[field], opened.belonging)
     options["group_shares"] = _shares(options["group_shares"])
-    _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
+    column = _look_at_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
+    if data is not None and options["groups"] is None:
+        opened = labelled(opened, data, column, index_column)
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    say(as_sentence(selection), file=sys.stderr)
+    _say_what_was_picked(selection)
     for fact, value in target_facts(selection):
         say(f"{fact}: {value}", file=sys.stderr)
     if selection.compared is not None:
@@ -182,7 +184,7 @@ def _extend(
     force: bool,
     **options: Any,
 ) -> None:
-    from spice_rs.report.summary import as_sentence
+    from spice_rs.commands.labels import labelled
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
@@ -194,10 +196,23 @@ def _extend(
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
-    _check_data(opened, data, index_column)
+    column = _look_at_data(opened, data, index_column)
+    if data is not None:
+        opened = labelled(opened, data, column, index_column)
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
+    _say_what_was_picked(selection)
+
+
+def _say_what_was_picked(selection: spice_rs.Selection) -> None:
+    """Print a sentence about the picks, and what they are made of beside their pool."""
+    from spice_rs.report.shares import beside_pool
+    from spice_rs.report.summary import as_sentence
+    from spice_rs.tables import aligned
+
     say(as_sentence(selection), file=sys.stderr)
+    if table := beside_pool(selection):
+        say_block(aligned(table), file=sys.stderr)
 
 
 def _write(
@@ -249,9 +264,9 @@ def _opened(source: str, data: str | None, index_column: str | None, options: Ma
     return opened
 
 
-def _check_data(
+def _look_at_data(
     opened: Source, data: str | None, index_column: str | None, unpicked: Sequence[Any] = ()
-) -> None:
+) -> str | None:
     """Look now whether the data are the source's own: else that is found out after a long selection.
 
     Args:
@@ -260,24 +275,35 @@ def _check_data(
         index_column: see `raw_records`; the data must then have every row that may be picked.
         unpicked: rows or selections that are not picked; None is none.
 
+    Returns:
+        The column that says what records are of; None if there is none.
+
     Raises:
         InvalidInputError: see `raw_records`.
     """
+    from spice_rs.commands.labels import label_column
     from spice_rs.data.matching import raw_records, spread
     from spice_rs.data.row_set import RowSet
 
+    if data is None:
+        return None
     belonging = opened.belonging
-    if data is not None and index_column is not None:
-        rows = np.sort(opened.dataset_order() if opened.index is None else opened.index)
+    rows = np.sort(opened.dataset_order() if opened.index is None else opened.index)
+    if index_column is not None:
         for each in unpicked:
             if each is not None:
                 given = each.indices if isinstance(each, spice_rs.Selection) else np.asarray(each, np.int64)
                 rows = np.setdiff1d(rows, given)
         checked = set(spread(rows))
         joined = raw_records(data, RowSet(rows), belonging, index_column=index_column, checked=checked)
-        deque(joined, maxlen=0)
-    elif data is not None and belonging is not None:
-        deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)
+        return label_column(joined)
+    looked_at = set(spread(rows if belonging is None else belonging.rows))
+    try:
+        return label_column(raw_records(data, looked_at, belonging))
+    except spice_rs.SpiceError:
+        if belonging is None:  # of such rows all that is known of the data is what the picks' records say
+            return None
+        raise
 
 
 def _names_file(shares: str | None) -> bool:

@@ -13,7 +13,7 @@ from spice_rs import _core
 from spice_rs.arguments import rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress
-from spice_rs.selection.advice import inert_settings
+from spice_rs.selection.advice import inert_penalty, inert_settings
 from spice_rs.selection.arguments import (
     Rows,
     count_or_none,
@@ -24,8 +24,11 @@ from spice_rs.selection.arguments import (
     threads_wanted,
 )
 from spice_rs.selection.checkpoint import COLUMNS
+from spice_rs.selection.composition import composed
 from spice_rs.selection.conditions import KEYS, Conditions
+from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past
+from spice_rs.selection.presets import PENALTY
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
 from spice_rs.selection.saved import NEAR_DUPLICATES
@@ -119,9 +122,21 @@ def extend(
     settings["partial"] = bool(opened.unfinished)
     records = opened.records
     hashes = None if records is None else records[opened.positions(result["indices"])]
-    extended = Selection(**result, signal=float(np.median(signal)), settings=settings, record_hashes=hashes)
-    linear_gain = float(signal[opened.positions(extended.indices)].sum())
-    for message in inert_settings(extended, linear_gain=linear_gain):
+    positions = opened.positions(result["indices"])
+    extended = Selection(
+        **result,
+        signal=float(np.median(signal)),
+        settings=settings,
+        record_hashes=hashes,
+        composition=composed(opened, positions),
+    )
+    linear_gain = float(signal[positions].sum())
+    asked = settings["conflict_penalty"] != PENALTY  # a selection does not say who chose the default
+    for message in [
+        *lopsided(extended, opened.reduction),
+        *inert_settings(extended, linear_gain=linear_gain),
+        *inert_penalty(extended, asked=asked),
+    ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return extended
 

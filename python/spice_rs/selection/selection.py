@@ -14,7 +14,7 @@ from spice_rs.arguments import choice, real, rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.paths import local_or_none
 from spice_rs.progress import Progress
-from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
+from spice_rs.selection.advice import forgotten_rows, inert_penalty, inert_settings, unmet_conditions
 from spice_rs.selection.arguments import (
     Rows,
     alpha_given,
@@ -31,12 +31,15 @@ from spice_rs.selection.arguments import (
     threads_wanted,
 )
 from spice_rs.selection.checkpoint import Checkpoint
+from spice_rs.selection.composition import composed
+from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past, Windows
-from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
+from spice_rs.selection.presets import PENALTY, Alpha, Preset, resolve_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.selection.run import run
 from spice_rs.selection.target import chance_findings
+from spice_rs.store.source import RowLabels
 from spice_rs.store.sources import Normalize, open_source
 
 _APPROXIMATE = ("epsilon_lazy", "stochastic")
@@ -213,7 +216,8 @@ def select(
         KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
 
     Warns:
-        SpiceWarning: a setting does nothing on these rows, a condition was not met, or a zero row was picked.
+        SpiceWarning: the picks are not like the pool though nobody asked for that (see `Selection.composition`), a
+            condition was not met, a zero row was picked, or a setting that was given does nothing on these rows.
 
     Example:
         >>> import numpy as np, spice_rs
@@ -237,7 +241,8 @@ def select(
         },
         select,
     )
-    defaults = {"alpha": "auto" if aims else 1.0, "conflict_penalty": 0.0 if aims else 0.1}
+    defaults = {"alpha": "auto" if aims else 1.0, "conflict_penalty": 0.0 if aims else PENALTY}
+    penalised = conflict_penalty is not None or preset is not None
     named.update({name: value for name, value in defaults.items() if named[name] is None})
     if aims and named["normalize"] == "auto" and preset is None:
         named["normalize"] = "unit"
@@ -330,20 +335,26 @@ def select(
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     settings["source"] = opened.identity(result.pop("fingerprint"))
+    positions = opened.positions(result["indices"])
+    labels = None
+    if groups is not None and (own := conditions.groups) is not None:
+        labels = RowLabels(own.labels, own.codes, groups if isinstance(groups, str) else None)
     selection = Selection(
         **conditions.outcome(result),
         compared=compared,
         signal=float(np.median(signal if among is None else signal[among])),
         settings=settings,
+        composition=composed(opened, positions, (conditions.initial, conditions.exclude), labels),
     )
     if keeper:
         keeper.finish(selection)
-    linear_gain = float(signal[opened.positions(selection.indices)].sum())
-    for message in [
-        *forgotten_rows(initial),
+    for message in [  # what matters most first: what the picks are of, what was asked for, what did nothing
+        *lopsided(selection, opened.reduction),
         *(chance_findings(selection.target) if selection.target is not None else []),
-        *inert_settings(selection, linear_gain=linear_gain),
         *unmet_conditions(selection, conditions),
+        *forgotten_rows(initial),
+        *inert_settings(selection, linear_gain=float(signal[positions].sum())),
+        *inert_penalty(selection, asked=penalised),
     ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return selection
