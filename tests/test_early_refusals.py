@@ -6,7 +6,7 @@ import pytest
 
 import spice_rs
 from command import run
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.extraction import inputs, loading, preparation
 from tiny import make_records
 
@@ -58,6 +58,24 @@ def test_values_are_judged_before_data_and_model(untouched, tmp_path, name, valu
             call()
         assert "expected" in str(caught.value) or name in ("checkpoint_weights", "device")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dim", 8), ("dtype", "float32"), ("projection", "two_sided"), ("projection", "none"), ("seed", 5), ("nnz", 2),
+     ("max_length", 99), ("completion_only", False)],
+)  # fmt: skip
+def test_settings_of_the_store_that_is_there_too(untouched, tmp_path, name, value):
+    provenance = {
+        "projection": {"kind": "sparse", "dim": 16, "seed": 0, "nnz": 1},
+        "max_length": 2048,
+        "completion_only": True,
+    }
+    out = tmp_path / "s"
+    spice_rs.GradientStore.create(out, dim=16, reduction="sum", provenance=provenance).close()
+    for call in (spice_rs.extract, spice_rs.plan):
+        with pytest.raises(StoreMismatchError, match=rf"^{name}: found {value!r}, expected .*another folder"):
+            call("model", make_records(2), out, **{"dim": 16, name: value})
 
 
 @pytest.mark.parametrize(

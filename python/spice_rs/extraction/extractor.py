@@ -28,7 +28,7 @@ from spice_rs.extraction.arguments import Kind
 from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Inputs
-from spice_rs.extraction.joining import Dataset, dataset_of
+from spice_rs.extraction.joining import Dataset, check_settings, dataset_of
 from spice_rs.extraction.like import check_alike, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
@@ -208,6 +208,7 @@ def extract(
         raise InvalidInputError(
             "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."
         )
+    check_settings(out, settings)
     rank = Rank.current()
     shown = progress if rank.first else False
     cache = TokenCache.of(out, settings.cache_dir, shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,12 @@ from spice_rs.data.matching import LAYOUT
 from spice_rs.errors import StoreMismatchError
 from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.settings import Settings
+from spice_rs.own_json import parsed
+from spice_rs.printable import short
 from spice_rs.store.grown import write_grown
-from spice_rs.store.store import GradientStore
+from spice_rs.store.store import STORE_FILE, GradientStore
+
+_MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,38 @@ class Dataset:
         """Have the store belong to the data as they are now."""
         if self.grown is not None:
             write_grown(out, self.grown)
+
+
+def check_settings(out: str | os.PathLike[str], settings: Settings) -> None:
+    """Refuse settings that are not those of a store that is there, before data and model are looked at.
+
+    What its description does not say, or what cannot be read of it, is left to whoever opens it.
+
+    Args:
+        out: The store's folder.
+        settings: What was asked for.
+
+    Raises:
+        StoreMismatchError: One of them is otherwise in the store.
+    """
+    try:
+        with open(Path(out) / STORE_FILE, "rb") as file:
+            described = parsed(file.read(_MOST_BYTES))
+        known = described["provenance"]
+        projection = dict(known["projection"])
+        kind = projection.pop("kind")
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if kind == settings.projection == "none":
+        projection.pop("dim", None)  # that of the model
+    there = {"projection": kind, "dtype": described.get("dtype"), **projection}
+    there |= {name: known[name] for name in ("max_length", "completion_only") if name in known}
+    for name, value in there.items():
+        if (own := getattr(settings, name, value)) != value:
+            raise StoreMismatchError(
+                f"{name}: found {short(own)}, expected {short(value)}, with which the rows in {os.fspath(out)} were"
+                f" extracted. Give {name}={short(value)}, or extract into another folder."
+            )
 
 
 def dataset_of(inputs: Inputs, settings: Settings, earlier: GradientStore | None) -> Dataset:

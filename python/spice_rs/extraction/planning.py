@@ -24,7 +24,7 @@ from spice_rs.data.templates import recorded_date
 from spice_rs.extraction.batching import Sample, lengths_of, longest_first, rows_of
 from spice_rs.extraction.extractor import extract
 from spice_rs.extraction.gradients import GradientRun, write_rows
-from spice_rs.extraction.joining import dataset_of
+from spice_rs.extraction.joining import check_settings, dataset_of
 from spice_rs.extraction.preparation import Extraction, preparing
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings
@@ -154,6 +154,7 @@ def plan(
     earlier = None
     if out is not None and Path(out).exists() and not _is_empty_folder(Path(out)):
         earlier = GradientStore(out)
+        check_settings(out, settings)
     cache = None if out is None else TokenCache.of(out, settings.cache_dir)
     told = None if out is None else recorded_date(Path(out) / "store.json", "provenance")
     with (
