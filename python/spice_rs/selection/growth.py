@@ -22,7 +22,8 @@ from spice_rs.selection.arguments import (
     threads_wanted,
 )
 from spice_rs.selection.checkpoint import COLUMNS
-from spice_rs.selection.conditions import KEYS, Conditions
+from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
