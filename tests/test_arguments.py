@@ -24,7 +24,8 @@ import torch
 
 import spice_rs
 from command import run
-from reference import make_data, make_model
+from models import make_model
+from reference import make_data
 from spice_rs import InvalidInputError, arguments, cli
 from spice_rs.commands import values
 from spice_rs.extraction.projection import Parameter, make_projection
