@@ -33,7 +33,7 @@ from spice_rs.extraction.projection import Parameter, make_projection
 pytestmark = pytest.mark.filterwarnings("ignore::spice_rs.SpiceWarning")
 
 ROWS = np.random.default_rng(0).standard_normal((40, 6), dtype=np.float32)
-CLASSES = ("GradientStore", "GradientWriter", "NearDuplicates", "OnlineSelector", "Selection")
+CLASSES = ("Composition", "GradientStore", "GradientWriter", "NearDuplicates", "OnlineSelector", "Selection")
 """Classes with methods of their own; the others of the package only hold results."""
 
 EXTRACTING = {
@@ -133,6 +133,9 @@ def calls(tmp_path_factory):
         "extend": (spice_rs.extend, {"selection": spice_rs.select(ROWS[:30], 8), "source": ROWS},
                    {"k": 5, "threads": 1, "hot_rows": 3, "time_limit": 1e6}),
         "log_det": (spice_rs.log_det, {"source": ROWS, "rows": [1, 2]}, {"threads": 2, "alpha": 0.5}),
+        "coverage": (spice_rs.coverage,
+                     {"selection": spice_rs.select(ROWS[:30], 8), "source": ROWS[:30], "held_out": ROWS[30:]},
+                     {"random_sets": 2, "seed": 3}),
         "relevance": (spice_rs.relevance, {"source": ROWS, "target": ROWS[:3] + 1}, {"threads": 2}),
         "agreement": (spice_rs.agreement, {"a": ROWS, "b": ROWS + 1}, {"k": 6, **several}),
         "compare": (spice_rs.compare, {"source": ROWS, "methods": ["spice", "random", "windows"]},
@@ -153,6 +156,7 @@ def calls(tmp_path_factory):
         "GradientStore.compact": (lambda **given: opened().compact(**given), {}, {"bytes_per_shard": 200}),
         "GradientStore.merge": (merged, {}, {}),
         "Selection.head": (picked.head, {}, {"k": 3}),
+        "Composition.head": (picked.composition.head, {}, {"k": 3}),
         "NearDuplicates.head": (picked.near_duplicates.head, {}, {"k": 3}),
         "Selection.load": (lambda **given: spice_rs.Selection.load(folder / "saved", **given), bare, {"dim": 6}),
         "Selection.to_frame": (picked.to_frame, {}, {}),
@@ -564,7 +568,7 @@ OPTIONS = list(numbered_options())
 
 def test_every_command_with_a_number_is_called_here():
     assert {name for name, *_ in OPTIONS} == set(LINES)
-    assert ("select", "-k", True, None) in OPTIONS
+    assert ("select", "--hot-rows", True, None) in OPTIONS
     assert ("run", "--learning-rate", False, None) in OPTIONS
 
 

@@ -267,7 +267,7 @@ def test_other_checkpoints_do_not_join_a_store(change, tmp_path):
             "lacks model.layers.0.self_attn.q_proj.weight",
         ),
         ({"checkpoints": ["/no/such/folder"]}, "no such folder"),
-        ({"checkpoint_weights": [1]}, "without checkpoints"),
+        ({"checkpoint_weights": [1]}, "expected checkpoints beside them"),
         ({"checkpoints": [make_model().state_dict()], "checkpoint_weights": [1, 2]}, "expected 1 positive"),
         (
             {"checkpoints": [make_model().state_dict()], "checkpoint_weights": [-1]},

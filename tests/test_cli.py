@@ -166,7 +166,7 @@ def test_info_prints_what_the_store_is(pool, capsys):
 
 def test_warnings_are_one_line_on_stderr(pool, capsys):
     np.save(pool / "rows.npy", np.abs(ROWS))
-    assert run("select", pool / "rows.npy", "-k", 5) == 0
+    assert run("select", pool / "rows.npy", "-k", 5, "--conflict-penalty", 0.1) == 0
     err = capsys.readouterr().err
     assert "spice-rs: warning: --conflict-penalty 0.1 changed none" in err
     assert ".py" not in err.replace("rows.npy", "")

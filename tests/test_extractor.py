@@ -306,7 +306,6 @@ def test_limit_and_skipped_rows_keep_indices(tmp_path):
         {"completion_only": False},
         {"model": make_model(seed=5)},
         {"data": make_data(3, seed=1)},
-        {"data": make_data(4)},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -17,8 +17,6 @@ from tiny import make_records
 RECORDS = make_records(30)
 OPTIONS = {"dim": 16, "progress": False}
 
-pytestmark = pytest.mark.filterwarnings("ignore:conflict_penalty=0.1 changed none")
-
 
 def write(path, records):
     path.write_text("".join(json.dumps(each) + "\n" for each in records))

@@ -27,8 +27,6 @@ from spice_rs.store.store import GradientStore
 from stores import shards, split
 from tiny import make_records
 
-pytestmark = pytest.mark.filterwarnings("ignore:conflict_penalty=0.1 changed none")
-
 RECORDS = [
     {**record, "topic": "ab"[row % 2], "w": 1.0 + row % 3} for row, record in enumerate(make_records(20))
 ]

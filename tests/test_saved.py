@@ -140,7 +140,8 @@ def test_other_programs_read_the_file(saved, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     selection, contents = saved
     tensors = safetensors.load(contents)
-    assert sorted(tensors) == sorted(SERIES)
+    assert sorted(tensors) == sorted([*SERIES, "pick_alike"])
+    np.testing.assert_array_equal(tensors.pop("pick_alike"), selection.composition.alike)
     for name, values in tensors.items():
         np.testing.assert_array_equal(values, getattr(selection, name))
 
@@ -155,6 +156,8 @@ def test_the_format_is_the_one_of_version_1(saved):
     assert (metadata["format"], metadata["format_version"]) == ("spice-rs selection", "1")
     run = json.loads(metadata["run"])
     assert list(run) == ["settings", "stop_reason", "log_det", "signal", "compared"]
+    composition = run["settings"].pop("composition")
+    assert composition == {"rows": 60, "tokens": None, "column": None, "labels": None, "alike": True}
     assert run["settings"] == selection.settings
     assert run["compared"] is None
     assert (run["stop_reason"], run["log_det"], run["signal"]) == (
@@ -162,15 +165,17 @@ def test_the_format_is_the_one_of_version_1(saved):
         selection.log_det,
         selection.signal,
     )
-    names = ["indices", "gains", "base", "conflict", "scores", "rows_read", "log_dets", "overruled"]
+    names = ["indices", "gains", "base", "conflict", "scores", "rows_read", "log_dets"]
+    names += ["pick_alike", "overruled"]
     assert list(header) == names
-    assert [header[name]["dtype"] for name in names] == ["I64", *["F64"] * 4, "I64", "F64", "BOOL"]
+    assert [header[name]["dtype"] for name in names] == ["I64", *["F64"] * 4, "I64", "F64", "I64", "BOOL"]
     assert (8 + length) % 8 == 0
     data = contents[8 + length :]
     np.testing.assert_array_equal(np.frombuffer(data, "<i8", 25), selection.indices)
     np.testing.assert_array_equal(np.frombuffer(data, "<f8", 25, 200), selection.gains)
-    np.testing.assert_array_equal(np.frombuffer(data, "?", 25, 1400), selection.overruled)
-    assert len(data) == 1425
+    np.testing.assert_array_equal(np.frombuffer(data, "<i8", 25, 1400), selection.composition.alike)
+    np.testing.assert_array_equal(np.frombuffer(data, "?", 25, 1600), selection.overruled)
+    assert len(data) == 1625
     assert contents == sealed(contents)
 
 
@@ -210,6 +215,8 @@ def test_conditions_add_tensors_to_the_format_of_version_1(conditional):
     optional = {
         "costs": ("F64", selection.costs),
         "groups": ("I64", np.array([["even", "odd"].index(label) for label in selection.groups])),
+        "pick_labels": ("I64", selection.composition.codes),
+        "pick_alike": ("I64", selection.composition.alike),
         "duplicate_rows": ("I64", selection.near_duplicates.rows),
         "duplicate_of": ("I64", selection.near_duplicates.of),
         "duplicate_cosines": ("F64", selection.near_duplicates.cosine),
@@ -294,7 +301,7 @@ def test_a_file_made_up_with_a_fitting_checksum_is_refused(old, new, says, saved
 )
 def test_numbers_that_no_run_has_are_refused(name, value, says, saved, tmp_path):
     selection, contents = saved
-    start = len(contents) - 1425 + 200 * list(SERIES).index(name)
+    start = len(contents) - 1625 + 200 * list(SERIES).index(name)
     values = getattr(selection, name).copy()
     values[-1] = values[0] if value == "first" else value
     (tmp_path / "sel").write_bytes(sealed(contents[:start] + values.tobytes() + contents[start + 200 :]))

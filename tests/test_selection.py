@@ -537,7 +537,9 @@ def warnings_of(*args, **keywords) -> list[str]:
 
 def test_a_penalty_that_changes_nothing_is_said_aloud():
     rows = np.abs(pools.law("clustered", 100, 8, 1))
-    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20))
+    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20, conflict_penalty=0.1))
+    assert any("changed none of the 20 picks" in m for m in warnings_of(rows, 20, preset="paper"))
+    assert warnings_of(rows, 20) == []  # nobody asked for the default
     assert warnings_of(rows, 20, conflict_penalty=0.0) == []
     assert warnings_of(pools.law("opposed", 500, 8, 1), 100, conflict_penalty=0.5) == []
 
@@ -586,7 +588,6 @@ ROWS = np.eye(4, dtype=np.float32)
         ({"k": 2, "normalize": "mean"}, "normalize: found 'mean'"),
         ({"k": 2, "threads": 0}, "threads: found 0"),
         ({"k": 2, "threads": 10**6}, "threads: found 1000000, expected a whole number from 1 to 4096"),
-        ({"k": 2, "alpha": None}, "alpha: found None"),
         ({"k": 2, "alpha": [1]}, "alpha: found [1]"),
         ({"k": 2, "conflict_penalty": "x"}, "conflict_penalty: found 'x'"),
         ({"k": 2, "early_stop": "a"}, "early_stop: found 'a'"),

@@ -439,6 +439,37 @@ class TestSaved:
         assert bound.ratio > 0.9
 
 
+class TestReport:
+    def test_a_page_shows_the_target(self, tmp_path: Path) -> None:
+        pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
+        pool[4] = target[0]
+        found = spice_rs.select(pool, 8, target=target, target_groups=["x"] * 4 + ["y"] * 4)
+        spice_rs.write_report(found, pool, tmp_path / "r.html", progress=False)
+        page = (tmp_path / "r.html").read_text("utf-8")
+        for fact in ("x: ‖q‖ =", "y: ‖q‖ =", "point away from the target, 1 left out", "row 4"):
+            assert fact in page
+
+    def test_random_sets_are_of_candidates(self) -> None:
+        from spice_rs.analysis.random_sets import random_sets
+        from spice_rs.analysis.inputs import SelectionInputs
+        from spice_rs.analysis.replay import Replay
+
+        pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
+        found = spice_rs.select(pool, 8, target=target)
+        relevance = spice_rs.relevance(pool, target)
+        weights = np.where(relevance > 0, relevance, 1.0)
+        away = np.flatnonzero(relevance <= 0)
+        alike: dict[str, Any] = {
+            "weights": weights,
+            "exclude": away,
+            "normalize": "unit",
+            "conflict_penalty": 0,
+        }
+        other = spice_rs.select(pool, 8, alpha=found.settings["alpha"], **alike)
+        same = Replay(other, pool, SelectionInputs(weights=weights, exclude=away))
+        assert random_sets(Replay(found, pool)).log_dets == pytest.approx(random_sets(same).log_dets)
+
+
 class TestComparison:
     def test_each_method_picks_what_its_rule_says(self) -> None:
         pool, target = drawn(0, 80, 6), aimed(1, 8, 6)

@@ -25,8 +25,6 @@ from spice_rs.store.store import GradientStore
 from spice_rs.store.unfinished import FILE, Unfinished, mark, of_all, read_mark
 from tiny import make_records
 
-pytestmark = pytest.mark.filterwarnings("ignore:conflict_penalty=0.1 changed none")
-
 RECORDS = make_records(20)
 STATE = "5 of 20 rows, the longest first: the extraction has not ended (or is still running)"
 

@@ -81,12 +81,55 @@ class Chooser:
         elif kind == "k_center":
             found = spice_rs.compare(store, k, "k_center", certificate=False)
             rows = next(iter(found.selections.values())).indices
+        elif kind == "own source":  # what knowing the sources would give
+            own = [row for row, record in enumerate(self.scene.pool) if record["source"] == how["source"]]
+            rows = self._within(store, np.random.default_rng(seed).permutation(own), how)
+        elif kind in ("target", "relevance", "less"):
+            rows = self._for_target(store, kind, how, k)
         elif kind == "run":
             rows = self._run(how, k, seed)
         else:
             rows = self._select(store, how, k, seed)
         seconds = time.perf_counter() - started
         return Choice(rows, seconds, spice_rs.log_det(store, rows, normalize="unit"))
+
+    def _for_target(
+        self, store: spice_rs.GradientStore, kind: str, how: dict[str, Any], k: int
+    ) -> np.ndarray:
+        """Picks for trusted records of some sources: by `select`, by the largest r, or by the largest mean cosine."""
+        records = [
+            record for source in how["sources"] for record in self.scene.trusted[source][: how["target_rows"]]
+        ]
+        folder = self.folder / f"target-{self.scene.name}-{'-'.join(how['sources'])}-{how['target_rows']}"
+        kept = [{name: record[name] for name in ("instruction", "response")} for record in records]
+        target = spice_rs.extract(
+            self.trainer.folder, kept, folder, like=store.path, gguf_file=self.trainer.file, progress=True
+        )
+        if kind == "target":
+            budget = self._tokens(store, k) if how.get("equal_tokens") else {"k": k}
+            return spice_rs.select(store, **budget, target=target).indices
+        if kind == "relevance":
+            values = spice_rs.relevance(store, target)
+            return self._within(store, np.sort(store.index)[np.argsort(-values, kind="stable")], how)
+        found = spice_rs.compare(store, len(store) - len(records), ["less"], target=target, certificate=False)
+        return self._within(store, found.selections["less"].indices, how)
+
+    def _tokens(self, store: spice_rs.GradientStore, k: int) -> dict[str, Any]:
+        """As many tokens as k random picks have on average."""
+        assert store.num_tokens is not None
+        return {"budget": float(round(store.num_tokens.mean() * k))}
+
+    def _within(
+        self, store: spice_rs.GradientStore, ranked: np.ndarray, how: Mapping[str, Any]
+    ) -> np.ndarray:
+        """The first k rows, or with "equal_tokens" as many as fit into a random set's tokens."""
+        k = self.settings["k"]
+        if not how.get("equal_tokens"):
+            return ranked[:k]
+        assert store.num_tokens is not None
+        tokens = dict(zip(store.index.tolist(), store.num_tokens.tolist(), strict=True))
+        spent = np.cumsum([tokens[row] for row in ranked.tolist()])
+        return ranked[: max(1, int((spent <= self._tokens(store, k)["budget"]).sum()))]
 
     def _run(self, how: Mapping[str, Any], k: int, seed: int) -> np.ndarray:
         """The picks of the paper's schedule, whose proxy learns from them as it goes."""
@@ -110,8 +153,7 @@ class Chooser:
             how.update(groups=sources, group_shares="pool")
         budget: dict[str, Any] = {"k": k}
         if how.pop("equal_tokens", False):  # as many as random picks have on average
-            assert store.num_tokens is not None
-            budget = {"budget": float(round(store.num_tokens.mean() * k))}
+            budget = self._tokens(store, k)
         elif "pool_size" in how:
             how["select_per_window"] = max(1, round(how["pool_size"] * k / len(store)))
             how["seed"], budget = seed, {}

@@ -2,10 +2,12 @@
 
     python benches/evidence/evidence.py CONFIG.json [--work FOLDER] [--pool FILE.jsonl.gz] [--only METHOD …] [--table-only]
 
-CONFIG.json is cpu.json or gpu.json beside this file, or one of your own with the same keys. `methods` names each way to
-choose: {"kind": "random" | "longest" | "full" | "k_center"}; "kind": "run" with arguments of `spice_rs.run_schedule`
-(`pool_size`, `interval`), for a proxy that learns; or the arguments of `spice_rs.select`, with "shares": true for the
-pool's shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows, and
+CONFIG.json is cpu.json, gpu.json or targets.json beside this file, or one of your own with the same keys. `methods`
+names each way to choose: {"kind": "random" | "longest" | "full" | "k_center"}; "kind": "run" with arguments of
+`spice_rs.run_schedule` (`pool_size`, `interval`), for a proxy that learns; {"kind": "target" | "relevance" | "less",
+"sources", "target_rows"} for picks for records that neither the pool nor the judges have; {"kind": "own source",
+"source"} for random rows of one source; or the arguments of `spice_rs.select`, with "shares": true for the pool's
+shares of the sources, "equal_tokens": true for as many tokens as random picks have instead of as many rows, and
 "proxy" for other gradients than those of a fresh LoRA on the model itself; "seeds", "lengths" and "scenes" for fewer.
 
 Every run becomes a JSON file in FOLDER/runs; the same command goes on where it was stopped. The Markdown tables of what is

@@ -27,12 +27,14 @@ class Scene:
         pool: records to select from.
         held_out: source → records that no pool has.
         outside: sources that are rare in the pool or not in it at all.
+        trusted: source → records that are neither, of which targets are made.
     """
 
     name: str
     pool: list[Record]
     held_out: dict[str, list[Record]]
     outside: tuple[str, ...]
+    trusted: dict[str, list[Record]]
 
 
 def read_records(file: Path | None, seed: int) -> list[Record]:
@@ -57,7 +59,7 @@ def make_scene(name: str, records: list[Record], settings: Mapping[str, Any]) ->
         name: "mixture", "unseen" or "rare".
         records: all there are.
         settings: `pool_rows`, `held_out_rows` (of each source), `most_characters`, `seed`; `unseen` (a source), `rare`
-            (source → share of the pool).
+            (source → share of the pool); `trusted_rows` (of each source) where there are targets.
     """
     short = [
         record
@@ -70,7 +72,9 @@ def make_scene(name: str, records: list[Record], settings: Mapping[str, Any]) ->
         by_source.setdefault(short[row]["source"], []).append(short[row])
     each = settings["held_out_rows"]
     held_out = {source: found[:each] for source, found in sorted(by_source.items())}
-    rest = {source: found[each:] for source, found in by_source.items()}
+    apart = each + settings.get("trusted_rows", 0)
+    trusted = {source: found[each:apart] for source, found in sorted(by_source.items())}
+    rest = {source: found[apart:] for source, found in by_source.items()}
     rows = settings["pool_rows"]
     shares = {source: len(found) / sum(map(len, rest.values())) for source, found in rest.items()}
     outside: tuple[str, ...] = ()
@@ -90,4 +94,4 @@ def make_scene(name: str, records: list[Record], settings: Mapping[str, Any]) ->
         record for source, share in shares.items() for record in rest[source][: round(rows * share / total)]
     ]
     shuffled = np.random.default_rng(settings["seed"] + 1).permutation(len(pool))
-    return Scene(name, [pool[row] for row in shuffled], held_out, outside)
+    return Scene(name, [pool[row] for row in shuffled], held_out, outside, trusted)

@@ -13,6 +13,7 @@ from spice_rs import early  # isort: skip  (before all that takes time)
 from spice_rs._core import __version__
 from spice_rs.analysis.agreement import Agreement, agreement
 from spice_rs.analysis.certificate import Certificate, certify
+from spice_rs.analysis.coverage import Coverage, coverage
 from spice_rs.analysis.curvature import Curvature, curvature
 from spice_rs.analysis.explained import Explanation
 from spice_rs.analysis.explanation import explain
@@ -28,6 +29,7 @@ from spice_rs.errors import (
     UnfinishedStoreError,
 )
 from spice_rs.report.page import write_report
+from spice_rs.selection.composition import Composition
 from spice_rs.selection.growth import extend
 from spice_rs.selection.relevance import relevance
 from spice_rs.selection.result import NearDuplicates, Selection
@@ -50,7 +52,9 @@ __all__ = [
     "Analysis",
     "Certificate",
     "Comparison",
+    "Composition",
     "CorruptStoreError",
+    "Coverage",
     "Curvature",
     "Diagnosis",
     "Explanation",
@@ -72,6 +76,7 @@ __all__ = [
     "analyze",
     "certify",
     "compare",
+    "coverage",
     "curvature",
     "doctor",
     "explain",

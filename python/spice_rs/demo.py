@@ -67,7 +67,6 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
             "target_modules": UPPER_LAYERS,
             "progress": True,
         },
-        selection={"conflict_penalty": 0.1},
     )
     seconds = time.perf_counter() - started
 

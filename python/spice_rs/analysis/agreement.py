@@ -23,10 +23,12 @@ from spice_rs.frames import Framed
 from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import (
+    Rows,
     alpha_given,
     count,
     fisher_given,
     penalty,
+    rows_of,
     rows_wanted,
     seeded,
     threads_wanted,
@@ -127,7 +129,7 @@ class Agreement(Framed):
 def agreement(
     a: Any,
     b: Any,
-    k: int | None = None,
+    k: Rows | None = None,
     *,
     alpha: Alpha = 1.0,
     conflict_penalty: float = 0.1,
@@ -148,7 +150,7 @@ def agreement(
         a: a source as for `select`, for example a store made with the small proxy.
         b: a source of the same data, for example a store of a sample made with the target model. Its rows may have
             another width.
-        k: rows to pick; by default a tenth of the common ones.
+        k: rows to pick, or a share of the common ones, as for `select`; by default a tenth.
         alpha: weight α of the Fisher information; "auto" as for `select`, in each source by its own rows.
         conflict_penalty: λ.
         fisher: as for `select`; U is always that of the full Fisher information.
@@ -178,7 +180,7 @@ def agreement(
         >>> bool(found.spearman > 0.9), bool(found.a_in_b[-1] > 0.9 * found.own_b[-1])
         (True, True)
     """
-    k = None if k is None else rows_wanted(k)
+    asked = None if k is None else rows_wanted(k)
     seed, threads = seeded(seed), threads_wanted(threads)
     alpha, conflict_penalty, fisher = alpha_given(alpha), penalty(conflict_penalty), fisher_given(fisher)
     random_sets, progress = count("random_sets", random_sets), flag_or_none("progress", progress)
@@ -187,8 +189,7 @@ def agreement(
         source.check_finished(partial)
         source.warn_unfinished()
     common, excluded = _common(*sources)
-    if k is None:
-        k = max(1, round(0.1 * len(common)))
+    k = rows_of(asked, len(common)) or max(1, round(0.1 * len(common)))
     if k > len(common):
         raise InvalidInputError(
             f"k: found {k}, expected at most {len(common)}, the rows that both sources have. Give a smaller one."

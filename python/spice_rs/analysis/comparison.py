@@ -18,8 +18,18 @@ from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Library, as_frame
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
-from spice_rs.selection.arguments import alpha_given, count, penalty, rows_wanted, seeded, threads_wanted
+from spice_rs.selection.arguments import (
+    Rows,
+    alpha_given,
+    count,
+    penalty,
+    rows_of,
+    rows_wanted,
+    seeded,
+    threads_wanted,
+)
 from spice_rs.selection.columns import Label
+from spice_rs.selection.lopsided import OPENING
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
@@ -154,7 +164,7 @@ class Comparison:
 
 def compare(
     source: Any,
-    k: int,
+    k: Rows,
     methods: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
     target: Any = None,
@@ -196,7 +206,7 @@ def compare(
 
     Args:
         source: as for `select`.
-        k: rows that each method picks, 1 ≤ k ≤ n.
+        k: rows that each method picks, 1 ≤ k ≤ n, or a share of them, as for `select`.
         methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less
             and random; all of them by default. From Python also label → one of these names, options of `select`, dataset
             rows in pick order, or a selection from this source, to compare one's own.
@@ -244,24 +254,25 @@ def compare(
         >>> sides.overlap.shape
         (5, 5)
     """
-    wanted, seed, threads = rows_wanted(k), seeded(seed), threads_wanted(threads)
+    asked, seed, threads = rows_wanted(k), seeded(seed), threads_wanted(threads)
     random_sets, pool_size = count("random_sets", random_sets), count("pool_size", pool_size)
     given, conflict_penalty = alpha_given(alpha), penalty(conflict_penalty)
     certificate, progress = flag("certificate", certificate), shown(progress)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
+    wanted = rows_of(asked, opened.rows) or 0
     if wanted > opened.rows:
         raise InvalidInputError(
-            f"k: found {k}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
+            f"k: found {wanted}, expected a number from 1 to {opened.rows}, the rows of the source. Ask for fewer rows."
         )
     aims = None
     if target is not None:
         aims = measure(opened, target, None, None, partial=partial, threads=threads, progress=progress)
         left = opened.rows - len(aims.overlap)
-        if k > left:
+        if wanted > left:
             raise InvalidInputError(
-                f"k: found {k}, expected a number from 1 to {left}, the rows of the source that the target has not. Ask for"
-                " fewer rows."
+                f"k: found {wanted}, expected a number from 1 to {left}, the rows of the source that the target has not."
+                " Ask for fewer rows."
             )
         normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
@@ -389,6 +400,8 @@ def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str
     for each in caught:
         if not issubclass(each.category, SpiceWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif str(each.message).startswith(OPENING):
+            continue  # shares and lengths of all methods stand side by side
         elif not any(str(each.message) in note for note in notes):
             notes.append(f"{contender.label}: {each.message}")
     if contender.exact and isinstance(made, Selection):

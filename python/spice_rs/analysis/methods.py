@@ -15,6 +15,7 @@ from spice_rs import _core
 from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
 from spice_rs.errors import InvalidInputError
 from spice_rs.nearness import meant
+from spice_rs.selection.presets import PENALTY
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.selection.target import Measured
@@ -54,7 +55,7 @@ class Setting:
         shared: dict[str, Any] = {
             "k": None if own_budget else self.k,
             "alpha": self.alpha,
-            "conflict_penalty": self.conflict_penalty,
+            "conflict_penalty": None if self.conflict_penalty == PENALTY else self.conflict_penalty,
             "normalize": self.normalize,
             "threads": self.threads,
             "progress": lambda picks, *_: watch(picks),

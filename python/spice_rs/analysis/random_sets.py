@@ -37,6 +37,8 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
     free = np.ones(replay.source.rows, bool)
     free[replay.initial] = False
     free[replay.excluded] = False
+    if replay.aimed is not None:
+        free[replay.aimed.barred] = False
     candidates = replay.order[free[replay.order]]
     sizes = log_spaced(len(replay.picks), points) + 1
     drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.source.dim

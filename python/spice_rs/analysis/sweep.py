@@ -77,7 +77,7 @@ def sweep(
         raise InvalidInputError(
             f"setting: found {setting!r}, expected 'conflict_penalty' or 'alpha'. Choose one of these."
         )
-    conditions = [key for key in KEYS if settings[key] is not None]
+    conditions = [key for key in KEYS if settings.get(key) is not None]
     if conditions:
         raise InvalidInputError(
             f"selection: found picks made with {', '.join(conditions)}, expected none of these: a saved selection does not"

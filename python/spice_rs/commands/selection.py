@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import spice_rs
 from spice_rs.commands.exports import add_outputs, check_targets, write_targets
 from spice_rs.commands.options import add_command, add_options
 from spice_rs.commands.outputs import check_outputs
-from spice_rs.commands.values import path
+from spice_rs.commands.values import path, share
 from spice_rs.files import read_whole
 from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
@@ -69,6 +68,12 @@ def add(commands: Any) -> None:
         type=path,
         help="store folder, .npy, .npz, file.npz::member or headerless file",
     )
+    select.add_argument(
+        "--share",
+        type=share,
+        metavar="SHARE",
+        help="in place of -k: a share of the rows, such as 0.1 or 10%%, to the nearest row",
+    )
     add_outputs(select)
     add_options(select, spice_rs.select, skip=("source", "data", "index_column"), words=WORDS)
 
@@ -99,12 +104,23 @@ def _select(
     columns: Mapping[str, str] | None,
     index_column: str | None,
     force: bool,
+    share: float | str | None,
     **options: Any,
 ) -> None:
+    from spice_rs.commands.labels import labelled
     from spice_rs.report.shares import group_table
-    from spice_rs.report.summary import SHOWN_GROUPS, as_sentence, target_facts
+    from spice_rs.report.summary import SHOWN_GROUPS, target_facts
+    from spice_rs.selection.arguments import rows_wanted
     from spice_rs.selection.picks import read_rows
 
+    if share is not None:
+        if options["k"] is not None:
+            raise spice_rs.InvalidInputError(
+                f"--share: found it beside -k {options['k']}, expected one of the two. Leave one out."
+            )
+        options["k"] = share
+    if options["k"] is not None:
+        rows_wanted(options["k"])  # before anything is opened
     given: dict[str, Any] = {"name": name, "columns": columns}
     files = {f"--{field}": options[field] for field in ROW_FILES}
     shares = options["group_shares"]
@@ -134,10 +150,12 @@ def _select(
         if options[field] is not None:
             options[field] = read_rows(options[field], opened.belonging)
     options["group_shares"] = _shares(options["group_shares"])
-    _check_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
+    column = _look_at_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
+    if data is not None and options["groups"] is None:
+        opened = labelled(opened, data, column, index_column)
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
-    say(as_sentence(selection), file=sys.stderr)
+    _say_what_was_picked(selection)
     for fact, value in target_facts(selection):
         say(f"{fact}: {value}", file=sys.stderr)
     if selection.compared is not None:
@@ -164,7 +182,7 @@ def _extend(
     force: bool,
     **options: Any,
 ) -> None:
-    from spice_rs.report.summary import as_sentence
+    from spice_rs.commands.labels import labelled
     from spice_rs.selection.picks import read_rows
 
     given: dict[str, Any] = {"name": name, "columns": columns}
@@ -176,10 +194,23 @@ def _extend(
     if options["old_rows"] is not None:
         rows = read_rows(options["old_rows"])
         options["old_rows"] = rows.indices if isinstance(rows, spice_rs.Selection) else rows
-    _check_data(opened, data, index_column)
+    column = _look_at_data(opened, data, index_column)
+    if data is not None:
+        opened = labelled(opened, data, column, index_column)
     selection = spice_rs.extend(spice_rs.Selection.load(earlier), opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
+    _say_what_was_picked(selection)
+
+
+def _say_what_was_picked(selection: spice_rs.Selection) -> None:
+    """Print a sentence about the picks, and what they are made of beside their pool."""
+    from spice_rs.report.shares import beside_pool
+    from spice_rs.report.summary import as_sentence
+    from spice_rs.tables import aligned
+
     say(as_sentence(selection), file=sys.stderr)
+    if table := beside_pool(selection):
+        say_block(aligned(table), file=sys.stderr)
 
 
 def _write(
@@ -231,9 +262,9 @@ def _opened(source: str, data: str | None, index_column: str | None, options: Ma
     return opened
 
 
-def _check_data(
+def _look_at_data(
     opened: Source, data: str | None, index_column: str | None, unpicked: Sequence[Any] = ()
-) -> None:
+) -> str | None:
     """Look now whether the data are the source's own: else that is found out after a long selection.
 
     Args:
@@ -242,24 +273,35 @@ def _check_data(
         index_column: see `raw_records`; the data must then have every row that may be picked.
         unpicked: rows or selections that are not picked; None is none.
 
+    Returns:
+        The column that says what records are of; None if there is none.
+
     Raises:
         InvalidInputError: see `raw_records`.
     """
+    from spice_rs.commands.labels import label_column
     from spice_rs.data.matching import raw_records, spread
     from spice_rs.data.row_set import RowSet
 
+    if data is None:
+        return None
     belonging = opened.belonging
-    if data is not None and index_column is not None:
-        rows = np.sort(opened.dataset_order() if opened.index is None else opened.index)
+    rows = np.sort(opened.dataset_order() if opened.index is None else opened.index)
+    if index_column is not None:
         for each in unpicked:
             if each is not None:
                 given = each.indices if isinstance(each, spice_rs.Selection) else np.asarray(each, np.int64)
                 rows = np.setdiff1d(rows, given)
         checked = set(spread(rows))
         joined = raw_records(data, RowSet(rows), belonging, index_column=index_column, checked=checked)
-        deque(joined, maxlen=0)
-    elif data is not None and belonging is not None:
-        deque(raw_records(data, set(spread(belonging.rows)), belonging), maxlen=0)
+        return label_column(joined)
+    looked_at = set(spread(rows if belonging is None else belonging.rows))
+    try:
+        return label_column(raw_records(data, looked_at, belonging))
+    except spice_rs.SpiceError:
+        if belonging is None:  # of such rows all that is known of the data is what the picks' records say
+            return None
+        raise
 
 
 def _names_file(shares: str | None) -> bool:

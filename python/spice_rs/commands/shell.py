@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spice_rs.commands.values import columns, path
+from spice_rs.commands.values import columns, path, rows_or_share
 from spice_rs.selection.constraints import PER_ROW, SCALARS
 
 
@@ -33,6 +33,7 @@ TEXTS = {
         "the records: a .jsonl, .json, .csv, .tsv or .parquet file (.gz too), a folder of such files, or a hub id",
         path,
     ),
+    "k": Own("ROWS|SHARE", kind=rows_or_share),
     "like": Own("STORE", kind=path),
     "tokenizer": Own(
         "TOKENIZER", "folder or hub id of a tokenizer (default: the one beside the model)", path
@@ -142,6 +143,7 @@ _PYTHON_ALONE = (
     (re.compile(r"spice_rs\.analyze"), "analyze"),
     (re.compile(r" To build on both, give one list of both\."), ""),
     (re.compile(r"column of data\b"), "column of --data"),
+    (re.compile(r"\(T,\) labels? (of each target row )?by dataset row( of the target)?, or "), ""),
     (re.compile(r"; (1|0\.1) unless said otherwise"), ""),
     (re.compile(r" Selection\.target and Selection\.relevance tell what came of it\."), ""),
     (re.compile(r"extract\(\.\.\., like=\.\.\.\)"), "extract --like"),

@@ -35,6 +35,31 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number") from None
 
 
+def rows_or_share(text: str) -> int | float | str:
+    """Read a number of rows, or a share of them: 100, 0.1, 10%."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if text.strip().endswith("%"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"found {text!r}, expected a number of rows, or a share of them such as 0.1 or 10%"
+    )
+
+
+def share(text: str) -> float | str:
+    """Read a share: 0.1, 10%, and 1 for all."""
+    found = rows_or_share(text)
+    if isinstance(found, str) or 0 < found <= 1:
+        return found if isinstance(found, str) else float(found)
+    raise argparse.ArgumentTypeError(
+        f"found {text!r}, expected a share above 0 and up to 1, or per cent: {text} rows are -k {text}, {text} per cent"
+        f" --share {text}%"
+    )
+
+
 def number_or(kind: Callable[[str], int | float], words: Sequence[str]) -> Callable[[str], int | float | str]:
     """Return what reads a number or one of the words."""
     what = "a whole number" if kind is whole else "a number"

@@ -31,7 +31,7 @@ from spice_rs.paths import local
 from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
-from spice_rs.report.shares import composition_rows
+from spice_rs.report.shares import beside_pool, composition_rows
 from spice_rs.report.summary import early_stop_facts, extended_facts, target_facts, unfinished_facts
 from spice_rs.selection.arguments import count_or_none
 from spice_rs.selection.constraints import KEYS
@@ -209,7 +209,10 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
         ("median margin over the runner-up", cell(found.medians()["margin"], ".4g")),
     ]
     notes = "".join(f"<p class=note>{as_html(note)}</p>" for note in found.notes)
-    return _table("", rows, header=False) + notes
+    beside = beside_pool(of)
+    return (
+        _table("", rows, header=False) + (_table("Picks beside the pool", beside) if beside else "") + notes
+    )
 
 
 def _certificate(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.printable import short
+from spice_rs.selection.composition import ALIKE, Composition
 from spice_rs.selection.result import Selection
-from spice_rs.tables import aligned
+from spice_rs.tables import UNKNOWN, aligned
 
 
 def composition_table(
@@ -48,6 +50,47 @@ def composition_rows(
                 _median(sizes[among]),
             )
         )
+    return rows
+
+
+SHOWN_LABELS = 8
+"""Labels that `beside_pool` shows, those that gained or lost most; the others in one line."""
+
+
+def beside_pool(selection: Selection) -> list[list[str]]:
+    """Return the cells of a table of what picks are made of beside their pool, the heading first; empty if nobody knows.
+
+    Shares of groups that the caller gave are left to `group_rows`.
+    """
+    made = selection.composition
+    if made is None or not len(selection):
+        return []
+    rows = [["", "picks", "pool"], ["rows", f"{len(selection):,}", f"{made.rows:,}"]]
+    if made.pool_tokens is not None:
+        median, total = made.pool_tokens
+        rows += [
+            ["median tokens", f"{made.median_tokens:,g}", f"{median:,g}"],
+            ["tokens", f"{made.total_tokens:,}", f"{total:,}"],
+        ]
+    if selection.groups is None:
+        rows += _label_rows(made)
+    alike = "not compared" if made.num_alike is None else f"{made.num_alike:,}"
+    return [*rows, [f"alike (|cosine| > {ALIKE:g})", alike, UNKNOWN]]
+
+
+def _label_rows(made: Composition) -> list[list[str]]:
+    """Return the share of each label, in the order of the pool's shares."""
+    picks, pool = made.shares, made.pool_shares
+    moved = sorted(pool, key=lambda label: -abs(picks[label] - pool[label]))[:SHOWN_LABELS]
+    column = "" if made.column is None else f"{short(made.column, 30, str)} "
+    rows = [
+        [f"{column}{short(label, 30, str)}", f"{picks[label]:.1%}", f"{pool[label]:.1%}"]
+        for label in sorted(moved, key=lambda label: -pool[label])
+    ]
+    left = [label for label in pool if label not in set(moved)]
+    if left:
+        shares = (sum(each[label] for label in left) for each in (picks, pool))
+        rows.append([f"{column}{len(left)} others", *(f"{share:.1%}" for share in shares)])
     return rows
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from spice_rs.nouns import counted
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
-from spice_rs.report.shares import group_rows
+from spice_rs.report.shares import beside_pool, group_rows
 from spice_rs.selection.constraints import PER_ROW, SCALARS
 from spice_rs.selection.stopping import early_stop_finding
 from spice_rs.tables import aligned, html_table
@@ -36,12 +36,12 @@ SHOWN_PICKS = 10
 
 
 def as_text(selection: Selection) -> str:
-    """Return one fact per line, and the table of the groups."""
+    """Return one fact per line, and tables of what the picks are made of and of the groups."""
     facts = _facts(selection)
     width = max(len(name) for name, _ in facts)
     text = "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in facts)
-    groups = _groups(selection)
-    return f"{text}\n\n{aligned(groups)}" if groups else text
+    tables = [aligned(table) for table in (beside_pool(selection), _groups(selection)) if table]
+    return "\n\n".join([text, *tables])
 
 
 def as_sentence(selection: Selection) -> str:
@@ -65,13 +65,14 @@ def as_sentence(selection: Selection) -> str:
 
 
 def as_html(selection: Selection) -> str:
-    """Return the facts, the first picks and the groups as HTML."""
+    """Return the facts, what the picks are made of, the first of them and the groups as HTML."""
     facts = "".join(
         f"<tr><th>{html_text(name)}</th><td>{html_text(value)}</td></tr>" for name, value in _facts(selection)
     )
-    groups = _groups(selection)
+    groups, beside = _groups(selection), beside_pool(selection)
     return (
         f"<table>{facts}</table>"
+        + (html_table(beside) if beside else "")
         + html_table(_first_picks(selection))
         + (f"<pre>{html_text(aligned(groups), lines=True)}</pre>" if groups else "")
     )

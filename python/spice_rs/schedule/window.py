@@ -27,7 +27,7 @@ from spice_rs.selection.arguments import (
     stops_at,
     threads_wanted,
 )
-from spice_rs.selection.presets import Alpha
+from spice_rs.selection.presets import PENALTY, Alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
 from spice_rs.store.sources import Normalize, Source
@@ -121,7 +121,7 @@ class Criterion:
                 source,
                 k,
                 alpha=self.alpha,
-                conflict_penalty=self.conflict_penalty,
+                conflict_penalty=None if self.conflict_penalty == PENALTY else self.conflict_penalty,
                 fisher=self.fisher,
                 early_stop=self.early_stop,
                 normalize=self.normalize,

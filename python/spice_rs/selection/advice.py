@@ -21,7 +21,7 @@ LEFT = 0.05
 
 
 def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
-    """Return a sentence for every setting that did nothing, and for picked zero rows.
+    """Return a sentence for picked zero rows and for every setting but λ that did nothing, what matters most first.
 
     Args:
         selection: the picks.
@@ -29,27 +29,6 @@ def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
     """
     messages = []
     settings, picks, forced = selection.settings, len(selection), selection.forced
-    penalty, free = settings["conflict_penalty"], len(selection) - selection.forced > 1
-    if settings["method"] == "greedy" and penalty > 0 and free and not selection.overruled[forced:].any():
-        messages.append(
-            f"conflict_penalty={penalty:g} changed none of the {picks} picks (mean conflict of the picks"
-            f" {selection.conflict.mean():.3f}). Its size matters against Δ ({selection.gains[-1]:.3g} at the last pick):"
-            " try a larger one, a smaller alpha, or normalize='unit'."
-        )
-    alone = settings["initial"] is None
-    if alone and picks > 1 and 0 < linear_gain and selection.log_det > 0.99 * linear_gain:
-        messages.append(
-            f"alpha·‖g‖² is so small (median {selection.signal:.2g}) that U is linear: the picks do not interact and"
-            " the result is close to the largest norms. Try a larger alpha, or normalize='unit'."
-        )
-    if (finding := early_stop_finding(selection)) is not None:
-        messages.append(finding)
-    first, last = (selection.gains.max(), selection.gains.min()) if picks else (0.0, 0.0)
-    if picks > 1 and last > 0.99 * first and selection.signal > 100:
-        messages.append(
-            f"alpha·‖g‖² is so large (median {selection.signal:.2g}) that every Δ is the same to 1 %: the order of the"
-            " picks says little. Try a smaller alpha, or normalize='unit'."
-        )
     zero = forced + np.flatnonzero(selection.base[forced:] == 0)
     if zero.size:
         messages.append(
@@ -57,7 +36,35 @@ def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
             " no conflict, and so beat rows whose penalty exceeds their Δ. Try a smaller k or conflict_penalty, and see"
             " why these gradients vanish."
         )
+    alone = settings["initial"] is None
+    if alone and picks > 1 and 0 < linear_gain and selection.log_det > 0.99 * linear_gain:
+        messages.append(
+            f"alpha·‖g‖² is so small (median {selection.signal:.2g}) that U is linear: the picks do not interact and"
+            " the result is close to the largest norms. Try a larger alpha, or normalize='unit'."
+        )
+    first, last = (selection.gains.max(), selection.gains.min()) if picks else (0.0, 0.0)
+    if picks > 1 and last > 0.99 * first and selection.signal > 100:
+        messages.append(
+            f"alpha·‖g‖² is so large (median {selection.signal:.2g}) that every Δ is the same to 1 %: the order of the"
+            " picks says little. Try a smaller alpha, or normalize='unit'."
+        )
+    if (finding := early_stop_finding(selection)) is not None:
+        messages.append(finding)
     return messages
+
+
+def inert_penalty(selection: Selection, *, asked: bool) -> list[str]:
+    """Return a sentence if λ changed no pick, and the caller asked for it: of a default nobody expects anything."""
+    settings, picks, forced = selection.settings, len(selection), selection.forced
+    penalty = settings["conflict_penalty"]
+    competes = settings["method"] == "greedy" and penalty > 0 and picks - forced > 1
+    if not asked or not competes or selection.overruled[forced:].any():
+        return []
+    return [
+        f"conflict_penalty={penalty:g} changed none of the {picks} picks (mean conflict of the picks"
+        f" {selection.conflict.mean():.3f}). Its size matters against Δ ({selection.gains[-1]:.3g} at the last pick):"
+        " try a larger one, a smaller alpha, or normalize='unit'."
+    ]
 
 
 def unmet_conditions(selection: Selection, conditions: Conditions) -> list[str]:

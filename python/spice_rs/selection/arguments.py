@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
+
+import numpy as np
 
 from spice_rs.arguments import (
     choice,
+    number_of,
     real,
     real_or_none,
+    refused,
     whole,
     whole_or_none,
 )
@@ -17,17 +25,58 @@ from spice_rs.nearness import nearest
 MOST_ROWS = (1 << 31) - 1
 """The largest number of rows, steps or sets that the core counts, and the largest seed."""
 
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", re.ASCII)
+_NUMERAL = re.compile(r"(\d+)(\.\d*)?", re.ASCII)
+
 MOST_THREADS = 4096
 """More than this many threads are a slip, and starting them can fail or take all memory."""
 
 
-def rows_wanted(k: Any) -> int:
-    """Return how many rows are wanted.
+Rows = int | float | str
+"""How many rows a caller wants: a number of them, or a share of the pool (0.1, 1.0 for all, "10%")."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the rows of a pool: `part` in (0, 1], written as `text`."""
+
+    part: Fraction
+    text: str
+
+    def of(self, rows: int) -> int:
+        """Return the nearest number of rows, half of one upwards, and at least one."""
+        return max(1, math.floor(self.part * rows + Fraction(1, 2)))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def rows_wanted(k: Any) -> int | Share:
+    """Return how many rows are wanted, or what share of them.
 
     Raises:
-        InvalidInputError: it is no number of rows.
+        InvalidInputError: it is neither, or may be either.
     """
-    return whole("k", k, most=MOST_ROWS, remedy="Give a number of rows.")
+    percent = _PERCENT.fullmatch(k) if isinstance(k, str) else None
+    if percent is not None and 0 < Fraction(percent[1]) <= 100:
+        return Share(Fraction(percent[1]) / 100, k.strip())
+    number = number_of(k)
+    if isinstance(number, float | np.floating) and 0 < number <= 1:
+        return Share(Fraction(str(number)), str(number))
+    remedy = "Give a number of rows, or a share: 0.1 and '10%' are a tenth of them, 1.0 and '100%' all."
+    if isinstance(number, int | np.integer):
+        return whole("k", k, most=MOST_ROWS, remedy=remedy)
+    text = k.strip() if isinstance(k, str) else str(number)
+    expected = "a whole number of at least 1, or a share above 0 and up to 1"
+    if (numeral := _NUMERAL.fullmatch(text)) and float(text) > 1:
+        rows = f"k={numeral[1]} is that many rows, " if not (numeral[2] or "").strip(".0") else ""
+        remedy = f"It may be rows or per cent: {rows}k='{text}%' that share of them."
+    raise refused("k", k, expected, remedy)
+
+
+def rows_of(k: int | Share | None, rows: int) -> int | None:
+    """Return how many of the rows of a pool are wanted; None where nothing was said."""
+    return k.of(rows) if isinstance(k, Share) else k
 
 
 def count(name: str, value: Any, *, least: int = 1) -> int:
@@ -134,7 +183,11 @@ def seconds_allowed(time_limit: Any) -> float | None:
 
 
 def check_budget(
-    k: int | None, early_stop: float | None, budget: object, pool_size: int | None, per_window: int | None
+    k: int | Share | None,
+    early_stop: float | None,
+    budget: object,
+    pool_size: int | None,
+    per_window: int | None,
 ) -> None:
     """Refuse a run without an end, and budgets that exclude each other.
 

@@ -16,10 +16,10 @@ from spice_rs.data.matching import check_index_column, check_records, raw_record
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
 from spice_rs.printable import short
+from spice_rs.store.source import Label
 from spice_rs.store.sources import Source
 
-Label = str | int | bool
-"""What a group is called."""
+__all__ = ["HASH_DIGITS", "Columns", "Label", "digest", "row_list"]
 
 HASH_DIGITS = 16
 """Hex digits of a hash that stands for given values: enough to tell two runs apart."""

@@ -191,6 +191,39 @@ def _is_target(value: Any) -> bool:
     return False
 
 
+def _is_composition(value: Any) -> bool:
+    match value:
+        case {
+            "rows": rows,
+            "tokens": tokens,
+            "column": str() | None,
+            "labels": labels,
+            "alike": bool(),
+        } if len(value) == 5:
+            return is_whole(rows) and _or_none(_is_tokens)(tokens) and _or_none(_is_labelled)(labels)
+    return False
+
+
+def _is_tokens(value: Any) -> bool:
+    match value:
+        case [median, total]:
+            return is_real(median) and median >= 0 and is_whole(total)
+    return False
+
+
+def _is_labelled(value: Any) -> bool:
+    """Whether these are labels with a number each."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return False
+    kinds = {type(label) for label, _ in value}
+    return (
+        len(kinds) == 1
+        and kinds <= {str, int, bool}
+        and len({label for label, _ in value}) == len(value)
+        and all(is_whole(count) for _, count in value)
+    )
+
+
 def _not_negative(value: float) -> bool:
     return value >= 0
 
@@ -224,6 +257,7 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     **{each.name: (f"the hash of {each.name}, or null", _or_none(_is_hashed)) for each in PER_ROW},
     "prior_weight": ("a number, or null", _or_none(is_real)),
     "target": ("what is known of a target, or null", _or_none(_is_target)),
+    "composition": ("what a pool is made of, or null", _or_none(_is_composition)),
     "partial": ("true or false", _is_bool),
     "kept": ("a whole number of at least 0", is_whole),
     "extended": ("picks, unchanged and new of a pool that has grown", _is_extended),
@@ -250,6 +284,17 @@ _FIRST = {
 """Constraints that every file has an entry of; `read_run` says of the others that nobody asked for them."""
 
 _LATER = frozenset(
-    {"partial", "kept", "extended", "remade", "content", "data", "hashed", "unfinished"} | set(KEYS) - _FIRST
+    {
+        "composition",
+        "partial",
+        "kept",
+        "extended",
+        "remade",
+        "content",
+        "data",
+        "hashed",
+        "unfinished",
+    }
+    | set(KEYS) - _FIRST
 )
 """Entries that not every selection has, or that files of the first versions lack."""

@@ -13,18 +13,23 @@ from spice_rs import _core
 from spice_rs.arguments import rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
 from spice_rs.progress import Progress
-from spice_rs.selection.advice import inert_settings
+from spice_rs.selection.advice import inert_penalty, inert_settings
 from spice_rs.selection.arguments import (
+    Rows,
     count_or_none,
+    rows_of,
     rows_wanted,
     search_given,
     seconds_allowed,
     threads_wanted,
 )
 from spice_rs.selection.checkpoint import COLUMNS
+from spice_rs.selection.composition import composed
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import KEYS
+from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past
+from spice_rs.selection.presets import PENALTY
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
 from spice_rs.selection.saved import NEAR_DUPLICATES
@@ -35,7 +40,7 @@ def extend(
     selection: Selection,
     source: Any,
     *,
-    k: int | None = None,
+    k: Rows | None = None,
     old_rows: Any = None,
     threads: int | None = None,
     progress: Progress = None,
@@ -57,7 +62,7 @@ def extend(
     Args:
         selection: the earlier selection, made without conditions and in one run (not in windows) by an exact method.
         source: the pool as it is now, as for `select`: all rows of the earlier one, unchanged, and new ones.
-        k: rows to select; by default as many as then.
+        k: rows to select, or a share of the grown pool, as for `select`; by default as many as then.
         old_rows: (m,) dataset rows that were there; by default as many as then, the lowest.
         threads: as for `select`.
         progress: as for `select`.
@@ -81,7 +86,7 @@ def extend(
         >>> after.kept, after.unchanged, after.indices.tolist() == spice_rs.select(rows, 20).indices.tolist()
         (17, 17, True)
     """
-    k = None if k is None else rows_wanted(k)
+    wanted = None if k is None else rows_wanted(k)
     threads, hot_rows = threads_wanted(threads), count_or_none("hot_rows", hot_rows)
     search, time_limit, progress = search_given(search), seconds_allowed(time_limit), shown(progress)
     selection = as_selection(selection)
@@ -90,8 +95,8 @@ def extend(
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, threads)
-    if k is not None:
-        settings["k"] = k
+    if wanted is not None:
+        settings["k"] = rows_of(wanted, opened.rows)
     mask = np.zeros(opened.rows, bool)
     mask[old] = True
     made = (
@@ -118,9 +123,21 @@ def extend(
     settings["partial"] = bool(opened.unfinished)
     records = opened.records
     hashes = None if records is None else records[opened.positions(result["indices"])]
-    extended = Selection(**result, signal=float(np.median(signal)), settings=settings, record_hashes=hashes)
-    linear_gain = float(signal[opened.positions(extended.indices)].sum())
-    for message in inert_settings(extended, linear_gain=linear_gain):
+    positions = opened.positions(result["indices"])
+    extended = Selection(
+        **result,
+        signal=float(np.median(signal)),
+        settings=settings,
+        record_hashes=hashes,
+        composition=composed(opened, positions),
+    )
+    linear_gain = float(signal[positions].sum())
+    asked = settings["conflict_penalty"] != PENALTY  # a selection does not say who chose the default
+    for message in [
+        *lopsided(extended, opened.reduction),
+        *inert_settings(extended, linear_gain=linear_gain),
+        *inert_penalty(extended, asked=asked),
+    ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return extended
 
@@ -137,7 +154,7 @@ def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> di
 
 
 def _check_kind(settings: dict[str, Any]) -> None:
-    conditions = [key for key in KEYS if settings[key] is not None]
+    conditions = [key for key in KEYS if settings.get(key) is not None]
     found = None
     if settings.get("remade"):
         raise InvalidInputError(

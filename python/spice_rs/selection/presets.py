@@ -21,9 +21,12 @@ Alpha = float | Literal["auto"]
 Preset = Literal["paper", "paper+"]
 """Settings of the SPICE paper (arXiv 2601.23155): without its early stop, and with it."""
 
+PENALTY = 0.1
+"""λ of the paper, and of a selection for nothing in particular."""
+
 _PAPER: dict[str, Any] = {
     "alpha": 1.0,
-    "conflict_penalty": 0.1,
+    "conflict_penalty": PENALTY,
     "fisher": "full",
     "normalize": "auto",
     "method": "greedy",

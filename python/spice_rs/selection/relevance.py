@@ -57,7 +57,7 @@ def relevance(
         >>> import numpy as np, spice_rs
         >>> pool = np.float32([[1, 0], [0, 1], [1, 1], [-1, 0]])
         >>> spice_rs.relevance(pool, np.float32([[2, 0]])).round(3)
-        array([ 0.999, -0.393,  0.725, -0.922])
+        array([ 1.   , -0.701,  0.57 , -0.678])
     """
     threads, progress, partial = threads_wanted(threads), shown(progress), flag("partial", partial)
     opened = open_source(source, dim=dim, dtype=dtype)

@@ -16,6 +16,7 @@ from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.printable import short
 from spice_rs.progress import Progress
 from spice_rs.selection import quotas
+from spice_rs.selection.arguments import Share
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, SCALARS
@@ -65,7 +66,7 @@ class Requested:
         """All arguments."""
         return {**vars(self), **self.scalars, **self.per_row}
 
-    def check(self, *, k: int | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
+    def check(self, *, k: int | Share | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
         """Refuse what does not go together, before anything is opened.
 
         Raises:

@@ -19,8 +19,10 @@ from spice_rs.frames import Framed
 from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import one_line
+from spice_rs.selection.composition import Composition
 from spice_rs.selection.exported import Exports
 from spice_rs.selection.saved import (
+    COMPOSITION,
     NEAR_DUPLICATES,
     SERIES,
     TARGET,
@@ -98,6 +100,8 @@ class Selection(Exports):
             joined with the picks; None where the source keeps none.
         relevance: (m,) float64 r of each pick to the target, in (0, 1] but for rows to include; None without a target.
         target: what the picks are for; None without a target.
+        composition: what the picks are made of beside the pool: tokens, labels, and how many are alike; None in files
+            of before.
     """
 
     indices: npt.NDArray[np.int64]
@@ -119,6 +123,7 @@ class Selection(Exports):
     record_hashes: npt.NDArray[np.int64] | None = None
     relevance: Floats | None = None
     target: Target | None = None
+    composition: Composition | None = None
 
     @cached_property
     def epsilon(self) -> Floats:
@@ -183,6 +188,7 @@ class Selection(Exports):
             record_hashes=None if self.record_hashes is None else self.record_hashes[:k].copy(),
             relevance=None if self.relevance is None else self.relevance[:k].copy(),
             target=self.target,
+            composition=None if self.composition is None else self.composition.head(k),
         )
 
     def _check_nested(self) -> None:
@@ -260,7 +266,12 @@ class Selection(Exports):
             series.update(zip(TARGET, arrays, strict=True))
         if (near := self.near_duplicates) is not None:
             series.update(zip(NEAR_DUPLICATES, (near.rows, near.of, near.cosine, near.rank), strict=True))
-        return SavedRun(series, self.settings, self.stop_reason, self.log_det, self.signal, self.compared)
+        settings = self.settings
+        if (made := self.composition) is not None:
+            settings = {**settings, "composition": made.about_pool()}
+            own = zip(COMPOSITION, (made.tokens, made.codes, made.alike), strict=True)
+            series.update({name: values for name, values in own if values is not None})
+        return SavedRun(series, settings, self.stop_reason, self.log_det, self.signal, self.compared)
 
     @classmethod
     def load(
@@ -312,6 +323,8 @@ class Selection(Exports):
         near = [series.pop(name) for name in NEAR_DUPLICATES if name in series]
         aims = [series.pop(name) for name in TARGET if name in series]
         target = Target.of(run.settings["target"], *aims) if aims else None
+        own = [series.pop(name, None) for name in COMPOSITION]
+        about = run.settings.pop("composition", None)
         groups = series.pop("groups", None)
         if groups is not None:
             labels = [quota[0] for quota in run.settings["groups"]["quotas"]]
@@ -324,6 +337,7 @@ class Selection(Exports):
             settings=run.settings,
             near_duplicates=NearDuplicates(*near) if near else None,
             target=target,
+            composition=None if about is None else Composition.of(about, *own),
             compared=run.compared,
         )
 

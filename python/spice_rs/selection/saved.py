@@ -15,6 +15,10 @@ four of near-duplicates, and `log_dets`, only in a run that has ended:
                     settings["groups"]["quotas"], a list of [label, minimum, maximum]
     record_hashes   if settings["source"]["hashed"] is true: the hash of the record of each pick
     relevance       if settings["target"] is not null: r of each pick
+    pick_tokens, pick_labels, pick_alike
+                    if settings["composition"] is there and has "tokens", has "labels", has "alike" true: the tokens
+                    of each pick, the place of its label in "labels", a list of [label, rows of the pool], and the rank of
+                    the first other pick that it is nearly parallel to, or -1
     target_mean, target_directions, target_overlap
                     the same: (d,) μ, (g·d,) the contrast q of each of g groups, and (o,) rows left out as the target's
     duplicate_rows, duplicate_of, duplicate_cosines, duplicate_ranks
@@ -30,7 +34,7 @@ The header's `__metadata__` has, in this order, the keys
                     in a run that has not ended, and "compared" is null without a budget
 
 In the settings, `source` has "hashed", and "data" with what is known of the data that were extracted from
-(`Belonging.about`), so that records can be checked without the source. Files of before have neither.
+(`Belonging.about`), so that records can be checked without the source. Files of before have neither, nor "composition".
 
 So m, s, o, d, g and the text of `run` determine every byte of the header, and a reader demands just that header. No length
 that a file states is believed before it agrees with the size of the file.
@@ -56,6 +60,7 @@ from spice_rs.printable import short
 from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.form import fault_of
 from spice_rs.selection.saved_run import (
+    COMPOSITION,
     LAST,
     NEAR_DUPLICATES,
     SERIES,
@@ -66,7 +71,16 @@ from spice_rs.selection.saved_run import (
     names_of,
 )
 
-__all__ = ["NEAR_DUPLICATES", "SERIES", "TARGET", "SavedRun", "check_same", "read_run", "write_run"]
+__all__ = [
+    "COMPOSITION",
+    "NEAR_DUPLICATES",
+    "SERIES",
+    "TARGET",
+    "SavedRun",
+    "check_same",
+    "read_run",
+    "write_run",
+]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "BOOL": np.dtype("u1")}
 _FORMAT = "spice-rs selection"

@@ -35,10 +35,14 @@ NEAR_DUPLICATES = ("duplicate_rows", "duplicate_of", "duplicate_cosines", "dupli
 TARGET = ("target_mean", "target_directions", "target_overlap")
 """The tensors of a target: (d,) its pool's mean, (g·d,) the contrasts, and (o,) the rows that were left out as its own."""
 
+COMPOSITION = ("pick_tokens", "pick_labels", "pick_alike")
+"""The tensors of a composition: of each pick its tokens, the number of its label, and the first pick like it."""
+
 OPTIONAL = {
     "costs": ("F64", "budget"),
     "groups": ("I64", "groups"),
     "record_hashes": ("I64", "hashed"),
+    **{name: ("I64", name) for name in COMPOSITION},
     "relevance": ("F64", "target"),
     "target_mean": ("F64", "target"),
     "target_directions": ("F64", "target"),
@@ -48,8 +52,8 @@ OPTIONAL = {
     "duplicate_cosines": ("F64", "max_similarity"),
     "duplicate_ranks": ("I64", "max_similarity"),
 }
-"""What a run has for some settings alone: element type, and the setting ("hashed" is one of its source). Only of
-duplicates it need not have ended."""
+"""What a run has for some settings alone: element type, and the setting ("hashed" is one of its source, and those of a
+composition are its entries). Only of duplicates it need not have ended."""
 
 TENSORS = {
     **{name: kind for name, kind in SERIES.items() if name != "overruled"},
@@ -91,10 +95,13 @@ class SavedRun:
 
 def names_of(settings: Mapping[str, Any], *, ended: bool) -> list[str]:
     """Return the tensors that a run with these settings has."""
-    # Files of the first versions say nothing of targets, nor whether their source has hashes: those have none.
+    # Files of the first versions say nothing of targets, compositions, or whether their source has hashes: they have none.
+    made = settings.get("composition") or {}
+    known = (made.get("tokens"), made.get("labels"), made.get("alike") or None)
     present = {
         "target": None,
         **settings,
+        **dict(zip(COMPOSITION, known, strict=True)),
         "hashed": settings["source"].get("hashed") or None,
     }
     absent = {name for name, (_, setting) in OPTIONAL.items() if present[setting] is None}
@@ -119,7 +126,7 @@ def fault_of_run(run: SavedRun, tensors: Sequence[str]) -> Fault | None:
         return "tensors", str(list(tensors)), f"{names}, those of the settings"
     checks = [_of_rows, _of_numbers]
     checks += [_of_near_duplicates] * (run.settings["max_similarity"] is not None)
-    checks += [_of_end, _of_groups, _of_budget, _of_target] * ended
+    checks += [_of_end, _of_groups, _of_budget, _of_target, _of_composition] * ended
     return next((fault for check in checks if (fault := check(run)) is not None), None)
 
 
@@ -250,6 +257,27 @@ def _of_target(run: SavedRun) -> Fault | None:
     relevance = run.series["relevance"]
     if (np.abs(relevance) > 1).any():
         return "relevance", f"numbers from {relevance.min()} to {relevance.max()}", "numbers in [-1, 1]"
+    return None
+
+
+def _of_composition(run: SavedRun) -> Fault | None:
+    made = run.settings.get("composition")
+    if made is None:
+        return None
+    if made["rows"] > run.settings["source"]["rows"]:
+        return "settings.composition.rows", str(made["rows"]), "at most the rows of the source"
+    most = {"pick_tokens": 1 << 31, "pick_labels": len(made["labels"] or ()), "pick_alike": len(run)}
+    for name, above in most.items():
+        values = run.series.get(name, np.empty(0, np.int64))
+        least = -1 if name == "pick_alike" else 0
+        if ((values < least) | (values >= above)).any():
+            return (
+                name,
+                f"numbers from {values.min()} to {values.max()}",
+                f"numbers from {least} to {above - 1}",
+            )
+    if made["alike"] and (run.series["pick_alike"] == np.arange(len(run))).any():
+        return "pick_alike", "a pick that is like itself", "ranks of other picks"
     return None
 
 

@@ -14,13 +14,15 @@ from spice_rs.arguments import choice, real, rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.paths import local_or_none
 from spice_rs.progress import Progress
-from spice_rs.selection.advice import forgotten_rows, inert_settings, unmet_conditions
+from spice_rs.selection.advice import forgotten_rows, inert_penalty, inert_settings, unmet_conditions
 from spice_rs.selection.arguments import (
+    Rows,
     alpha_given,
     check_budget,
     count_or_none,
     fisher_given,
     penalty,
+    rows_of,
     rows_wanted,
     search_given,
     seconds_allowed,
@@ -29,12 +31,15 @@ from spice_rs.selection.arguments import (
     threads_wanted,
 )
 from spice_rs.selection.checkpoint import Checkpoint
+from spice_rs.selection.composition import composed
+from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past, Windows
-from spice_rs.selection.presets import Alpha, Preset, resolve_alpha, with_preset
+from spice_rs.selection.presets import PENALTY, Alpha, Preset, resolve_alpha, with_preset
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.selection.run import run
 from spice_rs.selection.target import chance_findings
+from spice_rs.store.source import RowLabels
 from spice_rs.store.sources import Normalize, open_source
 
 _APPROXIMATE = ("epsilon_lazy", "stochastic")
@@ -43,7 +48,7 @@ _APPROXIMATE = ("epsilon_lazy", "stochastic")
 
 def select(
     source: Any,
-    k: int | None = None,
+    k: Rows | None = None,
     *,
     preset: Preset | None = None,
     target: Any = None,
@@ -110,8 +115,9 @@ def select(
         source: a gradient store or its folder; a .npy file; a .npz file with one matrix or `file.npz::member`; a
             headerless file of numbers with `dim` and `dtype`; an (n, d) array or CPU tensor of float16, bfloat16,
             float32 or float64.
-        k: rows to select, 1 ≤ k ≤ n. Without it: as many as `early_stop` or `budget` allows, or `select_per_window` of
-            every window.
+        k: rows to select, 1 ≤ k ≤ n; or a share of the n rows, 0.1 or "10%" (1 is a row, and 1.0 is all of them), to the
+            nearest row, half of one upwards, and at least one. Without it: as many as `early_stop` or `budget` allows, or
+            `select_per_window` of every window.
         preset: the paper's settings: "paper" is α = 1, λ = 0.1, the full Fisher information of gradients of the mean loss
             (of the rows as they are where a source does not record its loss), and "paper+" the same with ω = 0.5. An
             argument that says something else beside it is an error.
@@ -210,7 +216,8 @@ def select(
         KeyboardInterrupt: Ctrl-C; the checkpoint has the picks so far.
 
     Warns:
-        SpiceWarning: a setting does nothing on these rows, a condition was not met, or a zero row was picked.
+        SpiceWarning: the picks are not like the pool though nobody asked for that (see `Selection.composition`), a
+            condition was not met, a zero row was picked, or a setting that was given does nothing on these rows.
 
     Example:
         >>> import numpy as np, spice_rs
@@ -234,7 +241,8 @@ def select(
         },
         select,
     )
-    defaults = {"alpha": "auto" if aims else 1.0, "conflict_penalty": 0.0 if aims else 0.1}
+    defaults = {"alpha": "auto" if aims else 1.0, "conflict_penalty": 0.0 if aims else PENALTY}
+    penalised = conflict_penalty is not None or preset is not None
     named.update({name: value for name, value in defaults.items() if named[name] is None})
     if aims and named["normalize"] == "auto" and preset is None:
         named["normalize"] = "unit"
@@ -244,7 +252,7 @@ def select(
     epsilon = real(
         "epsilon", epsilon, above=0, below=1, remedy="A small number stays close to the exact picks."
     )
-    k = None if k is None else rows_wanted(k)
+    wanted = None if k is None else rows_wanted(k)
     seed, search = seeded(seed), search_given(search)
     pool_size = count_or_none("pool_size", pool_size)
     select_per_window = count_or_none("select_per_window", select_per_window)
@@ -252,7 +260,7 @@ def select(
     time_limit, progress = seconds_allowed(time_limit), shown(progress)
     checkpoint = local_or_none(checkpoint, "checkpoint")
     requested = Requested.of(arguments)
-    check_budget(k, early_stop, budget, pool_size, select_per_window)
+    check_budget(wanted, early_stop, budget, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
         raise InvalidInputError(
             f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
@@ -263,13 +271,13 @@ def select(
             f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
             " resumed to the same picks. Leave one out."
         )
-    requested.check(k=k, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
+    requested.check(k=wanted, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
-    pool = opened.pool(named["normalize"])
+    pool, picks = opened.pool(named["normalize"]), rows_of(wanted, opened.rows)
     conditions = requested.resolve(
         opened,
-        k=k,
+        k=picks,
         early_stop=early_stop,
         threads=threads,
         partial=partial,
@@ -282,7 +290,7 @@ def select(
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
         windows = Windows(order, pool_size, select_per_window)
     settings: dict[str, Any] = {
-        "k": k,
+        "k": picks,
         "alpha": resolve_alpha(alpha, pool, threads=threads, among=among),
         "conflict_penalty": conflict_penalty,
         "fisher": fisher,
@@ -303,7 +311,7 @@ def select(
         keeper = Checkpoint(checkpoint, settings)
         past = Past(keeper.made(opened), keeper.near_duplicates(opened))
     objective = Objective(
-        k=k,
+        k=picks,
         alpha=settings["alpha"],
         conflict_penalty=settings["conflict_penalty"],
         early_stop=settings["early_stop"],
@@ -327,20 +335,26 @@ def select(
     )
     signal = settings["alpha"] * result.pop("norm_sq")
     settings["source"] = opened.identity(result.pop("fingerprint"))
+    positions = opened.positions(result["indices"])
+    labels = None
+    if groups is not None and (own := conditions.groups) is not None:
+        labels = RowLabels(own.labels, own.codes, groups if isinstance(groups, str) else None)
     selection = Selection(
         **conditions.outcome(result),
         compared=compared,
         signal=float(np.median(signal if among is None else signal[among])),
         settings=settings,
+        composition=composed(opened, positions, (conditions.initial, conditions.exclude), labels),
     )
     if keeper:
         keeper.finish(selection)
-    linear_gain = float(signal[opened.positions(selection.indices)].sum())
-    for message in [
-        *forgotten_rows(initial),
+    for message in [  # what matters most first: what the picks are of, what was asked for, what did nothing
+        *lopsided(selection, opened.reduction),
         *(chance_findings(selection.target) if selection.target is not None else []),
-        *inert_settings(selection, linear_gain=linear_gain),
         *unmet_conditions(selection, conditions),
+        *forgotten_rows(initial),
+        *inert_settings(selection, linear_gain=float(signal[positions].sum())),
+        *inert_penalty(selection, asked=penalised),
     ]:
         warnings.warn(message, SpiceWarning, stacklevel=2)
     return selection

@@ -338,7 +338,7 @@ def _check_comparable(source: Source, target: Source) -> None:
     if source.dim != target.dim:
         raise StoreMismatchError(
             f"target: dim: found {target.dim} columns in {target.description}, expected {source.dim} as in"
-            f" {source.description}. Extract the target as the pool was: `extract(..., like=pool)`."
+            f" {source.description}. Extract the target as the pool was: `extract` takes that store for `like`."
         )
     differences = differing_origin(source, target)
     if differences:
@@ -348,7 +348,7 @@ def _check_comparable(source: Source, target: Source) -> None:
         )
         raise StoreMismatchError(
             f"target: {name}: found {found!r} in {target.description}, expected {expected!r} as in"
-            f" {source.description}{others}. Extract the target as the pool was: `extract(..., like=pool)`."
+            f" {source.description}{others}. Extract the target as the pool was: `extract` takes that store for `like`."
         )
 
 

@@ -22,6 +22,25 @@ Normalize = Literal["auto", "none", "sum", "mean", "unit"]
 """The scale of the rows that compete; see `spice_rs.select`."""
 
 
+Label = str | int | bool
+"""What a group is called."""
+
+
+@dataclass(frozen=True)
+class RowLabels:
+    """A label of each row.
+
+    Attributes:
+        labels: the different labels.
+        codes: (n,) int64 place in `labels` of each row's, by position.
+        column: column of the data that they are from; None if the caller gave them.
+    """
+
+    labels: list[Label]
+    codes: npt.NDArray[np.int64]
+    column: str | None = None
+
+
 @dataclass(frozen=True)
 class Source:
     """Rows and what is known about them.
@@ -44,6 +63,7 @@ class Source:
         data: what is known of the data that the rows were extracted from, as `Belonging.about` has it, else None.
         keep_alive: what the blocks are of.
         origin: (function, arguments) that open the same rows again; None of arrays.
+        labels: what rows are of, where somebody has looked that up in the data: for what is said of picks alone.
     """
 
     blocks: list[Any]
@@ -59,6 +79,7 @@ class Source:
     data: dict[str, Any] | None = None
     keep_alive: Any = field(default=None, repr=False)
     origin: tuple[Callable[..., Source], tuple[Any, ...]] | None = field(default=None, repr=False)
+    labels: RowLabels | None = field(default=None, repr=False)
 
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         if self.origin is not None:

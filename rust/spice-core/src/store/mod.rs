@@ -13,6 +13,7 @@
 //!   damaged-*                                 set aside by a repair; ignored
 //!   unfinished.json                           what an extraction says of itself while it goes on; ignored here
 //!   grown.json                                the data that the rows belong to since more have come; ignored here
+//!   extraction.json                           what an extraction was asked for; ignored here
 //!   .extracting                               locked by the extraction that is going on; ignored here
 //! ```
 //!
