@@ -290,7 +290,7 @@ def test_costs_are_the_tokens_of_a_store_unless_given(store, calls):
     costs = np.arange(3 * N) + 1
     spice_rs.select(path, budget=400, costs=costs)
     np.testing.assert_array_equal(calls[-1]["costs"], costs[index])
-    assert [call["multiplier"] is None for call in calls] == [False, True] * 2
+    assert ["multiplier" not in call["per_row"] for call in calls] == [False, True] * 2
 
 
 def test_a_budget_below_one_is_a_share_of_all_costs(calls):

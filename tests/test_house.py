@@ -1,11 +1,17 @@
 """The tree's own rules: no imports in circles, none from a later stage, and one word for one thing."""
 
+import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import spice_rs
 from house import circle, later, python_graph, python_words, rust_code, rust_graph, rust_words
+from spice_rs.analysis.inputs import SelectionInputs
+from spice_rs.commands.options import argument_docs
+from spice_rs.selection.constraints import PER_ROW, SCALARS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "spice_rs"
@@ -114,14 +120,46 @@ def test_exceptions_are_listed_where_people_read():
         assert f"`{module.removeprefix('spice_rs.').replace('.', '/')}.py`" in text
 
 
-def test_files_that_the_glossary_names_are_there():
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"`([\w/-]+\.(?:rs|py))`", text))
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
+def test_files_that_pages_for_developers_name_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w/-]+(?:\.(?:rs|py|md)|/))(?:: \w+)?`", text))
     assert len(names) > 20
-    files = [
-        path.as_posix() for folder in ("rust", "python", "tests") for path in (ROOT / folder).rglob("*.*")
+    folders = ("rust", "python", "tests", "docs", "benches")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    places = [
+        f"{path.as_posix()}{'/' * path.is_dir()}" for path in [*found, *(ROOT / each for each in folders)]
     ]
-    assert not [name for name in names if not any(path.endswith(f"/{name}") for path in files)]
+    assert not [name for name in names if not any(place.endswith(f"/{name}") for place in places)]
+    functions = re.findall(r"`([\w/]+\.py): (\w+)`", text)
+    for name, function in functions:
+        sources = [path for path in found if path.as_posix().endswith(f"/{name}")]
+        assert any(
+            re.search(rf"^(?:def|class) {function}\b", each.read_text("utf-8"), re.M) for each in sources
+        )
+
+
+def test_every_folder_of_modules_is_on_the_map():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    assert not [folder.name for folder in folders if f"`{folder.name}/`" not in text]
+    crate = {path.parent for path in CRATE.rglob("*.rs") if "tests" not in path.parts} - {CRATE}
+    assert not [folder for folder in crate if f"`{folder.relative_to(ROOT).as_posix()}/`" not in text]
+
+
+def test_a_constraint_of_a_table_is_an_argument_that_is_explained_and_given_again():
+    arguments, docs = inspect.signature(spice_rs.select).parameters, argument_docs(spice_rs.select)
+    for each in (*SCALARS, *PER_ROW):
+        assert arguments[each.name].default is None
+        assert docs[each.name]
+        assert each.name in inspect.getdoc(spice_rs.select).partition("Args:")[0]
+    again = set(SelectionInputs.__annotations__)
+    assert {each.name for each in PER_ROW} <= again
+    for function in (spice_rs.explain, spice_rs.analyze, spice_rs.write_report):
+        assert again <= set(inspect.signature(function).parameters)
+        assert again <= set(argument_docs(function))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'wieghts'"):
+        spice_rs.analyze(spice_rs.select(np.eye(3), 2, conflict_penalty=0), np.eye(3), wieghts=[1, 1, 1])
 
 
 def test_no_function_of_the_binding_takes_more_than_eight_parameters():

@@ -18,9 +18,10 @@ import oracle
 import pools
 import spice_rs
 from command import run
+from spice_rs.analysis.inputs import SelectionInputs
 from spice_rs.analysis.pool_map import pool_map
 from spice_rs.analysis.random_sets import random_sets
-from spice_rs.analysis.replay import Replay, SelectionInputs
+from spice_rs.analysis.replay import Replay
 from spice_rs.analysis.sweep import sweep
 from spice_rs.selection.from_file import read_selection
 

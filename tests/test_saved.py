@@ -26,7 +26,7 @@ from spice_rs import (
     StoreMismatchError,
 )
 from spice_rs.selection.picks import pick_lines, write_picks
-from spice_rs.selection.saved import SERIES
+from spice_rs.selection.saved import SERIES, write_run
 
 ROWS = pools.law("opposed", 60, 6, 2)
 
@@ -433,3 +433,17 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "safetenso
 """
     command = [sys.executable, "-c", script, str(tmp_path / "sel")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_file_that_is_older_than_a_constraint_says_that_nobody_asked_for_it(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((60, 5), dtype=np.float32)
+    run = spice_rs.select(rows[:50], 8).as_run()
+    assert run.settings.pop("target", "absent") is None
+    write_run(tmp_path / "old", run)
+    old = spice_rs.Selection.load(tmp_path / "old", rows[:50])
+    assert old.settings["target"] is None
+    assert spice_rs.extend(old, rows).indices.tolist() == spice_rs.select(rows, 8).indices.tolist()
+    run.settings.pop("prior")
+    write_run(tmp_path / "broken", run)
+    with pytest.raises(spice_rs.CorruptStoreError, match=r"settings\.prior: found none"):
+        spice_rs.Selection.load(tmp_path / "broken")

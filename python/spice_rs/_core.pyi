@@ -27,11 +27,11 @@ __all__ = [
     "fingerprint",
     "log_det",
     "merge",
-    "merits",
     "norms_sq",
     "relevance",
     "relevance_to",
     "repair",
+    "scores",
     "select",
     "settle",
 ]
@@ -127,8 +127,13 @@ def settle(
 def allowances(
     constraints: Constraints, *, positions: NDArray[np.int64], k: int
 ) -> NDArray[np.float64] | None: ...
-def merits(
-    constraints: Constraints, *, positions: NDArray[np.int64], gains: NDArray[np.float64]
+def scores(
+    constraints: Constraints,
+    *,
+    positions: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    conflicts: NDArray[np.float64],
+    conflict_penalty: float,
 ) -> NDArray[np.float64]: ...
 def fingerprint(pool: Pool, *, threads: int | None, positions: NDArray[np.int64] | None = None) -> str: ...
 def norms_sq(pool: Pool, *, threads: int | None) -> NDArray[np.float64]: ...

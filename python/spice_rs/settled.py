@@ -37,8 +37,7 @@ def settle() -> None:
                 hot_rows=None,
             ),
             Constraints(
-                multiplier=floats,
-                bonus=floats,
+                per_row={"multiplier": floats, "bonus": floats},
                 initial=rows,
                 include=rows,
                 exclude=rows,

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.analysis.inputs import SelectionInputs
 from spice_rs.analysis.prefixes import Floats, Prefixes, Rows
-from spice_rs.analysis.replay import Replay, SelectionInputs
+from spice_rs.analysis.replay import Replay
 from spice_rs.arguments import flag_or_none, rows_given
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.progress import bar

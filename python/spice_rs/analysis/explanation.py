@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spice_rs.analysis.explained import Bools, Explanation
+from spice_rs.analysis.inputs import SelectionInputs, takes_inputs
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
-from spice_rs.analysis.replay import Replay, Run, SelectionInputs, log_spaced
+from spice_rs.analysis.replay import Replay, Run, log_spaced
 from spice_rs.analysis.waiting import waited
 from spice_rs.arguments import is_whole, mapping_or_none
 from spice_rs.data.excerpt import excerpt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import row_list
+from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.picks import records_of
 from spice_rs.selection.result import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TIED = 1e-9
 """Scores that are closer than this part of themselves may be equal: the core tells them apart in its own order."""
@@ -34,22 +39,16 @@ MOST_CELLS = 1 << 24
 """Rows that are explained at once, times the picks."""
 
 
+@takes_inputs
 def explain(
     selection: Selection,
     source: Any,
     rows: Any,
     *,
-    data: Any = None,
-    index_column: str | None = None,
     columns: Mapping[str, str] | None = None,
-    groups: Any = None,
-    costs: Any = None,
-    initial: Any = None,
-    exclude: Any = None,
-    weights: Any = None,
-    prior: Any = None,
     dim: int | None = None,
     dtype: str | None = None,
+    **given: Unpack[SelectionInputs],
 ) -> list[Explanation]:
     """Return why each of these rows was not picked, or that it was.
 
@@ -71,11 +70,7 @@ def explain(
             found; by default as the rows were extracted.
         groups: as `select` had it. What is given of this and the next is checked to be the same as then; what is not
             given cannot be the reason. `initial` and `weights` have to be given, and so has `prior`.
-        costs: as `select` had it.
-        initial: as `select` had it.
-        exclude: as `select` had it.
-        weights: as `select` had it.
-        prior: as `select` had it.
+        **given: as `select` had them: see `SelectionInputs`.
         dim: columns of a headerless source.
         dtype: element type of a headerless source.
 
@@ -94,13 +89,13 @@ def explain(
     if is_whole(rows):
         rows = [rows]
     wanted, columns = row_list("rows", rows), mapping_or_none("columns", columns)
-    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
-    if "prior" in replay.missing:
-        raise InvalidInputError(
-            "prior: found None, expected what the selection was made with. Give it again."
-        )
+    for each in PER_ROW:
+        if each.scored and each.name in replay.missing:
+            raise InvalidInputError(
+                f"{each.name}: found None, expected what the selection was made with. Give it again."
+            )
     if replay.multiplied and "costs" in replay.missing:
         raise InvalidInputError(
             "costs: found None, expected what the selection was made with. Give it again."
@@ -124,7 +119,7 @@ def _with_records(
     found: list[Explanation], replay: Replay, given: SelectionInputs, columns: Mapping[str, str] | None
 ) -> list[Explanation]:
     """Return explanations with the records of their rows and of the picks that they name, where there are data."""
-    if given.data is None:
+    if (data := given.get("data")) is None:
         if columns is not None:
             raise InvalidInputError(
                 "columns: found them without data, expected both. Give the data whose columns they are, or leave them out."
@@ -138,7 +133,7 @@ def _with_records(
         row for each in found for row in (each.row, each.nearest, each.redundant_with) if row is not None
     }
     rows = sorted(named)
-    records = records_of(rows, given.data, belonging, index_column=given.index_column)
+    records = records_of(rows, data, belonging, index_column=given.get("index_column"))
     texts: dict[int | None, str] = {
         row: excerpt(record, layout) for row, record in zip(rows, records, strict=True)
     }

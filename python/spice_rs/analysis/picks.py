@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.analysis.inputs import SelectionInputs, takes_inputs
 from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
-from spice_rs.analysis.replay import Replay, Run, SelectionInputs, log_spaced, sampled
+from spice_rs.analysis.replay import Replay, Run, log_spaced, sampled
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
 from spice_rs.analysis.waiting import waited
@@ -18,6 +19,9 @@ from spice_rs.errors import InvalidInputError
 from spice_rs.progress import Bar, Progress, bar
 from spice_rs.selection.arguments import count, count_or_none, seeded
 from spice_rs.selection.result import Selection, as_selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AFFORDABLE = 5e11
 """Multiplications up to which every step is looked at unless the caller says otherwise: some 10 s on eight cores."""
@@ -32,24 +36,18 @@ BLOCK_CELLS = 1 << 21
 """Cells of a block of rows, or of its numbers at all prefixes, whichever are more."""
 
 
+@takes_inputs
 def analyze(
     selection: Selection,
     source: Any,
     *,
-    data: Any = None,
-    index_column: str | None = None,
-    groups: Any = None,
-    costs: Any = None,
-    initial: Any = None,
-    exclude: Any = None,
-    weights: Any = None,
-    prior: Any = None,
     steps: int | None = None,
     sample: int = 2000,
     seed: int = 0,
     progress: Progress = None,
     dim: int | None = None,
     dtype: str | None = None,
+    **given: Unpack[SelectionInputs],
 ) -> Analysis:
     """Return what decided each pick: its gain taken apart, its rival, its likeness to earlier picks.
 
@@ -66,11 +64,7 @@ def analyze(
         groups: as `select` had it. What is given of this and the next is checked to be the same as then. Without
             `groups`, `costs`, `exclude` or `prior` that `select` had, it is unknown who else could have been picked:
             `margin` then is nan. `initial` and `weights` have to be given.
-        costs: as `select` had it.
-        initial: as `select` had it.
-        exclude: as `select` had it.
-        weights: as `select` had it.
-        prior: as `select` had it.
+        **given: as `select` had them: see `SelectionInputs`.
         steps: steps at which the runner-up is sought, close together at first; by default all that are affordable.
         sample: candidates that are ranked at a step, at most; more are drawn from.
         seed: seed of that draw.
@@ -93,7 +87,6 @@ def analyze(
     selection, progress = as_selection(selection), shown(progress)
     if not len(selection):
         raise InvalidInputError("selection: found no picks, expected at least one. Select rows first.")
-    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
     replay.source.warn_unfinished()
     picks, runs = len(selection), replay.runs()

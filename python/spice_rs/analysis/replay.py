@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs import _core
+from spice_rs.analysis.inputs import BESIDE_DATA, check_names
 from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.memory import check_memory
 from spice_rs.selection.columns import Columns, digest, row_list
-from spice_rs.selection.conditions import per_cost, weighted
+from spice_rs.selection.conditions import told, weighted
+from spice_rs.selection.constraints import COLUMNS, PER_ROW, PerRow
 from spice_rs.selection.options import Constraints
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
@@ -27,23 +29,6 @@ from spice_rs.store.sources import Source, open_source
 
 BASIS_CELLS = 1 << 27
 """Cells that the matrices of several prefixes may take together: 1 GiB."""
-
-
-@dataclass(frozen=True)
-class SelectionInputs:
-    """What a selection was made with besides numbers, as for `spice_rs.select`; None for what is not given."""
-
-    data: Any = None
-    groups: Any = None
-    costs: Any = None
-    initial: Any = None
-    exclude: Any = None
-    weights: Any = None
-    prior: Any = None
-    index_column: str | None = None
-
-    def __post_init__(self) -> None:
-        check_index_column(self.index_column, self.data)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,8 @@ class Replay:
         source: the open source.
         reader: its rows, scaled as the selection scaled them.
         initial: (i,) positions that counted as picked.
-        weights: (n,) weight of each row, or None.
+        per_row: the (n,) numbers of each of `PER_ROW` that is known.
+        weights: (n,) weight of each row, or None; those of the caller times those of a target.
         reading: how Δ is to be read, as for `Prefixes`.
         missing: arguments that the selection was made with and that were not given. What needs them is not known.
 
@@ -88,12 +74,14 @@ class Replay:
         self,
         selection: Selection,
         source: Any,
-        given: SelectionInputs | None = None,
+        given: Mapping[str, Any] | None = None,
         *,
         dim: int | None = None,
         dtype: str | None = None,
     ) -> None:
-        given = given or SelectionInputs()
+        check_names(given or {})
+        given = {name: value for name, value in (given or {}).items() if value is not None}
+        check_index_column(given.get("index_column"), given.get("data"))
         selection = as_selection(selection)
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
@@ -102,8 +90,7 @@ class Replay:
         self.alpha = float(self.settings["alpha"])
         self.order = self.source.dataset_order().astype(np.int64)
         self.picks = self.source.positions(selection.indices).astype(np.int64)
-        fields = ("groups", "costs", "weights", "prior")
-        columns = self._columns(given, fields)
+        columns = self._columns(given)
         self._check_asked(given)
         self.missing = self._missing(given)
         for name in ("weights", "initial"):
@@ -111,16 +98,20 @@ class Replay:
                 raise InvalidInputError(
                     f"{name}: found None, expected what the selection was made with: every Δ depends on it. Give it again."
                 )
-        self.initial = self._rows("initial", given.initial, ordered=True)
-        self.excluded = self._rows("exclude", given.exclude, ordered=False)
+        self.initial = self._rows("initial", given.get("initial"), ordered=True)
+        self.excluded = self._rows("exclude", given.get("exclude"), ordered=False)
         self.target = selection.target
         self.aimed = None if self.target is None else aimed_again(self.target, self.source)
-        self.weights = weighted(self._numbers(columns, "weights", given.weights), self.aimed)
-        self.prior = self._numbers(columns, "prior", given.prior)
+        self.per_row = {
+            each.name: self._numbers(columns, each, given[each.name])
+            for each in PER_ROW
+            if each.name in given and self.settings[each.name] is not None
+        }
+        self.weights = weighted(self.per_row.get("weights"), self.aimed)
         self.costs = None
         if self.settings["budget"] is not None and "costs" not in self.missing:
-            self.costs = self._costs(columns, given.costs)
-        self.groups = self._groups(columns, given.groups)
+            self.costs = self._costs(columns, given.get("costs"))
+        self.groups = self._groups(columns, given.get("groups"))
         self.reading = {"diagonal": "diagonal", "scalar": "scalar"}.get(self.settings["fisher"], "full")
         if self.settings["method"] == "top_k" and self.reading != "scalar":
             self.reading = "alone"
@@ -216,8 +207,7 @@ class Replay:
         # Of groups that were not given the quotas say nothing of any row.
         groups = np.zeros(self.source.rows, np.int64) if quotas and self.groups is None else self.groups
         return Constraints(
-            multiplier=per_cost(self.costs) if self.multiplied and self.costs is not None else None,
-            bonus=None if self.prior is None else self.prior * float(settings["prior_weight"]),
+            per_row=told(self.per_row, settings["prior_weight"], self.costs if self.multiplied else None),
             groups=groups,
             minima=minima,
             maxima=maxima,
@@ -226,15 +216,16 @@ class Replay:
         )
 
     def score(self, gain: Floats, conflict: Floats, positions: Rows) -> Floats:
-        """Return (b, s) scores of rows: m·Δ − λ·conflict + b, m and b being 1 and 0 without costs and prior."""
-        given = (self.constraints.multiplier, self.constraints.bonus)
-        multiplier, bonus = (None if values is None else values[positions] for values in given)
-        worth = _core.merits(
-            Constraints(multiplier=multiplier, bonus=bonus),
+        """Return the (b, s) scores of rows with (b, s) gains and conflicts."""
+        per_row = {name: values[positions] for name, values in self.constraints.per_row.items()}
+        scores = _core.scores(
+            Constraints(per_row=per_row),
             positions=np.repeat(np.arange(len(positions)), gain.shape[1]),
             gains=np.ascontiguousarray(gain, np.float64).ravel(),
+            conflicts=np.ascontiguousarray(conflict, np.float64).ravel(),
+            conflict_penalty=self.penalty,
         )
-        return worth.reshape(gain.shape) - self.penalty * conflict
+        return scores.reshape(gain.shape)
 
     @property
     def multiplied(self) -> bool:
@@ -261,10 +252,10 @@ class Replay:
 
     # --- what was given, against what the selection remembers of it ------------------------------------------------
 
-    def _check_asked(self, given: SelectionInputs) -> None:
+    def _check_asked(self, given: Mapping[str, Any]) -> None:
         """Refuse what the selection was made without: its numbers know nothing of it."""
-        for name in ("groups", "costs", "initial", "exclude", "weights", "prior"):
-            value = getattr(given, name)
+        for name in BESIDE_DATA:
+            value = given.get(name)
             if value is None or (hasattr(value, "__len__") and len(value) == 0):
                 continue
             if self.settings["budget" if name == "costs" else name] is None:
@@ -278,23 +269,23 @@ class Replay:
                     f" with it.{remedy}"
                 )
 
-    def _missing(self, given: SelectionInputs) -> list[str]:
+    def _missing(self, given: Mapping[str, Any]) -> list[str]:
         names = [
             name
-            for name in ("groups", "initial", "exclude", "weights", "prior")
-            if self.settings[name] is not None and getattr(given, name) is None
+            for name in BESIDE_DATA
+            if name != "costs" and self.settings[name] is not None and name not in given
         ]
         if self.selection.target is not None and self.selection.target.labels is not None:
             names = [name for name in names if name != "groups"]  # they follow from the target
         by_tokens = self.source.num_tokens is not None
-        if self.settings["budget"] is not None and given.costs is None and not by_tokens:
+        if self.settings["budget"] is not None and "costs" not in given and not by_tokens:
             names.append("costs")
         return names
 
-    def _columns(self, given: SelectionInputs, fields: tuple[str, ...]) -> Columns:
-        values = {name: getattr(given, name) for name in fields if self.settings[name] is not None}
+    def _columns(self, given: Mapping[str, Any]) -> Columns:
+        values = {name: given.get(name) for name in COLUMNS if self.settings[name] is not None}
         named = any(isinstance(value, str) for value in values.values())
-        data, index_column = (given.data, given.index_column) if named else (None, None)
+        data, index_column = (given.get("data"), given.get("index_column")) if named else (None, None)
         return Columns(self.source, data, values, index_column)
 
     def _same(self, name: str, found: str, expected: str) -> None:
@@ -304,11 +295,9 @@ class Replay:
                 " same again, or leave it out."
             )
 
-    def _numbers(self, columns: Columns, name: str, value: Any) -> Floats | None:
-        if self.settings[name] is None or value is None:
-            return None
-        numbers = columns.numbers(name, value, positive=name != "prior")
-        self._same(name, digest(numbers), self.settings[name]["sha256"])
+    def _numbers(self, columns: Columns, of: PerRow, value: Any) -> Floats:
+        numbers = columns.numbers(of.name, value, positive=of.positive)
+        self._same(of.name, digest(numbers), self.settings[of.name]["sha256"])
         return columns.by_position(numbers)
 
     def _costs(self, columns: Columns, value: Any) -> Floats:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from spice_rs.analysis.prefixes import Floats
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.progress import Progress, bar
-from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import PER_ROW, SCALARS
 
 EXTRACTION = {
     "model": ("model", "like", "lora_rank", "tokenizer", "gguf_file", "device", "trust_remote_code"),
@@ -77,8 +77,7 @@ SELECTION = {
         "exclude",
         "initial",
         *(each.name for each in SCALARS),
-        "weights",
-        "prior",
+        *(each.name for each in PER_ROW),
         "prior_weight",
     ),
     "windows": ("pool_size", "select_per_window", "seed"),

@@ -19,12 +19,10 @@ from spice_rs.commands.values import path, share
 from spice_rs.files import read_whole
 from spice_rs.nouns import counted
 from spice_rs.printable import say, say_block
+from spice_rs.selection.constraints import COLUMNS
 
 if TYPE_CHECKING:
     from spice_rs.store.sources import Source
-
-COLUMNS = ("groups", "costs", "weights", "prior")
-"""Arguments of `select` that are the name of a column here."""
 
 ROW_FILES = ("initial", "include", "exclude")
 """Arguments of `select` that are a file of rows here."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spice_rs.commands.values import columns, path, rows_or_share
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import PER_ROW, SCALARS
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ DEFAULTS = {
     "include": "none",
     "exclude": "none",
     **{each.name: "off" for each in SCALARS},
-    "weights": "1 each",
-    "prior": "none",
+    **{each.name: each.absent for each in PER_ROW},
     "pool_size": "no windows",
     "select_per_window": "no windows",
     "time_limit": "none",

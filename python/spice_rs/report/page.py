@@ -12,10 +12,11 @@ import numpy as np
 
 from spice_rs._core import __version__
 from spice_rs.analysis.certificate import certify
+from spice_rs.analysis.inputs import SelectionInputs, takes_inputs
 from spice_rs.analysis.picks import analyze
 from spice_rs.analysis.pool_map import pool_map
 from spice_rs.analysis.random_sets import Chance, random_sets
-from spice_rs.analysis.replay import Replay, SelectionInputs
+from spice_rs.analysis.replay import Replay
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import NAMES, NO_STEPS
 from spice_rs.analysis.sweep import sweep
@@ -33,12 +34,13 @@ from spice_rs.report import plots
 from spice_rs.report.shares import beside_pool, composition_rows
 from spice_rs.report.summary import early_stop_facts, extended_facts, target_facts, unfinished_facts
 from spice_rs.selection.arguments import count_or_none
-from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.tables import cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Unpack
 
 SHOWN_PICKS = 100
 """Picks in the table."""
@@ -58,25 +60,19 @@ PAPER = {"conflict_gain": "−0.79", "conflict_epsilon": "0.90"}
 Table = Sequence[Sequence[object]]
 
 
+@takes_inputs
 def write_report(
     selection: Selection,
     source: Any,
     out: str | os.PathLike[str],
     *,
-    data: Any = None,
-    index_column: str | None = None,
-    groups: Any = None,
-    costs: Any = None,
-    initial: Any = None,
-    exclude: Any = None,
-    weights: Any = None,
-    prior: Any = None,
     column: str | None = None,
     sweeps: bool | None = None,
     steps: int | None = None,
     progress: Progress = None,
     dim: int | None = None,
     dtype: str | None = None,
+    **given: Unpack[SelectionInputs],
 ) -> Analysis:
     """Write an HTML page about a selection, with plots as SVG inside it, and return the analysis behind it.
 
@@ -88,11 +84,7 @@ def write_report(
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
             another order, or fewer of them; a dot leads into an object (spice.index).
         groups: as `select` had it, as for `spice_rs.analyze`.
-        costs: as `select` had it.
-        initial: as `select` had it.
-        exclude: as `select` had it.
-        weights: as `select` had it.
-        prior: as `select` had it.
+        **given: as `select` had them: see `SelectionInputs`.
         column: column of `data` whose values are compared between pool and picks; by default the one that `groups`
             names, or "source" where the records have it.
         sweeps: whether to select again with other λ and α; by default for sources of up to 2·10⁸ cells and
@@ -112,28 +104,17 @@ def write_report(
     selection = as_selection(selection)
     check_place(out)
     plots.check_installed()
-    given = SelectionInputs(data, groups, costs, initial, exclude, weights, prior, index_column)
     replay = Replay(selection, source, given, dim=dim, dtype=dtype)
+    groups = given.get("groups")
     labels, records = _records(
-        replay, data, column or (groups if isinstance(groups, str) else None), index_column
+        replay,
+        given.get("data"),
+        column or (groups if isinstance(groups, str) else None),
+        given.get("index_column"),
     )
-    again = {
-        name: getattr(given, name) for name in ("groups", "costs", "initial", "exclude", "weights", "prior")
-    }
-    named = any(isinstance(value, str) for value in again.values())
-    shape = {"dim": dim, "dtype": dtype}
-    found = analyze(
-        selection,
-        source,
-        **again,
-        data=data if named else None,
-        index_column=index_column if named else None,
-        steps=steps,
-        progress=progress,
-        dim=dim,
-        dtype=dtype,
-    )
-    conditions = [key for key in KEYS if selection.settings.get(key) is not None]
+    shape: dict[str, Any] = {"dim": dim, "dtype": dtype}
+    found = analyze(selection, source, **given, steps=steps, progress=progress, **shape)
+    conditions = [key for key in KEYS if selection.settings[key] is not None]
     if sweeps and conditions:
         raise InvalidInputError(
             f"sweeps: found it for picks made with {', '.join(conditions)}, expected picks without conditions. Leave"
@@ -240,13 +221,9 @@ def _certificate(
     """Return what is proven of U, where that can be had; see `spice_rs.certify`."""
     if selection.settings["pool_size"] is not None:  # windows have a k of their own
         return None
-    data = given.data if isinstance(given.weights, str) else None
-    again = {
-        "data": data,
-        "index_column": None if data is None else given.index_column,
-        "weights": given.weights,
-        "initial": given.initial,
-    }
+    weights = given.get("weights")
+    names = ("weights", "initial", *(("data", "index_column") if isinstance(weights, str) else ()))
+    again: dict[str, Any] = {name: given.get(name) for name in names}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpiceWarning)  # of what was said already

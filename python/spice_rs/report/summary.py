@@ -11,7 +11,7 @@ from spice_rs.nouns import counted
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import one_line
 from spice_rs.report.shares import beside_pool, group_rows
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import PER_ROW, SCALARS
 from spice_rs.selection.stopping import early_stop_finding
 from spice_rs.tables import aligned, html_table
 
@@ -232,7 +232,7 @@ def _conditions(selection: Selection) -> str:
     for each in SCALARS:
         if settings[each.name] is not None:
             parts.append(f"{each.name} {settings[each.name]:g}")
-    parts += [name for name in ("weights", "prior") if settings[name] is not None]
+    parts += [each.name for each in PER_ROW if settings[each.name] is not None]
     return ", ".join(parts)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.result import Selection
 from spice_rs.selection.stopping import early_stop_finding
 
@@ -69,10 +70,12 @@ def inert_penalty(selection: Selection, *, asked: bool) -> list[str]:
 def unmet_conditions(selection: Selection, conditions: Conditions) -> list[str]:
     """Return a sentence for every condition that did nothing, or that the picks do not meet."""
     messages = []
-    for name, values in (("weights", conditions.weights), ("prior", conditions.prior)):
-        if values is not None and (values == values[0]).all() and (name == "prior" or values[0] == 1):
+    for each in PER_ROW:
+        values = conditions.per_row.get(each.name)
+        if values is not None and each.is_inert(values):
             messages.append(
-                f"{name} is {values[0]:g} for every row and changes no pick. Give numbers that differ, or leave it out."
+                f"{each.name} is {values[0]:g} for every row and changes no pick. Give numbers that differ, or leave it"
+                " out."
             )
     if conditions.prior_weight == 0:
         messages.append(

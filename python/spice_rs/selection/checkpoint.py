@@ -11,7 +11,7 @@ import numpy.typing as npt
 from spice_rs.atomic import check_place
 from spice_rs.errors import StoreMismatchError
 from spice_rs.paths import local
-from spice_rs.selection.conditions import KEYS
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import NEAR_DUPLICATES, SavedRun, check_same, read_run, write_run
 from spice_rs.store.sources import Source

@@ -13,28 +13,13 @@ import numpy.typing as npt
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import digest
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import KEYS, PER_ROW
 from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import NEAR_DUPLICATES
 from spice_rs.selection.target import Aimed, Target
 from spice_rs.store.sources import Source
-
-KEYS = (
-    "budget",
-    "costs",
-    "groups",
-    "initial",
-    "include",
-    "exclude",
-    *(each.name for each in SCALARS),
-    "weights",
-    "prior",
-    "prior_weight",
-    "target",
-)
-"""The entries of `Selection.settings` that conditions have; None where there is no such condition."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +37,8 @@ class Conditions:
         budget: the cost that the picks may have.
         total: the budget in rows or in cost units.
         scalars: the value of each of `SCALARS`, or None.
-        weights: (n,) weight in the Fisher information.
-        prior: (n,) what is added to the score, times `prior_weight`.
-        prior_weight: see `prior`.
+        per_row: the (n,) numbers of each of `PER_ROW` that was asked for.
+        prior_weight: factor of "prior".
         target: what the rows are picked for.
         aimed: what that means for each row.
     """
@@ -69,8 +53,7 @@ class Conditions:
     budget: float | None = None
     total: Fraction | None = None
     scalars: Mapping[str, float | None] = field(default_factory=dict)
-    weights: Floats | None = None
-    prior: Floats | None = None
+    per_row: Mapping[str, Floats] = field(default_factory=dict)
     prior_weight: float | None = None
     target: Target | None = None
     aimed: Aimed | None = None
@@ -78,7 +61,7 @@ class Conditions:
     @property
     def row_weights(self) -> Floats | None:
         """(n,) weight of each row in the Fisher information, that of the caller times that of its relevance."""
-        return weighted(self.weights, self.aimed)
+        return weighted(self.per_row.get("weights"), self.aimed)
 
     @property
     def max_similarity(self) -> float | None:
@@ -87,9 +70,7 @@ class Conditions:
 
     def for_core(self, *, costed: bool = False) -> Constraints:
         """Return them as the core takes them; `costed`: gains count per cost."""
-        groups, multiplier = self.groups, None
-        if costed and self.costs is not None:
-            multiplier = per_cost(self.costs)
+        groups = self.groups
         minima = maxima = None
         if groups is not None:
             maxima = np.array([math.inf if limit is None else float(limit) for limit in groups.maxima])
@@ -104,8 +85,7 @@ class Conditions:
                 barred[exclude] = True
             exclude = np.flatnonzero(barred)
         return Constraints(
-            multiplier=multiplier,
-            bonus=None if self.prior is None else self.prior * (self.prior_weight or 0.0),
+            per_row=told(self.per_row, self.prior_weight, self.costs if costed else None),
             initial=self.initial,
             include=self.include,
             exclude=exclude,
@@ -154,8 +134,7 @@ class Conditions:
             "include": listed(self.include),
             "exclude": listed(self.exclude, ordered=False),
             **self.scalars,
-            "weights": hashed(self.weights),
-            "prior": hashed(self.prior),
+            **{each.name: hashed(self.per_row.get(each.name)) for each in PER_ROW},
             "prior_weight": self.prior_weight,
             "target": None if self.target is None else self.target.settings(),
         }
@@ -242,9 +221,21 @@ def weighted(weights: Floats | None, aimed: Aimed | None) -> Floats | None:
     return aimed.weights if weights is None else weights * aimed.weights
 
 
-def per_cost(costs: Floats) -> Floats:
-    """Return the (n,) factors that make gains count per cost, beside a penalty of the same size as before."""
-    return math.fsum(costs) / len(costs) / costs
+def told(
+    per_row: Mapping[str, Floats], prior_weight: float | None, costs: Floats | None
+) -> dict[str, Floats]:
+    """Return the (n,) numbers that the core takes by name: those of `PER_ROW`, and m and b of a row's score.
+
+    Weights are not among them, which the pool has; a prior is in b, and `costs`, by which gains count, are in m.
+    """
+    found = dict(per_row)
+    found.pop("weights", None)
+    prior = found.pop("prior", None)
+    if prior is not None:
+        found["bonus"] = prior * (prior_weight or 0.0)
+    if costs is not None:  # a penalty has the same size as before
+        found["multiplier"] = math.fsum(costs) / len(costs) / costs
+    return found
 
 
 def _text(value: Fraction) -> str:

@@ -1,13 +1,17 @@
-"""Constraints that are one number, each declared once: its name, what it may be, and what to do otherwise.
+"""Constraints that are a number, or a number for each row, each declared once: its name, and what it may be.
 
-From here follow how an argument of `select` is checked, how the core is told, what a selection remembers, what its file may
-say, and what a summary shows. Beside it stand an argument with its docstring, and the rule in the core.
+From here follow how an argument of `select` is checked and resolved, how the core is told, what a selection remembers, what
+its file may say, what a summary and the command line show, and what `explain`, `analyze` and `write_report` compare. Beside
+it stand an argument with its docstring, and the rule in the core; CONTRIBUTING lists the places.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from spice_rs.arguments import real
 
@@ -46,5 +50,51 @@ class Scalar:
         return type(value) in (int, float) and self.above < value < self.below
 
 
+@dataclass(frozen=True)
+class PerRow:
+    """A constraint that is a number for each row, or None where it is not asked for.
+
+    Attributes:
+        name: the argument of `select`: the name of a column of `data`, or (N,) numbers by dataset row.
+        positive: whether the numbers have to be above 0.
+        scored: whether it is part of a row's score, which then is more than Δ − λ·conflict.
+        neutral: the number that changes no pick if all rows have it; None if any does.
+        absent: what holds without it, in words.
+    """
+
+    name: str
+    positive: bool = False
+    scored: bool = False
+    neutral: float | None = None
+    absent: str = "none"
+
+    def is_inert(self, values: npt.NDArray[np.float64]) -> bool:
+        """Whether (n,) numbers change no pick."""
+        return bool((values == values[0]).all()) and self.neutral in (None, values[0])
+
+
 SCALARS = (Scalar("max_similarity", 0.0, 1.0, "a cosine in (0, 1)", "Leave it out to allow any."),)
-"""All of them."""
+"""All that are one number."""
+
+PER_ROW = (
+    PerRow("weights", positive=True, neutral=1.0, absent="1 each"),
+    PerRow("prior", scored=True),
+)
+"""All that are a number for each row."""
+
+COLUMNS = ("groups", "costs", *(each.name for each in PER_ROW))
+"""Arguments of `select` that may be the name of a column of `data`."""
+
+KEYS = (
+    "budget",
+    "costs",
+    "groups",
+    "initial",
+    "include",
+    "exclude",
+    *(each.name for each in SCALARS),
+    *(each.name for each in PER_ROW),
+    "prior_weight",
+    "target",
+)
+"""The entries of `Selection.settings` that constraints have; None where there is no such constraint."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from spice_rs.data.matching import Belonging
 from spice_rs.printable import short
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import KEYS, PER_ROW, SCALARS
 
 _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
@@ -254,8 +254,7 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     "include": ("number and hash of rows, or null", _or_none(_is_list)),
     "exclude": ("number and hash of rows, or null", _or_none(_is_list)),
     **{each.name: (f"{each.expected}, or null", _or_none(each.is_legal)) for each in SCALARS},
-    "weights": ("the hash of weights, or null", _or_none(_is_hashed)),
-    "prior": ("the hash of a prior, or null", _or_none(_is_hashed)),
+    **{each.name: (f"the hash of {each.name}, or null", _or_none(_is_hashed)) for each in PER_ROW},
     "prior_weight": ("a number, or null", _or_none(is_real)),
     "target": ("what is known of a target, or null", _or_none(_is_target)),
     "composition": ("what a pool is made of, or null", _or_none(_is_composition)),
@@ -278,9 +277,14 @@ _SOURCE: dict[str, tuple[str, Check]] = {
     "unfinished": ("pairs of counts, or null", _or_none(_is_unfinished)),
 }
 
+_FIRST = {
+    *("budget", "costs", "groups", "initial", "include", "exclude", "max_similarity"),
+    *("weights", "prior", "prior_weight"),
+}
+"""Constraints that every file has an entry of; `read_run` says of the others that nobody asked for them."""
+
 _LATER = frozenset(
     {
-        "target",
         "composition",
         "partial",
         "kept",
@@ -291,5 +295,6 @@ _LATER = frozenset(
         "hashed",
         "unfinished",
     }
+    | set(KEYS) - _FIRST
 )
 """Entries that not every selection has, or that files of the first versions lack."""

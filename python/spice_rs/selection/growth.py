@@ -25,7 +25,8 @@ from spice_rs.selection.arguments import (
 )
 from spice_rs.selection.checkpoint import COLUMNS
 from spice_rs.selection.composition import composed
-from spice_rs.selection.conditions import KEYS, Conditions
+from spice_rs.selection.conditions import Conditions
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.presets import PENALTY

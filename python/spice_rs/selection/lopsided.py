@@ -10,6 +10,7 @@ import numpy as np
 
 from spice_rs.printable import short
 from spice_rs.selection.composition import Composition
+from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.result import Selection
 
 TIMES = 2.0
@@ -25,7 +26,7 @@ SPREAD = 1.5
 OPENING = "the picks are not like the pool"
 """What the sentence begins with."""
 
-_ASKED = ("groups", "target", "initial", "include", "weights", "prior")
+_ASKED = ("groups", "target", "initial", "include", *(each.name for each in PER_ROW))
 """Settings of which another composition is the purpose."""
 
 

@@ -46,8 +46,8 @@ class Constraints:
     """What may be picked and what it is worth, by position of the pool; None where there is no such constraint.
 
     Attributes:
-        multiplier: (n,) m > 0: a row is worth m·Δ − λ·conflict + b.
-        bonus: (n,) b.
+        per_row: (n,) numbers by name: "multiplier", m > 0, and "bonus", b, with which a row's score is
+            m·Δ − λ·conflict + b, and those of `constraints.PER_ROW` that the core knows.
         initial: positions that count as picked.
         include: positions to pick first, in order.
         exclude: positions that are never picked.
@@ -59,8 +59,7 @@ class Constraints:
         scalars: the value of each of `constraints.SCALARS`, or None.
     """
 
-    multiplier: Floats | None = None
-    bonus: Floats | None = None
+    per_row: Mapping[str, Floats] = field(default_factory=dict)
     initial: Rows | None = None
     include: Rows | None = None
     exclude: Rows | None = None

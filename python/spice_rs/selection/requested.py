@@ -19,7 +19,7 @@ from spice_rs.selection import quotas
 from spice_rs.selection.arguments import Share
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
-from spice_rs.selection.constraints import SCALARS
+from spice_rs.selection.constraints import COLUMNS, PER_ROW, SCALARS
 from spice_rs.selection.options import Floats, Rows
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
@@ -32,7 +32,8 @@ class Requested:
     """The conditions as the caller gave them; see `spice_rs.select`.
 
     Attributes:
-        scalars: the arguments of `SCALARS` by name; all others are called as there.
+        scalars: the arguments of `SCALARS` by name.
+        per_row: those of `PER_ROW`; all others are called as there.
     """
 
     data: Any
@@ -45,8 +46,7 @@ class Requested:
     include: Any
     exclude: Any
     scalars: Mapping[str, Any]
-    weights: Any
-    prior: Any
+    per_row: Mapping[str, Any]
     prior_weight: Any
     target: Any
     target_weight: Any
@@ -57,8 +57,14 @@ class Requested:
     def of(arguments: Mapping[str, Any]) -> Requested:
         """Return those among the arguments of `select`, by name."""
         scalars = {each.name: arguments[each.name] for each in SCALARS}
-        names = (each.name for each in fields(Requested) if each.name != "scalars")
-        return Requested(scalars=scalars, **{name: arguments[name] for name in names})
+        per_row = {each.name: arguments[each.name] for each in PER_ROW}
+        names = (each.name for each in fields(Requested) if each.name not in ("scalars", "per_row"))
+        return Requested(scalars=scalars, per_row=per_row, **{name: arguments[name] for name in names})
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**vars(self), **self.scalars, **self.per_row}
 
     def check(self, *, k: int | Share | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
         """Refuse what does not go together, before anything is opened.
@@ -74,12 +80,10 @@ class Requested:
             "include",
             "exclude",
             *self.scalars,
-            "weights",
-            "prior",
+            *self.per_row,
             "target",
         )
-        arguments = {**vars(self), **self.scalars}
-        given = [name for name in conditions if _asks(arguments[name])]
+        given = [name for name in conditions if _asks(self.by_name[name])]
         if pool_size is not None and given:
             raise InvalidInputError(
                 f"{given[0]}: found it beside pool_size={pool_size}, expected one of the two: each window is a run of its"
@@ -140,7 +144,7 @@ class Requested:
         columns = Columns(
             source,
             self.data,
-            {name: getattr(self, name) for name in ("groups", "costs", "weights", "prior")},
+            {name: self.by_name[name] for name in COLUMNS},
             self.index_column,
         )
         initial, include, exclude = self._rows(source, threads)
@@ -177,11 +181,13 @@ class Requested:
                     " the two: a run that stops early meets no minimum. Give maxima alone, (None, maximum), or leave"
                     " early_stop out."
                 )
-        weights = prior = prior_weight = None
-        if self.weights is not None:
-            weights = columns.by_position(columns.numbers("weights", self.weights, positive=True))
-        if self.prior is not None:
-            prior = columns.by_position(columns.numbers("prior", self.prior, positive=False))
+        per_row = {
+            each.name: columns.by_position(columns.numbers(each.name, given, positive=each.positive))
+            for each in PER_ROW
+            if (given := self.per_row[each.name]) is not None
+        }
+        prior_weight = None
+        if (prior := per_row.get("prior")) is not None:
             prior_weight = real("prior_weight", self.prior_weight)
             if not math.isfinite(prior_weight * float(np.abs(prior).max())):
                 raise InvalidInputError(
@@ -204,8 +210,7 @@ class Requested:
             budget=budget,
             total=total,
             scalars={each.name: each.checked(self.scalars[each.name]) for each in SCALARS},
-            weights=weights,
-            prior=prior,
+            per_row=per_row,
             prior_weight=prior_weight,
             target=target,
             aimed=aimed,

@@ -325,7 +325,6 @@ class Selection(Exports):
         target = Target.of(run.settings["target"], *aims) if aims else None
         own = [series.pop(name, None) for name in COMPOSITION]
         about = run.settings.pop("composition", None)
-        run.settings.setdefault("target", None)  # files of before targets do not say that they have none
         groups = series.pop("groups", None)
         if groups is not None:
             labels = [quota[0] for quota in run.settings["groups"]["quotas"]]

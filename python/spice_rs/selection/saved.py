@@ -57,6 +57,7 @@ from spice_rs.files import opened
 from spice_rs.own_json import parsed
 from spice_rs.paths import local
 from spice_rs.printable import short
+from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.form import fault_of
 from spice_rs.selection.saved_run import (
     COMPOSITION,
@@ -272,6 +273,8 @@ def _run(name: str, text: str, series: dict[str, npt.NDArray[Any]]) -> SavedRun:
             fault = fault_of(settings)
             if fault is not None:
                 _corrupt(name, *fault)
+            for key in KEYS:
+                settings.setdefault(key)  # constraints that came after the file
             return SavedRun(series, settings, stop_reason, log_det, signal, compared)
     _corrupt(name, "run", text[:200], "settings, stop_reason, log_det, signal and compared of a selection")
 

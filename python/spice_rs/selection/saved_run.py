@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.printable import short
+from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.form import is_real, is_whole
 
 SERIES = {
@@ -170,7 +171,7 @@ def _of_numbers(run: SavedRun) -> Fault | None:
         values = series[field]
         if ((values < 0) | (values > most)).any():
             return field, f"numbers from {values.min()} to {values.max()}", f"numbers from 0 to {most}"
-    if settings["budget"] is None and settings["prior"] is None:
+    if settings["budget"] is None and all(settings[each.name] is None for each in PER_ROW if each.scored):
         penalty = 0.0 if settings["method"] == "top_k" else float(settings["conflict_penalty"])
         expected = series["gains"] - penalty * series["conflict"]
         wrong = np.abs(series["scores"] - expected) > ROUNDING * (series["gains"] + penalty)

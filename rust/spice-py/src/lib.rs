@@ -22,7 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ROUNDING", spice_core::selection::ROUNDING)?;
     module.add_function(wrap_pyfunction!(settled::settle, module)?)?;
     module.add_function(wrap_pyfunction!(options::allowances, module)?)?;
-    module.add_function(wrap_pyfunction!(options::merits, module)?)?;
+    module.add_function(wrap_pyfunction!(options::scores, module)?)?;
     module.add_function(wrap_pyfunction!(selection::select, module)?)?;
     module.add_function(wrap_pyfunction!(selection::log_det, module)?)?;
     module.add_function(wrap_pyfunction!(selection::fingerprint, module)?)?;

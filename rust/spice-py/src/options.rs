@@ -78,8 +78,7 @@ impl WindowOptions<'_> {
 /// `spice_rs.selection.options.Constraints`, by position of the pool.
 #[derive(FromPyObject)]
 pub(crate) struct ConstraintOptions<'py> {
-    multiplier: Option<PyReadonlyArray1<'py, f64>>,
-    bonus: Option<PyReadonlyArray1<'py, f64>>,
+    per_row: HashMap<String, PyReadonlyArray1<'py, f64>>,
     initial: Option<PyReadonlyArray1<'py, i64>>,
     include: Option<PyReadonlyArray1<'py, i64>>,
     exclude: Option<PyReadonlyArray1<'py, i64>>,
@@ -108,25 +107,29 @@ pub(crate) fn allowances<'py>(
     Ok(Some(found.into_pyarray(py)))
 }
 
-/// What the rows at `positions` are worth whose Δ are `gains`, (m,) each, before their conflict is taken off.
+/// The scores of the rows at `positions` whose Δ are `gains` and whose conflicts are `conflicts`, (m,) each.
 #[pyfunction]
-#[pyo3(signature = (constraints, *, positions, gains))]
-pub(crate) fn merits<'py>(
+#[pyo3(signature = (constraints, *, positions, gains, conflicts, conflict_penalty))]
+pub(crate) fn scores<'py>(
     py: Python<'py>,
     constraints: ConstraintOptions<'py>,
     positions: PyReadonlyArray1<'py, i64>,
     gains: PyReadonlyArray1<'py, f64>,
+    conflicts: PyReadonlyArray1<'py, f64>,
+    conflict_penalty: f64,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let found = constraints.conditions(0)?.merits(&positions_of(&positions), &numbers_of(&gains));
+    let (positions, gains, conflicts) =
+        (positions_of(&positions), numbers_of(&gains), numbers_of(&conflicts));
+    let found = constraints.conditions(0)?.scores(&positions, &gains, &conflicts, conflict_penalty);
     Ok(found.map_err(to_py)?.into_pyarray(py))
 }
 
-/// Constraints that are one number, by name, of which each is to be taken.
-struct Scalars(HashMap<String, Option<f64>>);
+/// Constraints by name, of which each is to be taken.
+struct Named<T>(HashMap<String, T>);
 
-impl Scalars {
-    fn take(&mut self, name: &str) -> Option<f64> {
-        self.0.remove(name).flatten()
+impl<T> Named<T> {
+    fn take(&mut self, name: &str) -> Option<T> {
+        self.0.remove(name)
     }
 
     fn all_taken(&self) -> PyResult<()> {
@@ -144,16 +147,19 @@ impl ConstraintOptions<'_> {
     /// `k`: what all groups together may have where there is no budget of cost.
     ///
     /// # Errors
-    /// A scalar that nobody takes: the core does not know it.
+    /// A constraint that nobody takes: the core does not know it.
     pub(crate) fn conditions(&self, k: usize) -> PyResult<Conditions> {
-        let mut scalars = Scalars(self.scalars.clone());
+        let mut scalars = Named(self.scalars.clone());
+        let mut per_row = Named(
+            self.per_row.iter().map(|(name, values)| (name.clone(), numbers_of(values))).collect(),
+        );
         let listed = |positions: &Option<PyReadonlyArray1<'_, i64>>| {
             positions.as_ref().map_or_else(Vec::new, positions_of)
         };
         let limited = self.groups.is_some() || self.budget.is_some();
         let conditions = Conditions {
-            multiplier: self.multiplier.as_ref().map(numbers_of),
-            bonus: self.bonus.as_ref().map(numbers_of),
+            multiplier: per_row.take("multiplier"),
+            bonus: per_row.take("bonus"),
             initial: listed(&self.initial),
             include: listed(&self.include),
             exclude: listed(&self.exclude),
@@ -164,9 +170,10 @@ impl ConstraintOptions<'_> {
                 costs: self.costs.as_ref().map(numbers_of),
                 budget: self.budget.unwrap_or(k as f64),
             }),
-            max_similarity: scalars.take("max_similarity"),
+            max_similarity: scalars.take("max_similarity").flatten(),
         };
         scalars.all_taken()?;
+        per_row.all_taken()?;
         Ok(conditions)
     }
 }

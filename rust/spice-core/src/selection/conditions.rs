@@ -1,7 +1,7 @@
 //! What a user asks of a selection besides its settings: limits, rows that are forced or excluded, what rows are worth.
 
 use super::limits::{Ledger, Limits};
-use super::merit::Merit;
+use super::merit::{Merit, score};
 use crate::error::{Error, Result};
 use crate::rows::Position;
 use crate::survey::{Survey, check_numbers};
@@ -36,21 +36,30 @@ impl Conditions {
         Merit::new(self.multiplier.as_deref(), self.bonus.as_deref())
     }
 
-    /// What rows are worth whose Δ are `gains`, before their conflict is taken off: m·Δ + b.
+    /// The scores of rows whose Δ are `gains` and whose conflicts are `conflicts`: m·Δ + b − λ·conflict.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if a row has no m or no b.
-    pub fn merits(&self, positions: &[Position], gains: &[f64]) -> Result<Vec<f64>> {
+    /// [`Error::InvalidInput`] if a row has no m, no b, no Δ or no conflict.
+    pub fn scores(
+        &self,
+        positions: &[Position],
+        gains: &[f64],
+        conflicts: &[f64],
+        penalty: f64,
+    ) -> Result<Vec<f64>> {
         let lengths =
             [&self.multiplier, &self.bonus].map(|values| values.as_ref().map_or(usize::MAX, Vec::len));
-        let outside =
-            positions.iter().find(|&&position| lengths.iter().any(|&length| position.get() >= length));
-        if outside.is_some() || positions.len() != gains.len() {
-            let expected = "rows of the source, and a gain for each";
+        let outside = |position: Position| lengths.iter().any(|&length| position.get() >= length);
+        let counts = [gains.len(), conflicts.len()];
+        if counts != [positions.len(); 2] || positions.iter().copied().any(outside) {
+            let expected = "rows of the source, with a gain and a conflict for each";
             return Err(Error::invalid("rows", "others", expected, "Name rows of the source."));
         }
         let merit = self.merit();
-        Ok(positions.iter().zip(gains).map(|(&position, &gain)| merit.of(position, gain)).collect())
+        let rows = positions.iter().zip(gains).zip(conflicts);
+        Ok(rows
+            .map(|((&position, &gain), &conflict)| score(merit.of(position, gain), penalty, conflict))
+            .collect())
     }
 
     /// Initial rows and included ones, in the order in which they are added.

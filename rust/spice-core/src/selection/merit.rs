@@ -1,8 +1,13 @@
-//! What a row is worth before its conflict is taken off: m·Δ + b.
+//! What a row is worth before its conflict is taken off, m·Δ + b, and after: its score.
 //!
 //! m and b are constants of a row, so a bound of Δ is a bound of the merit, and laziness stays exact.
 
 use crate::rows::Position;
+
+/// The score of a row: its merit less λ·conflict.
+pub(super) fn score(merit: f64, penalty: f64, conflict: f64) -> f64 {
+    merit - penalty * conflict
+}
 
 /// m and b of all rows.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use super::conditions::Conditions;
 use super::conflict::SelectedMean;
 use super::limits::Ledger;
-use super::merit::Merit;
+use super::merit::{Merit, score};
 use super::near_duplicates::NearDuplicates;
 use super::pick::{NearDuplicate, Pick, StopReason};
 use super::places::{Place, Slot};
@@ -154,7 +154,7 @@ impl<'a> Run<'a> {
         conflict: f64,
     ) -> Candidate {
         let merit = self.merit.of(position, gain);
-        let score = merit - self.penalty * conflict;
+        let score = score(merit, self.penalty, conflict);
         Candidate { slot, position, row: self.survey.dataset_row(position), gain, merit, score }
     }
 
