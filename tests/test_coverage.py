@@ -91,6 +91,8 @@ def test_what_cannot_be_is_refused(tmp_path):
     for held, said in (
         ([int(sel.indices[0])], f"held_out: found row {sel.indices[0]}, which was picked"),
         ([500], "held_out: found 500"),
+        ([], "held_out: found no rows"),
+        (POOL, "that were picked"),
         ("nowhere", "nowhere"),
     ):
         with pytest.raises(InvalidInputError, match=re.escape(said)):
@@ -106,3 +108,15 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(StoreMismatchError, match=r"held_out: projection\.seed: found 1"):
         stored = spice_rs.select(tmp_path / "pool", 10)
         spice_rs.coverage(stored, tmp_path / "pool", tmp_path / "held")
+
+
+def test_held_out_rows_are_sources_of_any_kind(tmp_path):
+    sel = spice_rs.select(POOL, 10)
+    np.save(tmp_path / "h.npy", HELD)
+    expected = spice_rs.coverage(sel, POOL, HELD, random_sets=1).left
+    assert spice_rs.coverage(sel, POOL, [tmp_path / "h.npy"], random_sets=1).left == expected
+    POOL.tofile(tmp_path / "p.bin")
+    HELD.tofile(tmp_path / "h.bin")
+    shape = {"dim": 6, "dtype": "float64"}
+    found = spice_rs.coverage(sel, tmp_path / "p.bin", tmp_path / "h.bin", random_sets=1, **shape)
+    assert found.left == expected

@@ -283,6 +283,54 @@ class TestTogetherWith:
         with pytest.raises(InvalidInputError, match="picks made with target"):
             spice_rs.extend(found, self.pool)
 
+    def test_those_to_include_count_among_what_k_may_be(self) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 6, 6)
+        pool[7] = target[2]
+        left = spice_rs.select(pool, 1, target=target).target.candidates
+        away = int(np.argmin(spice_rs.relevance(pool, target)))
+        found = spice_rs.select(pool, left + 2, target=target, include=[7, away])
+        assert len(found) == left + 2
+        assert found.indices[:2].tolist() == [7, away]
+
+
+class TestMessages:
+    pool, target = drawn(0, 60, 6), aimed(1, 6, 6)
+
+    def test_what_is_excluded_is_not_said_to_point_away(self) -> None:
+        pointing = np.flatnonzero(spice_rs.relevance(self.pool, self.target) > 0)
+        with pytest.raises(
+            InvalidInputError, match=r"rows excluded or initial\), expected some. Exclude fewer"
+        ):
+            spice_rs.select(self.pool, 5, target=self.target, exclude=pointing)
+
+    def test_a_target_without_contrast_is_said_to_have_none(self) -> None:
+        pool = np.float32(np.vstack([np.eye(4), -np.eye(4)]))
+        with pytest.raises(InvalidInputError, match="looks like the pool itself"):
+            spice_rs.select(pool, 2, target=np.float32([[1, 1, 0, 0], [-1, -1, 0, 0]]))
+
+    def test_weights_that_leave_float64(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"weights: found 9.99989e-321 for a row of relevance"):
+            spice_rs.select(self.pool, 5, target=self.target, target_weight=9, weights=np.full(60, 1e-320))
+        small = spice_rs.select(self.pool, 5, target=self.target, weights=np.full(60, 1e-150))
+        assert small.indices.tolist() == spice_rs.select(self.pool, 5, target=self.target).indices.tolist()
+
+    def test_a_weight_needs_a_target(self) -> None:
+        with pytest.raises(InvalidInputError, match="target_weight: found 5 without target"):
+            spice_rs.select(self.pool, 5, target_weight=5)
+
+    def test_headerless_targets_have_the_shape_of_the_source(self, tmp_path: Path) -> None:
+        self.pool.tofile(tmp_path / "p.bin")
+        self.target.tofile(tmp_path / "t.bin")
+        shape: dict[str, Any] = {"dim": 6, "dtype": "float32"}
+        found = spice_rs.select(tmp_path / "p.bin", 5, target=tmp_path / "t.bin", **shape)
+        assert found.indices.tolist() == spice_rs.select(self.pool, 5, target=self.target).indices.tolist()
+        assert len(spice_rs.relevance(tmp_path / "p.bin", tmp_path / "t.bin", **shape)) == 60
+
+    def test_the_data_of_the_target_are_called_so(self) -> None:
+        data = [{"a": i % 2} for i in range(4)]
+        with pytest.raises(InvalidInputError, match="target_data: found no record 4"):
+            spice_rs.select(self.pool, 5, target=self.target, target_groups="a", target_data=data)
+
 
 class TestSeveral:
     def test_groups_get_as_many_picks_each(self) -> None:
@@ -355,7 +403,7 @@ class TestSaid:
         pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
         left = int((spice_rs.relevance(pool, target) > 0).sum())
         with pytest.raises(
-            InvalidInputError, match=rf"k: found 60, expected at most {left}.*{60 - left} rows point away"
+            InvalidInputError, match=rf"k: found 60, expected at most {left}.*{60 - left} rows with r ≤ 0"
         ):
             spice_rs.select(pool, 60, target=target)
         assert len(spice_rs.select(pool, left, target=target)) == left
@@ -375,7 +423,7 @@ class TestSaid:
         with pytest.raises(spice_rs.SpiceError, match=re.escape(said)):
             spice_rs.select(drawn(0, 60, 6), 5, target=target)
 
-    @pytest.mark.parametrize("weight", [-1, math.nan, math.inf, 101, "1", True, None])
+    @pytest.mark.parametrize("weight", [-1, math.nan, math.inf, 11, "1", True, None])
     def test_weights_that_are_none(self, weight: Any) -> None:
         with pytest.raises(InvalidInputError, match=r"^target_weight: found"):
             spice_rs.select(drawn(0, 60, 6), 5, target=aimed(1, 4, 6), target_weight=weight)
@@ -450,8 +498,8 @@ class TestReport:
             assert fact in page
 
     def test_random_sets_are_of_candidates(self) -> None:
-        from spice_rs.analysis.random_sets import random_sets
         from spice_rs.analysis.inputs import SelectionInputs
+        from spice_rs.analysis.random_sets import random_sets
         from spice_rs.analysis.replay import Replay
 
         pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
@@ -493,6 +541,24 @@ class TestComparison:
         assert any("windows was left out" in note for note in sides.notes)
         with pytest.raises(InvalidInputError, match="k: found 40, expected a number from 1 to 39"):
             spice_rs.compare(pool, 40, target=target)
+
+    def test_exclusions_of_ones_own_leave_those_of_the_target(self) -> None:
+        pool, target = drawn(0, 40, 6), aimed(1, 8, 6)
+        pool[5] = target[3] * 40
+        ways: dict[str, Any] = {"mine": {"exclude": [1], "normalize": "none"}, "less": "less"}
+        sides = spice_rs.compare(pool, 10, ways, target=target)
+        assert not {1, 5} & set(sides.selections["mine"].indices.tolist())
+        windows: dict[str, Any] = {"k": None, "pool_size": 10, "select_per_window": 2}
+        sides = spice_rs.compare(pool, 10, {"w": windows, "less": "less"}, target=target)
+        assert any("w was left out: windows cannot" in note for note in sides.notes)
+
+    def test_more_rows_than_point_to_the_target_leave_that_method_out(self) -> None:
+        pool, target = drawn(0, 40, 6), aimed(1, 8, 6)
+        sides = spice_rs.compare(pool, 38, ["spice", "target", "less"], target=target)
+        assert any(
+            "target was left out" in note and "rows point to the target" in note for note in sides.notes
+        )
+        assert "target" not in sides.selections
 
     def test_without_a_target_they_are_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="methods: found 'less' without target"):

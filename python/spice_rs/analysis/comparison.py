@@ -267,7 +267,17 @@ def compare(
         )
     aims = None
     if target is not None:
-        aims = measure(opened, target, None, None, partial=partial, threads=threads, progress=progress)
+        aims = measure(
+            opened,
+            target,
+            None,
+            None,
+            partial=partial,
+            threads=threads,
+            progress=progress,
+            dim=dim,
+            dtype=dtype,
+        )
         left = opened.rows - len(aims.overlap)
         if wanted > left:
             raise InvalidInputError(
@@ -414,8 +424,7 @@ def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)  # about settings that this method did not have
-        picks = len(made)
-        return setting.select(lambda _: None, k=picks, include=made, exclude=None), seconds
+        return setting.measure(made), seconds
 
 
 def _measured_otherwise(setting: Setting, label: str, made: Selection) -> list[str]:

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from spice_rs.analysis.inputs import SelectionInputs
 from spice_rs.analysis.prefixes import Floats, Prefixes, Rows
 from spice_rs.analysis.replay import Replay
-from spice_rs.arguments import flag_or_none, rows_given
+from spice_rs.arguments import flag_or_none, number_of, rows_given
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import count, seeded
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.store.rows import RowReader
-from spice_rs.store.sources import Source, differing_origin, open_source
+from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +134,14 @@ def coverage(
         free = free[~np.isin(free, positions)]  # the picks are left
         labels, codes = _labels_of_list(groups, len(positions))
     else:
-        held = open_source(held_out)
+        held = opened_beside(held_out, "held_out", dim, dtype)
         _check_alike(replay.source, held)
+        _check_apart(selection, replay.source, held)
         reader = RowReader(held, replay.settings["normalize"])
         positions = held.dataset_order().astype(np.int64)
         labels, codes = _labels(held, groups, data)
+    if not len(positions):
+        raise InvalidInputError("held_out: found no rows, expected at least one. Hold some out.")
     draws = np.random.default_rng(seed)
     sets = [replay.picks, *(draws.choice(free, len(selection), replace=False) for _ in range(random_sets))]
     found = np.empty((len(sets), len(positions)))
@@ -184,7 +187,7 @@ def coverage(
 def _is_rows(held_out: Any) -> bool:
     """Whether it is a list of numbers rather than a source."""
     if isinstance(held_out, list | tuple):
-        return not any(isinstance(each, str) or (hasattr(each, "ndim") and each.ndim) for each in held_out)
+        return all(number_of(each) is not None for each in held_out)
     return getattr(held_out, "ndim", None) == 1
 
 
@@ -205,6 +208,19 @@ def _labels_of_list(groups: Any, rows: int) -> tuple[list[Label], npt.NDArray[np
             " Give a list of them."
         )
     return Columns(open_source(np.zeros((rows, 1), np.float32)), None, {}).labels("groups", list(groups))
+
+
+def _check_apart(selection: Selection, source: Source, held: Source) -> None:
+    """Refuse held-out rows that were picked, as far as hashes tell."""
+    same = held.rows == source.rows and held.identify() == source.identify()
+    hashes = selection.record_hashes
+    if not same and hashes is not None and held.records is not None:
+        same = bool(np.isin(held.records, hashes).any())
+    if same:
+        raise InvalidInputError(
+            f"held_out: found rows in {held.description} that were picked, expected others. Give rows that were not, for"
+            " example numbers of rows of the source."
+        )
 
 
 def _check_alike(source: Source, held: Source) -> None:

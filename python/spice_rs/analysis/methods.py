@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, k_center, random_rows
+from spice_rs.arguments import rows_given
 from spice_rs.errors import InvalidInputError
 from spice_rs.nearness import meant
 from spice_rs.selection.presets import PENALTY
@@ -47,8 +48,27 @@ class Setting:
         order = self.source.dataset_order()
         return order if self.measured is None else order[~np.isin(order, self.measured.overlap)]
 
+    def measure(self, picks: Any) -> Selection:
+        """Return picks as a selection with the shared settings, whoever made them."""
+        return self._select(lambda _: None, {"k": len(picks), "include": picks})
+
     def select(self, watch: Watch, **options: Any) -> Selection:
-        """Select with the shared settings, but for `options`."""
+        """Select with the shared settings, but for `options`; rows that the target has too are never picked.
+
+        Raises:
+            NotAvailable: windows cannot leave these out.
+        """
+        if self.measured is not None and options.get("target") is None and len(self.measured.overlap):
+            if options.get("pool_size") is not None:
+                raise NotAvailable("windows cannot leave out the rows that the target has too")
+            given = options.get("exclude")
+            given = given.indices if isinstance(given, Selection) else [] if given is None else given
+            options["exclude"] = np.union1d(
+                rows_given("exclude", given), self.dataset_rows(self.measured.overlap)
+            )
+        return self._select(watch, options)
+
+    def _select(self, watch: Watch, options: dict[str, Any]) -> Selection:
         own_budget = {"budget", "pool_size", "early_stop"} & {
             name for name, value in options.items() if value is not None
         }
@@ -61,8 +81,6 @@ class Setting:
             "progress": lambda picks, *_: watch(picks),
             "partial": True,  # or `compare` would have refused the source
         }
-        if self.measured is not None and "target" not in options and len(self.measured.overlap):
-            shared["exclude"] = self.dataset_rows(self.measured.overlap)
         return select(self.source, **{**shared, **options})
 
     def dataset_rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -117,8 +135,6 @@ def _windows(setting: Setting) -> list[Contender]:
     """
 
     def pick(watch: Watch) -> Picks:
-        if len(setting.candidates) < setting.source.rows:
-            raise NotAvailable("windows cannot leave out the rows that the target has too")
         rows = setting.source.rows
         size = min(setting.pool_size, rows)
         per_window = min(size, -(-setting.k * size // rows))
@@ -161,6 +177,9 @@ def _facility_location(setting: Setting) -> list[Contender]:
 
 def _target(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
+        best = _measured(setting).relevance[:, 0]
+        if (left := int((best[setting.candidates] > 0).sum())) < setting.k:
+            raise NotAvailable(f"{left} rows point to the target, and k is {setting.k}")
         own: dict[str, Any] = {"alpha": "auto", "conflict_penalty": 0.0, "normalize": "unit"}
         return setting.select(watch, target=setting.target, **own).indices
 

@@ -39,8 +39,8 @@ WORDS = {
     "target": ("TARGET", "Here: a store, or another file of gradients."),
     "target_groups": ("COLUMN", "Here: a column of --target-data."),
     "group_shares": (
-        "pool|JSON|FILE",
-        'Here: pool, or JSON such as {"maths": [0.2, null]}, or a .json file of it.',
+        "pool|even|JSON|FILE",
+        'Here: pool, even, or JSON such as {"maths": [0.2, null]}, or a .json file of it.',
     ),
 }
 """What these arguments are on the command line: placeholder and explanation."""
@@ -311,7 +311,7 @@ def _names_file(shares: str | None) -> bool:
 
 def _shares(text: str | None) -> Any:
     """Return what `--group-shares` says: a word, or JSON in the argument or in a file."""
-    if text is None or text == "pool":
+    if text in (None, "pool", "even"):
         return text
     try:
         if _names_file(text):
@@ -319,6 +319,6 @@ def _shares(text: str | None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise spice_rs.InvalidInputError(
-            f"--group-shares: found no JSON ({error}), expected 'pool' or an object: label → [minimum, maximum]. For"
-            ' example {"maths": [0.2, null]}.'
+            f"--group-shares: found no JSON ({error}), expected 'pool', 'even' or an object: label → [minimum, maximum]."
+            ' For example {"maths": [0.2, null]}.'
         ) from error

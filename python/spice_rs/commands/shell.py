@@ -149,7 +149,7 @@ _PYTHON_ALONE = (
     (re.compile(r"extract\(\.\.\., like=\.\.\.\)"), "extract --like"),
     (re.compile(r"None for no limit"), "null for no limit"),
     (re.compile(r"label → \(minimum, maximum\)"), "an object: label → [minimum, maximum]"),
-    (re.compile(r" Here: pool, or JSON"), " Given as pool, or as JSON"),
+    (re.compile(r" Here: pool, even, or JSON"), " Given as pool, even, or as JSON"),
     (re.compile(r"Here: a file"), "Given as a file"),
     (re.compile(r",? and Selection\.compared has both"), "; both are shown"),
     (re.compile(r"; Selection\.near_duplicates lists those[^.]*"), ""),

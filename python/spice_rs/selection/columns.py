@@ -66,7 +66,7 @@ class Columns:
                 f"{data_field}: found it without the name of a column, expected one in {fields}. Name one, or"
                 " leave the data out."
             )
-        self._columns = _read(data, names, self.rows, source, index_column) if names else {}
+        self._columns = _read(data, names, self.rows, source, index_column, data_field) if names else {}
 
     def by_position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return values in the order of the source's blocks, given in the order of the dataset rows."""
@@ -200,12 +200,13 @@ def _read(
     rows: npt.NDArray[np.int64],
     source: Source,
     index_column: str | None,
+    data_field: str,
 ) -> dict[str, list[Any]]:
     """Return the named columns of the data, for `rows` (ascending) alone."""
     if index_column is not None:
         return _read_by_index(data, names, rows, source, index_column)
     belonging = source.belonging
-    place = os.fspath(data) if isinstance(data, str | os.PathLike) else "data"
+    place = os.fspath(data) if isinstance(data, str | os.PathLike) else data_field
     columns: dict[str, list[Any]] = {name: [] for name in names.values()}
     if (
         hasattr(data, "select_columns")

@@ -18,7 +18,7 @@ from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import NEAR_DUPLICATES
-from spice_rs.selection.target import Aimed, Target
+from spice_rs.selection.target import NOTHING, Aimed, Target
 from spice_rs.store.sources import Source
 
 
@@ -62,6 +62,14 @@ class Conditions:
     def row_weights(self) -> Floats | None:
         """(n,) weight of each row in the Fisher information, that of the caller times that of its relevance."""
         return weighted(self.per_row.get("weights"), self.aimed)
+
+    @property
+    def points_to_target(self) -> npt.NDArray[np.bool_] | None:
+        """(n,) the candidates that point to the target; None without one."""
+        if self.aimed is None:
+            return None
+        pointing: npt.NDArray[np.bool_] = self.candidates & ~self.aimed.points_away
+        return pointing
 
     @property
     def max_similarity(self) -> float | None:
@@ -218,7 +226,16 @@ def weighted(weights: Floats | None, aimed: Aimed | None) -> Floats | None:
     """Return the (n,) weights of the caller times those of a target; None where there are neither."""
     if aimed is None:
         return weights
-    return aimed.weights if weights is None else weights * aimed.weights
+    if weights is None:
+        return aimed.weights
+    product = np.where(aimed.points_away, NOTHING, weights * aimed.weights)
+    if not (product > 0).all():
+        position = int(np.argmin(product))
+        raise InvalidInputError(
+            f"weights: found {weights[position]:g} for a row of relevance {aimed.best[position]:.3g}, expected a product"
+            " that float64 holds. Use larger weights, or a smaller target_weight."
+        )
+    return product
 
 
 def told(

@@ -17,8 +17,8 @@ from spice_rs.selection.constraints import KEYS, PER_ROW, SCALARS
 
 _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
-MOST_WEIGHT = 100.0
-"""Largest τ of a target: beyond, the weights of most rows are no numbers."""
+MOST_WEIGHT = 10.0
+"""Largest τ of a target: beyond, a few rows weigh all, and α that makes others count is beyond float64."""
 _DTYPES = {"int8", "float16", "bfloat16", "float32", "float64"}
 
 Check = Callable[[Any], bool]

@@ -96,8 +96,8 @@ def resolve(
         minima, maxima = [pair[0] for pair in given.values()], [pair[1] for pair in given.values()]
     else:
         raise InvalidInputError(
-            f"group_shares: found {short(shares)}, expected 'pool' or a mapping label → (minimum, maximum). For example"
-            " {'maths': (0.2, None)}."
+            f"group_shares: found {short(shares)}, expected 'pool', 'even' or a mapping label → (minimum, maximum). For"
+            " example {'maths': (0.2, None)}."
         )
     quotas = Quotas(labels, codes, minima, maxima, sizes, counts, pool)
     _check(quotas, total, whole=costs is None)
@@ -132,7 +132,8 @@ def _even_shares(sizes: Sequence[Fraction], total: Fraction | None, *, whole: bo
     """Return as much of the budget for each group, or all that it has; rows that cannot be divided go to the first."""
     if total is None:
         raise InvalidInputError(
-            "target_groups: found them and no k, expected k or a budget to share among them. Give k, or group_shares."
+            "group_shares: found 'even' and no k, expected k or a budget to share among the groups. Give k, or numbers of"
+            " rows as maxima."
         )
     shares = [Fraction(0) for _ in sizes]
     left, open_ = min(total, sum(sizes, Fraction(0))), [code for code, size in enumerate(sizes) if size]

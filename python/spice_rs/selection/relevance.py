@@ -70,6 +70,8 @@ def relevance(
         partial=partial,
         threads=threads,
         progress=progress,
+        dim=dim,
+        dtype=dtype,
     )
     ordered = measured.relevance[opened.dataset_order()]
     return ordered[:, 0] if target_groups is None else ordered

@@ -52,6 +52,8 @@ class Requested:
     target_weight: Any
     target_groups: Any
     target_data: Any
+    dim: Any
+    dtype: Any
 
     @staticmethod
     def of(arguments: Mapping[str, Any]) -> Requested:
@@ -98,6 +100,11 @@ class Requested:
             raise InvalidInputError(
                 "target_groups: found them beside groups, expected one of the two: picks have quotas by one division. Leave"
                 " one out."
+            )
+        if self.target is None and self.target_weight != 1.0:
+            raise InvalidInputError(
+                f"target_weight: found {short(self.target_weight)} without target, expected both. Give target, or leave it"
+                " out."
             )
         needed = [("group_shares", "groups"), ("costs", "budget")]
         needed += [("target_groups", "target"), ("target_data", "target_groups")]
@@ -154,10 +161,13 @@ class Requested:
                 candidates[positions] = False
         target = aimed = None
         if self.target is not None:
-            target, aimed = self._aim(source, candidates, partial, threads, progress)
+            taken = int((~candidates).sum())
+            target, aimed = self._aim(source, candidates, include, partial, threads, progress)
             candidates &= ~aimed.barred
-            if k is not None and k > target.candidates:
-                raise too_few(k, target)
+            if include is not None:
+                candidates[include] = True  # whatever they are to the target
+            if k is not None and k > (left := int(candidates.sum())):
+                raise too_few(k, target, left, taken)
         _check_size(k, candidates, include)
         costs = budget = None
         if self.budget is not None:
@@ -222,6 +232,7 @@ class Requested:
         self,
         source: Source,
         free: npt.NDArray[np.bool_],
+        include: Rows | None,
         partial: bool,
         threads: int | None,
         progress: Progress,
@@ -235,8 +246,10 @@ class Requested:
             partial=partial,
             threads=threads,
             progress=progress,
+            dim=self.dim,
+            dtype=self.dtype,
         )
-        return aim(measured, source, check_weight(self.target_weight), free)
+        return aim(measured, source, check_weight(self.target_weight), free, include)
 
     def _check_numbers(self) -> None:
         if self.budget is not None:

@@ -127,7 +127,7 @@ def select(
             r ≤ 0 are no candidates, nor are those that the target has too (the same record, or a cosine above 0.999); the
             others weigh r^τ in F, times `weights`. Unless said otherwise, rows are unit rows then, α is "auto" over the
             candidates, and λ is 0. `Selection.target` and `Selection.relevance` tell what came of it.
-        target_weight: τ in [0, 100]. 0 weighs all rows alike that point to the target.
+        target_weight: τ in [0, 10]. 0 weighs all rows alike that point to the target.
         target_groups: what several targets are told apart by: (T,) labels by dataset row of the target, or the name of a
             column of `target_data`. A row weighs by the group that it serves best, and the groups get as many picks each,
             or what `group_shares` says.
@@ -142,10 +142,11 @@ def select(
         groups: label of each row: the name of a column of `data`, or (N,) texts, whole numbers or bools by dataset row.
             Their shares among the picks are `group_shares`.
         group_shares: what each group must and may have. "pool", the default with `groups`: as large a share of the
-            picks as of the rows that can be picked, to the row (largest remainders first), or of the cost with
-            `budget`. Or label → (minimum, maximum): None for no limit, a whole number of rows, or a float in [0, 1] as a
-            share of k, rounded inwards to whole rows (with `budget`: cost units, or a share of it); labels that are
-            missing have no limits. Rows that would leave too little for the minima of other groups are passed over.
+            picks as of the rows that can be picked, to the row (largest remainders first), or of the cost with `budget`.
+            "even", the default with `target_groups`: as much for each. Or label → (minimum, maximum): None for no limit, a
+            whole number of rows, or a float in [0, 1] as a share of k, rounded inwards to whole rows (with `budget`: cost
+            units, or a share of it); labels that are missing have no limits. Rows that would leave too little for the
+            minima of other groups are passed over.
         costs: cost of each row: the name of a column of `data`, or (N,) numbers above 0 by dataset row. By default the
             token counts of a store. Only with `budget`.
         budget: whole cost that the picks may have, in place of k: 1 or more in cost units, a float below 1 as a share of
@@ -170,9 +171,9 @@ def select(
             too, never changes: Δ = log(1 + α‖g‖²/(1 + α)).
         early_stop: ω in (0, 1), off by default: stop before a row whose Δ is at most ω times the first pick's. The
             paper uses 0.5.
-        normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records
-            its loss reduction and token counts); "unit" for rows of length 1. "auto" is "unit" with a `target`, "mean" for
-            a store of sums (the paper's loss; it favours short answers) and "none" for anything else.
+        normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records its
+            loss reduction and token counts); "unit" for rows of length 1. "auto" is "unit" with a `target` and no preset,
+            "mean" for a store of sums (the paper's loss; it favours short answers) and "none" for anything else.
         method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
             approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
             largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
@@ -284,7 +285,7 @@ def select(
         progress=progress,
     )
     pool = pool.weighted(conditions.row_weights)
-    among = conditions.candidates if aims else None
+    among = conditions.points_to_target
     windows = None
     if pool_size is not None and select_per_window is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]

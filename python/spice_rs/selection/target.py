@@ -9,7 +9,6 @@ rows share a direction, and these lie closest to it. Centring the rows changes n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +19,13 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.form import MOST_WEIGHT
 from spice_rs.selection.options import Floats, Rows
-from spice_rs.store.sources import Source, differing_origin, open_source
+from spice_rs.store.sources import Source, differing_origin, opened_beside
 
 CHANCE = 1.5
 """A contrast below this many times its standard error may be that of any rows of the pool."""
@@ -72,8 +72,10 @@ class Target:
 
     @property
     def is_chance(self) -> list[bool]:
-        """Whether the contrast of each group is too short to tell it from rows of the pool; False of a single row."""
-        return [bool(q < CHANCE * noise) for q, noise in zip(self.contrast, self.noise, strict=True)]
+        """Whether the contrast of each group is too short to tell it from the pool; of a single row, whether it is 0."""
+        return [
+            bool(q < CHANCE * noise or q < 1e-9) for q, noise in zip(self.contrast, self.noise, strict=True)
+        ]
 
     def settings(self) -> dict[str, Any]:
         """Return all but the arrays of d numbers and the list of rows, as `Selection.settings` holds it."""
@@ -189,6 +191,8 @@ def measure(
     partial: bool,
     threads: int | None,
     progress: Progress,
+    dim: int | None = None,
+    dtype: str | None = None,
 ) -> Measured:
     """Return the relevance of all rows of a source to a target.
 
@@ -200,6 +204,8 @@ def measure(
         partial: whether a target whose extraction has not ended will do.
         threads: to use.
         progress: show a bar, or do not; functions are for picks, and hear nothing of it.
+        dim: columns of a headerless target, as of the source.
+        dtype: element type of a headerless target.
 
     Raises:
         InvalidInputError: the target is no source, is the pool itself, or has no direction.
@@ -207,7 +213,7 @@ def measure(
     """
     if target is None:
         raise InvalidInputError("target: found None, expected a gradient store or another source. Give one.")
-    aim = _renamed(lambda: open_source(target))
+    aim = opened_beside(target, "target", dim, dtype)
     aim.check_finished(partial)
     _check_comparable(source, aim)
     labels, codes = None, np.zeros(aim.rows, np.int64)
@@ -244,7 +250,11 @@ def measure(
 
 
 def aim(
-    measured: Measured, source: Source, weight: float, free: npt.NDArray[np.bool_]
+    measured: Measured,
+    source: Source,
+    weight: float,
+    free: npt.NDArray[np.bool_],
+    include: Rows | None = None,
 ) -> tuple[Target, Aimed]:
     """Return what a selection remembers of a target, and what it means for each row.
 
@@ -253,6 +263,7 @@ def aim(
         source: the pool.
         weight: τ.
         free: (n,) rows that are neither excluded nor initial.
+        include: positions that are picked whatever they are to the target.
 
     Raises:
         InvalidInputError: nothing points to the target.
@@ -278,10 +289,10 @@ def aim(
         mean=found["mean"],
         directions=found["directions"].reshape(len(found["norms"]), -1),
     )
-    if not left.any():
+    if not left.any() and include is None:
         raise InvalidInputError(
-            f"target: found no row of {source.description} that points to it ({_without(remembered)}), expected some. Give"
-            " another target, or a pool that has something of it."
+            f"target: found no row of {source.description} that points to it and can be picked"
+            f" ({_without(remembered, int((~free).sum()))}), expected some. {_remedy(remembered, free, away)}"
         )
     return remembered, aimed
 
@@ -309,11 +320,18 @@ def check_weight(value: Any) -> float:
     return real("target_weight", value, least=0, most=MOST_WEIGHT, remedy=remedy)
 
 
-def too_few(k: int, target: Target) -> InvalidInputError:
-    """Return the error of more rows wanted than point to a target."""
+def too_few(k: int, target: Target, rows: int, taken: int) -> InvalidInputError:
+    """Return the error of more rows wanted than there are for a target.
+
+    Args:
+        k: rows wanted.
+        target: what they are for.
+        rows: that can be picked, those to include among them.
+        taken: rows that are excluded or initial.
+    """
     return InvalidInputError(
-        f"k: found {k}, expected at most {target.candidates}, the rows that point to the target ({_without(target)})."
-        " Select fewer, or give a target that more of the pool serves."
+        f"k: found {k}, expected at most {rows}, the rows that point to the target ({_without(target, taken)}). Select"
+        " fewer, or give a target that more of the pool serves."
     )
 
 
@@ -329,8 +347,17 @@ def chance_findings(target: Target) -> list[str]:
     ]
 
 
-def _without(target: Target) -> str:
-    return f"{target.away} rows point away from it, {len(target.overlap)} are its own"
+def _without(target: Target, taken: int) -> str:
+    others = f", {counted(taken, 'row')} excluded or initial" if taken else ""
+    return f"{counted(target.away, 'row')} with r ≤ 0, {len(target.overlap)} its own{others}"
+
+
+def _remedy(target: Target, free: npt.NDArray[np.bool_], away: npt.NDArray[np.bool_]) -> str:
+    """Return what to do where nothing is left for a target."""
+    if (~free & ~away).any():
+        return "Exclude fewer."
+    found = chance_findings(target)
+    return f"({found[0]})" if found else "Give another target, or a pool that has something of it."
 
 
 def _check_comparable(source: Source, target: Source) -> None:
@@ -350,14 +377,6 @@ def _check_comparable(source: Source, target: Source) -> None:
             f"target: {name}: found {found!r} in {target.description}, expected {expected!r} as in"
             f" {source.description}{others}. Extract the target as the pool was: `extract` takes that store for `like`."
         )
-
-
-def _renamed(call: Callable[[], Source]) -> Source:
-    """Say of a source that cannot be opened that it is the target."""
-    try:
-        return call()
-    except InvalidInputError as error:
-        raise InvalidInputError(f"target: {str(error).removeprefix('source: ')}") from error
 
 
 def _numbers(values: Floats) -> str:

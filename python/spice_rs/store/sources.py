@@ -39,6 +39,7 @@ __all__ = [
     "differing_origin",
     "join_sources",
     "open_source",
+    "opened_beside",
 ]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -72,6 +73,27 @@ def open_source(source: Any, *, dim: int | None = None, dtype: str | None = None
                     " out: it is for headerless files."
                 )
     return opened
+
+
+def opened_beside(source: Any, name: str, dim: int | None, dtype: str | None) -> Source:
+    """Open a source that is given beside another one, whose `dim` and `dtype` it has if it does not say itself.
+
+    Args:
+        source: as for `open_source`.
+        name: the argument.
+        dim: columns of a headerless file.
+        dtype: element type of a headerless file.
+
+    Raises:
+        InvalidInputError: see `open_source`; the message names the argument.
+    """
+    try:
+        try:
+            return open_source(source, dim=dim, dtype=dtype)
+        except InvalidInputError:
+            return open_source(source)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {str(error).removeprefix('source: ')}") from error
 
 
 def _opened(source: Any, dim: int | None, dtype: str | None) -> Source:
