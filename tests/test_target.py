@@ -450,8 +450,8 @@ class TestReport:
             assert fact in page
 
     def test_random_sets_are_of_candidates(self) -> None:
-        from spice_rs.analysis.random_sets import random_sets
         from spice_rs.analysis.inputs import SelectionInputs
+        from spice_rs.analysis.random_sets import random_sets
         from spice_rs.analysis.replay import Replay
 
         pool, target = drawn(0, 80, 6), aimed(1, 8, 6)
