@@ -206,6 +206,11 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     call("analyze", spice_rs.analyze, found, bare, progress=False, **weights)
     call("certify", spice_rs.certify, found, bare, progress=False, **weights)
     call("curvature", spice_rs.curvature, bare, progress=False, **weights)
+    np.save(home / "held.npy", np.eye(12, dtype=np.float32)[:4])
+    (home / "kinds.jsonl").write_text('{"kind": "a"}\n' * 4)
+    plainly = spice_rs.select(bare, 3, progress=False)
+    kinds = {"groups": "kind", "data": "~/kinds.jsonl"}
+    call("coverage", spice_rs.coverage, plainly, bare, "~/held.npy", progress=False, **kinds)
     np.save(home / "target.npy", np.eye(12, dtype=np.float32)[:3] + 1)
     call("relevance", spice_rs.relevance, bare, "~/target.npy", progress=False)
     call("compare", spice_rs.compare, source, 3, "random", data=pool, groups="id", progress=False)
