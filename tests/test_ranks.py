@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ import spice_rs
 import spice_rs.cli
 from models import make_model
 from reference import make_data, rows_of, run
-from spice_rs.errors import InvalidInputError
+from spice_rs.errors import InvalidInputError, StoreError
 from spice_rs.extraction.batching import longest_first
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.ranks import Rank
+from spice_rs.store.lease import FILE as LEASE
+from spice_rs.store.lease import lease
 from tiny import make_records
 
 
@@ -55,6 +59,39 @@ def test_the_environment_says_which_rank_this_is(as_rank, monkeypatch):
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(InvalidInputError, match="RANK=4"):
         Rank.current()
+
+
+def test_processes_of_one_run_are_known_by_where_they_meet(as_rank, monkeypatch):
+    as_rank(1, 2)
+    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    first = Rank.current().run
+    as_rank(0, 2)
+    assert first == Rank.current().run
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+    assert Rank.current().run not in (None, first)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # which is another machine on each
+    assert socket.gethostname() in Rank.current().run
+    as_rank(0, 1)
+    assert Rank.current().run is None
+
+
+def test_no_rank_works_on_a_store_that_another_run_is_at(as_rank, tmp_path, monkeypatch):
+    out, options = tmp_path / "s", {"dim": 8, "progress": False}
+    model, records = make_model(), make_data(8)
+    spice_rs.extract(model, records[:2], out, **options)
+    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    as_rank(1, 2)
+    for run, refused in (("a", True), (None, True), (Rank.current().run, False)):
+        with lease(out, run), pytest.raises(StoreError) if refused else nullcontext() as caught:
+            spice_rs.extract(model, records, out, **options)
+        if refused:
+            assert f"found an extraction at work (process {os.getpid()} on " in str(caught.value)
+            assert len(spice_rs.GradientStore(out)) == 2
+    found = spice_rs.GradientStore(out)
+    assert 2 < len(found) < 8  # its own share
+    (out / LEASE).write_text("process 1 on a machine that is gone\na")  # as a killed one leaves it
+    spice_rs.extract(model, records, out, **options)
 
 
 def test_ranks_in_turn_make_the_store_of_one_process(as_rank, tmp_path, monkeypatch):

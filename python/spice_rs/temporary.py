@@ -17,10 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-with suppress(
-    ImportError
-):  # here and not at its first use: a child that is forked in an import waits for good
-    import fcntl  # noqa: F401
+from spice_rs.locks import is_at, locked
 
 _PLACES = tuple(map(str, range(8)))
 """So many of one target can be at work at a time before names become long."""
@@ -103,7 +100,7 @@ def _remove_forgotten(path: Path) -> None:
         return
     try:
         mode = os.fstat(descriptor).st_mode
-        if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and _lock(descriptor) and _is_at(descriptor, path):
+        if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and locked(descriptor) and is_at(descriptor, path):
             if is_folder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -116,24 +113,5 @@ def _remove_forgotten(path: Path) -> None:
 
 def _is_held(descriptor: int, path: Path) -> bool:
     """Lock what was made; False if somebody came between and took it for a forgotten one."""
-    return _lock(descriptor) is not False and _is_at(descriptor, path)
+    return locked(descriptor) is not False and is_at(descriptor, path)
 
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except OSError:
-        return False
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Lock a file or folder: True if nobody else had it, False if somebody has, None where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return None
-    except OSError as error:
-        return False if isinstance(error, BlockingIOError) else None
-    return True

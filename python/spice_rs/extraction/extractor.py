@@ -41,7 +41,7 @@ from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.tracking import TargetModules
 from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
-from spice_rs.store.lease import lease
+from spice_rs.store.lease import check_lease, lease
 from spice_rs.store.store import STORE_FILE, GradientStore
 from spice_rs.store.unfinished import Unfinished, mark, read_mark, unmark
 
@@ -245,10 +245,12 @@ def extract(
             reduction="sum",
             provenance=provenance,
         )
-        if rank.first:  # the others of this run share the lease
+        if rank.first:
             create().close()  # the folder, if it is not there
-            stack.enter_context(lease(out))
+            stack.enter_context(lease(out, rank.run))
             remember(out, model, settings)
+        elif rank.run is not None:
+            check_lease(out, rank.run)  # the first of this run has it
         writer = stack.enter_context(create())  # which knows of all rows that anybody before has written
         if rank.first:
             _report(inputs, dataset, settings.max_length, out)

@@ -9,6 +9,7 @@ rank dies is dealt anew in the next run, among as many ranks as that has.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.batching import Sample, chosen, longest_first
+
+_HERE = ("", "localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Rank:
         number: From 0.
         count: Of all processes.
         local: Its number on this machine, which is that of its GPU.
+        run: What all of them are known by, and no processes of another run; None where there is one alone, or the
+            environment does not say.
     """
 
     number: int = 0
     count: int = 1
     local: int = 0
+    run: str | None = None
 
     @staticmethod
     def current() -> Rank:
@@ -47,7 +53,7 @@ class Rank:
                 f"RANK={texts[0]}, WORLD_SIZE={texts[1]} and LOCAL_RANK={texts[2]} are in the environment, expected 0 ≤ "
                 "RANK < WORLD_SIZE; start with torchrun, or unset them"
             )
-        return Rank(*map(int, texts))
+        return Rank(*map(int, texts), run=_run() if int(texts[1]) > 1 else None)
 
     @property
     def first(self) -> bool:
@@ -60,3 +66,12 @@ class Rank:
         turn = np.arange(len(samples)) % period
         mine = (turn == self.number) | (turn == period - 1 - self.number)
         return chosen(longest_first(samples), mine)
+
+
+def _run() -> str | None:
+    """Where the processes of this run meet, as `torchrun` says."""
+    found = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
+    if not any(found):
+        return None
+    here = socket.gethostname() if found[0] in _HERE else ""  # by which every machine calls itself
+    return " ".join([*found, here]).replace("\n", " ")

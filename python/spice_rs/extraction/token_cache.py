@@ -8,7 +8,6 @@ if every byte of it is what was written; else it is made anew.
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import os
@@ -22,11 +21,11 @@ from pathlib import Path
 
 from spice_rs.data.token_file import TokenFile
 from spice_rs.errors import InvalidInputError
+from spice_rs.locks import HeldError, hold, let_go
 from spice_rs.paths import local
 from spice_rs.progress import Bar, Progress, bar
 
 _LOOK_AGAIN = 0.2  # seconds
-_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -120,41 +119,17 @@ class TokenCache:
             yield descriptor is not None
         finally:
             if descriptor is not None:
-                import fcntl
-
-                path.unlink(missing_ok=True)
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a child process has the file
-                os.close(descriptor)
+                let_go(path, descriptor)
 
     def _lock(self, path: Path) -> int | None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return None
         with closing(_Waiting(self.progress)) as waiting:
             while True:
                 try:
-                    descriptor = os.open(
-                        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
-                    )
+                    return hold(path, f"process {os.getpid()}")
                 except OSError:  # a folder that cannot be written to, which is said where the tokens are
                     return None
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # Whoever ended meanwhile has removed the name: this would be a lock on nothing.
-                    if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                        os.truncate(descriptor, 0)
-                        os.write(descriptor, f"process {os.getpid()}".encode())
-                        return descriptor
-                    os.close(descriptor)
-                except OSError as error:
-                    taken = error.errno in _TAKEN
-                    # Of anything else than a file of ours nothing is read: a pipe would be waited for.
-                    holder = os.read(descriptor, 200).decode(errors="replace") if taken else ""
-                    os.close(descriptor)
-                    if not taken and not isinstance(error, FileNotFoundError):
-                        return None
-                    waiting.on(holder)
+                except HeldError as error:
+                    waiting.on(str(error))
                     time.sleep(_LOOK_AGAIN)
 
 

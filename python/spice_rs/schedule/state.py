@@ -29,6 +29,7 @@ from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, St
 from spice_rs.files import what_is
 from spice_rs.own_json import parsed
 from spice_rs.paths import local
+from spice_rs.locks import locked
 from spice_rs.printable import short
 from spice_rs.selection.form import is_real, is_whole
 from spice_rs.selection.saved import check_same
@@ -292,18 +293,11 @@ def _locked(path: Path) -> IO[bytes]:
     """Return a file that no other process has locked; the lock ends with the process, however it ends."""
     _check_own(path)
     file = open(path, "ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except OSError as error:
+    if locked(file.fileno()) is False:
         file.close()
         raise StoreError(
-            f"{path.parent}: found another process at work on this run ({error.strerror}), expected none. Wait for it, or"
-            " name another folder."
-        ) from error
+            f"{path.parent}: found another process at work on this run, expected none. Wait for it, or name another folder."
+        )
     return file
 
 
