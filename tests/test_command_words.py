@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch  # noqa: F401 - commands that load it say so
 
@@ -14,6 +16,9 @@ from command import run
 from spice_rs import cli
 from spice_rs.commands.options import argument_docs
 from spice_rs.commands.wording import in_flags
+from spice_rs.errors import InvalidInputError
+from spice_rs.interface import speaking, spoken
+from tiny import make_records
 
 PACKAGE = Path(spice_rs.__file__).parent
 LOADING = ("extract", "plan", "doctor", "run")
@@ -217,6 +222,70 @@ def test_no_message_names_an_argument_that_the_command_line_calls_otherwise(pars
             f"{file}:{line}: {shown}"
         )
     assert seen > 100
+
+
+def test_what_is_kept_of_a_message_is_in_the_words_of_the_command_line():
+    message = "unit was left out: alpha: found 1e+20, expected less; set max_length=64"
+    assert spoken(message) == message
+    with speaking(lambda text: in_flags(text, {"alpha": "--alpha", "max_length": "--max-length"})):
+        assert spoken(message) == (
+            "unit was left out: --alpha: found 1e+20, expected less; set --max-length 64"
+        )
+    assert spoken(message) == message
+
+
+def test_every_note_of_a_comparison_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
+    np.save("x.npy", rows * 1e-8)
+    np.save("t.npy", rows[:3] * 1e-8)
+    monkeypatch.setattr("spice_rs.analysis.comparison.upper_bound", _no_bound)
+    methods = "spice,windows,facility_location,random"
+    for arguments in (
+        ("--alpha", 1e14),
+        ("--alpha", 1, "--conflict-penalty", 1e-9),
+        ("--alpha", 1e14, "--normalize", "none", "--target", "t.npy"),
+        ("--alpha", 1e14, "--markdown"),
+        ("--alpha", 1e14, "--json"),
+    ):
+        assert run("compare", "x.npy", "-k", 5, "--methods", methods, *arguments) == 0
+        out = capsys.readouterr().out
+        assert "There is no bound of U: -k: found 5, expected fewer; set --conflict-penalty 0" in out
+        plain = out if "--json" not in arguments else " ".join(json.loads(out)["notes"])
+        assert not re.search(r"(?<![\w-])(alpha|k|methods|normalize|conflict_penalty)(=|: found)", plain), (
+            plain
+        )
+    assert "--alpha: found" in out
+
+
+def _no_bound(*_):
+    raise InvalidInputError("k: found 5, expected fewer; set conflict_penalty=0")
+
+
+@pytest.mark.slow
+def test_records_that_are_left_out_are_listed_in_words_of_the_command_line(proxy, tmp_path, capsys):
+    records = [
+        *make_records(3),
+        {"instruction": "a b", "unheard": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+        {"instruction": "a " * 90, "output": "b"},
+        {"input_ids": [1, 2], "labels": "x"},
+        {"messages": [{"role": "stranger", "content": "a"}]},
+        {"instruction": 3, "output": "a"},
+    ]
+    data = tmp_path / "pool.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in records))
+    options = ("--model", proxy, "--data", data, "--skip-bad", "--max-length", 24)
+    assert run("extract", *options, "--out", tmp_path / "s", "--dim", 8) == 0
+    listed = [json.loads(line) for line in (tmp_path / "s.left-out.jsonl").read_text().splitlines()]
+    assert len(listed) >= 5
+    assert run("doctor", *options[:4], "--max-length", 24) in (0, 1)
+    told = [each["detail"] for each in listed] + [capsys.readouterr().out]
+    assert any("--" in each for each in told)
+    assert not [
+        each for each in told if re.search(r"\b(columns|preference|max_length|skip_bad)=|max_length", each)
+    ]
 
 
 def test_messages_of_python_name_no_options():

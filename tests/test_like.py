@@ -130,6 +130,17 @@ def test_a_note_that_cannot_be_read_is_said(stores, tmp_path, text):
         spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
 
 
+def test_values_that_a_note_cannot_have_are_refused(stores, tmp_path):
+    shutil.copytree(stores / "pool", tmp_path / "pool")
+    noted = json.loads((tmp_path / "pool" / FILE).read_text())
+    for name, value in (("lora_rank", "x"), ("norms", 3), ("dtype", "float8"), ("tokenizer", 7)):
+        text = json.dumps({**noted, "asked": {**noted["asked"], name: value}})
+        (tmp_path / "pool" / FILE).write_text(text)
+        with pytest.raises(InvalidInputError):
+            spice_rs.extract(None, OTHERS, tmp_path / "t", like=tmp_path / "pool")
+        assert not (tmp_path / "t").exists()
+
+
 def test_checkpoints_have_to_be_given_again(stores, tmp_path):
     options: dict[str, Any] = {**SETTINGS, "checkpoints": [stores / "model"]}
     spice_rs.extract(stores / "model", RECORDS, tmp_path / "pool", **options)

@@ -82,8 +82,8 @@ def test_no_rank_works_on_a_store_that_another_run_is_at(as_rank, tmp_path, monk
     spice_rs.extract(model, records[:2], out, **options)
     monkeypatch.setenv("MASTER_ADDR", "node-1")
     as_rank(1, 2)
-    for run, refused in (("a", True), (None, True), (Rank.current().run, False)):
-        with lease(out, run), pytest.raises(StoreError) if refused else nullcontext() as caught:
+    for holder, refused in (("a", True), (None, True), (Rank.current().run, False)):
+        with lease(out, holder), pytest.raises(StoreError) if refused else nullcontext() as caught:
             spice_rs.extract(model, records, out, **options)
         if refused:
             assert f"found an extraction at work (process {os.getpid()} on " in str(caught.value)

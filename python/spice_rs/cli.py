@@ -33,6 +33,7 @@ from spice_rs.commands.parser import Commands, Parser
 from spice_rs.commands.wording import in_flags
 from spice_rs.data.splits import with_split
 from spice_rs.errors import InvalidInputError, SpiceError, SpiceWarning
+from spice_rs.interface import speaking
 from spice_rs.nearness import meant
 from spice_rs.printable import say
 from spice_rs.progress import libraries_silent
@@ -72,6 +73,10 @@ class _Call:
     words: dict[str, str] = field(default_factory=dict)
     kept: Callable[[], str] = str
 
+    def worded(self, message: str) -> str:
+        """Return a message in words of the command line, on one line."""
+        return " ".join(in_flags(message, self.words, self.arguments).split())
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
@@ -99,7 +104,7 @@ def _ended(call: _Call) -> int:
     except SystemExit as stop:  # of argparse, which has shown its help
         return stop.code if isinstance(stop.code, int) else 0
     except (SpiceError, OSError, ModuleNotFoundError) as error:
-        _tell(" ".join(in_flags(str(error), call.words, call.arguments).split()))
+        _tell(call.worded(str(error)))
         return EXIT_USER_ERROR
     except MemoryError as error:
         _tell(f"memory ran out ({error}); use less data, or a machine with more")
@@ -130,6 +135,7 @@ def _run(call: _Call) -> int:
     torch = bool({*arguments[:1]} & {*_NEED_TORCH})
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(speaking(call.worded))
         warnings.showwarning = _shows_warnings(call)
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
@@ -243,6 +249,6 @@ def _words(called: Parser | None, others: Iterable[Parser]) -> dict[str, str]:
 def _shows_warnings(call: _Call) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, SpiceWarning):
-            _tell(f"warning: {' '.join(in_flags(str(message), call.words, call.arguments).split())}")
+            _tell(f"warning: {call.worded(str(message))}")
 
     return show

@@ -7,10 +7,11 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+HAS_LOCKS = True
 try:  # here and not at its first use: a child that is forked in an import waits for good
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 except ImportError:  # Windows
-    flock = None  # type: ignore[assignment]
+    HAS_LOCKS = False
 
 _FLAGS = (
     os.O_RDWR
@@ -36,7 +37,7 @@ def locked(descriptor: int, *, shared: bool = False) -> bool | None:
     Returns:
         True if nobody else had it, False if somebody has, None where the system or the file system has no locks.
     """
-    if flock is None:
+    if not HAS_LOCKS:
         return None
     try:
         flock(descriptor, (LOCK_SH if shared else LOCK_EX) | LOCK_NB)

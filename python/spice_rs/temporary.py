@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from spice_rs.locks import is_at, locked
@@ -114,4 +114,3 @@ def _remove_forgotten(path: Path) -> None:
 def _is_held(descriptor: int, path: Path) -> bool:
     """Lock what was made; False if somebody came between and took it for a forgotten one."""
     return locked(descriptor) is not False and is_at(descriptor, path)
-

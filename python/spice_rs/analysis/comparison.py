@@ -16,6 +16,7 @@ from spice_rs.analysis.methods import Contender, NotAvailable, Setting, contende
 from spice_rs.arguments import flag, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Library, as_frame
+from spice_rs.interface import spoken
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import (
@@ -370,7 +371,7 @@ def compare(
             "length_unit": facts.unit,
             "source": opened.identity(),
         },
-        notes=notes,
+        notes=[*map(spoken, notes)],
     )
 
 

@@ -16,6 +16,7 @@ from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
 from spice_rs.analysis.waiting import waited
 from spice_rs.arguments import shown
 from spice_rs.errors import InvalidInputError
+from spice_rs.interface import spoken
 from spice_rs.progress import Bar, Progress, bar
 from spice_rs.selection.arguments import count, count_or_none, seeded
 from spice_rs.selection.result import Selection, as_selection
@@ -318,4 +319,4 @@ def _notes(replay: Replay, runs: list[Run], looked_at: int, sample: int) -> tupl
         notes.append(f"Candidates were ranked in a sample of {sample} of {most}.")
     if replay.reading != "full":
         notes.append("Δ is that of the run's own reading of the Fisher information, and not the paper's.")
-    return tuple(notes)
+    return tuple(map(spoken, notes))

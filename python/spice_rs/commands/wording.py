@@ -41,6 +41,7 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     # As `name=value`, as what is given or left out, or by a name that is no word of English: `max_length`, `k`.
     pattern = re.compile(
         rf"(?P<quoted>(?<![\w=]){_QUOTED})"
+        rf"|(?<=[:;.] )(?P<about>{names})(?=: found )"  # a message in a message
         rf"|(?<![\w./\\@:'\"-])(?P<given>{names})=(?P<value>{_VALUE})?(?P<flag>{_BOTH.pattern})?"
         rf"|\b(?P<before>without|beside|[Gg]ive|[Ll]eave) (?P<word>{names})(?=[,.;:]|$| out\b| and\b| beside\b)(?!\.\w)"
         rf"|(?<![\w./\\@'\"=-])(?P<bare>{names})(?![\w=/(-]|\.\w| =| rows\b)"
@@ -49,6 +50,8 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     def option(match: re.Match[str]) -> str:
         if match["quoted"]:
             return match[0]
+        if match["about"]:
+            return match[0] if match[0] in typed else flags[match[0]]
         if match["word"]:
             return f"{match['before']} {flags[match['word']]}"
         if match["bare"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spice_rs.atomic import replacing
+from spice_rs.interface import spoken
 from spice_rs.paths import local
 
 SKIP_REMEDY = "correct it, or pass skip_bad=True to leave such records out and count them"
@@ -58,6 +59,11 @@ def write_left_out(items: Sequence[LeftOut], store: str | os.PathLike[str]) -> P
         return None
     with replacing(path) as file:
         for item in sorted(items, key=lambda item: item.row):
-            line = {"row": item.row, "reason": item.reason, "place": item.place, "detail": item.detail}
+            line = {
+                "row": item.row,
+                "reason": item.reason,
+                "place": item.place,
+                "detail": spoken(item.detail),
+            }
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
     return path

@@ -25,6 +25,7 @@ from spice_rs.extraction.preflight import tolerance_of
 from spice_rs.extraction.preparation import Extraction, Settings, preparing
 from spice_rs.extraction.projection import SparseProjection
 from spice_rs.extraction.proxy import limits, threshold_of
+from spice_rs.interface import spoken
 from spice_rs.nouns import counted
 from spice_rs.progress import libraries_silent
 from spice_rs.signs import step
@@ -51,7 +52,10 @@ class Diagnosis:
 
     def __str__(self) -> str:
         words = {True: "pass", False: "FAIL", None: "-"}
-        rows = [(check.name, check.found, check.expected, words[check.passed]) for check in self.checks]
+        rows = [
+            (spoken(check.name), spoken(check.found), spoken(check.expected), words[check.passed])
+            for check in self.checks
+        ]
         return aligned([("check", "found", "expected", "result"), *rows], left=True)
 
 

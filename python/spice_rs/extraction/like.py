@@ -18,6 +18,7 @@ import torch
 
 from spice_rs.atomic import replacing
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.extraction.arguments import checked
 from spice_rs.extraction.settings import Settings
 from spice_rs.own_json import parsed
 from spice_rs.paths import is_meant_local, local
@@ -103,7 +104,7 @@ def repeated(
                 f"{name}: found none, and the rows of {store.path} were extracted with one, which no file holds, expected"
                 " the same again. Give it."
             )
-    wanted = {**noted["asked"], **_of_provenance(store)}
+    wanted = checked({**noted["asked"], **_of_provenance(store)})  # files may say anything
     for name, value in wanted.items():
         own, default = getattr(given, name), getattr(defaults, name)
         if own != default and own != value:

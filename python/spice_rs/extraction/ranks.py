@@ -53,7 +53,8 @@ class Rank:
                 f"RANK={texts[0]}, WORLD_SIZE={texts[1]} and LOCAL_RANK={texts[2]} are in the environment, expected 0 ≤ "
                 "RANK < WORLD_SIZE; start with torchrun, or unset them"
             )
-        return Rank(*map(int, texts), run=_run() if int(texts[1]) > 1 else None)
+        number, count, local = map(int, texts)
+        return Rank(number, count, local, _run() if count > 1 else None)
 
     @property
     def first(self) -> bool:

@@ -27,9 +27,9 @@ from safetensors.torch import load, save
 from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.files import what_is
+from spice_rs.locks import locked
 from spice_rs.own_json import parsed
 from spice_rs.paths import local
-from spice_rs.locks import locked
 from spice_rs.printable import short
 from spice_rs.selection.form import is_real, is_whole
 from spice_rs.selection.saved import check_same
