@@ -20,6 +20,7 @@ from spice_rs.memory import check_memory
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import told, weighted
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, PerRow
+from spice_rs.selection.form import penalty_of
 from spice_rs.selection.options import Constraints
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
@@ -115,7 +116,7 @@ class Replay:
         self.reading = {"diagonal": "diagonal", "scalar": "scalar"}.get(self.settings["fisher"], "full")
         if self.settings["method"] == "top_k" and self.reading != "scalar":
             self.reading = "alone"
-        self.penalty = 0.0 if self.settings["method"] == "top_k" else float(self.settings["conflict_penalty"])
+        self.penalty = penalty_of(self.settings)
 
     @property
     def contested(self) -> bool:

@@ -56,6 +56,11 @@ def _of_pairs(settings: Mapping[str, Any]) -> tuple[str, str, str] | None:
     return None
 
 
+def penalty_of(settings: Mapping[str, Any]) -> float:
+    """Return the λ that counted in a run with these settings: none where the largest single gains are taken."""
+    return 0.0 if settings["method"] == "top_k" else float(settings["conflict_penalty"])
+
+
 # --- what values may be -------------------------------------------------------------------------------------------
 
 

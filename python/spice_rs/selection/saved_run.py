@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from spice_rs.printable import short
 from spice_rs.selection.constraints import PER_ROW
-from spice_rs.selection.form import is_real, is_whole
+from spice_rs.selection.form import is_real, is_whole, penalty_of
 
 SERIES = {
     "indices": "I64",
@@ -172,7 +172,7 @@ def _of_numbers(run: SavedRun) -> Fault | None:
         if ((values < 0) | (values > most)).any():
             return field, f"numbers from {values.min()} to {values.max()}", f"numbers from 0 to {most}"
     if settings["budget"] is None and all(settings[each.name] is None for each in PER_ROW if each.scored):
-        penalty = 0.0 if settings["method"] == "top_k" else float(settings["conflict_penalty"])
+        penalty = penalty_of(settings)
         expected = series["gains"] - penalty * series["conflict"]
         wrong = np.abs(series["scores"] - expected) > ROUNDING * (series["gains"] + penalty)
         if wrong.any():
