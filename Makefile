@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 FUZZ_TARGETS := header folder
+QUICK := env SPICE_TESTS=quick $(BIN)/python -m pytest -m 'not slow' --durations=5 --durations-min=1
 # No input of a few kB may make the store ask for more than 64 MB at once.
 FUZZ_OPTIONS := -runs=1000000 -max_len=8192 -malloc_limit_mb=64 -timeout=10
 
@@ -17,7 +18,8 @@ demo: $(VENV)/built ## run everything on a small real model: data, gradients, se
 	$(BIN)/spice-rs demo
 
 quick: $(VENV)/built ## what one runs while working: the tests not marked slow, with few cases, in Python
-	SPICE_TESTS=quick $(BIN)/python -m pytest -m "not slow" --durations=10 --durations-min=1
+	@# In two processes: most of the time goes to many small steps, which take one core.
+	ls tests/test_*.py python/spice_rs -d | xargs -P 2 -n $$(( ($$(ls tests/test_*.py | wc -l) + 2) / 2 )) $(QUICK)
 
 test: $(VENV)/built ## run all tests, Rust and Python
 	cargo test

@@ -425,6 +425,7 @@ def test_what_is_no_selection_is_refused_as_such(given):
 # --- paths --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [str, Path, lambda path: str(path).encode()], ids=["str", "Path", "bytes"])
 def test_paths_may_be_text_bytes_and_path_objects(form, tmp_path):
     store = form(tmp_path / "store")
@@ -572,6 +573,7 @@ def test_every_command_with_a_number_is_called_here():
     assert ("run", "--learning-rate", False, None) in OPTIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(LINES))
 def test_commands_refuse_a_number_by_the_name_of_its_option(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

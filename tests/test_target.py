@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from counts import cases
 from spice_rs import GradientStore, InvalidInputError, Selection, SpiceWarning, StoreMismatchError
 
 
@@ -92,7 +93,7 @@ def pools(draw: Any) -> tuple[Any, Any]:
 
 
 class TestRelevance:
-    @settings(max_examples=200, deadline=None)
+    @cases(200)
     @given(pools())
     def test_it_is_that_of_the_definition(self, drawn_pool: tuple[Any, Any]) -> None:
         pool, target = drawn_pool
@@ -124,7 +125,7 @@ class TestRelevance:
 
 
 class TestPicks:
-    @settings(max_examples=60, deadline=None)
+    @cases(60)
     @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
     def test_they_are_those_of_the_naive_algorithm(self, seed: int, dim: int, weight: float) -> None:
         pool, target = drawn(seed, 40, dim), aimed(seed + 1, 5, dim)
