@@ -293,6 +293,15 @@ class TestTogetherWith:
         assert len(found) == left + 2
         assert found.indices[:2].tolist() == [7, away]
 
+    def test_rows_to_include_may_be_all_that_is_left(self, tmp_path: Path) -> None:
+        pool, target = drawn(0, 60, 6), aimed(1, 6, 6)
+        relevance = spice_rs.relevance(pool, target)
+        away = np.flatnonzero(relevance < 0)[:2]
+        found = spice_rs.select(pool, 2, target=target, include=away, exclude=np.flatnonzero(relevance > 0))
+        assert found.indices.tolist() == away.tolist()
+        found.save(tmp_path / "sel")
+        assert (Selection.load(tmp_path / "sel", pool).relevance == relevance[away]).all()
+
 
 class TestMessages:
     pool, target = drawn(0, 60, 6), aimed(1, 6, 6)

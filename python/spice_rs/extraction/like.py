@@ -46,8 +46,8 @@ ASKED = (
 
 _PATHS = ("tokenizer", "gguf_file", "chat_template")
 
-_UNREPEATED = ("optimizer", "checkpoints", "checkpoint_weights", "loss_fn")
-"""Arguments that no file holds: whoever extracts alike has to give them again."""
+_UNREPEATED = {"optimizer": "optimizer", "checkpoints": "checkpoints", "loss_fn": "loss"}
+"""Argument that no file holds, and has to be given again → what the provenance says of it."""
 
 
 def remember(out: str | os.PathLike[str], model: Any, settings: Settings) -> None:
@@ -92,14 +92,8 @@ def repeated(
             f"model: found none, and that of {store.path} is not at {model} any more, expected its folder or hub id. Give"
             " where it is now."
         )
-    for name in _UNREPEATED:
-        key = "loss" if name == "loss_fn" else name
-        there = store.provenance.get(key)
-        if (
-            there not in (None, "cross_entropy")
-            and getattr(given, name) is None
-            and name != "checkpoint_weights"
-        ):
+    for name, key in _UNREPEATED.items():
+        if store.provenance.get(key) not in (None, "cross_entropy") and getattr(given, name) is None:
             raise InvalidInputError(
                 f"{name}: found none, and the rows of {store.path} were extracted with one, which no file holds, expected"
                 " the same again. Give it."

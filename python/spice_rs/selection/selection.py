@@ -343,7 +343,7 @@ def select(
     selection = Selection(
         **conditions.outcome(result),
         compared=compared,
-        signal=float(np.median(signal if among is None else signal[among])),
+        signal=float(np.median(signal if among is None or not among.any() else signal[among])),
         settings=settings,
         composition=composed(opened, positions, (conditions.initial, conditions.exclude), labels),
     )
