@@ -221,6 +221,30 @@ def test_the_signal_goes_on_to_whoever_had_it(tmp_path: Path, faulthandler: str)
     assert ("Fatal Python error: Bus error" in done.stderr) == bool(faulthandler)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
+def test_a_file_is_named_while_its_last_page_is_still_there(tmp_path: Path) -> None:
+    """A file that becomes shorter loses its pages one by one, from the front."""
+    path, file, options = written(tmp_path, "npy")
+    script = """
+import ctypes, mmap, sys
+from spice_rs.store.sources import open_source
+source = open_source(sys.argv[1], **eval(sys.argv[3]))
+rows = source.blocks[0][0]
+page = (rows.ctypes.data + rows.nbytes // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+put = ctypes.CDLL(None, use_errno=True).mmap
+put.restype, put.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+fixed = 0x10
+with open(sys.argv[4], "rb") as empty:
+    assert put(page, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED | fixed, empty.fileno(), 0) == page
+print(int(rows[-1]), flush=True)
+rows.sum()
+"""
+    (tmp_path / "empty").touch()
+    done = run(script, path, file, options, tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (-7, f"{file.read_bytes()[-1]}\n"), done.stderr
+    assert done.stderr.count(f"spice-rs: {file}: became shorter while it was read") == 1, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 def test_a_signal_that_is_not_of_our_files_is_none_of_our_business(tmp_path: Path) -> None:

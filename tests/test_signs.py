@@ -16,7 +16,7 @@ import spice_rs
 from command import run
 from models import make_model
 from reference import make_data
-from spice_rs import signs, streams
+from spice_rs import cli, signs, streams
 from spice_rs.extraction.movement import Movement
 from tiny import make_records
 
@@ -203,6 +203,19 @@ def test_standard_output_is_ours_alone_and_files_get_no_bars_unasked(flag, proxy
         assert (text in done.stderr) == (flag != "--no-progress"), text
     for bar in ("their bar", "Loading weights"):
         assert (bar in done.stderr) == (flag == "--progress"), bar
+
+
+@pytest.mark.parametrize("typed", [[], ["info", "nowhere"]])
+def test_a_call_leaves_the_environment_as_it_was(typed, monkeypatch, capsys):
+    """Also where the process was started with the same words, or without one, as the tests may be."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["spice-rs", *typed])
+    before = dict(os.environ)
+    assert cli.main(typed) == 2
+    assert dict(os.environ) == before
+    assert cli.main() == 2
+    assert dict(os.environ) == before
 
 
 def test_json_in_a_pipe_is_json_whatever_is_printed(tmp_path, monkeypatch, capsys):

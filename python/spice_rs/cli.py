@@ -65,11 +65,13 @@ class _Call:
 
     Attributes:
         arguments: What was typed.
+        alone: The process is the command's, and nobody else's.
         words: Argument of Python → its option here, by which messages name it.
         kept: Says what an interruption leaves.
     """
 
     arguments: Sequence[str]
+    alone: bool
     words: dict[str, str] = field(default_factory=dict)
     kept: Callable[[], str] = str
 
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0, 1 where a check fails, 2 for an error of the user's, 130 for Ctrl-C, and 141 where whoever reads the output has
     gone.
     """
-    call = _Call(sys.argv[1:] if arguments is None else arguments)
+    call = _Call(sys.argv[1:] if arguments is None else arguments, alone=arguments is None)
     with always_there():
         try:
             code = _ended(call)
@@ -129,11 +131,10 @@ def _run(call: _Call) -> int:
     arguments = call.arguments
     quiet, asked = _given("--no-progress", arguments), _given("--progress", arguments)
     barred = quiet or not (asked or sys.stderr.isatty())  # bars are for eyes, and not for files
-    if barred and sys.argv[1:] == [*arguments]:  # this process is the command's alone
-        for name in _BARS:
-            os.environ.setdefault(name, "1")
     torch = bool({*arguments[:1]} & {*_NEED_TORCH})
     with ExitStack() as stack:
+        if barred and call.alone:
+            stack.enter_context(_barred())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(speaking(call.worded))
         warnings.showwarning = _shows_warnings(call)
@@ -170,6 +171,18 @@ def _run(call: _Call) -> int:
 def _given(option: str, arguments: Sequence[str]) -> bool:
     """Whether an option was typed, perhaps not to its end."""
     return any(len(each) > 5 and option.startswith(each) for each in arguments)
+
+
+@contextmanager
+def _barred() -> Iterator[None]:
+    """Inside, libraries that are loaded show no bars, nor do processes that are started, unless the environment says so."""
+    added = [name for name in _BARS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextmanager

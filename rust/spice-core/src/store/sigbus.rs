@@ -2,8 +2,11 @@
 //!
 //! The signal cannot be turned into an error: the read that raised it has no result. So the handler writes which file it is
 //! and hands the signal on to whoever had it before, by default to the system, which ends the process. It does nothing that may
-//! not be done in a handler of a signal: it reads atomics, tries the last byte of each map by giving it to a pipe, which fails
-//! instead of raising, and writes to standard error.
+//! not be done in a handler of a signal: it reads atomics, looks for the map that the address lies in, tries the last byte of
+//! each other one by giving it to a pipe, which fails instead of raising, and writes to standard error.
+//!
+//! The last byte alone would not do: a file that becomes shorter loses its pages one after the other, from the first one on,
+//! so a map's last byte may still be there when one before it raises the signal.
 #![allow(unsafe_code)]
 
 use std::path::Path;
@@ -13,14 +16,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 const MOST: usize = 1 << 14;
 const WORDS: usize = 31;
 
-/// A map: where it ends, 0 for a free place, and the end of its file's path.
+/// A map: where it starts and ends, the latter 0 for a free place, and the end of its file's path.
 struct Entry {
+    start: AtomicUsize,
     end: AtomicUsize,
     path: [AtomicU64; WORDS],
 }
 
-static ENTRIES: [Entry; MOST] =
-    [const { Entry { end: AtomicUsize::new(0), path: [const { AtomicU64::new(0) }; WORDS] } }; MOST];
+static ENTRIES: [Entry; MOST] = [const {
+    Entry {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        path: [const { AtomicU64::new(0) }; WORDS],
+    }
+}; MOST];
 /// Where the search for a free place begins.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// An end that no map has: the place is being filled.
@@ -55,7 +64,9 @@ impl Named {
                 .iter()
                 .zip(words)
                 .for_each(|(to, word)| to.store(word, Ordering::Relaxed));
-            ENTRIES[place].end.store(bytes.as_ptr() as usize + bytes.len(), Ordering::Release);
+            let bytes = bytes.as_ptr_range();
+            ENTRIES[place].start.store(bytes.start as usize, Ordering::Relaxed);
+            ENTRIES[place].end.store(bytes.end as usize, Ordering::Release);
         }
         Self(place)
     }
@@ -94,7 +105,7 @@ mod handler {
             if libc::sigaction(libc::SIGBUS, null_mut(), &raw mut before) == 0 {
                 BEFORE.store(before.sa_sigaction, Ordering::Release);
                 FLAGS.store(before.sa_flags, Ordering::Release);
-                set(on_sigbus as *const () as usize, libc::SA_ONSTACK);
+                set(on_sigbus as *const () as usize, libc::SA_ONSTACK | libc::SA_SIGINFO);
             }
         }
     }
@@ -111,8 +122,12 @@ mod handler {
         }
     }
 
-    extern "C" fn on_sigbus(signal: libc::c_int) {
-        ENTRIES.iter().filter(|entry| is_cut(entry)).for_each(say);
+    extern "C" fn on_sigbus(signal: libc::c_int, info: *const libc::siginfo_t, _: *const libc::c_void) {
+        // SAFETY: the system gives a handler with SA_SIGINFO what is to be known of the signal; of one that a process has
+        // sent, whose code is none above 0, it holds no address.
+        let address =
+            unsafe { info.as_ref().filter(|info| info.si_code > 0).map(|info| info.si_addr() as usize) };
+        ENTRIES.iter().filter(|entry| is_cut(entry, address)).for_each(say);
         // SAFETY: the handler and the flags are those that were there before. A fault happens again when this returns, and a
         // signal that was sent is sent again: then they have it.
         unsafe {
@@ -121,11 +136,14 @@ mod handler {
         }
     }
 
-    /// Whether the last byte of a map cannot be read.
-    fn is_cut(entry: &Entry) -> bool {
+    /// Whether a map is the one with the address that could not be read, or has a last byte that cannot be read.
+    fn is_cut(entry: &Entry, address: Option<usize>) -> bool {
         let end = entry.end.load(Ordering::Acquire);
         if end == 0 || end == FILLING {
             return false;
+        }
+        if address.is_some_and(|address| (entry.start.load(Ordering::Relaxed)..end).contains(&address)) {
+            return true;
         }
         let mut ends = [0; 2];
         // SAFETY: the kernel reads the byte, and answers EFAULT where there is none. It fits the empty pipe.
