@@ -14,8 +14,6 @@ use crate::rows::Position;
 use crate::selection::places::{Name, Place, PlaceVec};
 use crate::selection::run::Run;
 
-/// Means that angles may be measured from at one time.
-const MEANS: u8 = 64;
 /// Rows that one task goes through.
 const CHUNK: usize = 1 << 12;
 
@@ -29,12 +27,18 @@ pub(super) struct Cold {
     cosines: PlaceVec<Name, f32>,
     /// Number of the mean that the row's angle was measured from; `None` if the angle is not known.
     mean: PlaceVec<Name, Option<u8>>,
-    /// Unit means that angles were measured from, oldest first.
-    means: Vec<Vec<f64>>,
-    /// Of the present epoch, once it was asked for.
-    pub(super) factor: Option<Factor>,
+    /// Of the epoch of this number, once it was asked for.
+    pub(super) factor: Option<(usize, Factor)>,
     /// Number of rows that wait.
     pub(super) waiting: usize,
+}
+
+/// The cosine of a row to one of the means.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Angle {
+    /// The mean's number.
+    pub(super) mean: u8,
+    pub(super) cosine: f64,
 }
 
 /// What a row must reach to be worth more work.
@@ -67,7 +71,6 @@ impl Cold {
             seen: PlaceVec::new(vec![0; len]),
             cosines: PlaceVec::new(vec![0.0; len]),
             mean: PlaceVec::new(vec![None; len]),
-            means: Vec::new(),
             factor: None,
             waiting: len,
         }
@@ -97,11 +100,6 @@ impl Cold {
         self.standings[name].is_waiting()
     }
 
-    /// Whether the row was picked.
-    pub(super) fn is_picked(&self, name: Name) -> bool {
-        self.standings[name].is_picked()
-    }
-
     /// Takes a row out; returns its position.
     pub(super) fn take(&mut self, name: Name) -> Position {
         self.standings[name] = Standing::AWAY;
@@ -109,42 +107,24 @@ impl Cold {
         self.positions[name]
     }
 
-    /// Remembers that a row that has left will not come back.
-    pub(super) fn pick(&mut self, name: Name) {
-        self.standings[name] = Standing::PICKED;
-    }
-
-    /// Takes a row back whose q was at most `value` after `seen` picks.
-    pub(super) fn put(&mut self, name: Name, value: f64, seen: usize, cosine: Option<f64>) {
+    /// Takes a row back whose q was at most `value` after `seen` picks, and whose cosine to a mean is known.
+    pub(super) fn put(&mut self, name: Name, value: f64, seen: usize, angle: Option<Angle>) {
         self.standings[name] = Standing::waiting(value);
         self.seen[name] = seen as u32;
-        self.set_angle(name, cosine);
+        self.set_angle(name, angle);
         self.waiting += 1;
     }
 
-    /// Remembers a row's cosine to the latest mean.
-    pub(super) fn set_angle(&mut self, name: Name, cosine: Option<f64>) {
-        match (cosine, self.means.len()) {
-            (Some(cosine), 1..) => {
-                self.cosines[name] = cosine as f32 + 1e-6;
-                self.mean[name] = Some((self.means.len() - 1) as u8);
-            }
-            _ => self.mean[name] = None,
+    /// Remembers a row's cosine to a mean.
+    pub(super) fn set_angle(&mut self, name: Name, angle: Option<Angle>) {
+        self.mean[name] = angle.map(|angle| angle.mean);
+        if let Some(angle) = angle {
+            self.cosines[name] = angle.cosine as f32 + 1e-6;
         }
     }
 
-    /// The present unit mean becomes one that angles may be measured from.
-    pub(super) fn add_mean(&mut self, mean: &[f64]) {
-        if self.means.len() == usize::from(MEANS) {
-            self.merge_means();
-        }
-        self.means.push(mean.to_vec());
-    }
-
-    /// Halves the number of means: angles to every other one are moved over to the next.
-    fn merge_means(&mut self) {
-        let turns: Vec<Turn> =
-            self.means.chunks_exact(2).map(|pair| Turn::between(&pair[0], &pair[1], 0.0)).collect();
+    /// Moves angles to every other mean over to the next, `turns` away; then half of the numbers are left.
+    pub(super) fn merge_means(&mut self, turns: &[Turn]) {
         for (mean, cosine) in self.mean.vec_mut().iter_mut().zip(self.cosines.vec_mut()) {
             if let Some(mean) = mean {
                 if *mean % 2 == 0 {
@@ -153,16 +133,6 @@ impl Cold {
                 *mean /= 2;
             }
         }
-        let mut number = 0;
-        self.means.retain(|_| {
-            number += 1;
-            number % 2 == 0
-        });
-    }
-
-    /// How far each mean is from `present`, and `more` beyond that.
-    pub(super) fn turns(&self, present: &[f64], more: f64) -> Vec<Turn> {
-        self.means.iter().map(|mean| Turn::between(mean, present, more)).collect()
     }
 
     /// Whether the row's bound is up to date after `picks` picks.
@@ -210,32 +180,39 @@ impl Cold {
         found.concat()
     }
 
-    /// The names of all waiting rows whose merit may exceed `merit`, largest bound first.
-    pub(super) fn with_merit_above(&self, merit: f64, slack: f64, run: &Run<'_>) -> Vec<Name> {
+    /// The waiting rows whose merit may exceed `merit`, with their bounds, the `count` largest first.
+    pub(super) fn with_merit_above(
+        &self,
+        merit: f64,
+        slack: f64,
+        count: usize,
+        run: &Run<'_>,
+    ) -> Vec<(f64, Name)> {
         let names = self.names().filter(|&name| self.waits(name));
         let mut above: Vec<(f64, Name)> = names
             .map(|name| (self.merit(name, slack, run), name))
             .filter(|&(bound, _)| bound > merit)
             .collect();
         above.sort_by(|a, b| b.0.total_cmp(&a.0));
-        above.into_iter().map(|(_, name)| name).collect()
+        above.truncate(count);
+        above
     }
 
-    /// The cosine of a row, if it is to the latest mean; also of a row that has left.
-    pub(super) fn latest_cosine(&self, name: Name) -> Option<f64> {
-        let latest = self.mean[name].is_some_and(|mean| usize::from(mean) + 1 == self.means.len());
-        latest.then(|| f64::from(self.cosines[name]))
+    /// Upper bound of the cosine of a row, if it is to the `latest` mean; also of a row that has left.
+    pub(super) fn cosine_to(&self, latest: Option<u8>, name: Name) -> Option<f64> {
+        let known = latest.is_some() && self.mean[name] == latest;
+        known.then(|| f64::from(self.cosines[name]))
     }
 
-    /// The waiting row of the largest merit with Δ(∅), the lowest dataset row first: the first pick.
-    pub(super) fn first(&self, run: &Run<'_>) -> Option<Name> {
+    /// The waiting row of the largest merit with Δ(∅), the lowest dataset row first, and that merit.
+    pub(super) fn first(&self, run: &Run<'_>) -> Option<(f64, Name)> {
         let merit = |name: Name| self.merit(name, 0.0, run);
         let waiting = self.names().filter(|&name| self.waits(name));
         let order = |a: &(f64, Name), b: &(f64, Name)| {
             let row = |name: Name| run.survey.dataset_row(self.positions[name]);
             a.0.total_cmp(&b.0).then_with(|| row(b.1).cmp(&row(a.1)))
         };
-        waiting.map(|name| (merit(name), name)).max_by(order).map(|(_, name)| name)
+        waiting.map(|name| (merit(name), name)).max_by(order)
     }
 
     /// The largest bound of the merit among waiting rows; −∞ if there is none.
@@ -254,20 +231,14 @@ impl Cold {
         waiting.map(|name| self.merit(name, slack, run)).reduce(|| f64::NEG_INFINITY, f64::max)
     }
 
-    /// The largest bound of the merit, and the one that `count` waiting rows reach (or all, if they are fewer).
-    pub(super) fn merits_of_rank(&self, count: usize, slack: f64, run: &Run<'_>) -> (f64, f64) {
+    /// The `count` largest bounds of the merit (or all, if they are fewer), in no order.
+    pub(super) fn largest_merits(&self, count: usize, slack: f64, run: &Run<'_>) -> Vec<f64> {
         let waiting = self.names().filter(|&name| self.waits(name));
         let mut merits: Vec<f64> = waiting.map(|name| self.merit(name, slack, run)).collect();
-        if merits.is_empty() {
-            return (0.0, 0.0);
+        if count < merits.len() {
+            merits.select_nth_unstable_by(count, |a, b| b.total_cmp(a));
+            merits.truncate(count);
         }
-        let rank = count.min(merits.len()) - 1;
-        let (larger, &mut merit, _) = merits.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
-        (larger.iter().copied().fold(merit, f64::max), merit)
-    }
-
-    /// The epoch is over.
-    pub(super) fn restart(&mut self) {
-        self.factor = None;
+        merits
     }
 }

@@ -10,6 +10,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::epoch::Epoch;
+use super::window::Window;
 use crate::error::Result;
 use crate::linalg::product_error;
 
@@ -19,35 +20,19 @@ const BAND: usize = 128;
 /// Directions of the latest picks.
 pub(super) struct Directions {
     dim: usize,
-    /// Picks before the first direction that is kept.
-    first: usize,
-    /// (t, d).
-    narrow: Vec<f32>,
-    /// e_j.
-    errors: Vec<f32>,
+    window: Window,
     /// The directions of this epoch in f64, (t, d): later ones follow from them.
     wide: Vec<f64>,
 }
 
 impl Directions {
     pub(super) const fn new(dim: usize) -> Self {
-        Self { dim, first: 0, narrow: Vec::new(), errors: Vec::new(), wide: Vec::new() }
+        Self { dim, window: Window::new(dim), wide: Vec::new() }
     }
 
-    /// Picks before the first direction that is kept.
-    pub(super) const fn first(&self) -> usize {
-        self.first
-    }
-
-    /// Picks up to the last direction that is known.
-    pub(super) fn end(&self) -> usize {
-        self.first + self.errors.len()
-    }
-
-    /// The directions of picks `from..to` as rows, and their errors.
-    pub(super) fn range(&self, from: usize, to: usize) -> (&[f32], &[f32]) {
-        let (from, to) = (from - self.first, to - self.first);
-        (&self.narrow[from * self.dim..to * self.dim], &self.errors[from..to])
+    /// What bounds are brought up to date with.
+    pub(super) const fn window(&self) -> &Window {
+        &self.window
     }
 
     /// Adds the directions of the epoch's picks that are still missing.
@@ -105,11 +90,10 @@ impl Directions {
             .collect::<Result<_>>()?;
         let gamma = product_error(dim) + epoch.slack();
         self.wide.resize(picks * dim, 0.0);
-        let narrow = self.narrow.len();
-        self.narrow.resize(narrow + added * dim, 0.0);
+        let (narrow, errors) = self.window.grow(added);
         let rows = self.wide[known * dim..].par_chunks_exact_mut(dim);
-        let rows = rows.zip(self.narrow[narrow..].par_chunks_exact_mut(dim)).enumerate();
-        let errors = rows.map(|(i, (wide, narrow))| {
+        let rows = rows.zip(narrow.par_chunks_exact_mut(dim)).enumerate();
+        errors.par_extend(rows.map(|(i, (wide, narrow))| {
             for (band, cells) in bands.iter().zip(wide.chunks_mut(BAND)) {
                 for (column, cell) in cells.iter_mut().enumerate() {
                     *cell = band[column * added + i];
@@ -121,17 +105,13 @@ impl Directions {
             let norm = wide.iter().map(|cell| cell * cell).sum::<f64>().sqrt();
             let error = gamma * norm * (1.0 + 1e-6) + f64::from(f32::MIN_POSITIVE);
             error as f32
-        });
-        self.errors.par_extend(errors);
+        }));
         Ok(())
     }
 
     /// Ends the epoch, all of whose directions are known; keeps the latest `kept` directions.
     pub(super) fn restart(&mut self, kept: usize) {
         self.wide = Vec::new();
-        let dropped = self.errors.len().saturating_sub(kept);
-        self.first += dropped;
-        self.errors.drain(..dropped);
-        self.narrow.drain(..dropped * self.dim);
+        self.window.keep(kept);
     }
 }

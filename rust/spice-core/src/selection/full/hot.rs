@@ -84,11 +84,6 @@ impl Hot {
         self.positions.as_slice().iter().position(|&other| other == position).map(Slot::new)
     }
 
-    /// Names of all that have one.
-    pub(super) fn names(&self) -> impl Iterator<Item = Name> {
-        self.names.as_slice().iter().copied().flatten()
-    }
-
     pub(super) fn name(&self, slot: Slot) -> Option<Name> {
         self.names[slot]
     }

@@ -31,7 +31,11 @@ mod factor;
 mod gram;
 mod growth;
 mod hot;
+mod means;
 mod memory;
+mod messages;
+mod owner;
+mod owners;
 mod period;
 mod ranked;
 mod refresh;
@@ -42,6 +46,8 @@ mod stochastic;
 #[cfg(test)]
 mod tests;
 mod twins;
+mod waiting;
+mod window;
 
 use std::collections::HashMap;
 
@@ -50,16 +56,37 @@ use super::places::{Name, Place};
 use super::run::{Forced, Outcome, Past, Run};
 use crate::error::Result;
 use crate::rows::Position;
+use messages::News;
+use owners::{Deal, Reach};
 use search::{FIRST, Found, Search};
 pub(super) use search::{Sampling, Strategy};
 
 /// Selects up to `k` of the `candidates`, beginning with the picks of an earlier run.
-pub(super) fn search(
-    run: Run<'_>,
+pub(super) fn search<'a>(
+    run: Run<'a>,
     candidates: Vec<Position>,
     k: usize,
-    past: Past<'_>,
+    past: Past<'a>,
     strategy: Strategy,
+) -> Result<Outcome> {
+    #[cfg(test)]
+    if let Some(dealt) = tests::owners::dealt() {
+        let deal = dealt.deal(candidates.len());
+        return search_over(run, candidates, k, past, strategy, deal, &|local| dealt.reach(local));
+    }
+    let deal = Deal::new(candidates.len(), 1, |_| 0);
+    search_over(run, candidates, k, past, strategy, deal, &|local| Box::new(local))
+}
+
+/// The same, whoever owns the rows that wait.
+fn search_over<'a>(
+    run: Run<'a>,
+    candidates: Vec<Position>,
+    k: usize,
+    past: Past<'a>,
+    strategy: Strategy,
+    deal: Deal,
+    reach: Reach<'_>,
 ) -> Result<Outcome> {
     let made = past.made;
     let names: HashMap<Position, Name> = if made.is_empty() {
@@ -68,7 +95,7 @@ pub(super) fn search(
         let named = candidates.iter().enumerate();
         named.map(|(place, &position)| (position, Name::new(place))).collect()
     };
-    let mut search = Search::new(run, candidates, k, past, strategy)?;
+    let mut search = Search::new(run, candidates, k, past, strategy, deal, reach)?;
     let conditions = search.run.conditions;
     search.force(&conditions.initial, Forced::Initial)?;
     match past.old {
@@ -109,16 +136,18 @@ impl Search<'_> {
             if self.run.penalty > 0.0 {
                 self.angles.present = self.run.mean.direction();
             }
-            if self.run.is_blank() && self.cold.waiting > 0 {
+            if self.run.is_blank() && !self.waiting.is_empty() {
                 // Nothing has to be read for the first pick: its norm tells.
-                self.retire();
-                let first = self.cold.first(&self.run);
+                self.retire()?;
+                let news = News::of(&self.run, &self.directions, &self.epoch);
+                let first = self.waiting.first(news)?;
                 self.promote(first.into_iter())?;
-            } else if self.cold.waiting > 0 && self.is_stale() {
+            } else if !self.waiting.is_empty() && self.is_stale() {
                 self.start_period()?;
             }
             let mut found = self.best()?;
-            if self.cold.waiting > 0 && !found.as_ref().is_some_and(|found| self.wins(found.best.score))
+            if !self.waiting.is_empty()
+                && !found.as_ref().is_some_and(|found| self.wins(found.best.score))
             {
                 self.start_period()?;
                 found = self.best()?;
@@ -142,8 +171,7 @@ impl Search<'_> {
         let mut cells = vec![0.0; self.run.survey.dim()];
         for batch in made.chunks(FIRST) {
             let cold = batch.iter().filter_map(|pick| names.get(&pick.position).copied());
-            let cold: Vec<Name> = cold.filter(|&name| self.cold.waits(name)).collect();
-            self.promote(cold.into_iter())?;
+            self.promote(cold)?;
             for pick in batch {
                 let slot = self.bring(None, pick.position)?;
                 // As the run itself did: only then the values are the same bits.
@@ -153,7 +181,6 @@ impl Search<'_> {
                 let included = self.run.picks() < self.run.conditions.include.len();
                 self.settle(if included { value } else { self.run.least_value(candidate.score) })?;
                 self.run.replay(pick, self.hot.value(slot), &mut cells)?;
-                self.mark_picked(slot);
                 self.push(slot)?;
             }
         }

@@ -1,22 +1,15 @@
 //! Periods: how far below the best score it pays to look, and what of the pool has to be looked at for that.
 
-use rayon::prelude::*;
-
-use super::angles::cosines;
 use super::cold::Bar;
 use super::drift::angle;
-use super::ranked::Ranked;
+use super::messages::{News, Offer};
 use super::search::{FIRST, Period, Search};
 use crate::error::Result;
-use crate::rows::Position;
-use crate::selection::places::{Name, Place};
 
 /// Picks that a period is meant to last.
 const PERIOD: usize = 64;
 /// Bytes of hot rows where periods would be short otherwise.
 const MOST_HOT_BYTES: usize = 96 << 20;
-/// Rows refreshed between two looks at the cutoff.
-const BATCH: usize = 2048;
 /// Periods after which angles that were of no use are tried again.
 const REST: usize = 8;
 
@@ -39,10 +32,10 @@ impl Search<'_> {
     /// Chooses a new cutoff, brings the cold rows above it up to date and makes hot what stays above it.
     pub(super) fn start_period(&mut self) -> Result<()> {
         let (picks, read) = (self.run.selected(), self.read);
-        self.retire();
+        self.retire()?;
         for slot in self.hot.slots().rev() {
             if !self.run.admits(self.hot.position(slot)) {
-                self.hot.remove(slot);
+                self.drop(slot);
             }
         }
         self.hot.catch_up(&self.epoch, &self.run);
@@ -65,8 +58,9 @@ impl Search<'_> {
             && self.angles.rest == 0
             && let Some(present) = &self.angles.present
         {
-            self.cold.add_mean(present);
-            turns = self.cold.turns(present, allowance);
+            let news = News::of(&self.run, &self.directions, &self.epoch);
+            self.waiting.add_mean(present, news)?;
+            turns = self.waiting.turns(present, allowance);
             mean = Some(present.clone());
             self.measure_angles()?;
             self.angles.shared = true;
@@ -83,8 +77,7 @@ impl Search<'_> {
                 (step.max(f64::MIN_POSITIVE), best.score - step)
             }
             None => {
-                let (top, level) =
-                    self.cold.merits_of_rank(self.capacity.now.min(FIRST), slack, &self.run);
+                let (top, level) = self.merits_of_rank(slack)?;
                 let step = (top - level).max(1e-6 * top.abs()).max(f64::MIN_POSITIVE);
                 (step, level - 1e-12 * level.abs())
             }
@@ -98,7 +91,7 @@ impl Search<'_> {
             let crowded = raised > cutoff;
             cutoff = raised;
             let best = self.best()?.map(|found| found.best);
-            if self.cold.waiting == 0 {
+            if self.waiting.is_empty() {
                 cutoff = f64::NEG_INFINITY;
                 break;
             }
@@ -106,8 +99,7 @@ impl Search<'_> {
                 Some(best) if best.score > self.tolerated(cutoff) => break,
                 Some(best) => cutoff = best.score.min(cutoff) - step,
                 None => {
-                    let (_, level) =
-                        self.cold.merits_of_rank(self.capacity.now.min(FIRST), slack, &self.run);
+                    let (_, level) = self.merits_of_rank(slack)?;
                     cutoff = level.min(cutoff - step);
                 }
             }
@@ -118,10 +110,18 @@ impl Search<'_> {
         }
         self.ceiling.score = cutoff;
         self.hot.leave_below(self.tolerated(cutoff), &self.run);
-        self.ceiling.merit = self.cold.largest_merit(slack, &self.run);
+        let news = News::of(&self.run, &self.directions, &self.epoch);
+        self.ceiling.merit = self.waiting.largest_merit(slack, news)?;
+        self.waiting.settle(self.unbeaten(cutoff, slack));
         let refreshed = (self.read - read) as usize;
         self.period = Some(Period { first_pick: picks, refreshed, slack, mean, allowance, mean_norm });
         Ok(())
+    }
+
+    /// The largest bound of a merit, and the one that as many rows reach as a period starts with.
+    fn merits_of_rank(&mut self, slack: f64) -> Result<(f64, f64)> {
+        let news = News::of(&self.run, &self.directions, &self.epoch);
+        self.waiting.merits_of_rank(self.capacity.now.min(FIRST), slack, news)
     }
 
     /// Fits the number of hot rows to what the last period has cost: to follow many rows pick by pick, or
@@ -143,28 +143,20 @@ impl Search<'_> {
 
     /// Sends hot rows back whose score is below `score`.
     pub(super) fn evict(&mut self, score: f64, picks: usize, slack: f64) {
+        let hot = self.hot.len();
         for slot in self.hot.slots().rev() {
             let bound = self.hot.value(slot) * (1.0 + slack);
             if self.run.merit.of(self.hot.position(slot), self.run.gain(bound)) < score {
                 let cosine = self.angles.shared.then(|| self.hot.cosine(slot));
                 if let Some(name) = self.hot.name(slot) {
-                    self.cold.put(name, bound, picks, cosine);
+                    self.waiting.put(name, bound, picks, cosine);
+                    self.twins.remove(&name);
                 }
                 self.hot.remove(slot);
             }
         }
-    }
-
-    /// Takes out cold rows that the limits have closed for good.
-    pub(super) fn retire(&mut self) {
-        if !self.run.is_limited() {
-            return;
-        }
-        let names = (0..self.cold.len()).into_par_iter().map(Name::new);
-        let closed = |&name: &Name| self.cold.waits(name) && !self.run.admits(self.cold.position(name));
-        let closed: Vec<Name> = names.filter(closed).collect();
-        for name in closed {
-            self.cold.take(name);
+        if self.hot.len() < hot {
+            self.waiting.admit(self.unbeaten(score, slack));
         }
     }
 
@@ -172,49 +164,15 @@ impl Search<'_> {
     /// more: the bar, or something higher if there were too many rows above it.
     fn fill(&mut self, mut bar: Bar<'_>, step: f64, capacity: usize) -> Result<f64> {
         let picks = self.run.selected();
-        let mut leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
-        let mut waiting = Ranked::new(self.cold.above(bar, &self.run));
-        let mut staying: Vec<(f64, Name)> = Vec::new();
-        let (mut measured, mut held) = (0, 0);
-        loop {
-            let batch = waiting.next_above(bar.score, BATCH);
-            if batch.is_empty() {
-                break;
-            }
-            let stale: Vec<Name> =
-                batch.iter().copied().filter(|&name| !self.cold.is_fresh(name, picks)).collect();
-            self.read += stale.len() as u64;
-            self.cold.refresh(&stale, bar, &self.directions, &self.epoch, &self.run)?;
-            if !bar.turns.is_empty() {
-                let unmeasured: Vec<Name> = batch
-                    .iter()
-                    .copied()
-                    .filter(|&name| {
-                        self.cold.latest_cosine(name).is_none()
-                            && self.cold.reach(name, bar, &self.run) > bar.score
-                    })
-                    .collect();
-                let positions: Vec<Position> =
-                    unmeasured.iter().map(|&name| self.cold.position(name)).collect();
-                measured += positions.len();
-                for (name, cosine) in unmeasured.into_iter().zip(cosines(&self.run, &positions)?) {
-                    self.cold.set_angle(name, Some(cosine));
-                    held += usize::from(self.cold.reach(name, bar, &self.run) <= bar.score);
-                }
-            }
-            for name in batch {
-                let reach = self.cold.reach(name, bar, &self.run);
-                if reach > bar.score {
-                    staying.push((reach, name));
-                    leader = leader.max(reach);
-                }
-            }
-            bar.score = bar.score.max(leader - step);
-        }
+        let leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
+        let news = News::of(&self.run, &self.directions, &self.epoch);
+        let Offer { bar: raised, mut staying, read, measured, held } =
+            self.waiting.offer(bar, step, leader, news)?;
+        bar.score = raised;
+        self.read += read as u64;
         if measured > FIRST && held < measured / 8 {
             self.angles.rest = REST;
         }
-        staying.retain(|&(reach, _)| reach > bar.score);
         if self.hot.len() + staying.len() > capacity {
             self.evict(bar.score, picks, bar.slack);
         }

@@ -8,10 +8,10 @@
 use rayon::prelude::*;
 
 use super::cold::{Bar, Cold};
-use super::directions::Directions;
-use super::epoch::Epoch;
 use super::factor::{Factor, Moving};
+use super::messages::News;
 use super::standing::Standing;
+use super::window::Window;
 use crate::error::Result;
 use crate::linalg::{products_of, sure_squares};
 use crate::selection::places::Name;
@@ -25,7 +25,7 @@ const BLOCK: usize = 64;
 
 /// What a refresh has to work with.
 struct Refresh<'a> {
-    directions: &'a Directions,
+    window: &'a Window,
     /// Picks before the epoch; 0 if there is no factor to start from.
     epoch_start: usize,
     dim: usize,
@@ -38,10 +38,10 @@ impl Refresh<'_> {
         if row.seen >= self.epoch_start {
             return false;
         }
-        let remaining = self.directions.end() - row.seen;
+        let remaining = self.window.end() - row.seen;
         let needed = (row.ratio - row.least) / row.rate;
         let price = self.dim / 2;
-        row.seen < self.directions.first()
+        row.seen < self.window.first()
             || (remaining > price && (needed > price as f64 || row.moved > price))
     }
 }
@@ -57,20 +57,16 @@ impl Cold {
     ///
     /// # Errors
     /// [`crate::Error::Interrupted`].
-    pub(super) fn refresh(
-        &mut self,
-        names: &[Name],
-        bar: Bar<'_>,
-        directions: &Directions,
-        epoch: &Epoch<'_>,
-        run: &Run<'_>,
-    ) -> Result<()> {
-        if self.factor.is_none() {
-            self.factor = epoch.inverse().map(|inverse| Factor::new(inverse, epoch.slack(), run));
+    pub(super) fn refresh(&mut self, names: &[Name], bar: Bar<'_>, news: &News<'_>) -> Result<()> {
+        let run = news.run;
+        if self.factor.as_ref().map(|&(epoch, _)| epoch) != Some(news.epoch) {
+            self.factor = None;
+            let factor = news.inverse.map(|inverse| Factor::new(inverse, news.slack, run));
+            self.factor = factor.map(|factor| (news.epoch, factor));
         }
         let refresh = Refresh {
-            directions,
-            epoch_start: epoch.inverse().map_or(0, |_| directions.end() - epoch.picks()),
+            window: news.window,
+            epoch_start: news.inverse.map_or(0, |_| news.epoch_start),
             dim: run.survey.dim(),
         };
         // Rows of one age together, each age in the order of the file.
@@ -124,7 +120,7 @@ impl Cold {
             let mut left: Vec<Moving> = Vec::with_capacity(moving.len());
             for (i, row) in moving.into_iter().enumerate() {
                 let its_cells = i * dim..(i + 1) * dim;
-                if row.seen == refresh.directions.end() || row.ratio < row.least {
+                if row.seen == refresh.window.end() || row.ratio < row.least {
                     done.push(row);
                 } else if refresh.is_long(&row) {
                     waiting.0.push(row);
@@ -139,7 +135,7 @@ impl Cold {
                 if waiting.0.is_empty() {
                     return Ok(done);
                 }
-                if let Some(factor) = &self.factor {
+                if let Some((_, factor)) = &self.factor {
                     factor.whiten(&mut waiting.0, &waiting.1, refresh.epoch_start);
                 }
                 moving = std::mem::take(&mut waiting.0);
@@ -148,9 +144,9 @@ impl Cold {
                 continue;
             }
             let from = moving[0].seen;
-            let to = (from + BLOCK).min(refresh.directions.end());
+            let to = (from + BLOCK).min(refresh.window.end());
             let count = moving.partition_point(|row| row.seen < to);
-            let (block, errors) = refresh.directions.range(from, to);
+            let (block, errors) = refresh.window.range(from, to);
             products_of(&cells[..count * dim], dim, block, dim, &mut products);
             for (row, products) in moving[..count].iter_mut().zip(products.chunks_exact(to - from)) {
                 let unseen = row.seen - from..;

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use super::angles::Angles;
-use super::cold::Cold;
 use super::directions::Directions;
 use super::epoch::Epoch;
 use super::gram::Gram;
 use super::hot::Hot;
-use super::{memory, twins};
+use super::memory;
+use super::messages::{News, Taken, Unbeaten};
+use super::owner::OutOfSight;
+use super::owners::{Deal, Reach};
+use super::waiting::Waiting;
 use crate::error::Result;
 use crate::rows::Position;
 use crate::selection::places::{Name, PlaceVec, Slot};
@@ -91,15 +94,6 @@ pub(super) struct Ceiling {
     pub(super) merit: f64,
 }
 
-/// Rows that compete but need not be looked at for now.
-#[derive(Default)]
-pub(super) struct OutOfSight {
-    /// The twin that comes into sight when a row is picked.
-    pub(super) twins: HashMap<Name, Name>,
-    /// Rows that an earlier run has judged: out of sight while its picks still win.
-    pub(super) asleep: Vec<Name>,
-}
-
 /// A selection in progress.
 pub(super) struct Search<'a> {
     pub(super) run: Run<'a>,
@@ -108,8 +102,9 @@ pub(super) struct Search<'a> {
     pub(super) epoch: Epoch<'a>,
     pub(super) directions: Directions,
     pub(super) hot: Hot,
-    pub(super) cold: Cold,
-    pub(super) out_of_sight: OutOfSight,
+    /// The rows that come into sight one after the other when a hot row leaves, the last one first.
+    pub(super) twins: HashMap<Name, Vec<(Name, Position)>>,
+    pub(super) waiting: Waiting<'a>,
     // What decides which rows are looked at.
     pub(super) capacity: Capacity,
     pub(super) ceiling: Ceiling,
@@ -126,8 +121,10 @@ impl<'a> Search<'a> {
         run: Run<'a>,
         candidates: Vec<Position>,
         k: usize,
-        past: Past<'_>,
+        past: Past<'a>,
         strategy: Strategy,
+        deal: Deal,
+        reach: Reach<'_>,
     ) -> Result<Self> {
         let dim = run.survey.dim();
         // Initial rows go through the epochs as picks do.
@@ -154,12 +151,23 @@ impl<'a> Search<'a> {
             positions.extend(run.conditions.forced());
             epoch.use_gram(Gram::new(&positions, &run)?);
         }
+        let rule = if all_hot {
+            OutOfSight::Nothing
+        } else if let Some(judged) = past.old {
+            OutOfSight::Judged(judged)
+        } else if strategy.sampling.is_none() {
+            OutOfSight::Twins
+        } else {
+            OutOfSight::Nothing
+        };
+        let owners = deal.local(candidates, rule, &run);
+        let counts = owners.waiting();
         let mut search = Self {
             strategy,
             directions: Directions::new(dim),
             hot: Hot::new(epoch.row_len(), epoch.width(selected)),
-            cold: Cold::new(candidates, &run),
-            out_of_sight: OutOfSight::default(),
+            twins: HashMap::new(),
+            waiting: Waiting::new(reach(owners), deal, counts, matches!(rule, OutOfSight::Judged(_))),
             capacity: Capacity { now: fitting, least: fitting },
             ceiling: Ceiling { score: f64::NEG_INFINITY, merit: f64::NEG_INFINITY },
             period: None,
@@ -170,20 +178,7 @@ impl<'a> Search<'a> {
             run,
         };
         if all_hot {
-            search.promote(search.cold.names())?;
-        } else if let Some(old) = past.old {
-            let judged = |name: &Name| old[search.cold.position(*name).get()];
-            let asleep: Vec<Name> = search.cold.names().filter(judged).collect();
-            asleep.iter().for_each(|&name| {
-                search.cold.take(name);
-            });
-            search.out_of_sight.asleep = asleep;
-        } else if strategy.sampling.is_none() {
-            let twins = twins::next_twins(search.cold.positions(), &search.run);
-            for &twin in twins.values() {
-                search.cold.take(twin);
-            }
-            search.out_of_sight.twins = twins;
+            search.promote(search.waiting.names())?;
         }
         Ok(search)
     }
@@ -202,18 +197,15 @@ impl<'a> Search<'a> {
         if let Some(slot) = self.hot.slot_of(position) {
             return Ok(slot);
         }
+        if let Some(name) = name {
+            self.waiting.show(name);
+        }
         self.hot.insert([(name, position)].into_iter(), &self.epoch, &self.run)
     }
 
     /// Starts the next epoch if too few digits may be left for a winner of at least this value.
     pub(super) fn settle(&mut self, least: f64) -> Result<()> {
         if self.epoch.is_doubtful(least) { self.restart() } else { Ok(()) }
-    }
-
-    pub(super) fn mark_picked(&mut self, slot: Slot) {
-        if let Some(name) = self.hot.name(slot) {
-            self.cold.pick(name);
-        }
     }
 
     /// Moves a hot row to the picks of the epoch; its twin takes its place.
@@ -224,7 +216,7 @@ impl<'a> Search<'a> {
         }
         let (position, value) = (hot.position(slot), hot.value(slot));
         self.epoch.push(position, hot.whitened(slot), hot.coordinates(slot), value);
-        self.hot.remove(slot);
+        self.drop(slot);
         if self.epoch.is_over() {
             self.restart()?;
         } else {
@@ -236,45 +228,72 @@ impl<'a> Search<'a> {
     /// Gives up a hot row for good; its twin takes its place.
     pub(super) fn leave(&mut self, slot: Slot) -> Result<()> {
         let name = self.hot.name(slot);
-        self.hot.remove(slot);
+        self.drop(slot);
         self.show_twin(name)
     }
 
+    /// Gives up a hot row for good.
+    pub(super) fn drop(&mut self, slot: Slot) {
+        if let Some(name) = self.hot.name(slot) {
+            self.waiting.give_up(name);
+        }
+        self.hot.remove(slot);
+    }
+
     fn show_twin(&mut self, name: Option<Name>) -> Result<()> {
-        if let Some(twin) = name.and_then(|name| self.out_of_sight.twins.remove(&name)) {
+        let Some(mut twins) = name.and_then(|name| self.twins.remove(&name)) else { return Ok(()) };
+        if let Some((twin, position)) = twins.pop() {
             self.read += 1;
-            let position = self.cold.position(twin);
+            self.waiting.show(twin);
             self.hot.insert([(Some(twin), position)].into_iter(), &self.epoch, &self.run)?;
+            self.twins.insert(twin, twins);
         }
         Ok(())
     }
 
     /// Starts the next epoch.
     pub(super) fn restart(&mut self) -> Result<()> {
-        if self.cold.waiting > 0 || !self.out_of_sight.asleep.is_empty() {
+        if self.waiting.may_grow() {
             self.directions.extend(&self.epoch)?;
             self.directions.restart(2 * self.run.survey.dim());
         }
         self.epoch.restart()?;
-        self.cold.restart();
+        self.waiting.restart();
         self.hot.whiten(0, &self.epoch, &self.run)
     }
 
-    /// Makes cold rows hot.
-    pub(super) fn promote(&mut self, names: impl ExactSizeIterator<Item = Name>) -> Result<()> {
-        self.read += names.len() as u64;
+    /// Makes those of these rows hot that wait.
+    pub(super) fn promote(&mut self, names: impl Iterator<Item = Name>) -> Result<()> {
+        let taken = self.waiting.take(names, News::of(&self.run, &self.directions, &self.epoch))?;
+        self.read += taken.len() as u64;
         let first = self.hot.len();
-        let cold = &mut self.cold;
-        let added: Vec<_> = names.map(|name| (Some(name), cold.take(name))).collect();
-        self.hot.insert(added.into_iter(), &self.epoch, &self.run)?;
-        if self.angles.shared {
-            for slot in self.hot.slots_from(first) {
-                let name = self.hot.name(slot);
-                if let Some(cosine) = name.and_then(|name| self.cold.latest_cosine(name)) {
-                    self.hot.set_cosine(slot, cosine);
-                }
+        let added = taken.iter().map(|row| (Some(row.name), row.position));
+        self.hot.insert(added, &self.epoch, &self.run)?;
+        for (slot, Taken { name, cosine, mut twins, .. }) in self.hot.slots_from(first).zip(taken) {
+            if let Some(cosine) = cosine.filter(|_| self.angles.shared) {
+                self.hot.set_cosine(slot, cosine);
+            }
+            if !twins.is_empty() {
+                twins.reverse();
+                self.twins.insert(name, twins);
             }
         }
         Ok(())
+    }
+
+    /// Lets rows go that the limits have closed for good, hot ones excepted.
+    pub(super) fn retire(&mut self) -> Result<()> {
+        if !self.run.is_limited() {
+            return Ok(());
+        }
+        self.waiting.retire(News::of(&self.run, &self.directions, &self.epoch))
+    }
+
+    /// What is known of rows that wait if none scores above `score`.
+    pub(super) fn unbeaten(&self, score: f64, slack: f64) -> Unbeaten {
+        // The sum loses digits of a score that is small beside a penalty.
+        let penalty = self.run.penalty;
+        let merit = score + penalty + 4.0 * f64::EPSILON * (score.abs() + penalty);
+        Unbeaten { merit, seen: self.run.selected(), slack }
     }
 }

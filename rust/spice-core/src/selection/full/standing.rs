@@ -8,10 +8,8 @@
 pub(super) enum State {
     /// It is cold; its q is at most this, and that is not negative.
     Waiting(f64),
-    /// It is hot, out of sight or out of the running, and may come back.
+    /// It is hot, out of sight, out of the running or picked.
     Away,
-    /// It was picked, and stays away.
-    Picked,
 }
 
 /// A [`State`], packed.
@@ -21,7 +19,6 @@ pub(super) struct Standing(f64);
 
 impl Standing {
     pub(super) const AWAY: Self = Self(-1.0);
-    pub(super) const PICKED: Self = Self(f64::NEG_INFINITY);
 
     /// Of a cold row whose q is at most `bound`.
     pub(super) fn waiting(bound: f64) -> Self {
@@ -29,21 +26,11 @@ impl Standing {
     }
 
     pub(super) fn state(self) -> State {
-        if self.0 >= 0.0 {
-            State::Waiting(self.0)
-        } else if self.0 == Self::PICKED.0 {
-            State::Picked
-        } else {
-            State::Away
-        }
+        if self.0 >= 0.0 { State::Waiting(self.0) } else { State::Away }
     }
 
     pub(super) fn is_waiting(self) -> bool {
         matches!(self.state(), State::Waiting(_))
-    }
-
-    pub(super) fn is_picked(self) -> bool {
-        self.state() == State::Picked
     }
 
     /// Upper bound of q; below zero, which no q is, if the row does not wait.
@@ -72,16 +59,11 @@ mod tests {
             let standing = Standing::waiting(bound);
             assert_eq!(standing.state(), State::Waiting(bound));
             assert!(standing.may_reach(bound) && standing.may_reach(0.0));
-            for other in [Standing::AWAY, Standing::PICKED] {
-                assert_eq!(other.larger(standing).state(), State::Waiting(bound));
-                assert!(!other.is_waiting() && !other.may_reach(0.0));
-            }
+            assert_eq!(Standing::AWAY.larger(standing).state(), State::Waiting(bound));
         }
         assert_eq!(Standing::waiting(-1e-9).state(), State::Waiting(0.0));
-        assert_eq!(
-            [Standing::AWAY, Standing::PICKED].map(Standing::state),
-            [State::Away, State::Picked]
-        );
+        assert_eq!(Standing::AWAY.state(), State::Away);
+        assert!(!Standing::AWAY.is_waiting() && !Standing::AWAY.may_reach(0.0));
         assert_eq!(size_of::<Standing>(), size_of::<f64>());
     }
 }

@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::angles::cosines;
+use super::messages::News;
 use super::search::{Found, Search};
 use crate::error::Result;
 use crate::selection::places::Slot;
@@ -126,13 +127,14 @@ impl Search<'_> {
         // Rows whose angle has kept them cold may have a larger merit all the same.
         while self.ceiling.merit > merit {
             let slack = self.epoch.slack();
-            self.retire();
-            let mut names = self.cold.with_merit_above(merit, slack, &self.run);
-            names.truncate(WITNESSES);
+            self.retire()?;
+            let news = News::of(&self.run, &self.directions, &self.epoch);
+            let names = self.waiting.with_merit_above(merit, slack, WITNESSES, news)?;
             let first = self.hot.len();
             self.promote(names.into_iter())?;
-            self.ceiling.merit = self.cold.largest_merit(slack, &self.run);
-            if self.cold.waiting == 0 {
+            let news = News::of(&self.run, &self.directions, &self.epoch);
+            self.ceiling.merit = self.waiting.largest_merit(slack, news)?;
+            if self.waiting.is_empty() {
                 // No period will follow that would catch up with the hot rows left behind.
                 self.ceiling.score = f64::NEG_INFINITY;
                 self.hot.catch_up(&self.epoch, &self.run);

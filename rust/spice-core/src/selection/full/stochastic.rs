@@ -8,6 +8,7 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 
 use super::cold::Bar;
+use super::messages::News;
 use super::search::{Found, Sampling, Search};
 use crate::error::Result;
 use crate::selection::pick::StopReason;
@@ -22,7 +23,7 @@ impl Search<'_> {
     /// Selects up to `k` rows, each the best of a sample.
     pub(super) fn run_sampled(&mut self, k: usize, sampling: Sampling) -> Result<StopReason> {
         let mut cells = vec![0.0; self.run.survey.dim()];
-        let count = self.cold.len();
+        let count = self.waiting.rows();
         let mut seen = PlaceVec::new(vec![false; count]);
         self.sample = Some(PlaceVec::new(vec![false; count]));
         while self.run.picks() < k {
@@ -39,7 +40,7 @@ impl Search<'_> {
                 if self.run.penalty > 0.0 {
                     self.angles.present = self.run.mean.direction();
                 }
-                let left = drawn.into_iter().filter(|&name| !self.cold.is_picked(name));
+                let left = drawn.into_iter().filter(|&name| !self.waiting.is_gone(name));
                 let sample: Vec<Name> = left.take(sampling.size).collect();
                 self.mark(&sample, true);
                 let Some(mut found) = self.best_of(&sample)? else { return Ok(StopReason::Exhausted) };
@@ -53,7 +54,6 @@ impl Search<'_> {
                 if let Some(stop) = self.run.accept(&found.best, overruled, read, &mut cells) {
                     return Ok(stop);
                 }
-                self.mark_picked(found.best.slot);
                 self.push(found.best.slot)?;
             }
         }
@@ -76,7 +76,7 @@ impl Search<'_> {
         let mut drawn = Vec::with_capacity(size);
         while drawn.len() < size {
             let name = Name::new(((u128::from(random.next_u64()) * count as u128) >> 64) as usize);
-            if !self.cold.is_picked(name) && !std::mem::replace(&mut seen[name], true) {
+            if !self.waiting.is_gone(name) && !std::mem::replace(&mut seen[name], true) {
                 drawn.push(name);
             }
         }
@@ -86,7 +86,7 @@ impl Search<'_> {
 
     /// Brings the bounds of all rows of some samples up to date; rows of earlier ones become cold again.
     fn refresh_all(&mut self, samples: &[Vec<Name>]) -> Result<()> {
-        if self.hot.len() == self.cold.len() - self.run.picks() {
+        if self.hot.len() == self.waiting.rows() - self.run.picks() {
             return Ok(()); // all rows are hot
         }
         let (picks, slack) = (self.run.selected(), self.epoch.slack());
@@ -96,18 +96,17 @@ impl Search<'_> {
         let mut names = samples.concat();
         names.sort_unstable();
         names.dedup();
-        names.retain(|&name| !self.cold.is_fresh(name, picks));
-        self.read += names.len() as u64;
         let bar = Bar { score: 0.0, slack, turns: &[], mean_norm: 0.0 };
-        self.cold.refresh(&names, bar, &self.directions, &self.epoch, &self.run)
+        let news = News::of(&self.run, &self.directions, &self.epoch);
+        self.read += self.waiting.refresh(&names, bar, news)? as u64;
+        Ok(())
     }
 
     /// The best row of a sample.
     fn best_of(&mut self, sample: &[Name]) -> Result<Option<Found>> {
         let slack = self.epoch.slack();
-        let waiting = sample.iter().copied().filter(|&name| self.cold.waits(name));
-        let mut bounds: Vec<(f64, Name)> =
-            waiting.map(|name| (self.cold.merit(name, slack, &self.run), name)).collect();
+        let news = News::of(&self.run, &self.directions, &self.epoch);
+        let mut bounds = self.waiting.merits_of(sample, slack, news)?;
         bounds.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         let mut bounds = bounds.into_iter().peekable();
         loop {

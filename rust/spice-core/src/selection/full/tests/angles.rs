@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use super::{Random, names, row_of, rows, with_run};
 use crate::rows::Position;
 use crate::selection::conflict::SelectedMean;
-use crate::selection::full::cold::{Bar, Cold};
+use crate::selection::full::cold::{Angle, Bar, Cold};
 use crate::selection::full::drift::{Turn, angle};
+use crate::selection::full::means::Means;
+use crate::selection::full::messages::News;
+use crate::selection::full::owners::Deal;
 use crate::selection::full::{Search, Strategy};
 use crate::selection::places::{Name, Place};
 use crate::selection::run::{Past, Run};
@@ -42,6 +45,18 @@ fn conflict(row: Position, run: &Run<'_>) -> f64 {
 
 fn cosine(row: Position, run: &Run<'_>) -> f64 {
     run.mean.cosine(run.kernels, &cells_of(row, run), run.survey.norm_sq(row))
+}
+
+/// As a search and its owners do it.
+fn add_mean(cold: &mut Cold, means: &mut Means, mean: &[f64]) {
+    if let Some(turns) = means.make_room() {
+        cold.merge_means(&turns);
+    }
+    means.add(mean);
+}
+
+fn angle_to(means: &Means, cosine: f64) -> Option<Angle> {
+    means.latest().map(|mean| Angle { mean, cosine })
 }
 
 /// Checks that no waiting row has a larger score than it is said to reach while nothing is picked; returns how
@@ -88,19 +103,19 @@ fn the_least_conflict_after_any_turn_of_the_mean_is_no_more_than_the_conflict() 
 fn what_a_cold_row_reaches_is_no_less_than_its_score_however_many_means_there_were() {
     for (dim, penalty) in [(2, 0.1), (3, 2.0), (12, 10.0)] {
         let (n, picks) = (50, 400);
-        let mut cold = None;
+        let (mut cold, mut means) = (None, Means::default());
         let (mut held, mut measured) = (0, 0);
         wander(11, (n, dim, picks), penalty, |_, random, run| {
             let cold = cold.get_or_insert_with(|| Cold::new(rows(0..n).collect(), run));
             let Some(present) = run.mean.direction() else { return };
-            cold.add_mean(&present);
+            add_mean(cold, &mut means, &present);
             // A few angles are measured at every pick: others stay old, or very old.
             for _ in 0..2 {
                 let name = Name::new(random.below(n * n).isqrt()); // some names seldom
-                cold.set_angle(name, Some(cosine(row_of(name), run)));
+                cold.set_angle(name, angle_to(&means, cosine(row_of(name), run)));
                 measured += 1;
             }
-            let turns = cold.turns(&present, 0.0);
+            let turns = means.turns(&present, 0.0);
             let bar = Bar { score: 0.0, slack: 0.0, turns: &turns, mean_norm: run.mean.norm() };
             held += rows_held(cold, bar, run);
         });
@@ -112,7 +127,7 @@ fn what_a_cold_row_reaches_is_no_less_than_its_score_however_many_means_there_we
 fn what_a_cold_row_reaches_allows_for_turns_to_come() {
     let (n, penalty, allowance) = (60, 1.0, 0.4);
     for dim in [2, 8] {
-        let mut cold = None;
+        let (mut cold, mut means) = (None, Means::default());
         let mut since: Option<(Vec<Turn>, Vec<f64>, f64)> = None;
         let (mut kept, mut held) = (0, 0);
         wander(12, (n, dim, 300), penalty, |_, _, run| {
@@ -122,9 +137,11 @@ fn what_a_cold_row_reaches_allows_for_turns_to_come() {
                 angle(mean, &present) <= allowance && run.mean.norm() >= *norm
             });
             if !holds {
-                cold.add_mean(&present);
-                names(0..n).for_each(|name| cold.set_angle(name, Some(cosine(row_of(name), run))));
-                let turns = cold.turns(&present, allowance);
+                add_mean(cold, &mut means, &present);
+                names(0..n).for_each(|name| {
+                    cold.set_angle(name, angle_to(&means, cosine(row_of(name), run)));
+                });
+                let turns = means.turns(&present, allowance);
                 since = Some((turns, present, 0.5 * run.mean.norm()));
                 return;
             }
@@ -150,7 +167,10 @@ fn rows_sent_back_are_bounded_whatever_mean_their_angles_were_measured_from() {
             epsilon: 0.0,
             sampling: None,
         };
-        let mut search = Search::new(run, rows(0..n).collect(), n, Past::default(), strategy).unwrap();
+        let (deal, candidates) = (Deal::new(n, 1, |_| 0), rows(0..n).collect());
+        let mut search =
+            Search::new(run, candidates, n, Past::default(), strategy, deal, &|local| Box::new(local))
+                .unwrap();
         let (mut with_angle, mut without, mut held) = (0, 0, 0);
         for _ in 0..400 {
             // The mean of one row: it may be anywhere the next time.
@@ -165,28 +185,34 @@ fn rows_sent_back_are_bounded_whatever_mean_their_angles_were_measured_from() {
             match random.below(3) {
                 0 => {
                     // As at the start of a period.
-                    search.cold.add_mean(&present);
+                    let news = News::of(&search.run, &search.directions, &search.epoch);
+                    search.waiting.add_mean(&present, news).unwrap();
                     search.measure_angles().unwrap();
                     search.angles.shared = true;
                 }
                 1 => search.measure_angles().unwrap(), // as within one
                 _ => {}
             }
-            let names: Vec<Name> = (0..8).map(|_| Name::new(random.below(n))).collect();
-            let cold: BTreeSet<Name> =
-                names.into_iter().filter(|&name| search.cold.waits(name)).collect();
-            search.promote(cold.into_iter()).unwrap();
-            if random.below(2) == 0 {
-                let latest: Vec<Name> = search.hot.names().collect();
+            let names: BTreeSet<Name> = (0..8).map(|_| Name::new(random.below(n))).collect();
+            search.promote(names.into_iter()).unwrap();
+            let latest: Vec<Name> = if random.below(2) == 0 {
+                let hot = search.hot.slots().filter_map(|slot| search.hot.name(slot)).collect();
                 search.evict(f64::INFINITY, 0, 0.0);
-                let known = latest.iter().filter(|&&name| search.cold.latest_cosine(name).is_some());
-                let known = known.count();
-                with_angle += known;
-                without += latest.len() - known;
-            }
-            let turns = search.cold.turns(&present, 0.0);
+                hot
+            } else {
+                Vec::new()
+            };
+            // Whatever is asked next tells the owner of rows that have been sent back.
+            let news = News::of(&search.run, &search.directions, &search.epoch);
+            search.waiting.largest_merit(0.0, news).unwrap();
+            let cold = search.waiting.here().0[0].cold();
+            let mean = search.waiting.means().latest();
+            let known = latest.iter().filter(|&&name| cold.cosine_to(mean, name).is_some()).count();
+            with_angle += known;
+            without += latest.len() - known;
+            let turns = search.waiting.turns(&present, 0.0);
             let bar = Bar { score: 0.0, slack: 0.0, turns: &turns, mean_norm: search.run.mean.norm() };
-            held += rows_held(&search.cold, bar, &search.run);
+            held += rows_held(cold, bar, &search.run);
         }
         assert!(with_angle > 500 && without > 500 && held > 100, "{with_angle} {without} {held}");
     });

@@ -3,6 +3,7 @@
 use super::{Picked, Random, names, row_of, rows, with_run};
 use crate::rows::Position;
 use crate::selection::full::cold::{Bar, Cold};
+use crate::selection::full::messages::News;
 use crate::selection::places::{Name, Place};
 use crate::selection::run::Run;
 
@@ -23,17 +24,16 @@ impl<'a> Waiting<'a> {
     }
 
     fn push(&mut self, row: Position, run: &Run<'_>) {
-        if self.picked.push(row, run) {
-            self.cold.restart();
-        }
+        self.picked.push(row, run);
     }
 
     /// Brings rows up to date as far as `reach` asks for; returns the bar.
     fn refresh(&mut self, names: &[Name], score: f64, run: &Run<'_>) -> Bar<'static> {
-        let Picked { epoch, directions, .. } = &mut self.picked;
+        let Picked { epoch, directions, epochs, .. } = &mut self.picked;
         directions.extend(epoch).unwrap();
         let bar = bar(score, epoch.slack());
-        self.cold.refresh(names, bar, directions, epoch, run).unwrap();
+        let news = News { epoch: *epochs, ..News::of(run, directions, epoch) };
+        self.cold.refresh(names, bar, &news).unwrap();
         bar
     }
 
@@ -107,7 +107,7 @@ fn a_row_that_has_missed_more_picks_than_are_kept_starts_from_the_factor() {
         rows(0..100).for_each(|row| waiting.push(row, &run));
         let names: Vec<Name> = names(100..n).collect();
         let bar = waiting.refresh(&names, 0.0, &run);
-        assert!(waiting.picked.directions.first() > 0);
+        assert!(waiting.picked.directions.window().first() > 0);
         for (&name, (bound, value)) in names.iter().zip(waiting.bounds(&names, bar, &run)) {
             assert!(
                 bound >= value * (1.0 - 1e-12)

@@ -18,9 +18,9 @@ fn what_a_pick_takes_from_a_value_is_its_direction_squared() {
             for pick in 0..picks {
                 picked.push(Position::new(pick), &run);
                 picked.directions.extend(&picked.epoch).unwrap();
-                assert_eq!(picked.directions.end(), pick + 1);
+                assert_eq!(picked.directions.window().end(), pick + 1);
                 let after = picked.values(&rest, &run);
-                let (direction, errors) = picked.directions.range(pick, pick + 1);
+                let (direction, errors) = picked.directions.window().range(pick, pick + 1);
                 let norm = direction.iter().map(|&cell| f64::from(cell).powi(2)).sum::<f64>().sqrt();
                 assert!(norm < 1.0 + 1e-6);
                 for ((&row, before), after) in rest.iter().zip(&before).zip(&after) {

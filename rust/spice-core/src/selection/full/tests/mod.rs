@@ -4,6 +4,7 @@ mod angles;
 mod bounds;
 mod epochs;
 mod hot;
+pub(super) mod owners;
 
 use std::ops::Range;
 
