@@ -15,6 +15,10 @@
 //! a row and the mean changes no faster than the mean turns (`drift`), so an old angle bounds the
 //! conflict from below.
 //!
+//! Cold rows are kept by *owners* (`owner`). The search asks them for rows that may matter (`waiting`, `messages`) and decides
+//! by itself, on hot rows. What an owner answers is a bound, which stays true: it may come late or twice, and an owner that
+//! has lost its memory goes on from what the search remembers. There is one owner, in this process; the tests have more.
+//!
 //! Two shortcuts: rows that are the same to the bit wait for each other (`twins`), and where rows are few and
 //! long all inner products are taken at once (`gram`); then every row is hot.
 //!

@@ -35,7 +35,7 @@ enum Whose {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum Transport {
     Straight,
     /// Owners lose their memory at any time.
     Forgetful,
@@ -49,7 +49,7 @@ enum Way {
 pub(in crate::selection::full) struct Dealt {
     owners: usize,
     whose: Whose,
-    way: Way,
+    transport: Transport,
     seed: u64,
 }
 
@@ -73,11 +73,11 @@ impl Dealt {
         let random = Random(self.seed);
         let echo =
             |inner| Echoing { inner, random: Random(self.seed), asked: Vec::new(), replies: Vec::new() };
-        match self.way {
-            Way::Straight => Box::new(local),
-            Way::Forgetful => Box::new(Forgetful { local, random }),
-            Way::Echoing => Box::new(echo(Forgetful { local, random: Random(0) })),
-            Way::Wild => Box::new(echo(Forgetful { local, random })),
+        match self.transport {
+            Transport::Straight => Box::new(local),
+            Transport::Forgetful => Box::new(Forgetful { local, random }),
+            Transport::Echoing => Box::new(echo(Forgetful { local, random: Random(0) })),
+            Transport::Wild => Box::new(echo(Forgetful { local, random })),
         }
     }
 }
@@ -244,7 +244,8 @@ fn any(seed: u64, random: &mut Random) -> Dealt {
     Dealt {
         owners: 1 + random.below(8),
         whose: [Whose::OneByOne, Whose::Blocks, Whose::Anyone, Whose::Last][random.below(4)],
-        way: [Way::Straight, Way::Forgetful, Way::Echoing, Way::Wild][random.below(4)],
+        transport: [Transport::Straight, Transport::Forgetful, Transport::Echoing, Transport::Wild]
+            [random.below(4)],
         seed: 2 * seed + 1,
     }
 }
@@ -316,8 +317,8 @@ fn longer_runs_are_the_same_bits_through_many_epochs() {
             k: Some(300),
         };
         case.survey(|survey| {
-            for way in [Way::Straight, Way::Forgetful, Way::Wild] {
-                let dealt = Dealt { owners: 5, whose: Whose::Anyone, way, seed };
+            for transport in [Transport::Straight, Transport::Forgetful, Transport::Wild] {
+                let dealt = Dealt { owners: 5, whose: Whose::Anyone, transport, seed };
                 alike(dealt, &format!("{penalty}"), || case.resumed(survey, &[]));
             }
         });
