@@ -8,7 +8,6 @@
 use rayon::prelude::*;
 
 use super::drift::Turn;
-use super::factor::Factor;
 use super::standing::Standing;
 use crate::rows::Position;
 use crate::selection::places::{Name, Place, PlaceVec};
@@ -27,8 +26,6 @@ pub(super) struct Cold {
     cosines: PlaceVec<Name, f32>,
     /// Number of the mean that the row's angle was measured from; `None` if the angle is not known.
     mean: PlaceVec<Name, Option<u8>>,
-    /// Of the epoch of this number, once it was asked for.
-    pub(super) factor: Option<(usize, Factor)>,
     /// Number of rows that wait.
     pub(super) waiting: usize,
 }
@@ -71,7 +68,6 @@ impl Cold {
             seen: PlaceVec::new(vec![0; len]),
             cosines: PlaceVec::new(vec![0.0; len]),
             mean: PlaceVec::new(vec![None; len]),
-            factor: None,
             waiting: len,
         }
     }

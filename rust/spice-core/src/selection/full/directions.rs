@@ -10,9 +10,11 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::epoch::Epoch;
+use super::factor::Factor;
 use super::window::Window;
 use crate::error::Result;
 use crate::linalg::product_error;
+use crate::selection::run::Run;
 
 /// Columns that one task works on.
 const BAND: usize = 128;
@@ -21,18 +23,25 @@ const BAND: usize = 128;
 pub(super) struct Directions {
     dim: usize,
     window: Window,
+    /// Of the epoch, for rows that have seen too few of its picks and of those before it.
+    factor: Option<Factor>,
     /// The directions of this epoch in f64, (t, d): later ones follow from them.
     wide: Vec<f64>,
 }
 
 impl Directions {
     pub(super) const fn new(dim: usize) -> Self {
-        Self { dim, window: Window::new(dim), wide: Vec::new() }
+        Self { dim, window: Window::new(dim), factor: None, wide: Vec::new() }
     }
 
     /// What bounds are brought up to date with.
     pub(super) const fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// What rows start from that have not been taken through the directions; `None` in the first epoch.
+    pub(super) const fn factor(&self) -> Option<&Factor> {
+        self.factor.as_ref()
     }
 
     /// Adds the directions of the epoch's picks that are still missing.
@@ -110,8 +119,14 @@ impl Directions {
     }
 
     /// Ends the epoch, all of whose directions are known; keeps the latest `kept` directions.
-    pub(super) fn restart(&mut self, kept: usize) {
+    pub(super) fn end_epoch(&mut self, kept: usize) {
         self.wide = Vec::new();
+        self.factor = None;
         self.window.keep(kept);
+    }
+
+    /// Takes the factor of the epoch that has begun.
+    pub(super) fn start_epoch(&mut self, epoch: &Epoch<'_>, run: &Run<'_>) {
+        self.factor = epoch.inverse().map(|inverse| Factor::new(inverse, epoch.slack(), run));
     }
 }

@@ -7,6 +7,7 @@ use super::cold::{Angle, Bar};
 use super::directions::Directions;
 use super::drift::Turn;
 use super::epoch::Epoch;
+use super::factor::Factor;
 use super::window::Window;
 use crate::rows::{DatasetRow, Position};
 use crate::selection::places::Name;
@@ -17,29 +18,23 @@ use crate::selection::run::Run;
 pub(super) struct News<'n> {
     pub(super) run: &'n Run<'n>,
     pub(super) window: &'n Window,
-    /// Number of the epoch.
-    pub(super) epoch: usize,
-    /// Picks before it.
+    /// Picks before the epoch.
     pub(super) epoch_start: usize,
-    /// Inverse of its factor, if it is not the first one.
-    pub(super) inverse: Option<&'n [f64]>,
-    /// How far computed values may be off.
-    pub(super) slack: f64,
+    /// What rows start from in it, if it is not the first one.
+    pub(super) factor: Option<&'n Factor>,
     /// Number of the latest mean that angles are measured from.
     pub(super) mean: Option<u8>,
 }
 
 impl<'n> News<'n> {
-    /// Where a run is; `epoch` and `mean` are filled in by whoever counts them.
+    /// Where a run is; `mean` is filled in by whoever counts them.
     pub(super) fn of(run: &'n Run<'_>, directions: &'n Directions, epoch: &'n Epoch<'_>) -> Self {
         let window = directions.window();
         Self {
             run,
             window,
-            epoch: 0,
             epoch_start: window.end().saturating_sub(epoch.picks()),
-            inverse: epoch.inverse(),
-            slack: epoch.slack(),
+            factor: directions.factor(),
             mean: None,
         }
     }

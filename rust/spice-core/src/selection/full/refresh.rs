@@ -26,6 +26,7 @@ const BLOCK: usize = 64;
 /// What a refresh has to work with.
 struct Refresh<'a> {
     window: &'a Window,
+    factor: Option<&'a Factor>,
     /// Picks before the epoch; 0 if there is no factor to start from.
     epoch_start: usize,
     dim: usize,
@@ -59,14 +60,10 @@ impl Cold {
     /// [`crate::Error::Interrupted`].
     pub(super) fn refresh(&mut self, names: &[Name], bar: Bar<'_>, news: &News<'_>) -> Result<()> {
         let run = news.run;
-        if self.factor.as_ref().map(|&(epoch, _)| epoch) != Some(news.epoch) {
-            self.factor = None;
-            let factor = news.inverse.map(|inverse| Factor::new(inverse, news.slack, run));
-            self.factor = factor.map(|factor| (news.epoch, factor));
-        }
         let refresh = Refresh {
             window: news.window,
-            epoch_start: news.inverse.map_or(0, |_| news.epoch_start),
+            factor: news.factor,
+            epoch_start: news.factor.map_or(0, |_| news.epoch_start),
             dim: run.survey.dim(),
         };
         // Rows of one age together, each age in the order of the file.
@@ -135,7 +132,7 @@ impl Cold {
                 if waiting.0.is_empty() {
                     return Ok(done);
                 }
-                if let Some((_, factor)) = &self.factor {
+                if let Some(factor) = refresh.factor {
                     factor.whiten(&mut waiting.0, &waiting.1, refresh.epoch_start);
                 }
                 moving = std::mem::take(&mut waiting.0);

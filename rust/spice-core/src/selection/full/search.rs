@@ -253,12 +253,15 @@ impl<'a> Search<'a> {
 
     /// Starts the next epoch.
     pub(super) fn restart(&mut self) -> Result<()> {
-        if self.waiting.may_grow() {
+        let bounds = self.waiting.may_grow(); // else nobody asks for any
+        if bounds {
             self.directions.extend(&self.epoch)?;
-            self.directions.restart(2 * self.run.survey.dim());
+            self.directions.end_epoch(2 * self.run.survey.dim());
         }
         self.epoch.restart()?;
-        self.waiting.restart();
+        if bounds {
+            self.directions.start_epoch(&self.epoch, &self.run);
+        }
         self.hot.whiten(0, &self.epoch, &self.run)
     }
 

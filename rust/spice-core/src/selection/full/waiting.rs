@@ -22,7 +22,6 @@ pub(super) struct Waiting<'a> {
     returned: Vec<Vec<Returned>>,
     /// Means that angles were measured from.
     means: Means,
-    epoch: usize,
     number: u64,
     // What an owner is told that has lost its memory.
     hot: HashSet<Name>,
@@ -46,7 +45,6 @@ impl<'a> Waiting<'a> {
             returned: vec![Vec::new(); deal.owners()],
             deal,
             means: Means::default(),
-            epoch: 0,
             number: 0,
             hot: HashSet::new(),
             gone: HashSet::new(),
@@ -167,11 +165,6 @@ impl<'a> Waiting<'a> {
         if let Some(known) = self.unbeaten {
             self.unbeaten = Some(Unbeaten { merit: known.merit.max(unbeaten.merit), ..unbeaten });
         }
-    }
-
-    /// The next epoch begins.
-    pub(super) const fn restart(&mut self) {
-        self.epoch += 1;
     }
 
     /// The present unit mean becomes one that angles may be measured from.
@@ -333,7 +326,7 @@ impl<'a> Waiting<'a> {
     /// Asks owners, each once at most; returns what they answer, in their order. An owner that has lost its memory is reminded,
     /// and asked again.
     fn ask<'m>(&mut self, asks: Vec<(usize, Ask<'m>)>, news: News<'_>) -> Result<Vec<(usize, Answer)>> {
-        let news = News { epoch: self.epoch, mean: self.means.latest(), ..news };
+        let news = News { mean: self.means.latest(), ..news };
         let mut open: Vec<Asked<'m>> =
             asks.into_iter().map(|(owner, ask)| self.addressed(owner, ask)).collect();
         let mut answers = Vec::with_capacity(open.len());

@@ -29,10 +29,10 @@ impl<'a> Waiting<'a> {
 
     /// Brings rows up to date as far as `reach` asks for; returns the bar.
     fn refresh(&mut self, names: &[Name], score: f64, run: &Run<'_>) -> Bar<'static> {
-        let Picked { epoch, directions, epochs, .. } = &mut self.picked;
+        let Picked { epoch, directions, .. } = &mut self.picked;
         directions.extend(epoch).unwrap();
         let bar = bar(score, epoch.slack());
-        let news = News { epoch: *epochs, ..News::of(run, directions, epoch) };
+        let news = News::of(run, directions, epoch);
         self.cold.refresh(names, bar, &news).unwrap();
         bar
     }

@@ -96,8 +96,9 @@ impl<'a> Picked<'a> {
 
     fn restart(&mut self, run: &Run<'_>) {
         self.directions.extend(&self.epoch).unwrap();
-        self.directions.restart(2 * run.survey.dim());
+        self.directions.end_epoch(2 * run.survey.dim());
         self.epoch.restart().unwrap();
+        self.directions.start_epoch(&self.epoch, run);
         self.epochs += 1;
     }
 
