@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
-FUZZ_TARGETS := header folder
+FUZZ_TARGETS := header folder message
 QUICK := env SPICE_TESTS=quick $(BIN)/python -m pytest -m 'not slow' --durations=5 --durations-min=1
 # No input of a few kB may make the store ask for more than 64 MB at once.
 FUZZ_OPTIONS := -runs=1000000 -max_len=8192 -malloc_limit_mb=64 -timeout=10
@@ -43,7 +43,7 @@ bench: $(VENV)/built ## time the selection against fused torch loops, and the ke
 	$(BIN)/python benches/selection.py --sections loop deep
 	cargo bench
 
-fuzz: ## a million inputs a target through the store's readers, under the address sanitizer
+fuzz: ## a million inputs a target through readers of stores and messages, under the address sanitizer
 	@cargo fuzz --version || { echo "fuzz: cargo-fuzz is missing; cargo install cargo-fuzz"; exit 2; }
 	cp Cargo.lock rust/fuzz/Cargo.lock
 	for target in $(FUZZ_TARGETS); do \

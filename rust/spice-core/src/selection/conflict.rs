@@ -33,6 +33,18 @@ impl SelectedMean {
         Self { sum: vec![0.0; dim], rest: vec![0.0; dim], norm: 0.0, count: 0.0 }
     }
 
+    /// A mean of which the sum of rows, its norm and the sum of weights are known; good for cosines, not for conflicts.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn known(sum: Vec<f64>, norm: f64, count: f64) -> Self {
+        Self { rest: vec![0.0; sum.len()], sum, norm, count }
+    }
+
+    /// The sum of rows, the norm of the mean, and the sum of weights.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn parts(&self) -> (&[f64], f64, f64) {
+        (&self.sum, self.norm, self.count)
+    }
+
     /// Adds a selected row of weight `weight`, given as the row times √weight.
     pub(super) fn push(&mut self, kernels: Kernels, row: &[f64], weight: f64) {
         self.count += weight;

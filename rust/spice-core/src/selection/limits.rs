@@ -112,6 +112,15 @@ pub(super) struct Ledger<'a> {
     slack: f64,
 }
 
+/// What a ledger knows beside its limits.
+#[cfg(any(test, fuzzing))]
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Books {
+    pub(super) spent: f64,
+    pub(super) by_group: Vec<f64>,
+    pub(super) slack: f64,
+}
+
 impl<'a> Ledger<'a> {
     pub(super) fn new(limits: &'a Limits) -> Self {
         let mut ledger =
@@ -140,6 +149,17 @@ impl<'a> Ledger<'a> {
         self.spent += cost;
         self.by_group[self.limits.group(position)] += cost;
         self.tighten();
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn books(&self) -> Books {
+        Books { spent: self.spent, by_group: self.by_group.clone(), slack: self.slack }
+    }
+
+    /// Goes on from where another ledger of the same limits is.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn follow(&mut self, books: Books) {
+        Books { spent: self.spent, by_group: self.by_group, slack: self.slack } = books;
     }
 
     /// What the group lacks to its minimum.

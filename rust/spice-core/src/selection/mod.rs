@@ -28,6 +28,8 @@ mod windows;
 
 pub use crate::survey::{Survey, fingerprint};
 pub use conditions::Conditions;
+#[cfg(any(test, fuzzing))]
+pub use full::fuzzing;
 pub use information::log_det;
 pub use limits::{Limits, ROUNDING};
 pub use pick::{NearDuplicate, Pick, Selection, StopReason};

@@ -2,6 +2,8 @@
 
 use super::conditions::Conditions;
 use super::conflict::SelectedMean;
+#[cfg(any(test, fuzzing))]
+use super::limits::Books;
 use super::limits::Ledger;
 use super::merit::{Merit, score};
 use super::near_duplicates::NearDuplicates;
@@ -86,6 +88,8 @@ pub(super) struct Run<'a> {
     ledger: Option<Ledger<'a>>,
     near_duplicates: Option<NearDuplicates>,
     early_stop: Option<f64>,
+    /// Picks and initial rows.
+    selected: usize,
     picks: Vec<Pick>,
 }
 
@@ -109,6 +113,7 @@ impl<'a> Run<'a> {
             ledger: conditions.limits.as_ref().map(Ledger::new),
             near_duplicates: conditions.max_similarity.map(NearDuplicates::new),
             early_stop: settings.early_stop,
+            selected: 0,
             picks: Vec::new(),
         }
     }
@@ -310,6 +315,7 @@ impl<'a> Run<'a> {
     }
 
     fn add(&mut self, position: Position, cells: &[f64]) {
+        self.selected += 1;
         self.mean.push(self.kernels, cells, self.survey.weight(position));
         if let Some(known) = &mut self.near_duplicates {
             known.push(position, self.survey, self.alpha);
@@ -347,12 +353,42 @@ impl<'a> Run<'a> {
     }
 
     /// Number of picks and of initial rows.
-    pub(super) fn selected(&self) -> usize {
-        self.conditions.initial.len() + self.picks.len()
+    pub(super) const fn selected(&self) -> usize {
+        self.selected
     }
 
     pub(super) fn picks(&self) -> usize {
         self.picks.len()
+    }
+
+    /// A run by the same rules, with nothing selected: what an owner elsewhere goes by.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn follower(&self) -> Self {
+        Self {
+            mean: SelectedMean::new(self.survey.dim()),
+            merit: self.conditions.merit(),
+            ledger: self.conditions.limits.as_ref().map(Ledger::new),
+            near_duplicates: None,
+            early_stop: None,
+            selected: 0,
+            picks: Vec::new(),
+            ..*self
+        }
+    }
+
+    /// Goes on from where another run is.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn follow(&mut self, selected: usize, mean: SelectedMean, books: Option<Books>) {
+        (self.selected, self.mean) = (selected, mean);
+        if let (Some(ledger), Some(books)) = (&mut self.ledger, books) {
+            ledger.follow(books);
+        }
+    }
+
+    /// What its limits have been used up to.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn books(&self) -> Option<Books> {
+        self.ledger.as_ref().map(Ledger::books)
     }
 
     pub(super) fn finish(self, stop: StopReason) -> Outcome {

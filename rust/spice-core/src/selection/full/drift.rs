@@ -29,6 +29,17 @@ impl Turn {
         Self { cos: angle.cos(), sin: angle.sin() }
     }
 
+    /// Its cosine and sine.
+    #[cfg(any(test, fuzzing))]
+    pub(super) const fn parts(self) -> [f64; 2] {
+        [self.cos, self.sin]
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) const fn known([cos, sin]: [f64; 2]) -> Self {
+        Self { cos, sin }
+    }
+
     /// The largest cosine that a row can have to the turned mean if it had `cosine` to the mean before;
     /// 0 stands for anything not negative.
     pub(super) fn cosine(self, cosine: f64) -> f64 {

@@ -41,6 +41,27 @@ impl Factor {
         }
     }
 
+    /// Its triangle, row after row, and its error.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn parts(&self) -> (Vec<f32>, f64) {
+        let dim = self.cells.len().isqrt();
+        let triangle = self.cells.chunks_exact(dim).enumerate().flat_map(|(i, row)| &row[..=i]);
+        (triangle.copied().collect(), self.error)
+    }
+
+    /// The factor of a triangle of `dim` rows.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn known(triangle: &[f32], error: f64, dim: usize) -> Self {
+        let mut cells = vec![0.0; dim * dim];
+        let mut rest = triangle;
+        for (i, row) in cells.chunks_exact_mut(dim).enumerate() {
+            let (known, later) = rest.split_at(i + 1);
+            row[..=i].copy_from_slice(known);
+            rest = later;
+        }
+        Self { cells, error }
+    }
+
     /// Starts rows from ‖X ĝ‖², their bound after the first `epoch_start` picks.
     pub(super) fn whiten(&self, moving: &mut [Moving], cells: &[f32], epoch_start: usize) {
         let dim = cells.len() / moving.len();

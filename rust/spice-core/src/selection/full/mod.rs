@@ -32,6 +32,8 @@ mod directions;
 mod drift;
 mod epoch;
 mod factor;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gram;
 mod growth;
 mod hot;
@@ -43,6 +45,8 @@ mod owners;
 mod period;
 mod ranked;
 mod refresh;
+#[cfg(any(test, fuzzing))]
+mod remote;
 mod search;
 mod standing;
 mod step;
@@ -52,6 +56,8 @@ mod tests;
 mod twins;
 mod waiting;
 mod window;
+#[cfg(any(test, fuzzing))]
+mod wire;
 
 use std::collections::HashMap;
 

@@ -75,6 +75,12 @@ impl<'a> Owner<'a> {
         self.cold.waiting
     }
 
+    /// Number of its rows, those that do not wait included.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn rows(&self) -> usize {
+        self.cold.len()
+    }
+
     #[cfg(test)]
     pub(super) const fn cold(&self) -> &Cold {
         &self.cold
@@ -104,7 +110,9 @@ impl<'a> Owner<'a> {
         }
         let answer = if self.remembers || matches!(asked.ask, Ask::Restore(_)) {
             for row in &asked.returned {
-                self.cold.put(row.name, row.value, row.seen, row.angle);
+                if !self.cold.waits(row.name) {
+                    self.cold.put(row.name, row.value, row.seen, row.angle);
+                }
             }
             self.act(news, &asked.ask)?
         } else {

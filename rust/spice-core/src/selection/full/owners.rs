@@ -16,6 +16,10 @@ pub(super) trait Owners: Send + Sync {
     /// Whatever stops the run.
     fn ask(&mut self, news: &News<'_>, asks: &[Asked<'_>]) -> Result<Vec<Reply>>;
 
+    /// Makes an owner lose its memory.
+    #[cfg(test)]
+    fn forget(&mut self, owner: usize);
+
     /// The owners, if they are in this process and nothing is between.
     #[cfg(test)]
     fn here(&self) -> Option<&Local<'_>> {
@@ -39,6 +43,11 @@ impl Local<'_> {
 impl Owners for Local<'_> {
     fn ask(&mut self, news: &News<'_>, asks: &[Asked<'_>]) -> Result<Vec<Reply>> {
         asks.iter().map(|asked| self.0[asked.owner].answer(news, asked)).collect()
+    }
+
+    #[cfg(test)]
+    fn forget(&mut self, owner: usize) {
+        self.0[owner].forget();
     }
 
     #[cfg(test)]

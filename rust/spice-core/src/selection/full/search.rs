@@ -294,9 +294,10 @@ impl<'a> Search<'a> {
 
     /// What is known of rows that wait if none scores above `score`.
     pub(super) fn unbeaten(&self, score: f64, slack: f64) -> Unbeaten {
-        // The sum loses digits of a score that is small beside a penalty.
         let penalty = self.run.penalty;
-        let merit = score + penalty + 4.0 * f64::EPSILON * (score.abs() + penalty);
+        // The sum loses digits of a score that is small beside a penalty.
+        let rounding = 4.0 * f64::EPSILON * (score.abs() + penalty);
+        let merit = if score.is_finite() { score + penalty + rounding } else { score };
         Unbeaten { merit, seen: self.run.selected(), slack }
     }
 }

@@ -39,6 +39,25 @@ impl Window {
         (&mut self.cells[known..], &mut self.errors)
     }
 
+    /// Takes directions that come after those that are known, and drops those before `first`.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn follow(&mut self, first: usize, cells: &[f32], errors: &[f32]) {
+        self.cells.extend_from_slice(cells);
+        self.errors.extend_from_slice(errors);
+        self.keep(self.end() - first);
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// A window that starts after `first` picks.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn starting(dim: usize, first: usize) -> Self {
+        Self { first, ..Self::new(dim) }
+    }
+
     /// Keeps the latest `kept` directions.
     pub(super) fn keep(&mut self, kept: usize) {
         let dropped = self.errors.len().saturating_sub(kept);
