@@ -19,6 +19,8 @@ _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
 MOST_WEIGHT = 10.0
 """Largest τ of a target: beyond, a few rows weigh all, and α that makes others count is beyond float64."""
+MOST_GAMMA = 4.0
+"""Largest γ of representative picks: beyond, rows far from what is common are too short for float32."""
 _DTYPES = {"int8", "float16", "bfloat16", "float32", "float64"}
 
 Check = Callable[[Any], bool]
@@ -196,6 +198,20 @@ def _is_target(value: Any) -> bool:
     return False
 
 
+def _is_represented(value: Any) -> bool:
+    match value:
+        case {"gamma": gamma, "rank": rank, "directions": directions, "energy": energy} if len(value) == 4:
+            return (
+                is_real(gamma)
+                and 0 < gamma <= MOST_GAMMA
+                and _or_none(_COUNT)(rank)
+                and is_whole(directions, 1, _MOST if rank is None else rank)
+                and is_real(energy)
+                and 0 <= energy <= 1 + 1e-9
+            )
+    return False
+
+
 def _is_composition(value: Any) -> bool:
     match value:
         case {
@@ -262,6 +278,7 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     **{each.name: (f"the hash of {each.name}, or null", _or_none(_is_hashed)) for each in PER_ROW},
     "prior_weight": ("a number, or null", _or_none(is_real)),
     "target": ("what is known of a target, or null", _or_none(_is_target)),
+    "represent": ("γ, rank, directions and energy of representative picks, or null", _or_none(_is_represented)),
     "composition": ("what a pool is made of, or null", _or_none(_is_composition)),
     "partial": ("true or false", _is_bool),
     "kept": ("a whole number of at least 0", is_whole),
