@@ -154,8 +154,8 @@ def represented_facts(selection: Selection) -> list[tuple[str, str]]:
     directions, dim = represented["directions"], selection.settings["source"]["dim"]
     return [
         (
-            "representative",
-            f"γ = {represented['gamma']:g}; {counted(directions, 'direction')} of {dim} columns, with"
+            "rows",
+            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of {dim} columns, with"
             f" {represented['energy']:.1%} of the energy",
         )
     ]
@@ -226,8 +226,6 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
 def _method(selection: Selection) -> str:
     settings = selection.settings
     text = f"{settings['method']}, {settings['fisher']} Fisher information"
-    if (represented := settings.get("represent")) is not None:
-        text += f", representative (γ = {represented['gamma']:g})"
     if settings["epsilon"] is not None:
         text += f", ε = {settings['epsilon']:g}"
     if settings["pool_size"] is not None:

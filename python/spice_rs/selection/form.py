@@ -52,6 +52,9 @@ def _of_pairs(settings: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if settings["pool_size"] is not None and settings["select_per_window"] > settings["pool_size"]:
         found = f"{settings['select_per_window']} of {settings['pool_size']}"
         return "settings.select_per_window", found, "at most pool_size"
+    represented, dim = settings.get("represent"), settings["source"]["dim"]
+    if represented is not None and max(represented["directions"], represented["rank"] or 1) > dim:
+        return "settings.represent", short(represented), f"at most {dim} directions, the columns of the source"
     groups = settings["groups"]
     if groups is not None and (groups["pool_cost"] is None) is not (settings["budget"] is None):
         return "settings.groups", f"pool_cost {short(groups['pool_cost'])}", "costs with a budget alone"

@@ -138,6 +138,13 @@ def represent(
     )
 
 
+def without_gamma(name: str) -> InvalidInputError:
+    """Return the error of an argument that is about representative picks, where none are asked for."""
+    return InvalidInputError(
+        f"{name}: found it without represent, expected both. Give represent=1, or leave {name} out."
+    )
+
+
 def represented_again(
     settings: dict[str, Any], source: Source, *, threads: int | None = None, progress: Progress = None
 ) -> Represented | None:

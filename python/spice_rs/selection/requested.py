@@ -22,7 +22,7 @@ from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, SCALARS
 from spice_rs.selection.options import Floats, Rows
-from spice_rs.selection.represent import represent
+from spice_rs.selection.represent import represent, without_gamma
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import Aimed, Target, aim, check_weight, measure, too_few
@@ -282,9 +282,7 @@ class Requested:
             return
         for name in ("represent_rank", "represent_folder"):
             if getattr(self, name) is not None:
-                raise InvalidInputError(
-                    f"{name}: found it without represent, expected both. Give represent=1, or leave {name} out."
-                )
+                raise without_gamma(name)
 
     def _check_numbers(self) -> None:
         count_or_none("represent_rank", self.represent_rank)
