@@ -210,6 +210,10 @@ impl Search<'_> {
                 }
             }
             bar.score = bar.score.max(leader - step);
+            if staying.len() >= 2 * capacity.max(FIRST) {
+                // More than there will be room for: what is not among the highest need not be looked at further.
+                bar.score = bar.score.max(highest(&mut staying, capacity.max(FIRST)));
+            }
         }
         if measured > FIRST && held < measured / 8 {
             self.angles.rest = REST;
@@ -220,11 +224,17 @@ impl Search<'_> {
         }
         let room = capacity.saturating_sub(self.hot.len()).max(1);
         if staying.len() > room {
-            staying.select_nth_unstable_by(room, |a, b| b.0.total_cmp(&a.0));
-            bar.score = staying[room].0;
-            staying.truncate(room);
+            bar.score = highest(&mut staying, room);
         }
         self.promote(staying.into_iter().map(|(_, name)| name))?;
         Ok(bar.score)
     }
+}
+
+/// Keeps so many of the rows, those that reach highest; returns what none of the others exceeds.
+fn highest(rows: &mut Vec<(f64, Name)>, count: usize) -> f64 {
+    rows.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
+    let (reach, _) = rows[count];
+    rows.truncate(count);
+    reach
 }
