@@ -4,12 +4,12 @@
     python benches/represent.py --source gradients_smollm2.npz        cover, real rows
 
 Cost is wall time of `select` with γ = 1 over that of the same selection from unit rows, α = "auto" and λ = 0 both, least of
-some runs each, by turns; and of γ = 1 with leading directions alone, beside what that changes: the share of Σ‖u‖² that they have,
-picks in common with all directions (|A ∩ B|/|A ∪ B|), and U of the picks by all directions over U of theirs. The passes are what
-a selection of one row takes.
+some runs each, by turns; and of γ = 1 with leading directions alone, beside what that changes: the share of Σ‖u‖² that
+they have, picks in common with all directions (|A ∩ B|/|A ∪ B|), and U of the picks by all directions over U of theirs. The
+passes are what a selection of one row takes.
 
-Cover is `spice_rs.coverage`: mean over held-out rows of what they would still gain beside the picks, over the same for random
-picks, by unit rows. A fifth of the rows is held out, a tenth of the others picked.
+Cover is `spice_rs.coverage`: mean over held-out rows of what they would still gain beside the picks, over the same for
+random picks, by unit rows. A fifth of the rows is held out, a tenth of the others picked.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def cost(rows: int, dim: int, k: int, repeats: int, laws: list[str]) -> None:
                 )
             seconds = least(runs, repeats)
             source = open_source(path)
-            whole, reader = spice_rs.select(path, k, represent=1), represent(source, "unit", 1.0).reader(source)
+            whole, reader = (
+                spice_rs.select(path, k, represent=1),
+                represent(source, "unit", 1.0).reader(source),
+            )
             alpha = whole.settings["alpha"]
             best = information(reader.read(whole.indices), alpha)
             for label, (wall, own) in seconds.items():

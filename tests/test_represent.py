@@ -154,13 +154,20 @@ class TestPicks:
     def test_a_gamma_of_nothing_changes_nothing(self) -> None:
         rows = drawn(1, 200, 10)
         for options in ({}, {"normalize": "unit", "alpha": "auto", "conflict_penalty": 0.0}):
-            off, plain = spice_rs.select(rows, 30, represent=0, **options), spice_rs.select(rows, 30, **options)
+            off, plain = (
+                spice_rs.select(rows, 30, represent=0, **options),
+                spice_rs.select(rows, 30, **options),
+            )
             assert off.indices.tolist() == plain.indices.tolist()
             assert (off.gains == plain.gains).all()
             assert off.settings == plain.settings
             assert off.settings["represent"] is None
         # And next to nothing changes next to nothing.
-        said: dict[str, Any] = {"normalize": "none", "alpha": 1, "conflict_penalty": 0.1}  # unit rows tie at first
+        said: dict[str, Any] = {
+            "normalize": "none",
+            "alpha": 1,
+            "conflict_penalty": 0.1,
+        }  # unit rows tie at first
         small, plain = spice_rs.select(rows, 30, represent=1e-9, **said), spice_rs.select(rows, 30, **said)
         assert small.indices.tolist() == plain.indices.tolist()
         assert small.gains == pytest.approx(plain.gains, rel=1e-5)
@@ -268,9 +275,17 @@ class TestPicks:
         found = spice_rs.select(rows, 10, represent=1, exclude=gone)
         squares = (represented(rows, 1) ** 2).sum(1)  # of the whole pool
         assert found.settings["alpha"] == pytest.approx(1 / np.median(squares[40:]), rel=1e-6)
-        assert judge(represented(rows, 1), found.indices.tolist(), found.settings["alpha"], 0, None, [
-            row not in gone for row in range(60)
-        ]) is None
+        assert (
+            judge(
+                represented(rows, 1),
+                found.indices.tolist(),
+                found.settings["alpha"],
+                0,
+                None,
+                [row not in gone for row in range(60)],
+            )
+            is None
+        )
 
     def test_for_a_target(self) -> None:
         rows, target = drawn(8, 150, 8), drawn(9, 6, 8) + 1
@@ -282,9 +297,15 @@ class TestPicks:
         typical = np.median((weights * (new**2).sum(1))[weights > 0])
         assert found.settings["alpha"] == pytest.approx(1 / typical, rel=1e-5)
         # The core reads rows times √w.
-        assert judge(
-            new * np.sqrt(weights)[:, None], found.indices.tolist(), found.settings["alpha"], free=weights > 0
-        ) is None
+        assert (
+            judge(
+                new * np.sqrt(weights)[:, None],
+                found.indices.tolist(),
+                found.settings["alpha"],
+                free=weights > 0,
+            )
+            is None
+        )
 
 
 class TestAfterwards:
@@ -300,9 +321,10 @@ class TestAfterwards:
         assert kept["energy"] == pytest.approx(values[:5].sum() / values.sum())
         assert "representative (γ = 1)" in again.summary()
         assert "5 directions of 8 columns" in again.summary()
-        assert found.head(7).indices.tolist() == spice_rs.select(
-            rows, 7, represent=1, represent_rank=5
-        ).indices.tolist()
+        assert (
+            found.head(7).indices.tolist()
+            == spice_rs.select(rows, 7, represent=1, represent_rank=5).indices.tolist()
+        )
         assert "representative" not in spice_rs.select(rows, 5).summary()
 
     @pytest.mark.parametrize("rank", [None, 4])
@@ -448,7 +470,9 @@ class TestRoom:
     def test_no_room_is_said_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = drawn(21, 300, 12)
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-        with pytest.raises(InvalidInputError, match=r"represent_folder: found 0\.0 GB free in .*represent_rank"):
+        with pytest.raises(
+            InvalidInputError, match=r"represent_folder: found 0\.0 GB free in .*represent_rank"
+        ):
             spice_rs.select(rows, 30, represent=1, represent_folder=tmp_path)
         with pytest.raises(InvalidInputError, match=r"represent_folder: found no room .*No such file"):
             monkeypatch.undo()

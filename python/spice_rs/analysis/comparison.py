@@ -210,8 +210,8 @@ def compare(
         source: as for `select`.
         k: rows that each method picks, 1 ≤ k ≤ n, or a share of them, as for `select`.
         methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, representative, target,
-            relevance, less and random; all of them by default. From Python also label → one of these names, options of `select`, dataset
-            rows in pick order, or a selection from this source, to compare one's own.
+            relevance, less and random; all of them by default. From Python also label → one of these names, options of
+            `select`, dataset rows in pick order, or a selection from this source, to compare one's own.
         target: rows of what the picks are to be for, as for `select`. Rows that it has too are no candidates of any method,
             and "auto" in `normalize` is "unit".
         alpha: weight α of the Fisher information, in the methods and in what is measured; "auto" as for `select`. U under

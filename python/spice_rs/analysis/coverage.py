@@ -75,8 +75,8 @@ def coverage(
 
     Δ = log(1 + α hᵀ(I + αF_S)⁻¹h) of each held-out row h, at the scale and the α of the selection: what is left of it that
     the picks do not say. A larger U is not better coverage: rows that are like no others have much information, and say
-    little about the rest. Representative picks are measured on the rows before C^{γ/2}, with α "auto" over these, so that all γ
-    have one yardstick: that of a selection without it, of unit rows with α "auto".
+    little about the rest. Representative picks are measured on the rows before C^{γ/2}, with α "auto" over these, so that
+    all γ have one yardstick: that of a selection without it, of unit rows with α "auto".
 
     Args:
         selection: the picks, by the full Fisher information and in one run.

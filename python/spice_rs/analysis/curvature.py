@@ -44,7 +44,8 @@ class Curvature(Framed):
         leverages: (n,) float64 α gᵀ(I + αF_D)⁻¹g, in [0, 1): how much of its direction is the row's own.
         ratios: (n,) float64 Δ_x(D∖{x})/Δ_x(∅), in [0, 1]: what is left of the row's gain beside all others; nan for zero
             rows.
-        settings: alpha, normalize, a hash of the weights, what representative picks would see of the rows, and what is known of the source.
+        settings: alpha, normalize, a hash of the weights, what representative picks would see of the rows, and what is known
+            of the source.
     """
 
     total: float
@@ -101,8 +102,8 @@ def curvature(
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
             another order, or fewer of them; a dot leads into an object (spice.index).
         weights: as for `select`: weight of each row in the Fisher information.
-        represent: as for `select`: the rows C^{γ/2}g; they are unit rows before, unless `normalize` says otherwise, and α is
-            "auto" over them.
+        represent: as for `select`: the rows C^{γ/2}g; they are unit rows before, unless `normalize` says otherwise, and α
+            is "auto" over them.
         represent_rank: as for `select`.
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets

@@ -104,7 +104,9 @@ def _by_entry(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what decides of a target, and of representative picks, an entry each."""
     decides = {"target": ("fingerprint", "weight", "labels"), "represent": ("gamma", "rank")}
     return {
-        f"{key}.{name}": (settings.get(key) or {}).get(name) for key, names in decides.items() for name in names
+        f"{key}.{name}": (settings.get(key) or {}).get(name)
+        for key, names in decides.items()
+        for name in names
     }
 
 

@@ -68,8 +68,7 @@ class Conditions:
 
     @property
     def typical(self) -> npt.NDArray[np.bool_] | None:
-        """(n,) the rows that α = "auto" is of: candidates that point to the target, or for representative picks all
-        candidates; None for all rows."""
+        """(n,) the candidates that α = "auto" is of: those that point to a target, or all; None for all rows."""
         if self.aimed is None:
             return None if self.represented is None else self.candidates
         pointing: npt.NDArray[np.bool_] = self.candidates & ~self.aimed.points_away

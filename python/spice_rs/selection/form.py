@@ -54,7 +54,11 @@ def _of_pairs(settings: Mapping[str, Any]) -> tuple[str, str, str] | None:
         return "settings.select_per_window", found, "at most pool_size"
     represented, dim = settings.get("represent"), settings["source"]["dim"]
     if represented is not None and max(represented["directions"], represented["rank"] or 1) > dim:
-        return "settings.represent", short(represented), f"at most {dim} directions, the columns of the source"
+        return (
+            "settings.represent",
+            short(represented),
+            f"at most {dim} directions, the columns of the source",
+        )
     groups = settings["groups"]
     if groups is not None and (groups["pool_cost"] is None) is not (settings["budget"] is None):
         return "settings.groups", f"pool_cost {short(groups['pool_cost'])}", "costs with a budget alone"
@@ -281,7 +285,10 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     **{each.name: (f"the hash of {each.name}, or null", _or_none(_is_hashed)) for each in PER_ROW},
     "prior_weight": ("a number, or null", _or_none(is_real)),
     "target": ("what is known of a target, or null", _or_none(_is_target)),
-    "represent": ("γ, rank, directions and energy of representative picks, or null", _or_none(_is_represented)),
+    "represent": (
+        "γ, rank, directions and energy of representative picks, or null",
+        _or_none(_is_represented),
+    ),
     "composition": ("what a pool is made of, or null", _or_none(_is_composition)),
     "partial": ("true or false", _is_bool),
     "kept": ("a whole number of at least 0", is_whole),

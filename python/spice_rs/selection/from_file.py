@@ -89,7 +89,9 @@ def read_selection(
     again.settings["include"] = None  # they were chosen, as far as anybody knows
     again.settings["remade"] = True  # nobody knows which of them the penalty decided
     remedy = "Give the settings of the selection, or the file that Selection.save wrote, which has them."
-    alpha_is, scale, penalty_is = (again.settings[each] for each in ("alpha", "normalize", "conflict_penalty"))
+    alpha_is, scale, penalty_is = (
+        again.settings[each] for each in ("alpha", "normalize", "conflict_penalty")
+    )
     for name, series, cause in (
         ("gain", again.gains, f"alpha={alpha_is:g} and normalize={scale!r}"),
         ("score", again.scores, f"conflict_penalty={penalty_is:g} and without costs and prior"),

@@ -1,12 +1,12 @@
 """Representative picks: the pool's own second moment as a prior covariance.
 
-With F = Σ uuᵀ over the unit rows of a pool and C = F/λ, λ its largest eigenvalue, log det(I + αC^{γ/2}F_S C^{γ/2}) is the usual
-objective on rows C^{γ/2}g: directions in which the pool has little energy count little. These rows are made once, as float32,
-and everything that looks at rows then looks at them: gains, bounds, conflicts, near-duplicates, certificates. They are written
-in the basis of C's eigenvectors, which changes no inner product, so that the leading r directions are r columns.
+With F = Σ uuᵀ over the unit rows of a pool and C = F/λ, λ its largest eigenvalue, log det(I + αC^{γ/2}F_S C^{γ/2}) is the
+usual objective on rows C^{γ/2}g: directions in which the pool has little energy count little. These rows are made once, as
+float32, and everything that looks at rows then looks at them: gains, bounds, conflicts, near-duplicates, certificates. They
+are written in the basis of C's eigenvectors, which changes no inner product, so that the leading r directions are r columns.
 
-(The other way is to keep the rows as they are and to map each pick by C^γ. It needs each row's ‖C^{γ/2}g‖² first, and that takes
-the n·d² multiplications that making the rows takes; a search would have to know of two geometries at every product.)
+(The other way is to keep the rows as they are and to map each pick by C^γ. It needs each row's ‖C^{γ/2}g‖² first, and that
+takes the n·d² multiplications that making the rows takes; a search would have to know of two geometries at every product.)
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def represent(
         progress: show a bar, or do not; functions are for picks, and hear nothing of it.
 
     Raises:
-        InvalidInputError: a row cannot be used, there are fewer columns than `rank`, or there is no room for the d × d matrices
-            or for the rows.
+        InvalidInputError: a row cannot be used, there are fewer columns than `rank`, or there is no room for the d × d
+            matrices or for the rows.
         KeyboardInterrupt: Ctrl-C.
     """
     if rank is not None and rank > source.dim:
         raise InvalidInputError(
-            f"represent_rank: found {rank}, expected at most {source.dim}, the columns of {source.description}. Leave it out"
-            " to keep all directions."
+            f"represent_rank: found {rank}, expected at most {source.dim}, the columns of {source.description}. Leave it"
+            " out to keep all directions."
         )
     shown = None if callable(progress) else progress
     pool = source.pool(normalize)
@@ -170,9 +170,9 @@ def _room(cells: int, folder: str | None) -> npt.NDArray[np.float32]:
         free = shutil.disk_usage(place).free
         if free < size:
             raise InvalidInputError(
-                f"represent_folder: found {free / 1e9:.1f} GB free in {place}, expected {size / 1e9:.1f} GB for the rows in the"
-                " pool's own geometry. Make room, name another folder (select takes it as represent_folder; elsewhere TMPDIR"
-                " names it), or keep fewer directions with represent_rank."
+                f"represent_folder: found {free / 1e9:.1f} GB free in {place}, expected {size / 1e9:.1f} GB for the rows in"
+                " the pool's own geometry. Make room, name another folder (select takes it as represent_folder; elsewhere"
+                " TMPDIR names it), or keep fewer directions with represent_rank."
             )
         with tempfile.TemporaryFile(dir=place) as file:
             if hasattr(os, "posix_fallocate"):
@@ -183,6 +183,6 @@ def _room(cells: int, folder: str | None) -> npt.NDArray[np.float32]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidInputError(
-            f"represent_folder: found no room for {size / 1e9:.1f} GB in {place} ({reason}), expected a folder for the rows in"
-            " the pool's own geometry. Name another one."
+            f"represent_folder: found no room for {size / 1e9:.1f} GB in {place} ({reason}), expected a folder for the rows"
+            " in the pool's own geometry. Name another one."
         ) from error

@@ -276,8 +276,8 @@ class Requested:
         if gamma_given(self.represent) > 0:
             if fisher == "diagonal":
                 raise InvalidInputError(
-                    f"fisher: found 'diagonal' beside represent={self.represent:g}, expected 'full' or 'scalar': a diagonal is of"
-                    " the columns that gradients have, and these rows have others. Leave one out."
+                    f"fisher: found 'diagonal' beside represent={self.represent:g}, expected 'full' or 'scalar': a diagonal"
+                    " is of the columns that gradients have, and these rows have others. Leave one out."
                 )
             return
         for name in ("represent_rank", "represent_folder"):
