@@ -32,8 +32,10 @@ __all__ = [
     "relevance_to",
     "repair",
     "scores",
+    "second_moment",
     "select",
     "settle",
+    "transform",
 ]
 
 ROUNDING: float
@@ -171,3 +173,19 @@ def relevance_to(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> NDArray[np.float64]: ...
+def second_moment(
+    pool: Pool,
+    *,
+    gamma: float,
+    rank: int | None,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...
+def transform(
+    pool: Pool,
+    directions: NDArray[np.float64],
+    out: NDArray[np.float32],
+    *,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> None: ...

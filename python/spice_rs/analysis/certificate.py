@@ -19,6 +19,7 @@ from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import weighted
+from spice_rs.selection.represent import represented_again
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
@@ -153,7 +154,9 @@ def certify(
     remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
     identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
     check_same("selection: source", settings["source"], identity, StoreMismatchError, remedy)
+    represented = represented_again(settings, opened, threads=threads, progress=progress)
     pool = opened.pool(settings["normalize"])
+    pool = pool if represented is None else represented.pool(pool)
     choice = Choice(
         _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
     )
@@ -167,7 +170,7 @@ def certify(
             threads=threads,
             progress=told,
         )
-    content = {"content": found["fingerprint"]}
+    content = {"content": found["fingerprint"] if represented is None else represented.fingerprint}
     check_same("selection: source", settings["source"], content, StoreMismatchError, remedy)
     submodular, concave = found["submodular"], found["concave"]
     bounds = np.minimum(submodular, concave)

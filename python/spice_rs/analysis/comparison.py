@@ -199,6 +199,7 @@ def compare(
     top_k              the k largest norms
     k_center           farthest-first traversal by Euclidean distance (Gonzalez 1985; Sener and Savarese, ICLR 2018)
     facility_location  Σ_x max_{y∈S} (1 + cos(g_x, g_y))/2 by submodlib or apricot, where one is installed and n ≤ 5000
+    representative     `select(represent=1)` as it is without more being said
     target             with a `target`: `select(target=...)` as it is without more being said
     relevance          with a `target`: the k largest relevances to it
     less               with a `target`: the k largest mean cosines to its rows, the rule of LESS (Xia et al., ICML 2024)
@@ -208,9 +209,9 @@ def compare(
     Args:
         source: as for `select`.
         k: rows that each method picks, 1 ≤ k ≤ n, or a share of them, as for `select`.
-        methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less
-            and random; all of them by default. From Python also label → one of these names, options of `select`, dataset
-            rows in pick order, or a selection from this source, to compare one's own.
+        methods: some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, representative, target,
+            relevance, less and random; all of them by default. From Python also label → one of these names, options of
+            `select`, dataset rows in pick order, or a selection from this source, to compare one's own.
         target: rows of what the picks are to be for, as for `select`. Rows that it has too are no candidates of any method,
             and "auto" in `normalize` is "unit".
         alpha: weight α of the Fisher information, in the methods and in what is measured; "auto" as for `select`. U under

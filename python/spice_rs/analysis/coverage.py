@@ -16,6 +16,7 @@ from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import count, seeded
 from spice_rs.selection.columns import Columns, Label
+from spice_rs.selection.presets import resolve_alpha
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
@@ -74,7 +75,8 @@ def coverage(
 
     Δ = log(1 + α hᵀ(I + αF_S)⁻¹h) of each held-out row h, at the scale and the α of the selection: what is left of it that
     the picks do not say. A larger U is not better coverage: rows that are like no others have much information, and say
-    little about the rest.
+    little about the rest. Representative picks are measured on the rows before C^{γ/2}, with α "auto" over these, so that
+    all γ have one yardstick: that of a selection without it, of unit rows with α "auto".
 
     Args:
         selection: the picks, by the full Fisher information and in one run.
@@ -130,7 +132,7 @@ def coverage(
             raise InvalidInputError(
                 f"held_out: found row {row}, which was picked, expected others. Leave it out."
             )
-        held, reader = replay.source, replay.reader
+        held, reader = replay.source, replay.plain
         free = free[~np.isin(free, positions)]  # the picks are left
         labels, codes = _labels_of_list(groups, len(positions))
     else:
@@ -142,6 +144,9 @@ def coverage(
         labels, codes = _labels(held, groups, data)
     if not len(positions):
         raise InvalidInputError("held_out: found no rows, expected at least one. Hold some out.")
+    alpha = replay.alpha
+    if replay.settings.get("represent") is not None:  # of other rows
+        alpha = resolve_alpha("auto", replay.source.pool(replay.settings["normalize"]))
     draws = np.random.default_rng(seed)
     sets = [replay.picks, *(draws.choice(free, len(selection), replace=False) for _ in range(random_sets))]
     found = np.empty((len(sets), len(positions)))
@@ -152,8 +157,8 @@ def coverage(
             selected = np.concatenate([replay.initial, chosen])
             own = None if replay.weights is None else replay.weights[selected]
             prefixes = Prefixes(
-                replay.reader.read(selected),
-                replay.alpha,
+                replay.plain.read(selected),
+                alpha,
                 np.array([0, len(selected)]),
                 weights=own,
                 recursive=False,

@@ -14,9 +14,11 @@ from spice_rs.arguments import shown
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
 from spice_rs.progress import Progress, counting
-from spice_rs.selection.arguments import alpha_given, threads_wanted
+from spice_rs.selection.arguments import alpha_given, count_or_none, gamma_given, threads_wanted
 from spice_rs.selection.columns import Columns, digest
 from spice_rs.selection.presets import Alpha, resolve_alpha
+from spice_rs.selection.represent import represent as make_represented
+from spice_rs.selection.represent import without_gamma
 from spice_rs.store.sources import Normalize, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +44,8 @@ class Curvature(Framed):
         leverages: (n,) float64 α gᵀ(I + αF_D)⁻¹g, in [0, 1): how much of its direction is the row's own.
         ratios: (n,) float64 Δ_x(D∖{x})/Δ_x(∅), in [0, 1]: what is left of the row's gain beside all others; nan for zero
             rows.
-        settings: alpha, normalize, a hash of the weights, and what is known of the source.
+        settings: alpha, normalize, a hash of the weights, what representative picks would see of the rows, and what is known
+            of the source.
     """
 
     total: float
@@ -69,11 +72,13 @@ class Curvature(Framed):
 def curvature(
     source: Any,
     *,
-    alpha: Alpha = 1.0,
+    alpha: Alpha | None = None,
     normalize: Normalize = "auto",
     data: Any = None,
     index_column: str | None = None,
     weights: Any = None,
+    represent: float = 0.0,
+    represent_rank: int | None = None,
     threads: int | None = None,
     progress: Progress = None,
     dim: int | None = None,
@@ -91,12 +96,15 @@ def curvature(
 
     Args:
         source: as for `select`.
-        alpha: weight α of the Fisher information, or "auto", as for `select`.
+        alpha: weight α of the Fisher information, or "auto", as for `select`; 1 unless said otherwise.
         normalize: as for `select`.
         data: what the source was extracted from, to look the name of a column up in.
         index_column: column of `data` with the dataset row of each record, where the n-th record is not row n: data in
             another order, or fewer of them; a dot leads into an object (spice.index).
         weights: as for `select`: weight of each row in the Fisher information.
+        represent: as for `select`: the rows C^{γ/2}g; they are unit rows before, unless `normalize` says otherwise, and α
+            is "auto" over them.
+        represent_rank: as for `select`.
         threads: threads to use; all cores by default.
         progress: show a bar, or do not; by default where a person can see it. From Python also a callable that gets
             (rows read so far, rows that all passes will read).
@@ -115,10 +123,25 @@ def curvature(
         >>> spice_rs.curvature(np.float32([[1, 0], [1, 0], [0, 1]]))
         Curvature(3 rows, total 0.415037 at row 0, guarantee 81.8 %)
     """
-    threads, given, progress = threads_wanted(threads), alpha_given(alpha), shown(progress)
+    threads, progress, gamma = threads_wanted(threads), shown(progress), gamma_given(represent)
+    given = alpha_given(("auto" if gamma else 1.0) if alpha is None else alpha)
+    rank = count_or_none("represent_rank", represent_rank)
+    if rank is not None and not gamma:
+        raise without_gamma("represent_rank")
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.warn_unfinished()
-    pool = opened.pool(normalize)
+    pool = opened.pool("unit" if gamma and normalize == "auto" else normalize)
+    known = None
+    if gamma:
+        made = make_represented(
+            opened,
+            pool.normalize,  # type: ignore[arg-type]
+            gamma,
+            rank,
+            threads=threads,
+            progress=progress,
+        )
+        known, pool = made.settings(), made.pool(pool)
     columns = Columns(opened, data, {"weights": weights}, index_column)
     hashed = None
     if weights is not None:
@@ -134,6 +157,7 @@ def curvature(
         "alpha": alpha,
         "normalize": pool.normalize,
         "weights": hashed,
+        "represent": known,
         "source": opened.identity(),
     }
     return Curvature(**found, rows=rows, settings=settings)

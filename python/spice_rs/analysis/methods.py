@@ -175,6 +175,21 @@ def _facility_location(setting: Setting) -> list[Contender]:
     return [Contender("facility_location", pick)]
 
 
+def _representative(setting: Setting) -> list[Contender]:
+    """Rows that say much about the pool: γ = 1, at the scale and α that `select` takes for it."""
+
+    def pick(watch: Watch) -> Picks:
+        own: dict[str, Any] = {"alpha": "auto", "conflict_penalty": 0.0, "normalize": "unit"}
+        try:
+            return setting.select(watch, represent=1.0, **own).indices
+        except InvalidInputError as error:
+            if not str(error).startswith("represent"):
+                raise
+            raise NotAvailable(str(error).removesuffix(".")) from error  # there is no room for its matrices
+
+    return [Contender("representative", pick)]
+
+
 def _target(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
         best = _measured(setting).relevance[:, 0]
@@ -231,6 +246,7 @@ METHODS: dict[str, Callable[[Setting], list[Contender]]] = {
     "top_k": _top_k,
     "k_center": _k_center,
     "facility_location": _facility_location,
+    "representative": _representative,
     "target": _target,
     "relevance": _relevance,
     "less": _less,

@@ -159,7 +159,7 @@ def _least_price(replay: Replay, run: Run, ranks: Rows, signal: float) -> float:
 
 def _blocks(replay: Replay, rows: Rows, width: int) -> Iterator[tuple[Rows, Floats, Floats | None]]:
     """Yield (positions, rows, weights) in blocks whose numbers at `width` prefixes fit in the caches' neighbourhood."""
-    size = max(1, BLOCK_CELLS // max(width, replay.source.dim))
+    size = max(1, BLOCK_CELLS // max(width, replay.dim))
     for positions, block in replay.reader.blocks(size, order=rows):
         yield positions, block, None if replay.weights is None else replay.weights[positions]
 
@@ -186,7 +186,7 @@ def _beside_earlier(
     replay: Replay, run: Run, selected: Floats, weights: Floats | None
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what each pick is beside the rows selected before it."""
-    before, dim = len(replay.initial), replay.source.dim
+    before, dim = len(replay.initial), replay.dim
     roots = np.ones(len(selected)) if weights is None else np.sqrt(weights)
     norms = np.sqrt((selected**2).sum(1))
     running = RunningSum(dim)

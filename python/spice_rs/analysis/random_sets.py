@@ -41,7 +41,7 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
         free[replay.aimed.barred] = False
     candidates = replay.order[free[replay.order]]
     sizes = log_spaced(len(replay.picks), points) + 1
-    drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.source.dim
+    drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.dim
     check_memory(
         f"random sets of {drawn_rows} rows of {dim} columns",
         16.0 * drawn_rows * dim + 32.0 * (drawn_rows if drawn_rows <= MOST_RECURSIVE else dim) ** 2,

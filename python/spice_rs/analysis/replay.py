@@ -22,6 +22,7 @@ from spice_rs.selection.conditions import told, weighted
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, PerRow
 from spice_rs.selection.form import penalty_of
 from spice_rs.selection.options import Constraints
+from spice_rs.selection.represent import represented_again
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
@@ -59,7 +60,6 @@ class Replay:
 
     Attributes:
         source: the open source.
-        reader: its rows, scaled as the selection scaled them.
         initial: (i,) positions that counted as picked.
         per_row: the (n,) numbers of each of `PER_ROW` that is known.
         weights: (n,) weight of each row, or None; those of the caller times those of a target.
@@ -87,7 +87,6 @@ class Replay:
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
         _check_source(selection, self.source)
-        self.reader = RowReader(self.source, self.settings["normalize"])
         self.alpha = float(self.settings["alpha"])
         self.order = self.source.dataset_order().astype(np.int64)
         self.picks = self.source.positions(selection.indices).astype(np.int64)
@@ -117,6 +116,23 @@ class Replay:
         if self.settings["method"] == "top_k" and self.reading != "scalar":
             self.reading = "alone"
         self.penalty = penalty_of(self.settings)
+
+    @cached_property
+    def reader(self) -> RowReader:
+        """The rows as the selection saw them: scaled, and for representative picks in their geometry."""
+        represented = represented_again(self.settings, self.source)
+        return self.plain if represented is None else represented.reader(self.source)
+
+    @cached_property
+    def plain(self) -> RowReader:
+        """The rows scaled as the selection scaled them."""
+        return RowReader(self.source, self.settings["normalize"])
+
+    @property
+    def dim(self) -> int:
+        """Columns of the rows as the selection saw them."""
+        represented = self.settings.get("represent")
+        return self.source.dim if represented is None else int(represented["directions"])
 
     @property
     def contested(self) -> bool:
@@ -151,9 +167,9 @@ class Replay:
         """Return the initial rows and the picks of a run, (i + m, d), and their weights."""
         positions = np.concatenate([self.initial, run.picks])
         check_memory(
-            f"{len(positions)} picks and initial rows of {self.source.dim} columns to look at",
+            f"{len(positions)} picks and initial rows of {self.dim} columns to look at",
             # The rows, the same scaled, and products of them where they are kept.
-            24.0 * len(positions) * self.source.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
+            24.0 * len(positions) * self.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
             "Look at a selection of fewer rows, or of gradients of fewer columns.",
             field="selection",
         )
@@ -164,7 +180,7 @@ class Replay:
         self, selected: Floats, weights: Floats | None, sizes: Rows, *, recursive: bool
     ) -> Iterator[tuple[slice, Prefixes]]:
         """Yield prefixes of these sizes, as many at a time as fit in memory."""
-        dim, start = self.source.dim, 0
+        dim, start = self.dim, 0
         cells = np.where(2 * sizes < dim, sizes * (dim + sizes), dim * dim) + dim
         while start < len(sizes):
             end = len(sizes)
@@ -194,8 +210,8 @@ class Replay:
     def price(self, sizes: Rows, rows: int, *, recursive: bool) -> float:
         """Return about how many multiplications it takes to measure so many rows at these prefixes."""
         if self.reading != "full":
-            return float(rows) * self.source.dim * len(sizes)
-        return cost(sizes, rows, self.source.dim, recursive=recursive)
+            return float(rows) * self.dim * len(sizes)
+        return cost(sizes, rows, self.dim, recursive=recursive)
 
     @cached_property
     def constraints(self) -> Constraints:

@@ -11,6 +11,9 @@ from spice_rs.commands.selection import WORDS
 from spice_rs.commands.values import path, whole
 from spice_rs.printable import say, say_block, say_json
 
+SETTINGS = ("alpha", "conflict_penalty", "normalize", "represent", "represent_rank")
+"""What a list of picks does not state."""
+
 ROW_FILES = ("initial", "exclude")
 """Arguments of `explain` that are a file of rows here."""
 
@@ -54,7 +57,7 @@ def read(selection: str, source: str, options: dict[str, Any]) -> spice_rs.Selec
     """Return the selection that the options name, and leave in `options` what is not about it."""
     from spice_rs.selection.from_file import read_selection
 
-    settings = {name: options.pop(name) for name in ("alpha", "conflict_penalty", "normalize")}
+    settings = {name: options.pop(name) for name in SETTINGS}
     shape = {name: options[name] for name in ("dim", "dtype")}
     return read_selection(selection, source, **settings, **shape)
 

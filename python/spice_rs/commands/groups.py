@@ -67,7 +67,15 @@ SELECTION = {
         "samples",
         "share",
     ),
-    "what it is for": ("target", "target_weight", "target_groups", "target_data"),
+    "what it is for": (
+        "target",
+        "target_weight",
+        "target_groups",
+        "target_data",
+        "represent",
+        "represent_rank",
+        "represent_folder",
+    ),
     "conditions": (
         "groups",
         "group_shares",

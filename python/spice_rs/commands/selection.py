@@ -109,7 +109,7 @@ def _select(
 ) -> None:
     from spice_rs.commands.labels import labelled
     from spice_rs.report.shares import group_table
-    from spice_rs.report.summary import SHOWN_GROUPS, target_facts
+    from spice_rs.report.summary import SHOWN_GROUPS, represented_facts, target_facts
     from spice_rs.selection.arguments import rows_wanted
     from spice_rs.selection.picks import read_rows
 
@@ -156,7 +156,7 @@ def _select(
     selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     _say_what_was_picked(selection)
-    for fact, value in target_facts(selection):
+    for fact, value in [*target_facts(selection), *represented_facts(selection)]:
         say(f"{fact}: {value}", file=sys.stderr)
     if selection.compared is not None:
         runs = [

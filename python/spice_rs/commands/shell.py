@@ -75,8 +75,8 @@ TEXTS = {
     "methods": Own(
         "NAME,…",
         kind=columns,
-        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, target, relevance, less and"
-        " random, with commas between them (default: all)",
+        text="some of spice, no_penalty, diagonal, windows, top_k, k_center, facility_location, representative, target,"
+        " relevance, less and random, with commas between them (default: all)",
     ),
 }
 """Argument → what holds of it here."""
@@ -92,9 +92,11 @@ DEFAULTS = {
     "chat_template": "the tokenizer's",
     "optimizer": "none",
     "checkpoints": "the model as it is",
-    "alpha": "1; auto with --target",
-    "conflict_penalty": "0.1; 0 with --target",
+    "alpha": "1; auto with --target or --represent",
+    "conflict_penalty": "0.1; 0 with --target or --represent",
     "early_stop": "off",
+    "represent_rank": "all",
+    "represent_folder": "the system's",
     "target": "none",
     "target_groups": "one target",
     "target_data": "none",

@@ -32,7 +32,13 @@ from spice_rs.printable import as_html
 from spice_rs.progress import Progress
 from spice_rs.report import plots
 from spice_rs.report.shares import beside_pool, composition_rows
-from spice_rs.report.summary import early_stop_facts, extended_facts, target_facts, unfinished_facts
+from spice_rs.report.summary import (
+    early_stop_facts,
+    extended_facts,
+    represented_facts,
+    target_facts,
+    unfinished_facts,
+)
 from spice_rs.selection.arguments import count_or_none
 from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.result import Selection, as_selection
@@ -183,6 +189,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
         *unfinished_facts(source),
         *extended_facts(of),
         *target_facts(of),
+        *represented_facts(of),
         ("U = log det(I + αF)", f"{of.log_det:.6g} nats"),
     ]
     if chance is not None:

@@ -146,6 +146,21 @@ def target_facts(selection: Selection) -> list[tuple[str, str]]:
     return facts
 
 
+def represented_facts(selection: Selection) -> list[tuple[str, str]]:
+    """Return what is to be said of representative picks: nothing of others."""
+    represented = selection.settings.get("represent")
+    if represented is None:
+        return []
+    directions, dim = represented["directions"], selection.settings["source"]["dim"]
+    return [
+        (
+            "rows",
+            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of {dim} columns, with"
+            f" {represented['energy']:.1%} of the energy",
+        )
+    ]
+
+
 def _facts(selection: Selection) -> list[tuple[str, str]]:
     settings, m = selection.settings, len(selection)
     source = settings["source"]
@@ -164,6 +179,7 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     if conditions := _conditions(selection):
         facts.append(("conditions", conditions))
     facts += target_facts(selection)
+    facts += represented_facts(selection)
     facts.append(("stopped", selection.stop_reason))
     facts += early_stop_facts(selection)
     facts.append(("U", f"{selection.log_det:.6g} nats, log det(I + αF) of the picks"))

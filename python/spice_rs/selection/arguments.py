@@ -21,6 +21,7 @@ from spice_rs.arguments import (
 )
 from spice_rs.errors import InvalidInputError
 from spice_rs.nearness import nearest
+from spice_rs.selection.form import MOST_GAMMA
 
 MOST_ROWS = (1 << 31) - 1
 """The largest number of rows, steps or sets that the core counts, and the largest seed."""
@@ -123,6 +124,16 @@ def alpha_given(alpha: Any) -> float | Literal["auto"]:
     near = isinstance(alpha, str) and nearest(alpha.lower(), ["auto"]) is not None
     remedy = "Did you mean 'auto'?" if near else "The paper uses alpha=1."
     return real("alpha", alpha, above=0, expected=expected, remedy=remedy)
+
+
+def gamma_given(represent: Any) -> float:
+    """Return γ of representative picks; 0 for others.
+
+    Raises:
+        InvalidInputError: it is no number, or out of range.
+    """
+    remedy = "1 takes the pool's own second moment as prior covariance, 0 switches it off."
+    return real("represent", represent, least=0, most=MOST_GAMMA, remedy=remedy)
 
 
 def alpha_number(alpha: Any) -> float:

@@ -26,7 +26,7 @@ COMPARED = (
     "early_stop",
     "normalize",
     "method",
-    *(key for key in KEYS if key not in ("groups", "target")),
+    *(key for key in KEYS if key not in ("groups", "target", "represent")),
 )
 """The settings that have to be the same. k may grow or shrink: greedy picks are nested, but for groups' minima."""
 
@@ -57,11 +57,11 @@ class Checkpoint:
             run = self._run = read_run(path)
             remedy = "Resume with the settings and the source of the first run, or name another file to start anew."
             source = {f"source.{key}": value for key, value in run.settings["source"].items()}
-            source.update({**_by_group(run.settings), **_of_target(run.settings)})
+            source.update({**_by_group(run.settings), **_by_entry(run.settings)})
             wanted = {
                 f"source.{key}": settings["source"][key] for key in ("rows", "dim", "dtype", "fingerprint")
             }
-            wanted.update(_of_target(settings))
+            wanted.update(_by_entry(settings))
             wanted.update({key: settings[key] for key in COMPARED})
             groups = _by_group(settings)
             wanted.update(groups)
@@ -100,10 +100,14 @@ class Checkpoint:
             write_run(self._path, run)
 
 
-def _of_target(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides of a target, an entry each."""
-    target = settings.get("target") or {}
-    return {f"target.{name}": target.get(name) for name in ("fingerprint", "weight", "labels")}
+def _by_entry(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides of a target, and of representative picks, an entry each."""
+    decides = {"target": ("fingerprint", "weight", "labels"), "represent": ("gamma", "rank")}
+    return {
+        f"{key}.{name}": (settings.get(key) or {}).get(name)
+        for key, names in decides.items()
+        for name in names
+    }
 
 
 def _by_group(settings: dict[str, Any]) -> dict[str, Any]:

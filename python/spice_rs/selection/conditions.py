@@ -16,6 +16,7 @@ from spice_rs.selection.columns import digest
 from spice_rs.selection.constraints import KEYS, PER_ROW
 from spice_rs.selection.options import Constraints, Floats, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
+from spice_rs.selection.represent import Represented
 from spice_rs.selection.result import NearDuplicates, as_labels
 from spice_rs.selection.saved import NEAR_DUPLICATES
 from spice_rs.selection.target import NOTHING, Aimed, Target
@@ -41,6 +42,7 @@ class Conditions:
         prior_weight: factor of "prior".
         target: what the rows are picked for.
         aimed: what that means for each row.
+        represented: the rows as representative picks see them; None for the source's own.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class Conditions:
     prior_weight: float | None = None
     target: Target | None = None
     aimed: Aimed | None = None
+    represented: Represented | None = None
 
     @property
     def row_weights(self) -> Floats | None:
@@ -64,10 +67,10 @@ class Conditions:
         return weighted(self.per_row.get("weights"), self.aimed)
 
     @property
-    def points_to_target(self) -> npt.NDArray[np.bool_] | None:
-        """(n,) the candidates that point to the target; None without one."""
+    def typical(self) -> npt.NDArray[np.bool_] | None:
+        """(n,) the candidates that α = "auto" is of: those that point to a target, or all; None for all rows."""
         if self.aimed is None:
-            return None
+            return None if self.represented is None else self.candidates
         pointing: npt.NDArray[np.bool_] = self.candidates & ~self.aimed.points_away
         return pointing
 
@@ -145,6 +148,7 @@ class Conditions:
             **{each.name: hashed(self.per_row.get(each.name)) for each in PER_ROW},
             "prior_weight": self.prior_weight,
             "target": None if self.target is None else self.target.settings(),
+            "represent": None if self.represented is None else self.represented.settings(),
         }
         return {key: values[key] for key in KEYS}
 

@@ -96,5 +96,6 @@ KEYS = (
     *(each.name for each in PER_ROW),
     "prior_weight",
     "target",
+    "represent",
 )
 """The entries of `Selection.settings` that constraints have; None where there is no such constraint."""

@@ -19,6 +19,8 @@ _MOST = (1 << 31) - 1  # what `select` takes as a whole number
 _MOST_ROWS = 1 << 62
 MOST_WEIGHT = 10.0
 """Largest τ of a target: beyond, a few rows weigh all, and α that makes others count is beyond float64."""
+MOST_GAMMA = 4.0
+"""Largest γ of representative picks: beyond, rows far from what is common are too short for float32."""
 _DTYPES = {"int8", "float16", "bfloat16", "float32", "float64"}
 
 Check = Callable[[Any], bool]
@@ -50,6 +52,13 @@ def _of_pairs(settings: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if settings["pool_size"] is not None and settings["select_per_window"] > settings["pool_size"]:
         found = f"{settings['select_per_window']} of {settings['pool_size']}"
         return "settings.select_per_window", found, "at most pool_size"
+    represented, dim = settings.get("represent"), settings["source"]["dim"]
+    if represented is not None and max(represented["directions"], represented["rank"] or 1) > dim:
+        return (
+            "settings.represent",
+            short(represented),
+            f"at most {dim} directions, the columns of the source",
+        )
     groups = settings["groups"]
     if groups is not None and (groups["pool_cost"] is None) is not (settings["budget"] is None):
         return "settings.groups", f"pool_cost {short(groups['pool_cost'])}", "costs with a budget alone"
@@ -196,6 +205,20 @@ def _is_target(value: Any) -> bool:
     return False
 
 
+def _is_represented(value: Any) -> bool:
+    match value:
+        case {"gamma": gamma, "rank": rank, "directions": directions, "energy": energy} if len(value) == 4:
+            return (
+                is_real(gamma)
+                and 0 < gamma <= MOST_GAMMA
+                and _or_none(_COUNT)(rank)
+                and is_whole(directions, 1, _MOST if rank is None else rank)
+                and is_real(energy)
+                and 0 <= energy <= 1 + 1e-9
+            )
+    return False
+
+
 def _is_composition(value: Any) -> bool:
     match value:
         case {
@@ -262,6 +285,10 @@ _SETTINGS: dict[str, tuple[str, Check]] = {
     **{each.name: (f"the hash of {each.name}, or null", _or_none(_is_hashed)) for each in PER_ROW},
     "prior_weight": ("a number, or null", _or_none(is_real)),
     "target": ("what is known of a target, or null", _or_none(_is_target)),
+    "represent": (
+        "γ, rank, directions and energy of representative picks, or null",
+        _or_none(_is_represented),
+    ),
     "composition": ("what a pool is made of, or null", _or_none(_is_composition)),
     "partial": ("true or false", _is_bool),
     "kept": ("a whole number of at least 0", is_whole),

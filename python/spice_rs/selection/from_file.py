@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
-from spice_rs.selection.arguments import penalty
+from spice_rs.selection.arguments import count_or_none, gamma_given, penalty
 from spice_rs.selection.picks import is_saved, numbers_of, read_items, read_rows
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
@@ -28,6 +28,8 @@ def read_selection(
     alpha: Alpha | None = None,
     conflict_penalty: float | None = None,
     normalize: Normalize | None = None,
+    represent: float | None = None,
+    represent_rank: int | None = None,
     dim: int | None = None,
     dtype: str | None = None,
 ) -> Selection:
@@ -38,10 +40,12 @@ def read_selection(
             list says nothing of its settings, so its rows are scored again in their order with those given here, and
             compared with the gains in the list where it has them.
         source: what was selected from, as for `spice_rs.select`.
-        alpha: as `select` had it, for a list of picks (by default its own default, 1.0). A saved selection knows its
+        alpha: as `select` had it, for a list of picks (by default its own default). A saved selection knows its
             settings, and another one is refused.
-        conflict_penalty: as `select` had it (by default 0.1), like alpha.
+        conflict_penalty: as `select` had it, like alpha.
         normalize: as `select` had it (by default auto), like alpha.
+        represent: γ as `select` had it (by default 0), like alpha.
+        represent_rank: as `select` had it, like alpha.
         dim: columns of a headerless source.
         dtype: element type of a headerless source.
 
@@ -52,13 +56,16 @@ def read_selection(
     """
     rows = read_rows(path, None if is_saved(path) else open_source(source, dim=dim, dtype=dtype).belonging)
     if isinstance(rows, Selection):
-        given = {"alpha": alpha, "conflict_penalty": conflict_penalty, "normalize": normalize}
+        given = {
+            "alpha": alpha,
+            "conflict_penalty": conflict_penalty,
+            "normalize": normalize,
+            "represent": represent,
+            "represent_rank": represent_rank,
+        }
         if any(value is not None for value in given.values()):
             _check_settings(path, rows, open_source(source, dim=dim, dtype=dtype), given)
         return rows
-    alpha = 1.0 if alpha is None else alpha
-    conflict_penalty = 0.1 if conflict_penalty is None else conflict_penalty
-    normalize = "auto" if normalize is None else normalize
     if not rows:
         raise InvalidInputError(
             f"{os.fspath(path)}: found no picks, expected at least one. Select rows first."
@@ -71,7 +78,9 @@ def read_selection(
             include=rows,
             alpha=alpha,
             conflict_penalty=conflict_penalty,
-            normalize=normalize,
+            normalize="auto" if normalize is None else normalize,
+            represent=0.0 if represent is None else represent,
+            represent_rank=represent_rank,
             progress=False,
             partial=True,  # somebody has picked from it already
             dim=dim,
@@ -80,10 +89,12 @@ def read_selection(
     again.settings["include"] = None  # they were chosen, as far as anybody knows
     again.settings["remade"] = True  # nobody knows which of them the penalty decided
     remedy = "Give the settings of the selection, or the file that Selection.save wrote, which has them."
-    alpha_is, scale = again.settings["alpha"], again.settings["normalize"]
+    alpha_is, scale, penalty_is = (
+        again.settings[each] for each in ("alpha", "normalize", "conflict_penalty")
+    )
     for name, series, cause in (
         ("gain", again.gains, f"alpha={alpha_is:g} and normalize={scale!r}"),
-        ("score", again.scores, f"conflict_penalty={conflict_penalty:g} and without costs and prior"),
+        ("score", again.scores, f"conflict_penalty={penalty_is:g} and without costs and prior"),
     ):
         stated = _stated(path, name)
         if len(stated) != len(again):
@@ -112,8 +123,15 @@ def _check_settings(
         same["normalize"] = pool.unit == other.unit and (
             other.scale is pool.scale or np.array_equal(np.asarray(other.scale), np.asarray(pool.scale))
         )
+    represented = saved.get("represent") or {"gamma": 0.0, "rank": None}
+    if given["represent"] is not None:
+        same["represent"] = gamma_given(given["represent"]) == represented["gamma"]
+    if given["represent_rank"] is not None:
+        rank = count_or_none("represent_rank", given["represent_rank"])
+        same["represent_rank"] = rank == represented["rank"]
+    saved = {**saved, "represent": represented["gamma"], "represent_rank": represented["rank"]}
     if given["alpha"] is not None:
-        if given["alpha"] == "auto" and saved["weights"] is not None:
+        if given["alpha"] == "auto" and (saved["weights"] is not None or saved["represent"]):
             same["alpha"] = False  # which depends on them
         else:
             alpha = resolve_alpha(given["alpha"], pool)

@@ -165,6 +165,11 @@ def _check_kind(settings: dict[str, Any]) -> None:
         found = f"picks of windows (pool_size={settings['pool_size']})"
     elif settings["method"] not in ("greedy", "top_k"):
         found = f"picks of method={settings['method']!r}"
+    elif settings.get("represent") is not None:
+        raise InvalidInputError(
+            "extend: found representative picks, expected others: the second moment moves with the pool, and every row with"
+            " it. Use select on the grown pool, with the same represent."
+        )
     elif conditions:
         found = f"picks made with {', '.join(conditions)}"
     if found is not None:

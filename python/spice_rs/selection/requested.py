@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,18 +13,20 @@ import numpy.typing as npt
 
 from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.paths import local_or_none
 from spice_rs.printable import short
 from spice_rs.progress import Progress
 from spice_rs.selection import quotas
-from spice_rs.selection.arguments import Share
+from spice_rs.selection.arguments import Share, count_or_none, gamma_given
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, SCALARS
 from spice_rs.selection.options import Floats, Rows
+from spice_rs.selection.represent import represent, without_gamma
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import Aimed, Target, aim, check_weight, measure, too_few
-from spice_rs.store.sources import Source
+from spice_rs.store.sources import Normalize, Source
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Requested:
     target_weight: Any
     target_groups: Any
     target_data: Any
+    represent: Any
+    represent_rank: Any
+    represent_folder: Any
     dim: Any
     dtype: Any
 
@@ -68,13 +73,16 @@ class Requested:
         """All arguments."""
         return {**vars(self), **self.scalars, **self.per_row}
 
-    def check(self, *, k: int | Share | None, method: str, pool_size: int | None, checkpoint: bool) -> None:
+    def check(
+        self, *, k: int | Share | None, method: str, fisher: str, pool_size: int | None, checkpoint: bool
+    ) -> None:
         """Refuse what does not go together, before anything is opened.
 
         Raises:
             InvalidInputError: two arguments exclude each other, or one needs another.
         """
         self._check_numbers()
+        self._check_represented(fisher)
         conditions = (
             "groups",
             "budget",
@@ -131,6 +139,7 @@ class Requested:
         k: int | None,
         early_stop: float | None,
         threads: int | None,
+        normalize: Normalize,
         partial: bool = False,
         progress: Progress = None,
     ) -> Conditions:
@@ -141,8 +150,9 @@ class Requested:
             k: rows wanted.
             early_stop: as for `select`.
             threads: as for `select`.
+            normalize: scale of the rows, for representative picks.
             partial: as for `select`, of the target.
-            progress: as for `select`, while the rows are held against the target.
+            progress: as for `select`, while the rows are held against the target, or made those of representative picks.
 
         Raises:
             InvalidInputError: a value cannot be used, or no selection can meet the conditions.
@@ -226,7 +236,18 @@ class Requested:
             aimed=aimed,
         )
         conditions.check_included()
-        return conditions
+        if (gamma := gamma_given(self.represent)) == 0:
+            return conditions
+        represented = represent(
+            source,
+            normalize,
+            gamma,
+            count_or_none("represent_rank", self.represent_rank),
+            folder=local_or_none(self.represent_folder, "represent_folder"),
+            threads=threads,
+            progress=progress,
+        )
+        return replace(conditions, represented=represented)
 
     def _aim(
         self,
@@ -251,7 +272,21 @@ class Requested:
         )
         return aim(measured, source, check_weight(self.target_weight), free, include)
 
+    def _check_represented(self, fisher: str) -> None:
+        if gamma_given(self.represent) > 0:
+            if fisher == "diagonal":
+                raise InvalidInputError(
+                    f"fisher: found 'diagonal' beside represent={self.represent:g}, expected 'full' or 'scalar': a diagonal"
+                    " is of the columns that gradients have, and these rows have others. Leave one out."
+                )
+            return
+        for name in ("represent_rank", "represent_folder"):
+            if getattr(self, name) is not None:
+                raise without_gamma(name)
+
     def _check_numbers(self) -> None:
+        count_or_none("represent_rank", self.represent_rank)
+        local_or_none(self.represent_folder, "represent_folder")
         if self.budget is not None:
             expected = "a cost of at least 1, or a share of the whole cost in (0, 1), which float64 holds"
             real("budget", self.budget, above=0, expected=expected, remedy="Correct it.")

@@ -21,6 +21,7 @@ from spice_rs.selection.arguments import (
     check_budget,
     count_or_none,
     fisher_given,
+    gamma_given,
     penalty,
     rows_of,
     rows_wanted,
@@ -55,6 +56,9 @@ def select(
     target_weight: float = 1.0,
     target_groups: Any = None,
     target_data: Any = None,
+    represent: float = 0.0,
+    represent_rank: int | None = None,
+    represent_folder: str | os.PathLike[str] | None = None,
     alpha: Alpha | None = None,
     conflict_penalty: float | None = None,
     data: Any = None,
@@ -106,7 +110,7 @@ def select(
     groups with a minimum ("pool" has)              no          yes         no
     costs, budget                                   yes         no          no
     initial, include, exclude, max_similarity,      yes         yes         yes
-    weights, prior, target
+    weights, prior, target, represent
     ==============================================  ==========  ==========  ==========================
 
     `extend` takes selections without conditions only.
@@ -132,6 +136,15 @@ def select(
             column of `target_data`. A row weighs by the group that it serves best, and the groups get as many picks each,
             or what `group_shares` says.
         target_data: what the target was extracted from, to look the column of `target_groups` up in.
+        represent: γ in [0, 4] of representative picks: rows are multiplied by C^{γ/2}, with C = F/λ, F = Σ u·uᵀ over the
+            unit rows of the whole source and λ its largest eigenvalue. Directions in which the pool has little energy count
+            little then, so that picks say much about the pool, and not what is unlike all of it. 0 is off, ½ and 1 are good
+            choices. Unless said otherwise, rows are unit rows (before C^{γ/2}), α is "auto" over the candidates, and λ of
+            the penalty is 0. Everything that looks at rows looks at the new ones, `max_similarity` among it. It takes some
+            n·d² multiplications and 4·n·d bytes in memory or in a file; not with fisher="diagonal".
+        represent_rank: keep the leading directions of C alone, at most so many. The search is over so many columns then.
+        represent_folder: where the new rows go if they take more than a gigabyte, in a file without a name that ends with
+            the run; by default the system's folder for temporary files. If it is named, they go there however few they are.
         alpha: weight α of the Fisher information; 1 unless said otherwise. "auto" is 1 over the median of w‖g‖² of the
             rows that are not zero: picks do not depend on the unit of the gradients then, and λ and ω mean the same for any
             model.
@@ -172,8 +185,8 @@ def select(
         early_stop: ω in (0, 1), off by default: stop before a row whose Δ is at most ω times the first pick's. The
             paper uses 0.5.
         normalize: scale of the rows: "none" as stored; "sum" or "mean" over learned tokens (for a store that records its
-            loss reduction and token counts); "unit" for rows of length 1. "auto" is "unit" with a `target` and no preset,
-            "mean" for a store of sums (the paper's loss; it favours short answers) and "none" for anything else.
+            loss reduction and token counts); "unit" for rows of length 1. "auto" is "unit" with `target` or `represent` and
+            no preset, "mean" for a store of sums (the paper's loss; it favours short answers) and "none" for anything else.
         method: "greedy", exact. "top_k" takes the k largest Δ of single rows without interaction and penalty. Two
             approximations of "greedy" for fisher="full", with guarantees for conflict_penalty=0 alone, U* being the
             largest U of any k rows: "epsilon_lazy" is content with a row whose score is at least 1 − ε times the best,
@@ -229,7 +242,7 @@ def select(
         array([0, 4, 1])
     """
     arguments = dict(locals())
-    aims = target is not None
+    aims = target is not None or gamma_given(represent) > 0
     named = with_preset(
         preset,
         {
@@ -272,7 +285,9 @@ def select(
             f"checkpoint: found it beside method={method!r}, expected an exact method: an approximate run cannot be"
             " resumed to the same picks. Leave one out."
         )
-    requested.check(k=wanted, method=method, pool_size=pool_size, checkpoint=checkpoint is not None)
+    requested.check(
+        k=wanted, method=method, fisher=fisher, pool_size=pool_size, checkpoint=checkpoint is not None
+    )
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     pool, picks = opened.pool(named["normalize"]), rows_of(wanted, opened.rows)
@@ -281,11 +296,14 @@ def select(
         k=picks,
         early_stop=early_stop,
         threads=threads,
+        normalize=pool.normalize,  # type: ignore[arg-type]
         partial=partial,
         progress=progress,
     )
+    represented = conditions.represented
+    pool = pool if represented is None else represented.pool(pool)
     pool = pool.weighted(conditions.row_weights)
-    among = conditions.points_to_target
+    among = conditions.typical
     windows = None
     if pool_size is not None and select_per_window is not None:
         order = opened.dataset_order()[np.random.default_rng(seed).permutation(opened.rows)]
@@ -335,7 +353,8 @@ def select(
         time_limit=time_limit,
     )
     signal = settings["alpha"] * result.pop("norm_sq")
-    settings["source"] = opened.identity(result.pop("fingerprint"))
+    content = result.pop("fingerprint")
+    settings["source"] = opened.identity(content if represented is None else represented.fingerprint)
     positions = opened.positions(result["indices"])
     labels = None
     if groups is not None and (own := conditions.groups) is not None:

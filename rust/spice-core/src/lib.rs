@@ -14,6 +14,7 @@ pub mod monitor;
 pub mod narrow;
 mod once;
 pub mod relevance;
+pub mod represent;
 pub mod rows;
 pub mod selection;
 pub mod store;

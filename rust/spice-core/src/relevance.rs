@@ -86,11 +86,11 @@ impl Contrast {
                 "Number the groups.",
             ));
         }
-        let mean = mean_of(pool, &in_dataset_order(pool, |_| true), monitor)?.0;
+        let mean = mean_of(pool, &pool.in_dataset_order(|_| true), monitor)?.0;
         let mut contrast = Self { mean, directions: Vec::new(), norms: Vec::new(), noise: Vec::new() };
         let kernels = pool.kernels();
         for group in 0..count {
-            let rows = in_dataset_order(target, |position| groups[position.get()] == group);
+            let rows = target.in_dataset_order(|position| groups[position.get()] == group);
             let (mut direction, counted) = mean_of(target, &rows, monitor)?;
             if counted == 0 {
                 let found = format!("{} rows, all zero", rows.len());
@@ -248,7 +248,7 @@ struct Beside {
 impl Beside {
     fn new(target: &Survey<'_>) -> Result<Self> {
         let dim = target.dim();
-        let positions = in_dataset_order(target, |position| target.norm_sq(position) > 0.0);
+        let positions = target.in_dataset_order(|position| target.norm_sq(position) > 0.0);
         let found = || format!("{} rows of {dim} columns", positions.len());
         let remedy = "Give fewer records as target: some hundreds say what is wanted.";
         memory::check("target", found, 12.0 * positions.len() as f64 * dim as f64, remedy)?;
@@ -287,16 +287,6 @@ impl Beside {
         }
         best.into_iter().flatten().collect()
     }
-}
-
-/// Some rows in the order of the dataset.
-fn in_dataset_order(survey: &Survey<'_>, wanted: impl Fn(Position) -> bool) -> Vec<Position> {
-    let mut positions: Vec<Position> =
-        Position::all(survey.len()).filter(|&position| wanted(position)).collect();
-    if !positions.is_sorted_by_key(|&position| survey.dataset_row(position)) {
-        positions.par_sort_unstable_by_key(|&position| survey.dataset_row(position));
-    }
-    positions
 }
 
 /// The mean of those rows that are not zero, (d,), and how many they are. Zeros if none is.

@@ -178,6 +178,16 @@ impl<'a> Survey<'a> {
         self.pool.dataset_row(position)
     }
 
+    /// Some positions in the order of the dataset.
+    pub(crate) fn in_dataset_order(&self, wanted: impl Fn(Position) -> bool) -> Vec<Position> {
+        let mut positions: Vec<Position> =
+            Position::all(self.len()).filter(|&position| wanted(position)).collect();
+        if !positions.is_sorted_by_key(|&position| self.dataset_row(position)) {
+            positions.par_sort_unstable_by_key(|&position| self.dataset_row(position));
+        }
+        positions
+    }
+
     /// ‖g‖² of a row.
     pub fn norm_sq(&self, position: Position) -> f64 {
         self.norm_sq[position.get()]

@@ -7,6 +7,7 @@ mod options;
 mod past;
 mod pool;
 mod relevance;
+mod represent;
 mod selection;
 mod settled;
 mod store;
@@ -29,6 +30,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(selection::norms_sq, module)?)?;
     module.add_function(wrap_pyfunction!(relevance::relevance, module)?)?;
     module.add_function(wrap_pyfunction!(relevance::relevance_to, module)?)?;
+    module.add_function(wrap_pyfunction!(represent::second_moment, module)?)?;
+    module.add_function(wrap_pyfunction!(represent::transform, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::curvature, module)?)?;
     module.add_function(wrap_pyfunction!(analysis::certify, module)?)?;
     module.add_function(wrap_pyfunction!(tools::merge, module)?)?;

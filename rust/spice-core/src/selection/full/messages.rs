@@ -77,8 +77,9 @@ pub(super) struct Memory {
 pub(super) enum Ask<'m> {
     /// The waiting row of the largest merit with Δ(∅).
     First,
-    /// Which rows may reach above the bar; those are refreshed as far as needed. The bar rises to `step` below the `leader`.
-    Offer { bar: Bar<'m>, step: f64, leader: f64 },
+    /// Which rows may reach above the bar; those are refreshed as far as needed. The bar rises to `step` below the `leader`, and
+    /// further where more than twice the `room` reach above it.
+    Offer { bar: Bar<'m>, step: f64, leader: f64, room: usize },
     /// To give away those of these rows that wait.
     Take(Vec<Name>),
     /// The `count` largest bounds of the merit.

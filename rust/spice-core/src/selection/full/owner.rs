@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::angles::cosines;
 use super::cold::{Angle, Bar, Cold};
 use super::messages::{Answer, Ask, Asked, Memory, News, Offer, Reply, Taken, Unbeaten};
-use super::ranked::Ranked;
+use super::ranked::{Ranked, highest};
 use super::twins;
 use crate::error::Result;
 use crate::rows::Position;
@@ -130,7 +130,9 @@ impl<'a> Owner<'a> {
                 let row = |name| run.survey.dataset_row(self.cold.position(name));
                 Answer::First(self.cold.first(run).map(|(merit, name)| (merit, row(name), name)))
             }
-            Ask::Offer { bar, step, leader } => Answer::Offered(self.offer(*bar, *step, *leader, news)?),
+            Ask::Offer { bar, step, leader, room } => {
+                Answer::Offered(self.offer(*bar, *step, *leader, *room, news)?)
+            }
             Ask::Take(names) => Answer::Taken(self.take(names, news)),
             Ask::Merits { count, slack } => {
                 Answer::Merits(self.cold.largest_merits(*count, *slack, run))
@@ -170,7 +172,14 @@ impl<'a> Owner<'a> {
     }
 
     /// Refreshes what may reach above the bar as far as needed, the highest first.
-    fn offer(&mut self, mut bar: Bar<'_>, step: f64, mut leader: f64, news: &News<'_>) -> Result<Offer> {
+    fn offer(
+        &mut self,
+        mut bar: Bar<'_>,
+        step: f64,
+        mut leader: f64,
+        room: usize,
+        news: &News<'_>,
+    ) -> Result<Offer> {
         let run = news.run;
         let picks = run.selected();
         let mut waiting = Ranked::new(self.cold.above(bar, run));
@@ -209,6 +218,10 @@ impl<'a> Owner<'a> {
                 }
             }
             bar.score = bar.score.max(leader - step);
+            if offer.staying.len() / 2 >= room {
+                // More than there will be room for: what is not among the highest need not be looked at further.
+                bar.score = bar.score.max(highest(&mut offer.staying, room));
+            }
         }
         offer.bar = bar.score;
         Ok(offer)

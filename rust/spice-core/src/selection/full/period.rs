@@ -3,6 +3,7 @@
 use super::cold::Bar;
 use super::drift::angle;
 use super::messages::{News, Offer};
+use super::ranked::highest;
 use super::search::{FIRST, Period, Search};
 use crate::error::Result;
 
@@ -167,7 +168,7 @@ impl Search<'_> {
         let leader = self.best()?.map_or(f64::NEG_INFINITY, |found| found.best.score);
         let news = News::of(&self.run, &self.directions, &self.epoch);
         let Offer { bar: raised, mut staying, read, measured, held } =
-            self.waiting.offer(bar, step, leader, news)?;
+            self.waiting.offer(bar, step, leader, capacity.max(FIRST), news)?;
         bar.score = raised;
         self.read += read as u64;
         if measured > FIRST && held < measured / 8 {
@@ -178,9 +179,7 @@ impl Search<'_> {
         }
         let room = capacity.saturating_sub(self.hot.len()).max(1);
         if staying.len() > room {
-            staying.select_nth_unstable_by(room, |a, b| b.0.total_cmp(&a.0));
-            bar.score = staying[room].0;
-            staying.truncate(room);
+            bar.score = highest(&mut staying, room);
         }
         self.promote(staying.into_iter().map(|(_, name)| name))?;
         Ok(bar.score)

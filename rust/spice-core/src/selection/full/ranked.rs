@@ -51,6 +51,14 @@ impl Ranked {
     }
 }
 
+/// Keeps so many of the rows, those that reach highest; returns what none of the others exceeds.
+pub(super) fn highest(rows: &mut Vec<(f64, Name)>, count: usize) -> f64 {
+    rows.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
+    let (reach, _) = rows[count];
+    rows.truncate(count);
+    reach
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

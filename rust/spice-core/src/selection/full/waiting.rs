@@ -199,10 +199,11 @@ impl<'a> Waiting<'a> {
         bar: Bar<'_>,
         step: f64,
         leader: f64,
+        room: usize,
         news: News<'_>,
     ) -> Result<Offer> {
         let mut all = Offer { bar: bar.score, ..Offer::default() };
-        for (owner, answer) in self.ask_all(Ask::Offer { bar, step, leader }, news)? {
+        for (owner, answer) in self.ask_all(Ask::Offer { bar, step, leader, room }, news)? {
             let Answer::Offered(offer) = answer else { continue };
             all.bar = all.bar.max(offer.bar);
             let named = |(reach, name)| (reach, self.deal.name(owner, name));

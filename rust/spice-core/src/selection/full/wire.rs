@@ -111,7 +111,9 @@ impl Question {
     pub(super) fn asked(&self) -> Asked<'_> {
         let turns = &self.turns;
         let ask = match self.asked.ask.clone() {
-            Ask::Offer { bar, step, leader } => Ask::Offer { bar: Bar { turns, ..bar }, step, leader },
+            Ask::Offer { bar, step, leader, room } => {
+                Ask::Offer { bar: Bar { turns, ..bar }, step, leader, room }
+            }
             Ask::Refresh { names, bar } => Ask::Refresh { names, bar: Bar { turns, ..bar } },
             Ask::MergeMeans(_) => Ask::MergeMeans(turns),
             ask => ask,
@@ -290,10 +292,11 @@ pub(super) fn call(news: &News<'_>, asked: &Asked<'_>, known: Known) -> Vec<u8> 
     });
     match &asked.ask {
         Ask::First => to.u8(0),
-        Ask::Offer { bar, step, leader } => {
+        Ask::Offer { bar, step, leader, room } => {
             to.u8(1);
             to.bar(*bar);
             [*step, *leader].into_iter().for_each(|number| to.f64(number));
+            to.size(*room);
         }
         Ask::Take(names) => {
             to.u8(2);
@@ -623,7 +626,8 @@ impl<'b> Reader<'b> {
             1 => {
                 let (bar, turns) = self.bar()?;
                 let (step, leader) = (self.positive()?, self.f64()?);
-                return Ok((Ask::Offer { bar, step, leader }, turns));
+                let room = self.size("room", usize::MAX)?.max(1);
+                return Ok((Ask::Offer { bar, step, leader, room }, turns));
             }
             2 => Ask::Take(self.names()?),
             3 => Ask::Merits { count: self.size("merits", usize::MAX)?, slack: self.positive()? },
