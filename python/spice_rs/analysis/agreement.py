@@ -41,7 +41,7 @@ from spice_rs.tables import aligned
 
 Floats = npt.NDArray[np.float64]
 
-ALIKE = 1e-9
+ALIKE = _core.SLACK
 """Δ(∅) that differ by less than this share of the largest are rounding (unit rows): they have no order."""
 
 
@@ -278,9 +278,9 @@ def _single_gains(
     source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
 ) -> Floats:
     """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows."""
-    norms = _core.norms_sq(source.pool(normalize), threads=threads)
-    gains: Floats = np.log1p(alpha * norms[source.positions(rows)])
-    return gains
+    gains = _core.single_gains(source.pool(normalize), alpha=alpha, threads=threads)
+    found: Floats = gains[source.positions(rows)]
+    return found
 
 
 def _share(part: float, whole: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.inputs import SelectionInputs
-from spice_rs.analysis.prefixes import Floats, Prefixes, Rows
+from spice_rs.analysis.prefixes import Floats, Integers, Prefixes
 from spice_rs.analysis.replay import Replay
 from spice_rs.arguments import flag_or_none, number_of, rows_given
 from spice_rs.errors import InvalidInputError, StoreMismatchError
@@ -146,6 +146,9 @@ def coverage(
     sets = [replay.picks, *(draws.choice(free, len(selection), replace=False) for _ in range(random_sets))]
     found = np.empty((len(sets), len(positions)))
     alone = np.empty(len(positions))
+    signal = max(
+        (replay.alpha * float((block**2).sum(1).max()) for _, block in reader.blocks(order=positions))
+    )
     shown = bar(progress, total=len(sets) * len(positions), what="coverage", unit="rows")
     try:
         for number, chosen in enumerate(sets):
@@ -156,7 +159,7 @@ def coverage(
                 replay.alpha,
                 np.array([0, len(selected)]),
                 weights=own,
-                recursive=False,
+                signal=signal,
             )
             done = 0
             for at, block in reader.blocks(order=positions):
@@ -191,7 +194,7 @@ def _is_rows(held_out: Any) -> bool:
     return getattr(held_out, "ndim", None) == 1
 
 
-def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Rows]:
+def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Integers]:
     """Return labels and their numbers, by dataset row of the held-out source."""
     if groups is None and data is None:
         return [], np.zeros(held.rows, np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import Floats, Rows
+from spice_rs.analysis.prefixes import Floats, Integers
 from spice_rs.frames import Framed
 from spice_rs.printable import one_line
 
@@ -61,7 +61,7 @@ class Explanation(Framed):
     nearest_cosine: float
     redundant_with: int | None
     taken: float
-    ranks: Rows
+    ranks: Integers
     gain: Floats
     conflict: Floats
     scores: Floats

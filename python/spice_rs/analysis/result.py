@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import Floats, Rows
+from spice_rs.analysis.prefixes import Floats, Integers
 from spice_rs.analysis.stepwise import NAMES, NO_STEPS, Stepwise, Tightness
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
@@ -47,12 +47,12 @@ class Analysis(Framed):
     selection: Selection
     norm: Floats
     cosine: Floats
-    nearest: Rows
+    nearest: Integers
     nearest_cosine: Floats
     bound: Floats
     tightness: Floats
     margin: Floats
-    runner_up: Rows
+    runner_up: Integers
     num_tokens: npt.NDArray[np.int32] | None
     stepwise: Stepwise
     theorem4: Tightness | None
