@@ -13,12 +13,14 @@ from spice_rs.analysis.prefixes import Floats, Integers, Prefixes
 from spice_rs.analysis.replay import Replay
 from spice_rs.arguments import flag_or_none, number_of, rows_given
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import count, seeded
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
+from spice_rs.tables import UNKNOWN, aligned, html_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,54 @@ class Coverage:
         """`left` over the mean of `random`: below 1 the picks cover held-out rows better than random ones do."""
         mean = float(self.random.mean())
         return self.left / mean if mean > 0 else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON knows them."""
+        return {
+            "picks": self.picks,
+            "rows": self.rows,
+            "alone": self.alone,
+            "left": self.left,
+            "random": self.random.tolist(),
+            "ratio": self.ratio,
+            "groups": {
+                str(label): {"rows": rows, "left": left, "random": random}
+                for label, (rows, left, random) in self.groups.items()
+            },
+        }
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """Return the table: what is left of Δ, for all held-out rows and for those of each group."""
+        random = float(self.random.mean())
+        lines = [
+            ("all", self.rows, self.left, random),
+            *((str(of), *found) for of, found in self.groups.items()),
+        ]
+        return [
+            ("held-out rows", "rows", "Δ beside the picks", "beside random ones", "ratio"),
+            *(
+                (
+                    of,
+                    f"{rows:,}",
+                    f"{left:.4f}",
+                    f"{drawn:.4f}",
+                    f"{left / drawn:.3f}" if drawn > 0 else UNKNOWN,
+                )
+                for of, rows, left, drawn in lines
+            ),
+        ]
+
+    def summary(self) -> str:
+        """Return a table of plain text, and what it is to be held against."""
+        spread = f" (± {self.random.std(ddof=1):.4f})" if len(self.random) > 1 else ""
+        return (
+            f"{aligned(self._cells())}\n\n{counted(self.picks, 'pick')}; {counted(len(self.random), 'random set')} of as"
+            f" many rows{spread}; Δ beside nothing: {self.alone:.4f} nats\n"
+            "a ratio below 1: the picks say more of held-out rows than random ones do"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells())
 
     def __repr__(self) -> str:
         spread = f" ± {self.random.std(ddof=1):.4f}" if len(self.random) > 1 else ""
@@ -229,7 +279,7 @@ def _check_apart(selection: Selection, source: Source, held: Source) -> None:
 def _check_alike(source: Source, held: Source) -> None:
     if held.dim != source.dim:
         raise StoreMismatchError(
-            f"held_out: dim: found {held.dim} columns in {held.description}, expected {source.dim} as in"
+            f"held_out: found {held.dim} columns in {held.description}, expected {source.dim} as in"
             f" {source.description}. Extract it as the source was: `extract` takes that store for `like`."
         )
     if differences := differing_origin(source, held):

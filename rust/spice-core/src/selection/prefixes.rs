@@ -143,7 +143,8 @@ impl Prefixes {
         monitor: &Monitor,
     ) -> Result<Measured> {
         let rows = cells.len() / self.dim;
-        if cells.len() % self.dim != 0 || weights.is_some_and(|weights| weights.len() != rows) {
+        if !cells.len().is_multiple_of(self.dim) || weights.is_some_and(|weights| weights.len() != rows)
+        {
             let expected = format!("rows of {} columns, and a weight for each", self.dim);
             return Err(Error::invalid("rows", "others", expected, "Give rows of the source."));
         }

@@ -59,10 +59,7 @@ impl Stretches {
             while next.next_if(|&&end| end == done).is_some() {
                 inside.push(epoch.picks());
             }
-            if done == last {
-                break;
-            }
-            let position = list[done];
+            let Some(&position) = list[..last].get(done) else { break };
             let mut value = epoch.whiten(&[position], &mut cells, &mut whitened)[0];
             let mut coordinates = vec![0.0; epoch.picks()];
             let follower = Follower {
@@ -105,8 +102,8 @@ impl Stretches {
                 let products = &room.products[row * most..][..most];
                 let out = &mut out[row * width + first..][..ends.len()];
                 for (&end, out) in ends.iter().zip(out) {
-                    for j in seen..end {
-                        value = basis.pass(j, products[j], &mut room.coordinates, value);
+                    for (j, &product) in (seen..end).zip(&products[seen..end]) {
+                        value = basis.pass(j, product, &mut room.coordinates, value);
                     }
                     (seen, *out) = (end, value);
                 }
