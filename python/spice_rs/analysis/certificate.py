@@ -23,6 +23,7 @@ from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
 from spice_rs.store.sources import Source, open_source
+from spice_rs.tables import html_view
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
@@ -70,6 +71,11 @@ class Certificate(Framed):
             "concave": self.concave,
             "bound": self.bounds,
         }
+
+    def _repr_html_(self) -> str:
+        columns = (self.prefixes, self.log_dets, self.submodular, self.concave)
+        cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
+        return html_view([["prefix", "U", "submodular bound", "concave bound"], *cells], repr(self))
 
     def __repr__(self) -> str:
         return (

@@ -20,7 +20,7 @@ from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
-from spice_rs.tables import UNKNOWN, aligned, html_table
+from spice_rs.tables import UNKNOWN, aligned, html_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class Coverage:
         )
 
     def _repr_html_(self) -> str:
-        return html_table(self._cells())
+        return html_view(self._cells(), repr(self))
 
     def __repr__(self) -> str:
         spread = f" ± {self.random.std(ddof=1):.4f}" if len(self.random) > 1 else ""
