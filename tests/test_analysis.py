@@ -8,13 +8,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import oracle
 import pools
 import spice_rs
 from counts import cases
 from spice_rs.analysis import picks as module
-from spice_rs.analysis.prefixes import MOST_SIGNAL, Prefixes, cost
+from spice_rs.analysis.prefixes import MOST_SIGNAL, Prefixes, cost, first_near_duplicates
 from spice_rs.analysis.replay import log_spaced
 from spice_rs.analysis.spearman import ranks, spearman
 
@@ -97,20 +98,59 @@ def test_recursion_and_factors_of_each_prefix_agree(law):
     sizes = np.array([0, 1, 3, 11, 12, 13, 40, 60])
     chosen = np.random.default_rng(1).permutation(300)[:60]
     both = [
-        Prefixes(rows[chosen], 0.7, sizes, weights=weights[chosen], recursive=way).measure(
-            rows, weights, overlap=True, nearest=True
+        Prefixes(rows[chosen], 0.7, sizes, weights=weights[chosen], signal=signal).measure(
+            rows, weights, overlap=True
         )
-        for way in (True, False)
+        for signal in (0.0, 2 * MOST_SIGNAL)
     ]
     for at, size in enumerate(sizes.tolist()):
         expected = gain_of(rows, chosen[:size], 0.7, weights)
         for measured in both:
             assert measured.gain[:, at] == pytest.approx(expected, rel=1e-9, abs=1e-11)
-    for name in ("cosine", "conflict", "overlap", "nearest"):
+    for name in ("cosine", "conflict", "overlap"):
         a, b = (getattr(measured, name) for measured in both)
         assert a == pytest.approx(b, rel=1e-9, abs=1e-12)
     base = np.log1p(0.7 * weights * (rows**2).sum(1))
     assert both[0].gain[:, 0] == pytest.approx(base)
+    assert both[0].base == pytest.approx(base)
+    for at, size in enumerate(sizes.tolist()):
+        picked = chosen[:size]
+        overlap = (0.7 * rows @ rows[picked].T) ** 2 @ weights[picked] * weights
+        assert both[0].overlap[:, at] == pytest.approx(overlap, rel=1e-9, abs=1e-12)
+        mean = (weights[picked, None] * rows[picked]).sum(0) / max(weights[picked].sum(), 1e-300)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(mean)
+        cosine = np.divide(rows @ mean, lengths, out=np.zeros(300), where=lengths > 0)
+        assert both[0].cosine[:, at] == pytest.approx(cosine, abs=1e-9)
+        assert both[0].conflict[:, at] == pytest.approx(
+            np.maximum(0, -(rows @ mean) / (lengths + 1e-8)), abs=1e-9
+        )
+
+
+def test_few_long_rows_are_followed_without_a_matrix():
+    rows = np.random.default_rng(5).standard_normal((60, 200))
+    sizes = np.arange(0, 41, 8)
+    gain = Prefixes(rows[:40], 0.3, sizes).measure(rows).gain
+    for at, size in enumerate(sizes.tolist()):
+        assert gain[:, at] == pytest.approx(gain_of(rows, list(range(size)), 0.3), rel=1e-9)
+
+
+@cases(20, derandomize=True)
+@given(pools.cases(), st.floats(0.05, 0.99))
+def test_near_duplicates_are_those_of_the_rule(case, limit):
+    rows = case.rows.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    lengths = np.outer(norms, norms)
+    cosines = np.divide(rows @ rows.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    selected = min(case.k, len(rows) - 1)
+    places, found = first_near_duplicates(rows[selected:], rows[:selected], limit)
+    for at, row in enumerate(range(selected, len(rows))):
+        own = np.abs(cosines[row, :selected])
+        if (np.abs(own - limit) < 1e-9).any():
+            continue
+        near = np.flatnonzero(own > limit)
+        assert places[at] == (near[0] if len(near) else selected)
+        if len(near):
+            assert found[at] == pytest.approx(cosines[row, near[0]], abs=1e-9)
 
 
 def exact_gain(rows, picked, row):

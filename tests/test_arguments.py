@@ -536,6 +536,7 @@ LINES = {
     "explain": "saved rows.npy 3",
     "certify": "saved rows.npy",
     "report": "saved rows.npy --out page.html",
+    "coverage": "saved rows.npy --held-out held.npy",
     "compare": "rows.npy -k 3",
     "agreement": "rows.npy rows.npy",
     "curvature": "rows.npy",

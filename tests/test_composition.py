@@ -205,6 +205,7 @@ def test_short_answers_are_said_first_with_cause_and_remedy():
     assert texts[0] == (
         f"{OPENING}: their median answer has {made.median_tokens:g} tokens, the pool's {made.pool_tokens[0]:g}. Gradients"
         " of the mean loss are largest for short answers, and the largest win: try normalize='unit' for directions alone."
+        " Or select for a few records that you trust: target=…."
     )
     assert texts[-1].startswith("conflict_penalty=1e-09 changed none")
     assert len(lopsided(texts)) == 1
@@ -228,7 +229,7 @@ def test_one_source_that_wins_is_named():
     assert f"'source' is 'play' in {share:.0%} of them and in " in text
     assert text.endswith(
         "The largest gradients win, whatever they are of: try normalize='unit' for directions alone, or groups='source' for"
-        " the pool's shares."
+        " the pool's shares. Or select for a few records that you trust: target=…."
     )
     assert lopsided(said(one_source_wins(), 60, normalize="unit")[1]) == []
 
@@ -240,8 +241,8 @@ def test_unit_rows_of_which_one_source_is_like_no_other():
     rows[::8] = rows_of()[::8]
     (text,) = lopsided(said(pool_of(rows, labels=labels), 40, normalize="unit")[1])
     assert (
-        "Unit rows win by being unlike the others: try groups='source' for the pool's shares, or target=…"
-        in text
+        "Unit rows win by being unlike the others: try groups='source' for the pool's shares. Or select for a few"
+        " records that you trust: target=…." in text
     )
 
 
@@ -300,6 +301,8 @@ def test_every_way_of_picking_the_largest_is_warned_of(options):
     texts = said(one_source_wins(), **{"k": 60, **options})[1]
     assert len(lopsided(texts)) == 1
     assert lopsided(texts) == texts[:1]
+    takes_a_target = "pool_size" not in options and options.get("method") != "stochastic"
+    assert ("target=…" in texts[0]) is takes_a_target
 
 
 def test_excluded_rows_are_no_part_of_the_pool():
@@ -517,7 +520,8 @@ def test_a_column_that_can_be_seen_is_shown_and_named(folder, capsys):
     warned = [line for line in err.splitlines() if OPENING in line]
     assert len(warned) == 1
     assert warned[0].endswith(
-        "try --normalize unit for directions alone, or --groups category for the pool's shares."
+        "try --normalize unit for directions alone, or --groups category for the pool's shares. Or select"
+        " for a few records that you trust: --target …."
     )
     assert "conflict-penalty" not in err
     sentence = next(i for i, line in enumerate(err.splitlines()) if line.startswith("60 of 400 rows picked"))
@@ -635,7 +639,8 @@ def test_the_default_on_real_rows_is_told_first_what_it_picks(tmp_path, capsys):
     assert err.startswith(
         f"spice-rs: warning: {OPENING}: their median answer has 17 tokens, the pool's 67, and 'source' is 'toolformer' in"
         " 80% of them and in 30% of the pool. Gradients of the mean loss are largest for short answers, and the largest"
-        " win: try --normalize unit for directions alone, or --groups source for the pool's shares.\n"
+        " win: try --normalize unit for directions alone, or --groups source for the pool's shares. Or select for a"
+        " few records that you trust: --target ….\n"
     )
     assert "--conflict-penalty" not in err
     assert OPENING not in told(capsys, *plain, tmp_path / "b.jsonl", "--normalize", "unit")

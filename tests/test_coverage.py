@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import pools
 import spice_rs
+from command import run
 from spice_rs import GradientStore, InvalidInputError, StoreMismatchError
 
 ROWS = pools.law("clustered", 240, 6, 3).astype(np.float64)
@@ -97,7 +99,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match=re.escape(said)):
             spice_rs.coverage(sel, POOL, held)
-    with pytest.raises(StoreMismatchError, match="held_out: dim: found 5 columns"):
+    with pytest.raises(StoreMismatchError, match="held_out: found 5 columns"):
         spice_rs.coverage(sel, POOL, HELD[:, :5])
     with pytest.raises(InvalidInputError, match="expected greedy picks of one run"):
         spice_rs.coverage(spice_rs.select(POOL, 10, fisher="diagonal"), POOL, HELD)
@@ -108,6 +110,74 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(StoreMismatchError, match=r"held_out: projection\.seed: found 1"):
         stored = spice_rs.select(tmp_path / "pool", 10)
         spice_rs.coverage(stored, tmp_path / "pool", tmp_path / "held")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Files of a pool, of held-out rows, of their records, and of a selection."""
+    np.save(tmp_path / "pool.npy", POOL)
+    np.save(tmp_path / "held.npy", HELD)
+    (tmp_path / "held.jsonl").write_text(
+        "".join(json.dumps({"text": "a", "kind": "<script>x" if i % 4 else "b"}) + "\n" for i in range(40))
+    )
+    spice_rs.select(tmp_path / "pool.npy", 12).save(tmp_path / "sel.safetensors")
+    return tmp_path
+
+
+def test_the_command_shows_what_python_does(saved, capsys):
+    line = ("coverage", saved / "sel.safetensors", saved / "pool.npy", "--held-out", saved / "held.npy")
+    line += ("--data", saved / "held.jsonl", "--groups", "kind", "--random-sets", 3, "--seed", 4)
+    kinds = ["<script>x" if i % 4 else "b" for i in range(40)]
+    sel = spice_rs.Selection.load(saved / "sel.safetensors")
+    expected = spice_rs.coverage(sel, POOL, HELD, groups=kinds, random_sets=3, seed=4)
+    assert run(*line) == 0
+    assert capsys.readouterr().out == expected.summary() + "\n"
+    assert run(*line, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == expected.as_dict()
+    shown = expected.summary().splitlines()
+    assert shown[2].split()[:2] == ["all", "40"]
+    assert f"{expected.left:.4f}" in shown[2]
+    assert {words.split()[0] for words in shown[3:5]} == {"<script>x", "b"}
+    page = expected._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;x" in page
+    assert f"{expected.groups['b'][1]:.4f}" in page
+
+
+@pytest.mark.parametrize(
+    ("held", "more", "words"),
+    [
+        ("narrow.npy", (), "--held-out: found 5 columns"),
+        ("pool.npy", (), "--held-out: found rows in"),
+        ("none.npy", (), "none.npy"),
+        ("held.npy", ("--random-sets", 0), "--random-sets: found 0"),
+        ("held.npy", ("--groups", "kind"), "kind"),
+        ("held.npy", ("--alpha", 7), "--alpha"),
+        (None, (), "--held-out"),
+    ],
+)
+def test_the_command_refuses_what_python_refuses_in_its_own_words(saved, capsys, held, more, words):
+    np.save(saved / "narrow.npy", HELD[:, :5])
+    line = ("coverage", saved / "sel.safetensors", saved / "pool.npy")
+    line += () if held is None else ("--held-out", saved / held)
+    assert run(*line, *more) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "held_out" not in told
+
+
+def test_the_command_says_where_stores_differ_and_where_weights_go(saved, capsys):
+    for name, seed in (("s", 0), ("h", 1)):
+        with GradientStore.create(saved / name, dim=6, provenance={"projection": {"seed": seed}}) as writer:
+            writer.append(POOL if name == "s" else HELD, index=np.arange(200 if name == "s" else 40))
+    spice_rs.select(saved / "s", 5).save(saved / "stored.safetensors")
+    assert run("coverage", saved / "stored.safetensors", saved / "s", "--held-out", saved / "h") == 2
+    assert "--held-out: projection.seed: found 1" in capsys.readouterr().err
+    weighed = spice_rs.select(saved / "pool.npy", 5, weights=np.arange(1.0, 201))
+    weighed.save(saved / "weighed.safetensors")
+    line = ("coverage", saved / "weighed.safetensors", saved / "pool.npy", "--held-out", saved / "held.npy")
+    assert run(*line) == 2
+    assert "found one with weights" in capsys.readouterr().err
 
 
 def test_held_out_rows_are_sources_of_any_kind(tmp_path):

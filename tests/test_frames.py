@@ -127,3 +127,27 @@ def test_neither_library_nor_torch_is_imported_by_selecting():
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert shown.stdout.strip() == "[]"
+
+
+def test_results_of_analyses_are_tables_in_a_notebook_and_show_text_as_text():
+    labels = ["<script>x" if i % 2 else "b" for i in range(60)]
+    records = [{"text": f"<script>alert({i})</script>"} for i in range(60)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", spice_rs.SpiceWarning)
+        sel = spice_rs.select(ROWS, 8)
+        results = {
+            "Analysis": (spice_rs.analyze(sel, ROWS), "median"),
+            "Certificate": (spice_rs.certify(sel, ROWS), "submodular bound"),
+            "Curvature": (spice_rs.curvature(ROWS), "guarantee"),
+            "Agreement": (spice_rs.agreement(ROWS, ROWS, 8), "by chance"),
+            "Coverage": (spice_rs.coverage(sel, ROWS, ROWS + 9, groups=labels), "held-out rows"),
+            "Explanation": (spice_rs.explain(sel, ROWS, 5, data=records)[0], "reason"),
+        }
+    for name, (result, word) in results.items():
+        assert type(result).__name__ == name
+        page = result._repr_html_()
+        assert page.startswith("<table>"), name
+        assert word in page
+        assert "<script" not in page
+    for name in ("Coverage", "Explanation"):
+        assert "&lt;script&gt;" in results[name][0]._repr_html_()

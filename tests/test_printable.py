@@ -209,6 +209,8 @@ def test_every_command_shows_and_none_obeys(pool, capfd):
     rows, sel, records = (folder / name for name in ("pool.npy", "sel.safetensors", "pool.jsonl"))
     odd = folder / "a\x1b[2Jb\u202e\n.npy"
     np.save(odd, ROWS)
+    held = folder / "h\x1b.npy"
+    np.save(held, ROWS + 1)
     spice_rs.select(odd, 4).save(folder / "odd.safetensors")
     assert run("select", rows, "-k", 8, "--data", records, "--groups", "source") == 0
     shown = capfd.readouterr()
@@ -248,6 +250,7 @@ def test_every_command_shows_and_none_obeys(pool, capfd):
         ("certify", folder / "odd.safetensors", odd),
         ("curvature", odd),
         ("agreement", odd, rows),
+        ("coverage", sel, rows, "--held-out", held, "--data", records, "--groups", "source"),
         ("report", sel, rows, "--data", records, "--out", folder / "r\x07\u202e.html"),
         ("export-picks", sel, "--data", records),
         ("select", odd, "-k", 3, "--out", folder / "p\x1b.jsonl", "--preset", "paper+"),

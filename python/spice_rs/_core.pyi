@@ -12,8 +12,12 @@ from spice_rs.store.options import Schema, Shards
 from spice_rs.store.pool import Pool
 
 __all__ = [
+    "MOST_GROWTH",
+    "MOST_SIGNAL",
     "ROUNDING",
+    "SLACK",
     "MappedFile",
+    "Prefixes",
     "Store",
     "StoreWriter",
     "__version__",
@@ -26,7 +30,9 @@ __all__ = [
     "delete",
     "fingerprint",
     "log_det",
+    "log_dets",
     "merge",
+    "near_duplicates",
     "norms_sq",
     "relevance",
     "relevance_to",
@@ -35,16 +41,36 @@ __all__ = [
     "second_moment",
     "select",
     "settle",
+    "single_gains",
     "transform",
 ]
 
+MOST_GROWTH: float
+MOST_SIGNAL: float
 ROUNDING: float
+SLACK: float
 __version__: str
 
 @final
 class MappedFile:
     def __new__(cls, path: str | PathLike[str], cells: NDArray[np.uint8], constant: bool) -> Self: ...
     def check(self) -> None: ...
+
+@final
+class Prefixes:
+    def __new__(
+        cls,
+        pool: Pool,
+        *,
+        ends: NDArray[np.int64],
+        alpha: float,
+        reading: str,
+        signal: float,
+        threads: int | None,
+    ) -> Self: ...
+    def measure(
+        self, rows: NDArray[np.float64], weights: NDArray[np.float64] | None
+    ) -> dict[str, NDArray[np.float64]]: ...
 
 @final
 class Store:
@@ -140,6 +166,13 @@ def scores(
 def fingerprint(pool: Pool, *, threads: int | None, positions: NDArray[np.int64] | None = None) -> str: ...
 def norms_sq(pool: Pool, *, threads: int | None) -> NDArray[np.float64]: ...
 def log_det(pool: Pool, *, positions: NDArray[np.int64], alpha: float, threads: int | None) -> float: ...
+def log_dets(
+    pool: Pool, *, positions: NDArray[np.int64], alpha: float, threads: int | None
+) -> NDArray[np.float64]: ...
+def single_gains(pool: Pool, *, alpha: float, threads: int | None) -> NDArray[np.float64]: ...
+def near_duplicates(
+    pool: Pool, *, listed: int, max_similarity: float, threads: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def curvature(
     pool: Pool,
     *,

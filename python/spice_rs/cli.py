@@ -18,6 +18,7 @@ from spice_rs.commands import (
     agreement,
     analysis,
     comparison,
+    coverage,
     demo,
     explanation,
     exports,
@@ -43,7 +44,7 @@ from spice_rs.streams import always_there, ours_alone, stdout, unheard
 _FLOW = {
     "from data to a store": ("extract", "plan", "doctor"),
     "from a store to picks": ("select", "extend", "relevance", "run"),
-    "about picks": ("explain", "certify", "report", "compare", "agreement", "curvature"),
+    "about picks": ("explain", "certify", "report", "coverage", "compare", "agreement", "curvature"),
     "from picks to the trainer": ("export-picks",),
     "stores": ("info", "verify", "repair", "merge", "compact", "delete", "convert", "export"),
     "all of it, on a small model": ("demo",),
@@ -229,6 +230,7 @@ def _parsers(called: Sequence[str]) -> tuple[Parser, Mapping[str, Parser]]:
     report.add(commands)
     exports.add(commands)
     comparison.add(commands)
+    coverage.add(commands)
     relevance.add(commands)
     schedule.add(commands, called[:1])
     agreement.add(commands)

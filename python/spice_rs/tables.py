@@ -52,3 +52,8 @@ def html_table(rows: Cells) -> str:
 
     body = "".join(line(row, "td") for row in rows[1:])
     return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def html_view(rows: Cells, *lines: str) -> str:
+    """Return a table in HTML with sentences below it, for notebooks."""
+    return html_table(rows) + "".join(f"<p>{as_html(each)}</p>" for each in lines)

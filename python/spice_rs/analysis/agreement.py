@@ -37,11 +37,11 @@ from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det, select
 from spice_rs.store.sources import Normalize, Source, open_source
-from spice_rs.tables import aligned
+from spice_rs.tables import aligned, html_view
 
 Floats = npt.NDArray[np.float64]
 
-ALIKE = 1e-9
+ALIKE = _core.SLACK
 """Δ(∅) that differ by less than this share of the largest are rounding (unit rows): they have no order."""
 
 
@@ -104,7 +104,7 @@ class Agreement(Framed):
             **{name: getattr(self, name).tolist() for name in ("sizes", *SERIES)},
         }
 
-    def __str__(self) -> str:
+    def _cells(self) -> list[tuple[str, ...]]:
         header = ("k", "shared", "by chance", "U in B: A's picks", "random", "U in A: B's picks", "random")
         lines: list[tuple[str, ...]] = [header]
         for place, k in enumerate(self.sizes.tolist()):
@@ -117,11 +117,20 @@ class Agreement(Framed):
                 _share(self.random_in_a[place], self.own_a[place]),
             )
             lines.append((f"{k:,}", *("-" if math.isnan(share) else f"{share:.1%}" for share in shares)))
+        return lines
+
+    def _notes(self) -> tuple[str, str]:
         correlation = "none, all rows are alike" if math.isnan(self.spearman) else f"{self.spearman:.3f}"
         return (
-            f"{aligned(lines)}\n\n{counted(self.rows, 'row', form=',')}; rank correlation of Δ(∅): {correlation}\n"
-            "U: as a share of what the other's own picks have"
+            f"{counted(self.rows, 'row', form=',')}; rank correlation of Δ(∅): {correlation}",
+            "U: as a share of what the other's own picks have",
         )
+
+    def _repr_html_(self) -> str:
+        return html_view(self._cells(), *self._notes())
+
+    def __str__(self) -> str:
+        return "\n".join([aligned(self._cells()), "", *self._notes()])
 
     __repr__ = __str__
 
@@ -278,9 +287,9 @@ def _single_gains(
     source: Source, rows: npt.NDArray[np.int64], alpha: float, normalize: Normalize, threads: int | None
 ) -> Floats:
     """Return Δ_x(∅) = log(1 + α‖g‖²) of dataset rows."""
-    norms = _core.norms_sq(source.pool(normalize), threads=threads)
-    gains: Floats = np.log1p(alpha * norms[source.positions(rows)])
-    return gains
+    gains = _core.single_gains(source.pool(normalize), alpha=alpha, threads=threads)
+    found: Floats = gains[source.positions(rows)]
+    return found
 
 
 def _share(part: float, whole: float) -> float:

@@ -24,9 +24,10 @@ from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
 from spice_rs.store.sources import Source, open_source
+from spice_rs.tables import html_view
 
 Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -49,7 +50,7 @@ class Certificate(Framed):
         conflict_penalty: λ that the picks were made with. The bound is about U alone, whatever it is.
     """
 
-    prefixes: Rows
+    prefixes: npt.NDArray[np.int64]
     submodular: Floats
     concave: Floats
     bounds: Floats
@@ -71,6 +72,11 @@ class Certificate(Framed):
             "concave": self.concave,
             "bound": self.bounds,
         }
+
+    def _repr_html_(self) -> str:
+        columns = (self.prefixes, self.log_dets, self.submodular, self.concave)
+        cells = [[f"{value:.6g}" for value in row] for row in zip(*columns, strict=True)]
+        return html_view([["prefix", "U", "submodular bound", "concave bound"], *cells], repr(self))
 
     def __repr__(self) -> str:
         return (
@@ -190,7 +196,7 @@ def certify(
     )
 
 
-def _prefixes(asked: int | Sequence[int], k: int) -> Rows:
+def _prefixes(asked: int | Sequence[int], k: int) -> npt.NDArray[np.int64]:
     """Return ascending numbers of picks, from 0 to all of them."""
     if number_of(asked) is not None or isinstance(asked, bool | str | None):
         spaced = np.round(np.geomspace(1, k, count("prefixes", asked))).astype(np.int64)
@@ -214,7 +220,7 @@ def _weights(
     return None if values is None else columns.by_position(values)
 
 
-def _initial(source: Source, given: Any, settings: dict[str, Any]) -> Rows:
+def _initial(source: Source, given: Any, settings: dict[str, Any]) -> Positions:
     """Return the positions of the initial rows, after a look whether they are those of the selection."""
     if isinstance(given, Selection):
         given = given.indices

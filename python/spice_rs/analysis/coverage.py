@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.inputs import SelectionInputs
-from spice_rs.analysis.prefixes import Floats, Prefixes, Rows
+from spice_rs.analysis.prefixes import Floats, Integers, Prefixes
 from spice_rs.analysis.replay import Replay
 from spice_rs.arguments import flag_or_none, number_of, rows_given
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import count, seeded
 from spice_rs.selection.columns import Columns, Label
@@ -20,6 +21,7 @@ from spice_rs.selection.presets import resolve_alpha
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.store.rows import RowReader
 from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
+from spice_rs.tables import UNKNOWN, aligned, html_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,54 @@ class Coverage:
         """`left` over the mean of `random`: below 1 the picks cover held-out rows better than random ones do."""
         mean = float(self.random.mean())
         return self.left / mean if mean > 0 else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON knows them."""
+        return {
+            "picks": self.picks,
+            "rows": self.rows,
+            "alone": self.alone,
+            "left": self.left,
+            "random": self.random.tolist(),
+            "ratio": self.ratio,
+            "groups": {
+                str(label): {"rows": rows, "left": left, "random": random}
+                for label, (rows, left, random) in self.groups.items()
+            },
+        }
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """Return the table: what is left of Δ, for all held-out rows and for those of each group."""
+        random = float(self.random.mean())
+        lines = [
+            ("all", self.rows, self.left, random),
+            *((str(of), *found) for of, found in self.groups.items()),
+        ]
+        return [
+            ("held-out rows", "rows", "Δ beside the picks", "beside random ones", "ratio"),
+            *(
+                (
+                    of,
+                    f"{rows:,}",
+                    f"{left:.4f}",
+                    f"{drawn:.4f}",
+                    f"{left / drawn:.3f}" if drawn > 0 else UNKNOWN,
+                )
+                for of, rows, left, drawn in lines
+            ),
+        ]
+
+    def summary(self) -> str:
+        """Return a table of plain text, and what it is to be held against."""
+        spread = f" (± {self.random.std(ddof=1):.4f})" if len(self.random) > 1 else ""
+        return (
+            f"{aligned(self._cells())}\n\n{counted(self.picks, 'pick')}; {counted(len(self.random), 'random set')} of as"
+            f" many rows{spread}; Δ beside nothing: {self.alone:.4f} nats\n"
+            "a ratio below 1: the picks say more of held-out rows than random ones do"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_view(self._cells(), repr(self))
 
     def __repr__(self) -> str:
         spread = f" ± {self.random.std(ddof=1):.4f}" if len(self.random) > 1 else ""
@@ -151,6 +201,9 @@ def coverage(
     sets = [replay.picks, *(draws.choice(free, len(selection), replace=False) for _ in range(random_sets))]
     found = np.empty((len(sets), len(positions)))
     alone = np.empty(len(positions))
+    signal = max(
+        (replay.alpha * float((block**2).sum(1).max()) for _, block in reader.blocks(order=positions))
+    )
     shown = bar(progress, total=len(sets) * len(positions), what="coverage", unit="rows")
     try:
         for number, chosen in enumerate(sets):
@@ -161,7 +214,7 @@ def coverage(
                 alpha,
                 np.array([0, len(selected)]),
                 weights=own,
-                recursive=False,
+                signal=signal,
             )
             done = 0
             for at, block in reader.blocks(order=positions):
@@ -196,7 +249,7 @@ def _is_rows(held_out: Any) -> bool:
     return getattr(held_out, "ndim", None) == 1
 
 
-def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Rows]:
+def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Integers]:
     """Return labels and their numbers, by dataset row of the held-out source."""
     if groups is None and data is None:
         return [], np.zeros(held.rows, np.int64)
@@ -231,7 +284,7 @@ def _check_apart(selection: Selection, source: Source, held: Source) -> None:
 def _check_alike(source: Source, held: Source) -> None:
     if held.dim != source.dim:
         raise StoreMismatchError(
-            f"held_out: dim: found {held.dim} columns in {held.description}, expected {source.dim} as in"
+            f"held_out: found {held.dim} columns in {held.description}, expected {source.dim} as in"
             f" {source.description}. Extract it as the source was: `extract` takes that store for `like`."
         )
     if differences := differing_origin(source, held):

@@ -20,6 +20,7 @@ from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.represent import represent as make_represented
 from spice_rs.selection.represent import without_gamma
 from spice_rs.store.sources import Normalize, open_source
+from spice_rs.tables import UNKNOWN, html_view
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,6 +64,13 @@ class Curvature(Framed):
     def to_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return the columns index (int64), leverage and ratio (float64), each (n,)."""
         return {"index": self.rows, "leverage": self.leverages, "ratio": self.ratios}
+
+    def _repr_html_(self) -> str:
+        row = UNKNOWN if self.row is None else str(self.row)
+        cells = ["total curvature", "error", "guarantee", "row that decides"]
+        return html_view(
+            [cells, [f"{self.total:.6g}", f"{self.error:.2g}", percent(self.guarantee), row]], repr(self)
+        )
 
     def __repr__(self) -> str:
         where = "" if self.row is None else f" at row {self.row}"

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import Floats, Rows
+from spice_rs.analysis.prefixes import Floats, Integers
 from spice_rs.frames import Framed
 from spice_rs.printable import one_line
+from spice_rs.tables import UNKNOWN, html_view
 
 Bools = npt.NDArray[np.bool_]
 
@@ -61,7 +62,7 @@ class Explanation(Framed):
     nearest_cosine: float
     redundant_with: int | None
     taken: float
-    ranks: Rows
+    ranks: Integers
     gain: Floats
     conflict: Floats
     scores: Floats
@@ -90,6 +91,13 @@ class Explanation(Framed):
         )
         record = "record=None: give data to see it" if self.record is None else f"record={self.record!r}"
         return f"Explanation(row={self.row}, reason={self.reason!r}{known}, {record})"
+
+    def _repr_html_(self) -> str:
+        numbers = {"rank": self.rank, "gap": self.gap, "base": self.base, "nearest": self.nearest}
+        cells = [(name, UNKNOWN if value is None else f"{value:.6g}") for name, value in numbers.items()]
+        return html_view(
+            [("row", str(self.row)), ("reason", self.reason), *cells, *self._records()], self.text
+        )
 
     def _records(self) -> list[tuple[str, str]]:
         """Return what is known of the records: which row, and what it says."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spice_rs import _core
 from spice_rs.analysis.explained import Bools, Explanation
 from spice_rs.analysis.inputs import SelectionInputs, takes_inputs
-from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows
+from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Integers, Positions, Prefixes
 from spice_rs.analysis.replay import Replay, Run, log_spaced
 from spice_rs.analysis.waiting import waited
 from spice_rs.arguments import is_whole, mapping_or_none
@@ -24,7 +25,7 @@ from spice_rs.selection.result import Selection
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-TIED = 1e-9
+TIED = _core.SLACK
 """Scores that are closer than this part of themselves may be equal: the core tells them apart in its own order."""
 
 MOST_STEPS = 512
@@ -151,7 +152,7 @@ def _with_records(
 class _Explainer:
     """Explains rows of one run."""
 
-    def __init__(self, replay: Replay, run: Run, positions: Rows) -> None:
+    def __init__(self, replay: Replay, run: Run, positions: Positions) -> None:
         self.replay, self.run, self.positions = replay, run, positions
         self.before, self.selection = len(replay.initial), replay.selection
         self.selected, weights = replay.rows_of(run)
@@ -160,24 +161,24 @@ class _Explainer:
         own_weights = None if replay.weights is None else replay.weights[positions]
         self.norms = np.sqrt((own**2).sum(1))
         squares = self.norms**2 * (1.0 if own_weights is None else own_weights)
-        self.base = np.log1p(replay.alpha * squares)
+        signal = replay.alpha * float(squares.max())
         count = len(run.picks)
         most = count if count <= MOST_RECURSIVE else MOST_STEPS
         while True:
             self.ranks = log_spaced(count, most)
             # Of the row itself after it was picked nothing is asked.
             sizes = np.concatenate([self.before + self.ranks, [len(self.selected)]])
-            recursive = replay.is_recursive(sizes, len(positions), replay.alpha * float(squares.max()))
+            recursive = replay.is_recursive(sizes, len(positions), signal)
             if most <= FEWER_STEPS or replay.price(sizes, len(positions), recursive=recursive) <= AFFORDABLE:
                 break
             most = max(FEWER_STEPS, most // 2)
         shape = (len(positions), len(sizes))
-        self.gain, self.conflict, self.near = np.empty(shape), np.empty(shape), np.empty(shape)
-        for part, prefixes in replay.batches(self.selected, weights, sizes, recursive=recursive):
-            measured = prefixes.measure(own, own_weights, nearest=True)
-            assert measured.nearest is not None  # as asked for
+        self.gain, self.conflict = np.empty(shape), np.empty(shape)
+        for part, prefixes in replay.batches(self.selected, weights, sizes, signal=signal):
+            measured = prefixes.measure(own, own_weights)
             self.gain[:, part], self.conflict[:, part] = measured.gain, measured.conflict
-            self.near[:, part] = measured.nearest
+            self.base = measured.base
+        self.near = replay.first_near(own, self.selected)
         self.scores = replay.score(self.gain, self.conflict, positions)
         # Beside nothing, the score is that of Δ(∅) alone.
         self.alone = replay.score(self.base[:, None], np.zeros((len(positions), 1)), positions)[:, 0]
@@ -189,7 +190,6 @@ class _Explainer:
         """Find what each row is nearest to, and which selected row takes most of its gain."""
         count = len(self.positions)
         self.nearest, self.cosine = np.full(count, -1), np.zeros(count)
-        self.cosines = np.zeros((count, 0))
         self.thief, self.taken = np.full(count, -1), np.zeros(count)
         if not len(self.selected):
             return
@@ -200,7 +200,6 @@ class _Explainer:
         itself = self.positions[:, None] == self.places
         self.nearest = np.argmax(np.where(itself, -1.0, np.abs(cosines)), axis=1)
         self.cosine = cosines[np.arange(count), self.nearest]
-        self.cosines = cosines
         if self.replay.reading != "full" or len(self.selected) > MOST_RECURSIVE:
             return
         # Without y alone gᵀM⁻¹g is larger by z_y²/H_yy, with H = (I + AAᵀ)⁻¹ and z = H·A·g.
@@ -299,8 +298,8 @@ class _Explainer:
             place = np.array([position])
             most = limits[self.run.first + self.ranks][:, replay.codes_of(place)[0]]
             allowed &= replay.costs_of(place)[0] <= most
-        if (limit := replay.settings["max_similarity"]) is not None:
-            near = self.near[at, :-1] > limit
+        if self.near is not None:
+            near = self.near[0][at] < self.before + self.ranks
             allowed &= ~near
         return allowed, near
 
@@ -318,11 +317,11 @@ class _Explainer:
             gaps[step] < 0
         )
         if near[step]:
-            limit = replay.settings["max_similarity"]
-            place = int(np.flatnonzero(np.abs(self.cosines[at]) > limit)[0])
+            assert self.near is not None
+            place, cosine = int(self.near[0][at]), float(self.near[1][at])
             return "near_duplicate", (
-                f"Row {row} is a near-duplicate of row {self._row_at(place)}: cosine {self.cosines[at, place]:.4f}, with"
-                f" max_similarity {limit:g}.{won}"
+                f"Row {row} is a near-duplicate of row {self._row_at(place)}: cosine {cosine:.4f}, with max_similarity"
+                f" {replay.settings['max_similarity']:g}.{won}"
             )
         if replay.groups is not None:
             label = replay.selection.quotas[int(replay.groups[position])][0]
@@ -336,7 +335,7 @@ class _Explainer:
     def _ties(self, gaps: Floats, step: int) -> bool:
         return bool(abs(gaps[step]) <= TIED * (1.0 + abs(self.needed[step])))
 
-    def _lost(self, at: int, row: int, open_: Rows, closest: int, gaps: Floats) -> tuple[str, str]:
+    def _lost(self, at: int, row: int, open_: Integers, closest: int, gaps: Floats) -> tuple[str, str]:
         """Return the reason why a row that could have been picked was not, and a sentence or two."""
         rank, gap, last = int(self.run.first + self.ranks[closest]), float(gaps[closest]), int(open_[-1])
         rival = int(self.selection.indices[rank])
@@ -387,7 +386,8 @@ def _ordinal(rank: int) -> str:
 def _unpicked_window(replay: Replay, position: int) -> Explanation:
     """Return the explanation of a row whose window has no pick at all."""
     row, nothing = replay.source.dataset_row(position), np.empty(0)
-    own = replay.reader.read([position])[0]
+    own = replay.reader.read([position])
+    weights = None if replay.weights is None else replay.weights[[position]]
     return Explanation(
         row=row,
         reason="unknown",
@@ -395,7 +395,7 @@ def _unpicked_window(replay: Replay, position: int) -> Explanation:
         rank=None,
         gap=None,
         last_gap=None,
-        base=float(np.log1p(replay.alpha * (own**2).sum())),
+        base=float(Prefixes(own[:0], replay.alpha, np.array([0])).measure(own, weights).base[0]),
         norm=float(np.sqrt((own**2).sum())),
         nearest=None,
         nearest_cosine=0.0,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spice_rs.analysis.inputs import SelectionInputs, takes_inputs
-from spice_rs.analysis.prefixes import Floats, Prefixes, Rows, RunningSum
+from spice_rs.analysis.prefixes import Floats, Integers, Positions, Prefixes, RunningSum
 from spice_rs.analysis.replay import Replay, Run, log_spaced, sampled
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.stepwise import Ranked, stepwise, tightness
@@ -138,7 +138,7 @@ def analyze(
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def _steps(replay: Replay, run: Run, wanted: int | None) -> Rows:
+def _steps(replay: Replay, run: Run, wanted: int | None) -> Integers:
     """Return the ranks within a run at which the runner-up is sought; rows to include had none."""
     forced = replay.selection.forced
     free = max(0, len(run.picks) - forced)
@@ -151,20 +151,20 @@ def _steps(replay: Replay, run: Run, wanted: int | None) -> Rows:
     return every if whole <= max(AFFORDABLE, least) else few
 
 
-def _least_price(replay: Replay, run: Run, ranks: Rows, signal: float) -> float:
+def _least_price(replay: Replay, run: Run, ranks: Integers, signal: float) -> float:
     """Return about how many multiplications the cheapest way to look at these steps takes."""
     sizes, rows = len(replay.initial) + ranks, len(run.candidates)
     return replay.price(sizes, rows, recursive=replay.is_recursive(sizes, rows, signal))
 
 
-def _blocks(replay: Replay, rows: Rows, width: int) -> Iterator[tuple[Rows, Floats, Floats | None]]:
+def _blocks(replay: Replay, rows: Positions, width: int) -> Iterator[tuple[Positions, Floats, Floats | None]]:
     """Yield (positions, rows, weights) in blocks whose numbers at `width` prefixes fit in the caches' neighbourhood."""
     size = max(1, BLOCK_CELLS // max(width, replay.dim))
     for positions, block in replay.reader.blocks(size, order=rows):
         yield positions, block, None if replay.weights is None else replay.weights[positions]
 
 
-def _largest_signal(replay: Replay, rows: Rows) -> float:
+def _largest_signal(replay: Replay, rows: Positions) -> float:
     """Return the largest αw‖g‖² of rows."""
     largest = 0.0
     for _, block, weights in _blocks(replay, rows, 1):
@@ -174,12 +174,10 @@ def _largest_signal(replay: Replay, rows: Rows) -> float:
 
 
 def _prefixes(
-    replay: Replay, selected: Floats, weights: Floats | None, sizes: Rows, rows: Rows
+    replay: Replay, selected: Floats, weights: Floats | None, sizes: Integers, rows: Positions
 ) -> Iterator[tuple[slice, Prefixes]]:
-    recursive = replay.is_recursive(sizes, len(rows), 0.0)
-    if recursive and replay.reading == "full":
-        recursive = replay.is_recursive(sizes, len(rows), _largest_signal(replay, rows))
-    return replay.batches(selected, weights, sizes, recursive=recursive)
+    signal = _largest_signal(replay, rows) if replay.reading == "full" else 0.0
+    return replay.batches(selected, weights, sizes, signal=signal)
 
 
 def _beside_earlier(
@@ -224,21 +222,20 @@ def _beside_earlier(
 
 
 def _best_others(
-    replay: Replay, run: Run, ranks: Rows, selected: Floats, weights: Floats | None, drawn: Bar
-) -> tuple[Floats, Rows]:
+    replay: Replay, run: Run, ranks: Integers, selected: Floats, weights: Floats | None, drawn: Bar
+) -> tuple[Floats, Positions]:
     """Return the best score of a row that could have been picked instead at each of these ranks, and its position."""
     best, who = np.full(len(ranks), -np.inf), np.full(len(ranks), -1, np.int64)
     taken = np.full(replay.source.rows, len(run.picks), np.int64)
     taken[run.picks] = np.arange(len(run.picks))
-    limit = replay.settings["max_similarity"]
     allowances = replay.allowances()
     for part, prefixes in _prefixes(replay, selected, weights, len(replay.initial) + ranks, run.candidates):
         for positions, block, own in _blocks(replay, run.candidates, int(prefixes.sizes[-1])):
-            measured = prefixes.measure(block, own, nearest=limit is not None)
+            measured = prefixes.measure(block, own)
             scores = replay.score(measured.gain, measured.conflict, positions)
             scores[taken[positions][:, None] <= ranks[part]] = -np.inf
-            if measured.nearest is not None and limit is not None:
-                scores[measured.nearest > limit] = -np.inf
+            if (near := replay.first_near(block, selected)) is not None:
+                scores[near[0][:, None] < prefixes.sizes] = -np.inf
             if allowances is not None:
                 most = allowances[run.first + ranks[part]][:, replay.codes_of(positions)].T
                 scores[replay.costs_of(positions)[:, None] > most] = -np.inf
@@ -251,7 +248,7 @@ def _best_others(
     return best, who
 
 
-def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None) -> Ranked:
+def _ranked(replay: Replay, run: Run, rows: Positions, selected: Floats, weights: Floats | None) -> Ranked:
     first = 0 if len(replay.initial) else 1  # beside nothing there is no conflict
     count = max(0, len(run.picks) - first)
     ranks = first + log_spaced(count, RANKED_STEPS)
@@ -265,8 +262,7 @@ def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Flo
             here = slice(done, done + len(positions))
             for name, values in numbers.items():
                 values[here, part] = getattr(measured, name)
-            squares = (block**2).sum(1) * (1.0 if own is None else own)
-            base[here] = np.log1p(replay.alpha * squares)
+            base[here] = measured.base
             done += len(positions)
     taken = np.full(replay.source.rows, len(run.picks), np.int64)
     taken[run.picks] = np.arange(len(run.picks))
@@ -275,7 +271,7 @@ def _ranked(replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Flo
 
 
 def _after(
-    replay: Replay, run: Run, rows: Rows, selected: Floats, weights: Floats | None
+    replay: Replay, run: Run, rows: Positions, selected: Floats, weights: Floats | None
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the numbers of a sample of candidates beside all picks."""
     size = np.array([len(selected)])
@@ -297,8 +293,8 @@ def _after(
 # --- all runs -----------------------------------------------------------------------------------------------------
 
 
-def _dataset_rows(replay: Replay, positions: Rows) -> Rows:
-    rows: Rows = positions if replay.source.index is None else replay.source.index[positions]
+def _dataset_rows(replay: Replay, positions: Positions) -> Integers:
+    rows: Integers = positions if replay.source.index is None else replay.source.index[positions]
     return rows
 
 

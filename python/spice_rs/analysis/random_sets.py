@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spice_rs.analysis.prefixes import MOST_RECURSIVE, Floats, Rows, log_dets
+from spice_rs.analysis.prefixes import Floats, Integers, log_dets
 from spice_rs.analysis.replay import Replay, log_spaced
-from spice_rs.analysis.waiting import waited
 from spice_rs.memory import check_memory
 
 
@@ -21,7 +20,7 @@ class Chance:
         log_dets: (r, s) U of each of r random orders, up to each size; initial rows count, as for the selection.
     """
 
-    sizes: Rows
+    sizes: Integers
     log_dets: Floats
 
 
@@ -44,7 +43,7 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
     drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.dim
     check_memory(
         f"random sets of {drawn_rows} rows of {dim} columns",
-        16.0 * drawn_rows * dim + 32.0 * (drawn_rows if drawn_rows <= MOST_RECURSIVE else dim) ** 2,
+        24.0 * drawn_rows * dim + 32.0 * min(drawn_rows, dim) ** 2,
         "Look at a selection of fewer rows, or of gradients of fewer columns.",
         field="selection",
     )
@@ -53,21 +52,7 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
     for number in range(sets):
         drawn = draws.choice(candidates, len(replay.picks), replace=False)
         positions = np.concatenate([replay.initial, drawn])
-        rows = replay.reader.read(positions) * np.sqrt(replay.alpha)
-        if replay.weights is not None:
-            rows *= np.sqrt(replay.weights[positions])[:, None]
-        found[number] = _log_dets(rows, len(replay.initial) + sizes)
+        weights = None if replay.weights is None else replay.weights[positions]
+        series = log_dets(replay.reader.read(positions), replay.alpha, weights)
+        found[number] = series[len(replay.initial) + sizes - 1]
     return Chance(sizes, found)
-
-
-def _log_dets(scaled: Floats, sizes: Rows) -> Floats:
-    """Return log det(I + AᵀA) of the first rows, for each number of them."""
-    if len(scaled) <= MOST_RECURSIVE:
-        return log_dets(waited(np.matmul, scaled, scaled.T))[sizes - 1]
-    matrix, done, found = np.zeros((scaled.shape[1], scaled.shape[1])), 0, []
-    for size in sizes.tolist():
-        part = scaled[done:size]
-        matrix += waited(np.matmul, part.T, part)
-        done = size
-        found.append(float(log_dets(matrix.copy())[-1]))
-    return np.array(found)

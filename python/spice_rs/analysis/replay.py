@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.analysis.inputs import BESIDE_DATA, check_names
-from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Prefixes, Rows, cost
+from spice_rs.analysis.prefixes import (
+    MOST_RECURSIVE,
+    MOST_SIGNAL,
+    Floats,
+    Integers,
+    Positions,
+    Prefixes,
+    cost,
+    first_near_duplicates,
+)
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.memory import check_memory
@@ -44,8 +53,8 @@ class Run:
     """
 
     first: int
-    picks: Rows
-    candidates: Rows
+    picks: Positions
+    candidates: Positions
 
 
 class Replay:
@@ -168,8 +177,8 @@ class Replay:
         positions = np.concatenate([self.initial, run.picks])
         check_memory(
             f"{len(positions)} picks and initial rows of {self.dim} columns to look at",
-            # The rows, the same scaled, and products of them where they are kept.
-            24.0 * len(positions) * self.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
+            # The rows, the same as the core keeps them, with their means, and products of them.
+            72.0 * len(positions) * self.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
             "Look at a selection of fewer rows, or of gradients of fewer columns.",
             field="selection",
         )
@@ -177,14 +186,14 @@ class Replay:
         return self.reader.read(positions), weights
 
     def batches(
-        self, selected: Floats, weights: Floats | None, sizes: Rows, *, recursive: bool
+        self, selected: Floats, weights: Floats | None, sizes: Integers, *, signal: float
     ) -> Iterator[tuple[slice, Prefixes]]:
-        """Yield prefixes of these sizes, as many at a time as fit in memory."""
+        """Yield prefixes of these sizes for rows of αw‖g‖² ≤ `signal`, as many at a time as fit in memory."""
         dim, start = self.dim, 0
         cells = np.where(2 * sizes < dim, sizes * (dim + sizes), dim * dim) + dim
         while start < len(sizes):
             end = len(sizes)
-            if self.reading == "full" and not recursive:
+            if self.reading == "full" and signal * len(selected) > _core.MOST_GROWTH:
                 within = np.cumsum(cells[start:]) <= BASIS_CELLS
                 end = start + max(1, int(within.sum()))
             part = slice(start, end)
@@ -196,18 +205,18 @@ class Replay:
                     sizes[part],
                     weights=weights,
                     reading=self.reading,
-                    recursive=recursive,
+                    signal=signal,
                 ),
             )
             start = end
 
-    def is_recursive(self, sizes: Rows, rows: int, largest: float) -> bool:
+    def is_recursive(self, sizes: Integers, rows: int, largest: float) -> bool:
         """Whether measuring rows of α‖g‖² ≤ `largest` at these prefixes by recursion is cheaper, and exact enough."""
         if not len(sizes) or largest > MOST_SIGNAL or sizes[-1] > MOST_RECURSIVE:
             return False
         return self.price(sizes, rows, recursive=True) <= self.price(sizes, rows, recursive=False)
 
-    def price(self, sizes: Rows, rows: int, *, recursive: bool) -> float:
+    def price(self, sizes: Integers, rows: int, *, recursive: bool) -> float:
         """Return about how many multiplications it takes to measure so many rows at these prefixes."""
         if self.reading != "full":
             return float(rows) * self.dim * len(sizes)
@@ -232,7 +241,7 @@ class Replay:
             budget=settings["budget"],
         )
 
-    def score(self, gain: Floats, conflict: Floats, positions: Rows) -> Floats:
+    def score(self, gain: Floats, conflict: Floats, positions: Positions) -> Floats:
         """Return the (b, s) scores of rows with (b, s) gains and conflicts."""
         per_row = {name: values[positions] for name, values in self.constraints.per_row.items()}
         scores = _core.scores(
@@ -243,6 +252,14 @@ class Replay:
             conflict_penalty=self.penalty,
         )
         return scores.reshape(gain.shape)
+
+    def first_near(self, rows: Floats, selected: Floats) -> tuple[Integers, Floats] | None:
+        """Return for each of (b, d) rows the place of the first selected row that it is too similar to, and their cosine.
+
+        Of a row that is too similar to none the number of selected rows; None if nothing was asked about similarity.
+        """
+        limit = self.settings["max_similarity"]
+        return None if limit is None else first_near_duplicates(rows, selected, limit)
 
     @property
     def multiplied(self) -> bool:
@@ -259,11 +276,11 @@ class Replay:
         found = _core.allowances(self.constraints, positions=self.picks, k=k)
         return None if found is None else found.reshape(len(self.picks) + 1, -1)
 
-    def costs_of(self, positions: Rows) -> Floats:
+    def costs_of(self, positions: Positions) -> Floats:
         """Return what rows cost; 1 without a budget of cost."""
         return np.ones(len(positions)) if self.costs is None else self.costs[positions]
 
-    def codes_of(self, positions: Rows) -> Rows:
+    def codes_of(self, positions: Positions) -> Integers:
         """Return the numbers of the rows' groups; 0 without groups."""
         return np.zeros(len(positions), np.int64) if self.groups is None else self.groups[positions]
 
@@ -326,7 +343,7 @@ class Replay:
         self._same("costs", digest(numbers), self.settings["costs"]["sha256"])
         return columns.by_position(numbers)
 
-    def _groups(self, columns: Columns, value: Any) -> Rows | None:
+    def _groups(self, columns: Columns, value: Any) -> Integers | None:
         if self.settings["groups"] is None:
             return None
         if value is None:
@@ -336,7 +353,7 @@ class Replay:
         self._same("groups", digest(labels, codes), self.settings["groups"]["sha256"])
         return columns.by_position(codes)
 
-    def _rows(self, name: str, value: Any, *, ordered: bool) -> Rows:
+    def _rows(self, name: str, value: Any, *, ordered: bool) -> Positions:
         if self.settings[name] is None or value is None:
             return np.empty(0, np.int64)
         rows = row_list(name, value.indices if isinstance(value, Selection) else value)
@@ -359,7 +376,7 @@ def _check_source(selection: Selection, source: Source) -> None:
     )
 
 
-def sampled(candidates: Rows, most: int, seed: int) -> Rows:
+def sampled(candidates: Positions, most: int, seed: int) -> Positions:
     """Return at most so many of the candidates, drawn with a seed, in their order."""
     if len(candidates) <= most:
         return candidates

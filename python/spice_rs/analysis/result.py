@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spice_rs.analysis.prefixes import Floats, Rows
+from spice_rs.analysis.prefixes import Floats, Integers
 from spice_rs.analysis.stepwise import NAMES, NO_STEPS, Stepwise, Tightness
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
 from spice_rs.selection.result import Selection
-from spice_rs.tables import UNKNOWN, aligned, cell
+from spice_rs.tables import UNKNOWN, aligned, cell, html_view
 
 _BESIDE_OTHERS = {"epsilon", "conflict", "cosine", "nearest_cosine", "bound", "tightness"}
 """Columns that say nothing of a pick that has none before it."""
@@ -47,12 +47,12 @@ class Analysis(Framed):
     selection: Selection
     norm: Floats
     cosine: Floats
-    nearest: Rows
+    nearest: Integers
     nearest_cosine: Floats
     bound: Floats
     tightness: Floats
     margin: Floats
-    runner_up: Rows
+    runner_up: Integers
     num_tokens: npt.NDArray[np.int32] | None
     stepwise: Stepwise
     theorem4: Tightness | None
@@ -102,18 +102,25 @@ class Analysis(Framed):
                 found[name] = float(np.median(known)) if len(known) else float("nan")
         return found
 
-    def summary(self) -> str:
-        """Return a table of the first, the median and the last pick, and what goes with what."""
+    def _cells(self) -> list[tuple[str, ...]]:
+        """Return the table of the first, the median and the last pick."""
         shown = {name: values for name, values in self.to_dict().items() if values.dtype.kind == "f"}
         medians = self.medians()
-        rows = [("per pick", "first", "median", "last")]
+        rows: list[tuple[str, ...]] = [("per pick", "first", "median", "last")]
         rows += [
             (name, self._shown(name, 0), cell(medians[name], ".4g"), self._shown(name, -1))
             for name, values in shown.items()
             if len(values)
         ]
+        return rows
+
+    def _repr_html_(self) -> str:
+        return html_view(self._cells(), repr(self), *self.notes)
+
+    def summary(self) -> str:
+        """Return a table of the first, the median and the last pick, and what goes with what."""
         half = "beyond the last pick" if self.half_life is None else counted(self.half_life, "pick")
-        lines = [aligned(rows), "", f"half-life of the gain: {half}"]
+        lines = [aligned(self._cells()), "", f"half-life of the gain: {half}"]
         lines.append(f"runner-up sought at {self.looked_at} of {len(self)} steps")
         steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
         pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]

@@ -6,8 +6,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from spice_rs.analysis.prefixes import Floats, Rows
+from spice_rs import _core
+from spice_rs.analysis.prefixes import Floats, Integers
 from spice_rs.analysis.spearman import spearman
+
+ROUNDING = 4096 * np.finfo(np.float64).eps
+"""What a difference of two Δ may be off, in parts of 1 + α‖g‖²."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +29,8 @@ class Stepwise:
         overlap_epsilon: (c,) the same against |ε|.
     """
 
-    ranks: Rows
-    rows: Rows
+    ranks: Integers
+    rows: Integers
     conflict_gain: Floats
     conflict_epsilon: Floats
     cosine_gain: Floats
@@ -89,7 +93,7 @@ class Ranked:
         overlap: (r, c) α²Σ(g_xᵀg_y)².
     """
 
-    ranks: Rows
+    ranks: Integers
     base: Floats
     gain: Floats
     conflict: Floats
@@ -127,8 +131,8 @@ def tightness(parts: list[Ranked]) -> Tightness:
             free = np.isfinite(part.gain[:, at])
             lost = np.abs(part.gain[free, at] - part.base[free])
             bound = part.overlap[free, at] / (1.0 + signal[free])
-            rounding = 1e-12 * (1.0 + signal[free])
-            violations += int((lost > bound * (1 + 1e-9) + rounding).sum())
+            rounding = ROUNDING * (1.0 + signal[free])
+            violations += int((lost > bound * (1 + _core.SLACK) + rounding).sum())
             checked += len(lost)
             some = bound > rounding
             ratios = lost[some] / bound[some]

@@ -90,6 +90,7 @@ SELECTION = {
     ),
     "windows": ("pool_size", "select_per_window", "seed"),
     "what is measured": (
+        "held_out",
         "lengths",
         "certificate",
         "prefixes",

@@ -137,6 +137,7 @@ _PYTHON_ALONE = (
     (re.compile(r"leaving it out for 64 MiB|None for 64 MiB"), "64 MiB by default"),
     (re.compile(r"[;.,]? ?[Ss]ee spice_rs[\w.]*"), ""),
     (re.compile(r",? or \(N,\)[^.;]*? by dataset row"), ""),
+    (re.compile(r", or \(h,\) labels[^.;]*"), ""),
     (re.compile(r"\(m,\) "), ""),
     (re.compile(r" ?From Python[^.]*\."), ""),
     (re.compile(r", or a selection from the same source"), ""),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.arguments import whole
-from spice_rs.selection.options import Floats, Rows
+from spice_rs.selection.options import Floats, Positions, Rows
 from spice_rs.store.rows import RowReader
 from spice_rs.store.source import Label, RowLabels, Source
 
@@ -140,7 +140,7 @@ class Composition:
 
 
 def composed(
-    source: Source, picks: Rows, apart: Sequence[Rows | None] = (), labels: RowLabels | None = None
+    source: Source, picks: Positions, apart: Sequence[Positions | None] = (), labels: RowLabels | None = None
 ) -> Composition:
     """Return what picks are made of.
 
@@ -177,7 +177,7 @@ def composed(
     )
 
 
-def _alike(source: Source, picks: Rows) -> Rows | None:
+def _alike(source: Source, picks: Positions) -> Rows | None:
     """Return the rank of the first other pick that each is nearly parallel to; None where that takes too long."""
     m = len(picks)
     if m * source.dim > MOST_CELLS or m * m / 2 * source.dim > MOST_PRODUCTS:

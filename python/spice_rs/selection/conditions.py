@@ -14,7 +14,7 @@ import numpy.typing as npt
 from spice_rs.errors import InvalidInputError
 from spice_rs.selection.columns import digest
 from spice_rs.selection.constraints import KEYS, PER_ROW
-from spice_rs.selection.options import Constraints, Floats, Rows
+from spice_rs.selection.options import Constraints, Floats, Positions, Rows
 from spice_rs.selection.quotas import EXCESS, Quotas
 from spice_rs.selection.represent import Represented
 from spice_rs.selection.result import NearDuplicates, as_labels
@@ -47,9 +47,9 @@ class Conditions:
 
     source: Source
     candidates: npt.NDArray[np.bool_]
-    initial: Rows | None = None
-    include: Rows | None = None
-    exclude: Rows | None = None
+    initial: Positions | None = None
+    include: Positions | None = None
+    exclude: Positions | None = None
     groups: Quotas | None = None
     costs: Floats | None = None
     budget: float | None = None
@@ -118,7 +118,7 @@ class Conditions:
         def hashed(values: Floats | None) -> dict[str, Any] | None:
             return None if values is None else {"sha256": digest(values[order])}
 
-        def listed(positions: Rows | None, *, ordered: bool = True) -> dict[str, Any] | None:
+        def listed(positions: Positions | None, *, ordered: bool = True) -> dict[str, Any] | None:
             if positions is None:
                 return None
             rows = positions if self.source.index is None else self.source.index[positions]

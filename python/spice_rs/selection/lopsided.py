@@ -53,7 +53,7 @@ def lopsided(selection: Selection, reduction: str | None) -> list[str]:
     if label is not None:
         found.append(_of_label(composition, label))
     cause, remedies = _why(settings, reduction, ratio, composition, labelled=label is not None)
-    return [f"{OPENING}: {', and '.join(found)}. {cause}: try {', or '.join(remedies)}."]
+    return [f"{OPENING}: {', and '.join(found)}. {cause}: try {', or '.join(remedies)}.{_aimed(settings)}"]
 
 
 def _ratio(composition: Composition) -> float:
@@ -90,6 +90,12 @@ def _of_label(composition: Composition, code: int) -> str:
     return f"{column} is {short(label, 40)} in {here:.0%} of them and in {there:.0%} of the pool"
 
 
+def _aimed(settings: Mapping[str, Any]) -> str:
+    """Return what else to do; windows and approximate methods, which have an epsilon, take no target."""
+    fits = settings["pool_size"] is None and settings["epsilon"] is None
+    return " Or select for a few records that you trust: target=…." if fits else ""
+
+
 def _why(
     settings: Mapping[str, Any],
     reduction: str | None,
@@ -104,7 +110,7 @@ def _why(
     column = composition.column
     shares = f"groups={'…' if column is None else short(column, 40)} for the pool's shares"
     if scale == "unit":
-        return "Unit rows win by being unlike the others", [shares, "target=… for records of what is wanted"]
+        return "Unit rows win by being unlike the others", [shares]
     if scale == "mean" and ratio <= 1:
         cause = "Gradients of the mean loss are largest for short answers, and the largest win"
     elif scale == "sum" and ratio >= 1:

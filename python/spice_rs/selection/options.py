@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int64]
+"""Dataset rows, or numbers that rows have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Objective:
 class Windows:
     """Many short runs: `per_window` rows of each `size` that follow each other in `order`, (n,) positions."""
 
-    order: Rows
+    order: Positions
     size: int
     per_window: int
 
@@ -60,10 +62,10 @@ class Constraints:
     """
 
     per_row: Mapping[str, Floats] = field(default_factory=dict)
-    initial: Rows | None = None
-    include: Rows | None = None
-    exclude: Rows | None = None
-    groups: Rows | None = None
+    initial: Positions | None = None
+    include: Positions | None = None
+    exclude: Positions | None = None
+    groups: npt.NDArray[np.int64] | None = None
     minima: Floats | None = None
     maxima: Floats | None = None
     costs: Floats | None = None

@@ -21,7 +21,7 @@ from spice_rs.selection.arguments import Share, count_or_none, gamma_given
 from spice_rs.selection.columns import Columns, row_list
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, SCALARS
-from spice_rs.selection.options import Floats, Rows
+from spice_rs.selection.options import Floats, Positions
 from spice_rs.selection.represent import represent, without_gamma
 from spice_rs.selection.result import Selection
 from spice_rs.selection.saved import check_same
@@ -253,7 +253,7 @@ class Requested:
         self,
         source: Source,
         free: npt.NDArray[np.bool_],
-        include: Rows | None,
+        include: Positions | None,
         partial: bool,
         threads: int | None,
         progress: Progress,
@@ -295,9 +295,9 @@ class Requested:
         for each in SCALARS:
             each.checked(self.scalars[each.name])
 
-    def _rows(self, source: Source, threads: int | None) -> list[Rows | None]:
+    def _rows(self, source: Source, threads: int | None) -> list[Positions | None]:
         """Return the positions of the rows of initial, include and exclude."""
-        found: dict[str, Rows | None] = {}
+        found: dict[str, Positions | None] = {}
         for field in ("initial", "include", "exclude"):
             given = getattr(self, field)
             if isinstance(given, Selection):
@@ -346,7 +346,7 @@ class Requested:
         return float(exact if exact >= 1 else exact * Fraction(math.fsum(costs)))
 
 
-def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Rows | None) -> None:
+def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Positions | None) -> None:
     left = int(candidates.sum())
     if k is not None and k > left == len(candidates):
         raise InvalidInputError(

@@ -183,7 +183,7 @@ fn groups_of(groups: &PyReadonlyArray1<'_, i64>) -> Vec<usize> {
     groups.as_array().iter().map(|&group| group as usize).collect()
 }
 
-fn parse<T: Copy>(field: &str, found: &str, legal: &[(&str, T)]) -> PyResult<T> {
+pub(crate) fn parse<T: Copy>(field: &str, found: &str, legal: &[(&str, T)]) -> PyResult<T> {
     if let Some((_, value)) = legal.iter().find(|(name, _)| *name == found) {
         return Ok(*value);
     }

@@ -111,6 +111,39 @@ pub(crate) fn log_det(
     watch(py, &monitor, threads, files, (), work)
 }
 
+/// U of the first t + 1 of the rows at `positions`, for every t.
+#[pyfunction]
+#[pyo3(signature = (pool, *, positions, alpha, threads))]
+pub(crate) fn log_dets<'py>(
+    py: Python<'py>,
+    pool: PoolOptions<'py>,
+    positions: PyReadonlyArray1<'py, i64>,
+    alpha: f64,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let (scaling, files, positions) = (pool.scaling(), pool.files(), positions_of(&positions));
+    let pool = pool.open()?;
+    let monitor = Monitor::default();
+    let work = || selection::log_dets(&scaling.survey(pool, &monitor)?, alpha, &positions, &monitor);
+    Ok(watch(py, &monitor, threads, files, (), work)?.into_pyarray(py))
+}
+
+/// Δ(∅) of every row.
+#[pyfunction]
+#[pyo3(signature = (pool, *, alpha, threads))]
+pub(crate) fn single_gains<'py>(
+    py: Python<'py>,
+    pool: PoolOptions<'py>,
+    alpha: f64,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let (scaling, files) = (pool.scaling(), pool.files());
+    let pool = pool.open()?;
+    let monitor = Monitor::default();
+    let work = || selection::single_gains(&scaling.survey(pool, &monitor)?, alpha);
+    Ok(watch(py, &monitor, threads, files, (), work)?.into_pyarray(py))
+}
+
 /// w‖g‖² of every row.
 #[pyfunction]
 #[pyo3(signature = (pool, *, threads))]

@@ -9,6 +9,7 @@ mod cholesky;
 mod kernels;
 mod outer;
 mod products;
+mod span;
 mod whitening;
 
 pub use cholesky::{Cholesky, LogDets, add_outer_products};
@@ -17,4 +18,5 @@ pub(crate) use kernels::{CHUNK, dot_twofold};
 pub(crate) use outer::{add_many_outer_products, stride_of};
 pub(crate) use products::sure_squares;
 pub use products::{product_error, products_of};
+pub use span::Span;
 pub use whitening::{Whitening, rounding};

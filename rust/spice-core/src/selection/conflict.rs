@@ -19,6 +19,7 @@ const SHORTER: f64 = f64::from_bits((1023 - 500) << 52);
 /// carried in two parts, in which opposite rows leave nothing behind; the division by the count comes
 /// after the dot product; and a row at a right angle to the sum is measured in twice the digits. Then
 /// the conflict has ten digits of its own, however small it is.
+#[derive(Clone)]
 pub(super) struct SelectedMean {
     sum: Vec<f64>,
     /// What rounding has left out of `sum`.
@@ -77,6 +78,11 @@ impl SelectedMean {
         (norm > 0.0 && norm.is_finite()).then(|| self.sum.iter().map(|cell| cell / norm).collect())
     }
 
+    /// The weighted sum of the selected rows.
+    pub(super) fn sum(&self) -> &[f64] {
+        &self.sum
+    }
+
     /// ‖m‖.
     pub(super) const fn norm(&self) -> f64 {
         self.norm
@@ -84,8 +90,13 @@ impl SelectedMean {
 
     /// ⟨g, m⟩/(‖g‖‖m‖), to some thirteen digits; 0 where it is not defined.
     pub(super) fn cosine(&self, kernels: Kernels, row: &[f64], norm_sq: f64) -> f64 {
+        self.cosine_by(kernels.dot(row, &self.sum), norm_sq)
+    }
+
+    /// [`SelectedMean::cosine`] of a row whose product with the [`SelectedMean::sum`] is at hand.
+    pub(super) fn cosine_by(&self, product: f64, norm_sq: f64) -> f64 {
         let norms = norm_sq.sqrt() * self.norm;
-        if norms > 0.0 { kernels.dot(row, &self.sum) / self.count / norms } else { 0.0 }
+        if norms > 0.0 { product / self.count / norms } else { 0.0 }
     }
 
     /// The least conflict of a row whose cosine to the mean is at most `−against`, while ‖m‖ ≥ `mean_norm`.
@@ -96,11 +107,16 @@ impl SelectedMean {
 
     /// `max(0, −⟨g, m⟩ / (‖g‖‖m‖ + η))`, in [0, 1]; 0 while nothing is selected.
     pub(super) fn conflict(&self, kernels: Kernels, row: &[f64], norm_sq: f64, weight: f64) -> f64 {
+        self.conflict_by(kernels.dot(row, &self.sum), row, norm_sq, weight)
+    }
+
+    /// [`SelectedMean::conflict`] of a row whose product with the [`SelectedMean::sum`] is at hand.
+    pub(super) fn conflict_by(&self, product: f64, row: &[f64], norm_sq: f64, weight: f64) -> f64 {
         if self.count == 0.0 {
             return 0.0;
         }
         let norms = norm_sq.sqrt() * self.norm;
-        let mut aligned = kernels.dot(row, &self.sum) / self.count;
+        let mut aligned = product / self.count;
         if aligned.abs() < SMALL_COSINE * norms {
             aligned = dot_twofold(row, &self.sum, &self.rest) / self.count;
         }

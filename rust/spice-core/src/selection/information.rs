@@ -57,12 +57,14 @@ pub fn log_det(
 ///
 /// # Errors
 /// As [`log_det`].
-pub(super) fn log_dets(
+pub fn log_dets(
     survey: &Survey<'_>,
     alpha: f64,
     positions: &[Position],
     monitor: &Monitor,
 ) -> Result<Vec<f64>> {
+    check_alpha(alpha)?;
+    check_positions(survey, positions)?;
     if positions.is_empty() {
         return Ok(Vec::new());
     }

@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
+use crate::error::Result;
 use crate::linalg::{product_error, products_of};
+use crate::monitor::Monitor;
 use crate::rows::Position;
 use crate::survey::{FAINT, Survey};
 
@@ -65,6 +67,28 @@ impl NearDuplicates {
         let chunks = self.selected.par_chunks(CHUNK);
         chunks.map_init(Vec::new, compare).find_first(Option::is_some).flatten()
     }
+}
+
+/// For each row from the `listed`th on, the first of the `listed` rows before them that it is a near-duplicate of under
+/// `max_similarity`, and their cosine: as a search has it.
+///
+/// # Errors
+/// [`crate::Error::Interrupted`].
+pub fn near_duplicates(
+    survey: &Survey<'_>,
+    listed: usize,
+    max_similarity: f64,
+    monitor: &Monitor,
+) -> Result<Vec<Option<(usize, f64)>>> {
+    let mut known = NearDuplicates::new(max_similarity);
+    known.selected = Position::all(listed.min(survey.len())).collect();
+    let rows = (listed.min(survey.len())..survey.len()).into_par_iter();
+    rows.map(|row| {
+        monitor.check()?;
+        let found = known.of(Position::new(row), survey);
+        Ok(found.map(|(of, cosine)| (of.get(), cosine)))
+    })
+    .collect()
 }
 
 /// The cosine of two rows, neither of them zero.

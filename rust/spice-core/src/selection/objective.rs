@@ -39,6 +39,7 @@ pub(super) trait Objective: Sync {
 ///
 /// s = Σ_j g_j²/den_j with den = 1 at first and den_j += α·g_j⁴ at a pick (their "AdaFisher": h = |g|·g,
 /// squared). It is theirs, and not the paper's formula.
+#[derive(Clone)]
 pub(super) struct DiagonalFisher {
     kernels: Kernels,
     alpha: f64,

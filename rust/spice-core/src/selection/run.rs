@@ -74,6 +74,11 @@ pub(super) struct Outcome {
     pub(super) stop: StopReason,
 }
 
+/// Δ of a value.
+pub(super) fn gain(alpha: f64, value: f64) -> f64 {
+    (alpha * value.max(0.0)).ln_1p()
+}
+
 /// A greedy run in progress.
 pub(super) struct Run<'a> {
     pub(super) survey: &'a Survey<'a>,
@@ -119,7 +124,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn gain(&self, value: f64) -> f64 {
-        (self.alpha * value.max(0.0)).ln_1p()
+        gain(self.alpha, value)
     }
 
     /// The value whose Δ is `gain`: the inverse of [`Run::gain`].
@@ -324,7 +329,7 @@ impl<'a> Run<'a> {
 
     /// log(1 + α‖g‖²).
     fn base(&self, position: Position) -> f64 {
-        (self.alpha * self.survey.norm_sq(position)).ln_1p()
+        gain(self.alpha, self.survey.norm_sq(position))
     }
 
     /// How much the score fell from one pick to the next, on average over the latest `picks` picks.

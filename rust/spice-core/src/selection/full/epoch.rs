@@ -23,6 +23,8 @@
 //! matrix. A pool whose rows are few and long stays in it for good (the sample-space form): M then keeps an
 //! eigenvalue of 1, and what subtraction loses is about what cond(M) excuses.
 
+use std::ops::Range;
+
 use super::gram::Gram;
 use crate::error::{Error, Result};
 use crate::linalg::{Cholesky, Kernels, add_outer_products};
@@ -31,9 +33,11 @@ use crate::rows::Position;
 use crate::survey::Survey;
 
 /// Largest loss of digits within an epoch: 1e5 · 2⁻⁵³ leaves ten digits.
-const MAX_GROWTH: f64 = 1e5;
+pub const MOST_GROWTH: f64 = 1e5;
 /// How far, in parts of the largest q_start, a winner may have fallen: some ulps of that one leave ten digits too.
 const LEAST_PART: f64 = 1e-4;
+/// A q that lost nothing counts as known to this share of itself: what is computed in another order differs by less.
+pub const SLACK: f64 = 1e-9;
 /// Shortest regular epoch; below, a factorisation costs less than keeping count.
 const MIN_LENGTH: usize = 32;
 /// Widest matrix that is factored: three of them take 6 GB.
@@ -41,28 +45,102 @@ const MAX_DIM: usize = 16_384;
 /// Rows of X that whiten a row together; they stay in the second cache.
 const BAND: usize = 48;
 
-/// The picks of an epoch and what their rows look like in it.
-pub(super) struct Epoch<'a> {
-    survey: &'a Survey<'a>,
-    monitor: &'a Monitor,
+/// What takes any row past the picks of an epoch: the row itself is all that has to be known of it.
+#[derive(Clone)]
+pub(in crate::selection) struct Basis {
     kernels: Kernels,
     alpha: f64,
-    /// Picks after which the epoch ends; `usize::MAX` if this pool never leaves its first one.
-    length: usize,
-    /// Lower triangle of M at the start of the epoch, column after column; empty while M = I.
-    matrix: Vec<f64>,
+    dim: usize,
     /// X = L⁻¹, row after row; empty while M = I.
     inverse: Vec<f64>,
-    /// All inner products, where rows are not looked at one by one; then nothing is whitened.
-    gram: Option<Gram>,
-    /// Positions of the picks.
-    positions: Vec<Position>,
-    /// Their whitened rows, (t, d).
+    /// The picks' whitened rows, (t, d); empty where all inner products are known.
     whitened: Vec<f64>,
     /// Their coordinates: pick j has j of them.
     coordinates: Vec<Vec<f64>>,
     /// √α / √(1 + α q_j).
     lengths: Vec<f64>,
+}
+
+impl Basis {
+    fn new(kernels: Kernels, alpha: f64, dim: usize) -> Self {
+        Self {
+            kernels,
+            alpha,
+            dim,
+            inverse: Vec::new(),
+            whitened: Vec::new(),
+            coordinates: Vec::new(),
+            lengths: Vec::new(),
+        }
+    }
+
+    /// Picks that it takes rows past.
+    pub(in crate::selection) fn picks(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Writes the rows in `cells`, whitened, to `out`; returns their q at the start of the epoch. `norms_sq` has their ‖g‖².
+    pub(in crate::selection) fn whiten(
+        &self,
+        cells: &[f64],
+        norms_sq: impl Iterator<Item = f64>,
+        out: &mut [f64],
+    ) -> Vec<f64> {
+        let dim = self.dim;
+        if self.inverse.is_empty() {
+            out.copy_from_slice(cells);
+            return norms_sq.collect();
+        }
+        let mut products = vec![0.0; cells.len() / dim * BAND];
+        for first in (0..dim).step_by(BAND) {
+            let end = (first + BAND).min(dim);
+            let band: Vec<&[f64]> = (first..end).map(|i| &self.inverse[i * dim..][..end]).collect();
+            let cells: Vec<&[f64]> = cells.chunks_exact(dim).map(|cells| &cells[..end]).collect();
+            self.kernels.dots(&cells, &band, &mut products);
+            for (out, products) in out.chunks_exact_mut(dim).zip(products.chunks_exact(end - first)) {
+                out[first..end].copy_from_slice(products);
+            }
+        }
+        out.chunks_exact(dim).map(|y| self.kernels.dot(y, y)).collect()
+    }
+
+    /// Writes the inner products of whitened rows with the picks `picks` to `out`, row after row.
+    pub(in crate::selection) fn products(&self, rows: &[&[f64]], picks: Range<usize>, out: &mut [f64]) {
+        let dim = self.dim;
+        let whitened = &self.whitened[picks.start * dim..picks.end * dim];
+        let picks: Vec<&[f64]> = whitened.chunks_exact(dim).collect();
+        self.kernels.dots(rows, &picks, out);
+    }
+
+    /// Takes a row past pick `j`, whose inner product with it is `product`: returns q after it, from `value` before.
+    pub(in crate::selection) fn pass(
+        &self,
+        j: usize,
+        product: f64,
+        coordinates: &mut [f64],
+        value: f64,
+    ) -> f64 {
+        let shared = self.kernels.dot(&coordinates[..j], &self.coordinates[j]);
+        let coordinate = (product - shared) * self.lengths[j];
+        coordinates[j] = coordinate;
+        value - coordinate * coordinate
+    }
+}
+
+/// The picks of an epoch and what their rows look like in it.
+pub(super) struct Epoch<'a> {
+    survey: &'a Survey<'a>,
+    monitor: &'a Monitor,
+    /// Picks after which the epoch ends; `usize::MAX` if this pool never leaves its first one.
+    length: usize,
+    /// Lower triangle of M at the start of the epoch, column after column; empty while M = I.
+    matrix: Vec<f64>,
+    /// All inner products, where rows are not looked at one by one; then nothing is whitened.
+    gram: Option<Gram>,
+    /// Positions of the picks.
+    positions: Vec<Position>,
+    /// What takes rows past them.
+    basis: Basis,
     /// α Σ ‖y_j‖².
     growth: f64,
     /// No row that can still win started the epoch with a larger q.
@@ -89,16 +167,11 @@ impl<'a> Epoch<'a> {
         Self {
             survey,
             monitor,
-            kernels: survey.kernels(),
-            alpha,
             length: if factors { MIN_LENGTH.max(dim / 2) } else { usize::MAX },
             matrix: Vec::new(),
-            inverse: Vec::new(),
             gram: None,
             positions: Vec::new(),
-            whitened: Vec::new(),
-            coordinates: Vec::new(),
-            lengths: Vec::new(),
+            basis: Basis::new(survey.kernels(), alpha, dim),
             growth: 0.0,
             ceiling: survey.largest_norm_sq(),
             largest: survey.largest_norm_sq(),
@@ -118,8 +191,8 @@ impl<'a> Epoch<'a> {
 
     /// Whether M may have to be factored for so many picks.
     pub(super) fn may_end(&self, picks: usize) -> bool {
-        let growth = self.alpha * self.largest * picks as f64;
-        !self.is_endless() && (picks >= self.length || growth > MAX_GROWTH)
+        let growth = self.basis.alpha * self.largest * picks as f64;
+        !self.is_endless() && (picks >= self.length || growth > MOST_GROWTH)
     }
 
     /// Cells of a whitened row.
@@ -144,17 +217,17 @@ impl<'a> Epoch<'a> {
 
     /// The picks' whitened rows, (t, d).
     pub(super) fn whitened(&self) -> &[f64] {
-        &self.whitened
+        &self.basis.whitened
     }
 
     /// The coordinates of pick `j` (j of them) and its √α / √(1 + α q_j).
     pub(super) fn pick(&self, j: usize) -> (&[f64], f64) {
-        (&self.coordinates[j], self.lengths[j])
+        (&self.basis.coordinates[j], self.basis.lengths[j])
     }
 
     /// X, row after row; `None` while M = I.
     pub(super) fn inverse(&self) -> Option<&[f64]> {
-        (!self.inverse.is_empty()).then_some(&self.inverse)
+        (!self.basis.inverse.is_empty()).then_some(&self.basis.inverse)
     }
 
     /// Writes the whitened rows to `out`, using `cells` for the rows themselves; returns their q at the start of
@@ -169,27 +242,18 @@ impl<'a> Epoch<'a> {
         if self.gram.is_some() {
             return positions.iter().map(|&position| survey.norm_sq(position)).collect();
         }
-        if self.inverse.is_empty() {
+        let norms_sq = positions.iter().map(|&position| survey.norm_sq(position));
+        if self.basis.inverse.is_empty() {
             for (&position, out) in positions.iter().zip(out.chunks_exact_mut(dim)) {
                 survey.load(position, out);
             }
-            return positions.iter().map(|&position| survey.norm_sq(position)).collect();
+            return norms_sq.collect();
         }
         cells.resize(positions.len() * dim, 0.0);
         for (&position, cells) in positions.iter().zip(cells.chunks_exact_mut(dim)) {
             survey.load(position, cells);
         }
-        let mut products = vec![0.0; positions.len() * BAND];
-        for first in (0..dim).step_by(BAND) {
-            let end = (first + BAND).min(dim);
-            let band: Vec<&[f64]> = (first..end).map(|i| &self.inverse[i * dim..][..end]).collect();
-            let cells: Vec<&[f64]> = cells.chunks_exact(dim).map(|cells| &cells[..end]).collect();
-            self.kernels.dots(&cells, &band, &mut products);
-            for (out, products) in out.chunks_exact_mut(dim).zip(products.chunks_exact(end - first)) {
-                out[first..end].copy_from_slice(products);
-            }
-        }
-        out.chunks_exact(dim).map(|y| self.kernels.dot(y, y)).collect()
+        self.basis.whiten(cells, norms_sq, out)
     }
 
     /// Takes followers that have seen the first `seen` picks past the rest.
@@ -198,7 +262,6 @@ impl<'a> Epoch<'a> {
         if missing == 0 || followers.is_empty() {
             return;
         }
-        let dim = self.survey.dim();
         products.resize(followers.len() * missing, 0.0);
         if let Some(gram) = &self.gram {
             for (follower, products) in followers.iter().zip(products.chunks_exact_mut(missing)) {
@@ -208,15 +271,11 @@ impl<'a> Epoch<'a> {
             }
         } else {
             let rows: Vec<&[f64]> = followers.iter().map(|follower| follower.whitened).collect();
-            let picks: Vec<&[f64]> = self.whitened[seen * dim..].chunks_exact(dim).collect();
-            self.kernels.dots(&rows, &picks, products);
+            self.basis.products(&rows, seen..self.positions.len(), products);
         }
         for (follower, products) in followers.iter_mut().zip(products.chunks_exact(missing)) {
-            for (j, product) in (seen..).zip(products) {
-                let shared = self.kernels.dot(&follower.coordinates[..j], &self.coordinates[j]);
-                let coordinate = (product - shared) * self.lengths[j];
-                follower.coordinates[j] = coordinate;
-                *follower.value -= coordinate * coordinate;
+            for (j, &product) in (seen..).zip(products) {
+                *follower.value = self.basis.pass(j, product, follower.coordinates, *follower.value);
             }
         }
     }
@@ -229,13 +288,13 @@ impl<'a> Epoch<'a> {
         coordinates: &[f64],
         value: f64,
     ) {
-        self.growth += self.alpha * self.kernels.dot(whitened, whitened);
-        self.trace += self.alpha * self.survey.norm_sq(position);
+        self.growth += self.basis.alpha * self.basis.kernels.dot(whitened, whitened);
+        self.trace += self.basis.alpha * self.survey.norm_sq(position);
         if self.gram.is_none() {
-            self.whitened.extend_from_slice(whitened);
+            self.basis.whitened.extend_from_slice(whitened);
         }
-        self.coordinates.push(coordinates[..self.positions.len()].to_vec());
-        self.lengths.push((self.alpha / (1.0 + self.alpha * value.max(0.0))).sqrt());
+        self.basis.coordinates.push(coordinates[..self.positions.len()].to_vec());
+        self.basis.lengths.push((self.basis.alpha / (1.0 + self.basis.alpha * value.max(0.0))).sqrt());
         self.positions.push(position);
     }
 
@@ -253,7 +312,7 @@ impl<'a> Epoch<'a> {
 
     /// Whether too few digits may be left to tell rows of value `least`, which the winner has at least, from others.
     pub(super) fn is_doubtful(&self, least: f64) -> bool {
-        self.length != usize::MAX && self.growth > MAX_GROWTH && least < LEAST_PART * self.ceiling
+        self.length != usize::MAX && self.growth > MOST_GROWTH && least < LEAST_PART * self.ceiling
     }
 
     /// Starts the next epoch: every row has to be whitened anew.
@@ -266,15 +325,15 @@ impl<'a> Epoch<'a> {
             self.matrix = vec![0.0; dim * dim];
             (0..dim).for_each(|i| self.matrix[i * dim + i] = 1.0);
         }
-        self.inverse = Vec::new(); // before the factor takes its room
-        self.whitened.clear();
+        self.basis.inverse = Vec::new(); // before the factor takes its room
+        self.basis.whitened.clear();
         let mut cells = vec![0.0; self.positions.len().min(256) * dim];
         for positions in self.positions.chunks(256) {
             self.monitor.check()?;
             for (&position, cells) in positions.iter().zip(cells.chunks_exact_mut(dim)) {
                 self.survey.load(position, cells);
             }
-            add_outer_products(&mut self.matrix, dim, &cells[..positions.len() * dim], self.alpha);
+            add_outer_products(&mut self.matrix, dim, &cells[..positions.len() * dim], self.basis.alpha);
         }
         let factor = Cholesky::new(self.matrix.clone(), dim, || self.monitor.check())?;
         let factor = factor.ok_or_else(|| {
@@ -282,23 +341,28 @@ impl<'a> Epoch<'a> {
                 "alpha",
                 format!(
                     "{}, with which I + alpha F is no longer positive definite in float64",
-                    self.alpha
+                    self.basis.alpha
                 ),
                 "rows or an alpha that leave the I of I + alpha F its digits",
                 "Lower alpha, or use normalize=\"unit\".",
             )
         })?;
-        self.inverse = factor.inverse(|| self.monitor.check())?;
+        self.basis.inverse = factor.inverse(|| self.monitor.check())?;
         self.positions.clear();
-        self.coordinates.clear();
-        self.lengths.clear();
+        self.basis.coordinates.clear();
+        self.basis.lengths.clear();
         self.growth = 0.0;
         Ok(())
+    }
+
+    /// What takes any row past the picks of this epoch, all inner products aside.
+    pub(super) const fn basis(&self) -> &Basis {
+        &self.basis
     }
 
     /// How far a computed q may be from the true one, relatively.
     pub(super) fn slack(&self) -> f64 {
         let solve = 8.0 * self.survey.dim() as f64 * f64::EPSILON * (1.0 + self.trace);
-        solve.clamp(1e-9, 1.0)
+        solve.clamp(SLACK, 1.0)
     }
 }

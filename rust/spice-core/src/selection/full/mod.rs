@@ -51,6 +51,7 @@ mod search;
 mod standing;
 mod step;
 mod stochastic;
+mod stretches;
 #[cfg(test)]
 mod tests;
 mod twins;
@@ -66,10 +67,12 @@ use super::places::{Name, Place};
 use super::run::{Forced, Outcome, Past, Run};
 use crate::error::Result;
 use crate::rows::Position;
+pub use epoch::{MOST_GROWTH, SLACK};
 use messages::News;
 use owners::{Deal, Reach};
 use search::{FIRST, Found, Search};
 pub(super) use search::{Sampling, Strategy};
+pub(super) use stretches::{Room, Stretches};
 
 /// Selects up to `k` of the `candidates`, beginning with the picks of an earlier run.
 pub(super) fn search<'a>(
