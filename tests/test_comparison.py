@@ -278,7 +278,17 @@ def comparison():
         )
 
 
-LINES = ["spice", "no_penalty", "diagonal", "windows", "top_k", "k_center", "random 0", "random 1"]
+LINES = [
+    "spice",
+    "no_penalty",
+    "diagonal",
+    "windows",
+    "top_k",
+    "k_center",
+    "representative",
+    "random 0",
+    "random 1",
+]
 
 
 def test_every_method_picks_k_different_rows(comparison):
@@ -292,6 +302,7 @@ def test_the_methods_are_those_of_select(comparison):
     picks = {name: selection.indices.tolist() for name, selection in comparison.selections.items()}
     assert picks["spice"] == spice_rs.select(ROWS, 20, conflict_penalty=0.5).indices.tolist()
     assert picks["no_penalty"] == spice_rs.select(ROWS, 20, conflict_penalty=0).indices.tolist()
+    assert picks["representative"] == spice_rs.select(ROWS, 20, represent=1).indices.tolist()
     assert picks["top_k"] == spice_rs.select(ROWS, 20, method="top_k").indices.tolist()
     diagonal = spice_rs.select(ROWS, 20, conflict_penalty=0.5, fisher="diagonal")
     assert picks["diagonal"] == diagonal.indices.tolist()

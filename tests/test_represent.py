@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from command import run
 from counts import cases
 from spice_rs import GradientStore, InvalidInputError, Selection, SpiceWarning, StoreMismatchError
 
@@ -515,3 +516,43 @@ class TestRefusals:
         rows[7, 2] = math.nan
         with pytest.raises(InvalidInputError, match=r"row 7, column 2: found NaN"):
             spice_rs.select(rows, 5, represent=1)
+
+
+class TestCommands:
+    def test_the_command_line_has_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = drawn(24, 80, 8)
+        np.save(tmp_path / "rows.npy", rows)
+        pool, picks, kept = tmp_path / "rows.npy", tmp_path / "picks.jsonl", tmp_path / "sel.safetensors"
+        asked = ("--represent", "1", "--represent-rank", "5")
+        assert run("select", pool, "-k", 10, *asked, "--out", picks, "--save", kept) == 0
+        assert "representative (γ = 1): 5 directions of 8 columns" in capsys.readouterr().err
+        expected = spice_rs.select(rows, 10, represent=1, represent_rank=5)
+        saved = Selection.load(kept, pool)
+        assert saved.indices.tolist() == expected.indices.tolist()
+        assert run("certify", kept, pool) == 0
+        assert f"{spice_rs.certify(expected, rows).upper_bound:.6g}" in capsys.readouterr().out
+        for selection, again in ((kept, ()), (kept, asked), (picks, asked)):
+            assert run("explain", selection, pool, 3, *again, "--json") == 0
+            [why] = spice_rs.explain(expected, rows, 3)
+            assert f'"base": {why.base}' in capsys.readouterr().out
+        assert run("explain", picks, pool, 3) == 2
+        assert "gain of rank 0" in capsys.readouterr().err
+        assert run("explain", kept, pool, 3, "--represent", "0.5") == 2
+        assert "--represent: found 0.5" in capsys.readouterr().err
+        assert run("select", pool, "-k", 10, "--represent", "9", "--out", tmp_path / "no.jsonl") == 2
+        assert "--represent: found 9" in capsys.readouterr().err
+        assert run("curvature", pool, "--represent", "1") == 0
+        found = spice_rs.curvature(rows, represent=1)
+        assert f"{found.total:.9g}" in capsys.readouterr().out
+
+    def test_curvature_is_of_these_rows(self) -> None:
+        rows = drawn(25, 30, 5)
+        found = spice_rs.curvature(rows, represent=1, represent_rank=4)
+        new, alpha = represented(rows, 1, 4), found.settings["alpha"]
+        inverse = np.linalg.inv(np.eye(5) + alpha * new.T @ new)
+        leverages = [alpha * float(row @ inverse @ row) for row in new]
+        assert found.leverages == pytest.approx(leverages, rel=1e-5)
+        assert found.settings["represent"]["rank"] == 4
+        with pytest.raises(InvalidInputError, match="represent_rank: found it without represent"):
+            spice_rs.curvature(rows, represent_rank=4)
+        assert spice_rs.curvature(rows).settings["alpha"] == 1

@@ -45,8 +45,8 @@ class Curvature(Framed):
         leverages: (n,) float64 α gᵀ(I + αF_D)⁻¹g, in [0, 1): how much of its direction is the row's own.
         ratios: (n,) float64 Δ_x(D∖{x})/Δ_x(∅), in [0, 1]: what is left of the row's gain beside all others; nan for zero
             rows.
-        settings: alpha, normalize, a hash of the weights, what representative picks would see of the rows, and what is known
-            of the source.
+        settings: alpha, normalize, a hash of the weights, what representative picks would see of the rows, and what is
+            known of the source.
     """
 
     total: float

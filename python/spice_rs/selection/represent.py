@@ -3,7 +3,7 @@
 With F = Σ uuᵀ over the unit rows of a pool and C = F/λ, λ its largest eigenvalue, log det(I + αC^{γ/2}F_S C^{γ/2}) is the
 usual objective on rows C^{γ/2}g: directions in which the pool has little energy count little. These rows are made once, as
 float32, and everything that looks at rows then looks at them: gains, bounds, conflicts, near-duplicates, certificates. They
-are written in the basis of C's eigenvectors, which changes no inner product, so that the leading r directions are r columns.
+are written in the basis of C's eigenvectors, which changes no inner product: the leading r directions are r columns.
 
 (The other way is to keep the rows as they are and to map each pick by C^γ. It needs each row's ‖C^{γ/2}g‖² first, and that
 takes the n·d² multiplications that making the rows takes; a search would have to know of two geometries at every product.)

@@ -1,5 +1,8 @@
 //! The second moment of a pool and its geometry, against naive loops.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::needless_range_loop, reason = "matrices read best with their indices")]
+
 use rayon::ThreadPoolBuilder;
 use spice_core::Error;
 use spice_core::matrix::{Dtype, Pool, RowBlock};
