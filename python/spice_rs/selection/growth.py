@@ -30,6 +30,7 @@ from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.presets import PENALTY
+from spice_rs.selection.recounted import check_numbers
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
 from spice_rs.selection.saved import NEAR_DUPLICATES
@@ -77,6 +78,7 @@ def extend(
         InvalidInputError: the selection is of another kind, or an argument is out of range.
         UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         StoreMismatchError: the rows that the selection was made from are not there, or not as they were.
+        CorruptStoreError: the selection was altered since: its numbers are not those of its rows.
 
     Example:
         >>> import numpy as np, spice_rs
@@ -95,6 +97,7 @@ def extend(
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, threads)
+    check_numbers(selection.file or "selection", selection.as_run(), opened, is_known=True)
     if wanted is not None:
         settings["k"] = rows_of(wanted, opened.rows)
     mask = np.zeros(opened.rows, bool)
