@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,9 +20,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import constraint_cases
+import pools
 import spice_rs
-from spice_rs import Selection, SpiceError, SpiceWarning, StoreError
+from counts import cases
+from spice_rs import InvalidInputError, Selection, SpiceError, SpiceWarning, StoreError
+from spice_rs.analysis.inputs import BESIDE_DATA
 from spice_rs.selection.picks import pick_lines
 
 ROWS = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
@@ -223,6 +230,18 @@ GIVEN: dict[str, dict[str, Any]] = {
     "int8": {},
 }
 """What each kind of selection is made with, and is given again to be explained."""
+
+READINGS: list[dict[str, Any]] = [
+    {},
+    {"fisher": "diagonal"},
+    {"fisher": "scalar"},
+    {"method": "top_k"},
+    {"method": "stochastic"},
+    {"method": "epsilon_lazy"},
+    {"normalize": "unit"},
+    {"max_similarity": 0.9},
+    {"early_stop": 0.3},
+]
 
 NOT_EXPORTED = {"rows_read", "overruled", "pick_labels", "pick_alike", "duplicate_ranks"}
 """What the rows of the picks do not tell, and no file of picks has: how the search went, and how picks are alike."""
@@ -475,3 +494,36 @@ def test_no_field_of_a_state_can_be_made_up(tmp_path: Path) -> None:
             assert (tmp_path / "outside").read_bytes() == kept
         aside.unlink()
         aside.write_bytes(kept)
+
+
+@given(pools.cases(), st.sampled_from(READINGS))
+@cases(count=400)
+def test_a_selection_that_nobody_altered_is_never_refused(case: pools.Case, how: dict[str, Any]) -> None:
+    """Twins, opposite rows, zero rows, huge and tiny norms, k = n: rounding is no alteration."""
+    try:
+        selection = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, **how)
+    except InvalidInputError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sel.safetensors"
+        selection.save(file)
+        again = Selection.load(file, case.rows)
+    assert again.indices.tolist() == selection.indices.tolist()
+    if len(again):
+        spice_rs.explain(again, case.rows, 0)
+        spice_rs.certify(again, case.rows, steps=0)
+
+
+@given(constraint_cases.asked())
+@cases(count=200)
+def test_nor_is_one_under_constraints(asked: constraint_cases.Asked) -> None:
+    selection = spice_rs.select(asked.rows, **asked.keywords)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sel.safetensors"
+        selection.save(file)
+        again = Selection.load(file, asked.rows)
+    given = {name: asked.keywords[name] for name in BESIDE_DATA if asked.keywords.get(name) is not None}
+    told = {name: given[name] for name in ("initial", "weights") if name in given}
+    if len(again):
+        spice_rs.explain(again, asked.rows, 0, **given)
+        spice_rs.certify(again, asked.rows, steps=0, **told)

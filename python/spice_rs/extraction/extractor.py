@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from spice_rs.arguments import flag_or_none
+from spice_rs.atomic import check_folder_place
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
@@ -209,6 +210,9 @@ def extract(
             "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."
         )
     check_settings(out, settings)
+    check_folder_place(out, "a store")
+    if settings.cache_dir is not None:
+        check_folder_place(settings.cache_dir, "the tokens of the data")
     rank = Rank.current()
     shown = progress if rank.first else False
     cache = TokenCache.of(out, settings.cache_dir, shown)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spice_rs.arguments import mapping_or_none, text
-from spice_rs.atomic import replacing
+from spice_rs.atomic import check_folder_place, replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.files import read_whole
@@ -82,6 +82,7 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
         raise InvalidInputError(
             f"{place}: found a file, expected a folder, LLaMA-Factory's dataset_dir. Name one."
         )
+    check_folder_place(place, "a data set")
     entry = _entries(place / INFO).get(name)
     if entry is not None and (not isinstance(entry, dict) or entry.get("file_name") != f"{name}.jsonl"):
         raise InvalidInputError(

@@ -202,7 +202,7 @@ def _of_cells(
             base[here] = np.log1p(alpha * weights[here] * squares)
         else:  # a row's base tells what it weighs, and all that follows has to agree with it
             base[here] = run.series["base"][here]
-            weights[here] = np.where(squares > 0, np.expm1(base[here]) / (alpha * squares), 1.0)
+            weights[here] = np.where(squares > 0, np.expm1(base[here]) / (alpha * squares), np.nan)
         for part in _parts(here, windows):
             if windows is not None and (part.start == 0 or windows[part.start] != windows[part.start - 1]):
                 before = _Before(source.dim, alpha)
@@ -212,13 +212,15 @@ def _of_cells(
     yield from _unlike(run, "base", base, ROUNDING * base)
     if not from_start:
         return
-    yield from _unlike(run, "conflict", conflict, ROUNDING + slack)
+    blank = np.flatnonzero(np.isnan(weights))  # rows of zeros, whose weight nothing tells: it counts in the mean
+    known = len(run) if not blank.size else int(blank[0])
+    yield from _unlike(run, "conflict", conflict[:known], (ROUNDING + slack)[:known])
     if settings["fisher"] == "diagonal" and settings["method"] != "top_k":
-        yield from _unlike(run, "gains", gains, ROUNDING * base)
+        yield from _unlike(run, "gains", gains[:known], ROUNDING * base[:known])
     prefix = max(0, min(count, min(PREFIX, PREFIX_CELLS // (source.dim + PREFIX)) - len(initial)))
     if prefix and LAST in run.series and (windows is None or prefix == count):
         first = np.concatenate([initial, positions[:prefix]])
-        own = weights[:prefix] if by_row is None else by_row[first]
+        own = np.nan_to_num(weights[:prefix]) if by_row is None else by_row[first]
         yield from _of_prefix(run, reader.read(first) * np.sqrt(alpha * own)[:, None], prefix)
 
 
@@ -238,8 +240,9 @@ def _of_prefix(run: SavedRun, rows: Floats, count: int) -> Iterator[Fault]:
     log_dets = np.cumsum(2.0 * np.log(np.abs(np.diagonal(triangle))))[-count:]
     signal = np.einsum("ij,ij->i", rows, rows)
     tolerance = ROUNDING * np.cumsum(np.log1p(signal))[-count:]
-    # The core factors I + AAᵀ itself: beside a long row it has fewer digits.
-    tolerance = tolerance + 8.0 * EPSILON * np.arange(1, count + 1) * (1.0 + signal.max())
+    # Of short rows little is left beside 1. The core factors I + AAᵀ itself: beside a long row it has fewer digits.
+    steps = np.arange(1, len(rows) + 1)[-count:]
+    tolerance = tolerance + 32.0 * EPSILON * steps * (1.0 + signal.max())
     if run.settings["pool_size"] is None:
         yield from _unlike(run, LAST, log_dets, tolerance)
         return
@@ -273,8 +276,8 @@ class _Before:
     def measure(self, rows: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
         """Return (b,) conflict of each row with those before it, how far rounding lets it be off, and its diagonal gain."""
         scaled = weights[:, None] * rows
-        sums = self._sum + np.cumsum(scaled, axis=0) - scaled
-        counts = self._weight + np.cumsum(weights) - weights
+        sums = _up_to(self._sum, scaled)
+        counts = _up_to(np.float64(self._weight), weights)
         lengths = self._length + np.cumsum(weights * _lengths(rows))
         norms = _lengths(sums)
         own = _lengths(rows)
@@ -286,9 +289,18 @@ class _Before:
         slack = np.where(norms > 0, 4.0 * EPSILON * steps * lengths / np.where(norms > 0, norms, 1.0), np.inf)
         slack[blank] = 0.0
         fourth = self._alpha * scaled**2 * rows**2
-        diagonal = self._diagonal + np.cumsum(fourth, axis=0) - fourth
+        diagonal = _up_to(self._diagonal, fourth)
         gain = np.log1p(np.einsum("ij,ij->i", self._alpha * scaled / diagonal, rows))
         return conflict, slack, gain
+
+
+def _up_to(start: Any, values: Floats) -> Floats:
+    """Return the sums of what comes before each of the values, from a start on."""
+    sums = np.empty_like(values)
+    sums[:1] = start
+    np.cumsum(values[:-1], axis=0, out=sums[1:])
+    sums[1:] += start
+    return sums
 
 
 def _lengths(rows: Floats) -> Floats:

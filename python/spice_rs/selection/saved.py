@@ -147,6 +147,8 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
                 _corrupt(name, "file size", f"{size} bytes", f"{expected}")
             data = file.read(expected - _LENGTH - length)
     except InvalidInputError as error:
+        if os.path.lexists(name):
+            raise
         raise InvalidInputError(f"{error} One is saved with Selection.save.") from error
     except OSError as error:
         raise StoreError(
