@@ -92,7 +92,8 @@ def read_response(fields: Fields) -> list[Message]:
         turns = read_turns(value, name, ignored=fields.rules.ignored)
         if not any(turn.role == "assistant" for turn in turns):
             raise BadRecord(
-                "no assistant turn", f"field {name!r} has no assistant turn, expected at least one to learn"
+                "no assistant turn",
+                f"field {name!r}: found no assistant turn, expected at least one to learn",
             )
         return turns
     if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(each, str) for each in value):
@@ -103,7 +104,7 @@ def read_response(fields: Fields) -> list[Message]:
         )
     response = text(value, name)
     if not response.strip():
-        raise BadRecord("empty response", f"field {name!r} is empty, expected the text to learn")
+        raise BadRecord("empty response", f"field {name!r}: found empty text, expected the text to learn")
     return [Message("assistant", response)]
 
 
@@ -138,7 +139,7 @@ def _history(value: Any, ignored: frozenset[str]) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRecord(
                 "wrong type",
-                f"history[{number}] is {found(pair)}, expected a pair of what was asked and what was answered",
+                f"history[{number}]: found {found(pair)}, expected a pair of what was asked and what was answered",
             )
         for role, words in zip(("user", "assistant"), pair, strict=True):
             if words is not None:

@@ -140,11 +140,11 @@ def open_data(data: Any) -> tuple[str, Parsed]:
     if isinstance(data, Mapping):
         if are_splits(data):
             return open_data(chosen(data, "data", None))
-        raise InvalidInputError(f"data is {found(data)}, expected a list of records")
+        raise InvalidInputError(f"data: found {found(data)}, expected a list of records. Give one.")
     if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__iter__")):
         return "data", _from_items(data, "data")
     raise InvalidInputError(
-        f"data is {found(data)}, expected a path, a hub id, a Dataset, a data frame or a list of records"
+        f"data: found {found(data)}, expected a path, a hub id, a Dataset, a data frame or a list of records. Give one."
     )
 
 

@@ -30,7 +30,7 @@ from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.joining import Dataset, check_settings, dataset_of
-from spice_rs.extraction.like import check_alike, remember, repeated
+from spice_rs.extraction.like import check_alike, knows_what_is_given, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
@@ -49,6 +49,7 @@ from spice_rs.store.unfinished import Unfinished, mark, read_mark, unmark
 __all__ = ["TOKENS_PER_BATCH", "extract"]
 
 
+@knows_what_is_given
 def extract(
     model: Any,
     data: Any,
@@ -101,7 +102,8 @@ def extract(
         out: The store's folder. Rows already there are kept, missing ones computed; also where more records have come
             since, as long as those of the rows that are there have stayed as they were, where they were.
         like: An earlier store: the new one gets the gradients of the same model, modules, projection, seeds and settings,
-            as a target of `select` must have, or is refused with what differs. What else is given has to be the same.
+            as a target of `select` must have, or is refused with what differs. What else is given has to be the same,
+            also where it is the default.
         tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
             module and the data are text.
         dim: Columns of a row; without meaning for projection="none".
@@ -204,7 +206,7 @@ def extract(
     progress, out, alike = flag_or_none("progress", progress), local(out, "out"), None
     if like is not None:
         alike = GradientStore(like)
-        model, settings = repeated(like, model, settings, Settings.of({}, extract))
+        model, settings = repeated(like, model, settings)
     elif model is None:
         raise InvalidInputError(
             "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."

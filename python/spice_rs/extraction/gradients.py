@@ -200,7 +200,7 @@ class GradientRun:
         if isinstance(losses, torch.Tensor) and losses.shape == (1,):
             return self._check(samples, few)
         if isinstance(losses, torch.Tensor) and not losses.ndim:
-            return "loss_fn gave shape () for one sample alone, expected (1,)"
+            return "loss_fn: found shape () for one sample alone, expected (1,)"
         return None  # which the run will refuse
 
     def _look_for_strays(self, sample: Sample) -> Any:

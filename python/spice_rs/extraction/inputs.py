@@ -392,11 +392,11 @@ def _check_limits(network: torch.nn.Module, tokens: TokenFile) -> None:
         largest = int(max(example.input_ids.max(), example.labels.max()))
         if vocabulary is not None and largest >= vocabulary:
             raise InvalidInputError(
-                f"row {example.index}: token id {largest}, expected ids below the model's {vocabulary}; "
+                f"row {example.index}: found token id {largest}, expected ids below the model's {vocabulary}; "
                 "use the tokenizer that belongs to the model"
             )
         if positions is not None and len(example.input_ids) > positions:
             raise InvalidInputError(
-                f"row {example.index}: {len(example.input_ids)} tokens, expected at most the model's "
+                f"row {example.index}: found {len(example.input_ids)} tokens, expected at most the model's "
                 f"{positions} positions; set max_length={positions} or lower"
             )

@@ -57,7 +57,7 @@ def load_model(
         return model, _short_name(getattr(config, "_name_or_path", "") or type(model).__name__)
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidInputError(
-            f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
+            f"model: found {type(model).__name__}, expected a folder, a hub id or a torch module. Give one."
         )
     model, gguf_file = _located(model, gguf_file)
     from transformers import AutoModelForCausalLM
@@ -95,7 +95,7 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
     place = Path(name)
     if not place.exists() and (is_meant_local(name) or place.suffix.lower() == ".gguf"):
         raise InvalidInputError(
-            f"{name}: no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
+            f"{name}: found no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
         )
     if place.is_dir():
         check_folder(place, "a model's files")

@@ -212,7 +212,9 @@ def _of_cells(
     yield from _unlike(run, "base", base, ROUNDING * base)
     if not from_start:
         return
-    blank = np.flatnonzero(np.isnan(weights))  # rows of zeros, whose weight nothing tells: it counts in the mean
+    blank = np.flatnonzero(
+        np.isnan(weights)
+    )  # rows of zeros, whose weight nothing tells: it counts in the mean
     known = len(run) if not blank.size else int(blank[0])
     yield from _unlike(run, "conflict", conflict[:known], (ROUNDING + slack)[:known])
     if settings["fisher"] == "diagonal" and settings["method"] != "top_k":
