@@ -51,7 +51,7 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     folder = Path(local(folder))
     folder.mkdir(parents=True, exist_ok=True)
     pool = write_pool(folder / "pool.jsonl", samples)
-    say(f"pool: {counted(len(pool), 'task')} of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
+    say(f"pool: {counted(len(pool), 'task')} of {counted(len(SOURCES), 'source')} in {folder / 'pool.jsonl'}")
 
     started = time.perf_counter()
     say(

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 LONGEST_LINE = 1 << 26
@@ -173,7 +174,7 @@ def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
             packed = isinstance(file, gzip.GzipFile)
             most = max(64 * _PIECE, _PACKED * size) if packed else None
             if not packed:
-                check_room(path, size, f"{size} bytes")
+                check_room(path, size, counted(size, "byte"))
             pieces, length = [], 0
             while piece := file.read(_PIECE):
                 pieces.append(piece)

@@ -17,6 +17,7 @@ from spice_rs.analysis.prefixes import MOST_RECURSIVE, MOST_SIGNAL, Floats, Pref
 from spice_rs.data.matching import check_index_column
 from spice_rs.errors import InvalidInputError
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import told, weighted
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, PerRow
@@ -151,7 +152,7 @@ class Replay:
         """Return the initial rows and the picks of a run, (i + m, d), and their weights."""
         positions = np.concatenate([self.initial, run.picks])
         check_memory(
-            f"{len(positions)} picks and initial rows of {self.source.dim} columns to look at",
+            f"{counted(len(positions), 'pick')} and initial rows of {counted(self.source.dim, 'column')} to look at",
             # The rows, the same scaled, and products of them where they are kept.
             24.0 * len(positions) * self.source.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
             "Look at a selection of fewer rows, or of gradients of fewer columns.",

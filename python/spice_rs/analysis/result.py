@@ -114,7 +114,7 @@ class Analysis(Framed):
         ]
         half = "beyond the last pick" if self.half_life is None else counted(self.half_life, "pick")
         lines = [aligned(rows), "", f"half-life of the gain: {half}"]
-        lines.append(f"runner-up sought at {self.looked_at} of {len(self)} steps")
+        lines.append(f"runner-up sought at {self.looked_at} of {counted(len(self), 'step')}")
         steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
         pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]
         pairs += [

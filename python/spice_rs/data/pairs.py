@@ -11,6 +11,7 @@ from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_met
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import LONGEST, is_blank, plain, text
+from spice_rs.nouns import counted
 
 
 def read_plain(given: Mapping[str, Any]) -> tuple[Message, Message] | None:
@@ -99,7 +100,8 @@ def read_response(fields: Fields) -> list[Message]:
     if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(each, str) for each in value):
         raise BadRecord(
             "preference data",
-            f"field {name!r} is a list of {len(value)} texts, expected one reply to learn. Give the one that is wanted;"
+            f"field {name!r} is a list of {counted(len(value), 'text')}, expected one reply to learn. Give the"
+            " one that is wanted;"
             " where all of them are, give each a record of its own",
         )
     response = text(value, name)

@@ -24,6 +24,7 @@ from spice_rs.data.splits import are_splits, chosen, parted
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_file, check_folder, lines_of, read_whole, unpacked
 from spice_rs.hub import reached
+from spice_rs.nouns import counted
 from spice_rs.paths import is_meant_local, local, near
 from spice_rs.signs import step
 
@@ -272,7 +273,7 @@ def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     if len(cells) != len(names):
         raise BadRecord(
             "ragged row",
-            f"found {len(cells)} cells, expected {len(names)}, one for each name in the first line",
+            f"found {counted(len(cells), 'cell')}, expected {len(names)}, one for each name in the first line",
         )
     return dict(zip(names, cells, strict=True))
 

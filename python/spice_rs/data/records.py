@@ -49,6 +49,7 @@ from spice_rs.data.tools import read_tools
 from spice_rs.data.turns import MORE, Message, as_context, read_turns
 from spice_rs.data.values import is_blank, plain, text
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 
 __all__ = [
     "FIELDS",
@@ -186,7 +187,9 @@ def load_records(
             f"{source}: found no records, expected at least one; check the path and the split"
         )
     if len(bad) == rows:
-        raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
+        raise InvalidInputError(
+            f"{source}: all {counted(rows, 'record is', 'records are')} bad; the first: {bad[0]}"
+        )
     named = set(rules.columns.values())
     described = sorted(name for name in names - named if isinstance(name, str) and layouts.is_metadata(name))
     kept = tuple(items) if keeper is None else keeper.finish()

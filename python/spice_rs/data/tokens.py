@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spice_rs.data.layouts import LOSS_MASK_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
+from spice_rs.nouns import counted
 
 IGNORED = -100
 """Label of a token that is not learned (the convention of torch and transformers)."""
@@ -189,7 +190,7 @@ def _labels(fields: Mapping[str, Any], ids: NDArray[np.int64], kept: slice) -> N
         if labels.size != ids.size:
             raise BadRecord(
                 "bad tokens",
-                f"found {ids.size} input_ids and {labels.size} labels, expected equal lengths",
+                f"found {ids.size} input_ids and {counted(labels.size, 'label')}, expected equal lengths",
             )
         if labels.min() < 0 and np.any((labels < 0) & (labels != IGNORED)):
             raise BadRecord(
@@ -218,7 +219,7 @@ def _along(fields: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
     if column.size != count:
         raise BadRecord(
             "bad tokens",
-            f"found {count} input_ids and {column.size} values of {name!r}, expected equal lengths",
+            f"found {count} input_ids and {counted(column.size, 'value')} of {name!r}, expected equal lengths",
         )
     return column
 

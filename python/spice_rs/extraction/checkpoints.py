@@ -18,6 +18,7 @@ from spice_rs.extraction.moments import load_tensors, read_moments
 from spice_rs.extraction.naming import matching
 from spice_rs.extraction.proxy import load_model
 from spice_rs.extraction.views import View
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, torch.Tensor]
@@ -65,7 +66,11 @@ def read_checkpoint(
     found = matching(given, tensors)
     strange = sorted(given.keys() - found.keys())
     if strange or not found:
-        what = f"{len(strange)} tensors that the model has not ({strange[0]})" if strange else "no tensors"
+        what = (
+            f"{counted(len(strange), 'tensor')} that the model has not ({strange[0]})"
+            if strange
+            else "no tensors"
+        )
         raise InvalidInputError(
             f"{place}: found {what}, expected a checkpoint of the model; give one of the run's checkpoints as the model"
         )
@@ -151,7 +156,7 @@ def make_views(
     states = [None] * count if optimizer is None else _listed(optimizer)
     if len(states) != count:
         raise InvalidInputError(
-            f"optimizer: found {len(states)} states, expected {count}: one for each checkpoint. Give as many."
+            f"optimizer: found {counted(len(states), 'state')}, expected {count}: one for each checkpoint. Give as many."
         )
     if optimizer is not None and fresh:
         raise InvalidInputError(

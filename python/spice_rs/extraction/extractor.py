@@ -40,6 +40,7 @@ from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.tracking import TargetModules
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import check_lease, lease
@@ -300,7 +301,8 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
     """Lists samples that were left out beside the store, and warns of them, of cut ones and of data that have grown."""
     if dataset.grown is not None:
         warnings.warn(
-            f"{os.fspath(out)}: {inputs.source} has {inputs.rows} records, and there were {dataset.before}; the rows that"
+            f"{os.fspath(out)}: {inputs.source} has {counted(inputs.rows, 'record')}, and there were"
+            f" {dataset.before}; the rows that"
             " are there stay, those of the new records are added, and the store belongs to the grown data from now on",
             SpiceWarning,
             stacklevel=3,
@@ -309,7 +311,7 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
     if inputs.left_out:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         warnings.warn(
-            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}; all in {listed}); "
+            f"{len(inputs.left_out)} of {counted(inputs.rows, 'record')} were left out ({counts}; all in {listed}); "
             f"the first: {inputs.left_out[0]}",
             SpiceWarning,
             stacklevel=3,
@@ -318,7 +320,7 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
         warnings.warn(note, SpiceWarning, stacklevel=3)
     if inputs.truncated:
         warnings.warn(
-            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={max_length} tokens",
+            f"{inputs.truncated} of {counted(len(inputs.samples), 'sample')} were cut to max_length={max_length} tokens",
             SpiceWarning,
             stacklevel=3,
         )

@@ -32,6 +32,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.naming import matching
 from spice_rs.files import check_file
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 OptimizerState: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | torch.optim.Optimizer
@@ -176,7 +177,9 @@ def _groups(place: str, given: Any) -> list[dict[str, Any]]:
             float(group["eps"]), float(group["betas"][1]), list(group.get("params", ()))
             names = group.get("param_names")
             if names is not None and len(names) != len(group["params"]):
-                raise ValueError(f"{len(names)} names of {len(group['params'])} parameters")
+                raise ValueError(
+                    f"{counted(len(names), 'name')} of {counted(len(group['params']), 'parameter')}"
+                )
             if any(
                 isinstance(key, bool) or not isinstance(key, int | str) for key in group.get("params", ())
             ):
@@ -207,7 +210,7 @@ def _order(
             return [name for part in parts for name in part]
     if sum(filled) != len(trainable) or len(filled) > 1:
         raise InvalidInputError(
-            f"{place}: found {len(filled)} groups of {', '.join(map(str, filled))} parameters by index, expected"
+            f"{place}: found {counted(len(filled), 'group')} of {', '.join(map(str, filled))} parameters by index, expected"
             " one of the "
             f"model's {len(trainable)} trainable ones, or two as transformers.Trainer makes them; give the moments by name"
         )

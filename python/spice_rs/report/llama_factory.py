@@ -15,6 +15,7 @@ from spice_rs.atomic import check_folder_place, replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.files import read_whole
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
@@ -52,7 +53,8 @@ def write_llama_factory(
     ]
     if layout.skipped:
         message = (
-            f"{len(layout.skipped)} of {len(rows)} picks (the first: {layout.skipped[0]}) will be skipped by LLaMA-Factory:"
+            f"{len(layout.skipped)} of {counted(len(rows), 'pick')} (the first: {layout.skipped[0]}) will be"
+            " skipped by LLaMA-Factory:"
             " after a system turn it wants user or tool and assistant in turn, the assistant last. Correct the records."
         )
         warnings.warn(message, SpiceWarning, stacklevel=3)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_penalty, inert_settings
 from spice_rs.selection.arguments import (
@@ -195,13 +196,14 @@ def _old_positions(
         remedy = "If new rows came in between, name the old ones in old_rows."
     if len(old) != earlier["rows"] or len(np.unique(old)) != len(old):
         raise StoreMismatchError(
-            f"{opened.description}: found {len(np.unique(old))} old rows, expected {earlier['rows']}, as many as in"
+            f"{opened.description}: found {counted(len(np.unique(old)), 'old row')}, expected {earlier['rows']},"
+            " as many as in"
             f" {earlier['name']}. {remedy}"
         )
     content = _core.fingerprint(opened.stored, threads=threads, positions=old)
     if content != earlier.get("content"):
         raise StoreMismatchError(
-            f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
+            f"{opened.description}: content of the {counted(len(old), 'old row')}: found {content}, expected"
             f" {earlier.get('content')}. They are not as they were, or not those: rows computed anew differ in the last"
             " digits, so extract the grown data into the store that has the old rows, which keeps them, and extend from"
             f" that. {remedy}"

@@ -304,7 +304,8 @@ class Selection(Exports):
         run = read_run(path)
         if run.stop_reason is None or run.log_det is None or run.signal is None:
             raise InvalidInputError(
-                f"{os.fspath(path)}: found a run that was interrupted after {len(run)} picks, expected one that has ended."
+                f"{os.fspath(path)}: found a run that was interrupted after {counted(len(run), 'pick')}, expected"
+                " one that has ended."
                 f" Finish it by the same selection with checkpoint={os.fspath(path)!r}, and with k={len(run)} for"
                 " these picks alone."
             )
@@ -372,7 +373,7 @@ class Selection(Exports):
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
         return one_line(
-            f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
+            f"Selection({len(self)} of {counted(rows, 'row')}, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {counted(int(self.overruled.sum()), 'pick')}, {skipped}stopped: {self.stop_reason})"
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.form import is_real, is_whole, penalty_of
@@ -141,17 +142,21 @@ def _of_rows(run: SavedRun) -> Fault | None:
     settings, indices = run.settings, run.series["indices"]
     rows, k, pool_size = settings["source"]["rows"], settings["k"], settings["pool_size"]
     if len(run) > rows or len(np.unique(indices)) < len(run):
-        return "indices", f"{len(run)} rows of {rows}", "different rows of the source"
+        return "indices", f"{counted(len(run), 'row')} of {rows}", "different rows of the source"
     if (indices < 0).any():
         return "indices", str(indices.min()), "dataset rows of at least 0"
     most = k if pool_size is None else -(-rows // pool_size) * settings["select_per_window"]
     if most is not None and len(run) > most:
-        return "indices", f"{len(run)} picks", f"at most {most}, as the settings say"
+        return "indices", counted(len(run), "pick"), f"at most {most}, as the settings say"
     kept, grown = settings.get("kept"), settings.get("extended")
     if kept is not None and kept > len(run):
-        return "settings.kept", str(kept), f"at most the {len(run)} picks"
+        return "settings.kept", str(kept), f"at most the {counted(len(run), 'pick')}"
     if grown is not None and not _has_grown(grown, len(run)):
-        return "settings.extended", short(grown), f"what became of the picks before, among {len(run)} picks"
+        return (
+            "settings.extended",
+            short(grown),
+            f"what became of the picks before, among {counted(len(run), 'pick')}",
+        )
     return None
 
 
@@ -310,14 +315,14 @@ def _of_target(run: SavedRun) -> Fault | None:
     mean, directions, overlap = (run.series[name] for name in TARGET)
     dim, groups = run.settings["source"]["dim"], len(target["contrast"])
     if len(mean) != dim or len(directions) != dim * groups:
-        found = f"{len(mean)} and {len(directions)} numbers"
+        found = f"{len(mean)} and {counted(len(directions), 'number')}"
         return TARGET[1], found, f"{dim} and {groups} times as many"
     lengths = np.sqrt((directions.reshape(groups, dim) ** 2).sum(axis=1))
     if (np.abs(lengths - target["contrast"]) > ROUNDING).any():
         return TARGET[1], f"lengths {lengths.tolist()}", f"{target['contrast']}, as settings.target.contrast"
     distinct = len(np.unique(overlap)) == len(overlap) and not (overlap < 0).any()
     if len(overlap) != target["overlap"] or not distinct:
-        return TARGET[2], f"{len(overlap)} rows", f"{target['overlap']} different ones"
+        return TARGET[2], counted(len(overlap), "row"), f"{target['overlap']} different ones"
     relevance = run.series["relevance"]
     if (np.abs(relevance) > 1).any():
         return "relevance", f"numbers from {relevance.min()} to {relevance.max()}", "numbers in [-1, 1]"
@@ -349,7 +354,11 @@ def _of_near_duplicates(run: SavedRun) -> Fault | None:
     rows, of, cosines, ranks = (run.series[each] for each in NEAR_DUPLICATES)
     picks, limit = run.series["indices"], run.settings["max_similarity"]
     if len(np.unique(np.concatenate([picks, rows]))) < len(run) + len(rows) or (rows < 0).any():
-        return NEAR_DUPLICATES[0], f"{len(rows)} rows, some twice, picked or below 0", "others than the picks"
+        return (
+            NEAR_DUPLICATES[0],
+            f"{counted(len(rows), 'row')}, some twice, picked or below 0",
+            "others than the picks",
+        )
     if run.settings["initial"] is None and not np.isin(of, picks).all():
         return NEAR_DUPLICATES[1], str(of[~np.isin(of, picks)][0]), "picks"
     sizes = np.abs(cosines)
