@@ -263,7 +263,7 @@ def test_what_does_not_fit_the_selection_is_refused():
     for other, words in (
         (rows[:40], "rows: found 50, expected 40"),
         (rows.astype(np.float16), "dtype"),
-        (rows[::-1].copy(), "content"),
+        (rows[::-1].copy(), "fingerprint"),
     ):
         with pytest.raises(StoreMismatchError, match=words):
             spice_rs.certify(selection, other)

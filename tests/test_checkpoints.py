@@ -250,9 +250,9 @@ def test_other_checkpoints_do_not_join_a_store(change, tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"checkpoints": []}, "checkpoints is empty"),
-        ({"checkpoints": [7]}, r"checkpoints\[0\] is int"),
-        ({"checkpoints": [{}]}, "has no tensors"),
+        ({"checkpoints": []}, "checkpoints: found none"),
+        ({"checkpoints": [7]}, r"checkpoints\[0\]: found int"),
+        ({"checkpoints": [{}]}, "found no tensors"),
         (
             {"checkpoints": [{"other.weight": torch.ones(2)}]},
             r"1 tensors that the model has not \(other.weight\)",
@@ -264,7 +264,7 @@ def test_other_checkpoints_do_not_join_a_store(change, tmp_path):
         ({"checkpoints": [{"model.norm.weight": 3}]}, "expected tensors by name"),
         (
             {"checkpoints": [{"model.layers.0.mlp.up_proj.weight": torch.ones(48, 32)}]},
-            "lacks model.layers.0.self_attn.q_proj.weight",
+            "found no model.layers.0.self_attn.q_proj.weight",
         ),
         ({"checkpoints": ["/no/such/folder"]}, "no such folder"),
         ({"checkpoint_weights": [1]}, "expected checkpoints beside them"),

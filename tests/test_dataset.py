@@ -121,7 +121,7 @@ def test_text_is_learned_as_a_whole_with_an_end_token():
     assert examples.template == "text"
     mixed = tokenise(load_records([{"text": "add one"}, GOOD]), tokenizer)
     assert mixed.template == "chat+text"
-    with pytest.raises(InvalidInputError, match="'text' is empty"):
+    with pytest.raises(InvalidInputError, match="'text': found empty"):
         load_records([{"text": " "}])
     assert dataset_fingerprint(load_records([{"text": "a"}])) != dataset_fingerprint(
         load_records([{"text": "b"}])
@@ -381,7 +381,7 @@ def test_calls_of_tools_are_learned(content, marked):
 @pytest.mark.parametrize("turn", [{}, {"content": None}, {"content": "", "tool_calls": []}])
 def test_a_turn_without_words_and_calls_is_none(turn):
     turns = [{"role": "user", "content": "add"}, {"role": "assistant", **turn}]
-    with pytest.raises(InvalidInputError, match="content|every assistant turn is empty"):
+    with pytest.raises(InvalidInputError, match="content|assistant turns that are all empty"):
         load_records([{"messages": turns}])
 
 
@@ -405,7 +405,7 @@ def test_tools_that_cannot_be_described_are_named_where_they_are_called(tools):
     if tools == 7 or (not isinstance(tools, str) and not any(isinstance(each, str) for each in tools)):
         assert load_records([{"messages": turns, "tools": tools}])[0].tools is None
     else:
-        with pytest.raises(InvalidInputError, match=r"field 'tools' is .*ignore_columns='tools'"):
+        with pytest.raises(InvalidInputError, match=r"field 'tools': found .*ignore_columns='tools'"):
             load_records([{"messages": turns, "tools": tools}])
     with pytest.raises(InvalidInputError, match="tools"):
         load_records([{"messages": [*turns, {"role": "assistant", "tool_calls": [CALL]}], "tools": tools}])

@@ -11,17 +11,24 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import constraint_cases
+import pools
 import spice_rs
-from spice_rs import Selection, SpiceError, SpiceWarning, StoreError
+from counts import cases
+from spice_rs import InvalidInputError, Selection, SpiceError, SpiceWarning, StoreError
+from spice_rs.analysis.inputs import BESIDE_DATA
 from spice_rs.selection.picks import pick_lines
 
 ROWS = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
@@ -50,6 +57,7 @@ HOSTILE: list[Any] = [
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpiceWarning)
+        warnings.simplefilter("error", RuntimeWarning)  # numbers that cannot be are not counted with
         yield
 
 
@@ -200,6 +208,172 @@ def test_no_field_of_a_selection_can_be_made_up(kind: str, tmp_path: Path) -> No
     assert tried(numbers, file, lambda path: use(path, out)) == []
 
 
+# --- the numbers of the picks, beside the rows that they are of ------------------------------------------------------
+
+ONES = [1.0 + number % 5 for number in range(60)]
+LABELS = ["ab"[number % 2] for number in range(60)]
+GIVEN: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "unit": {},
+    "diagonal": {},
+    "scalar": {},
+    "top_k": {},
+    "windows": {},
+    "prior": {"prior": [0.01 * (number % 7) for number in range(60)]},
+    "similarity": {"max_similarity": 0.6},
+    "initial": {"initial": [1, 2]},
+    "weights": {"weights": ONES},
+    "groups": {"groups": LABELS},
+    "costs": {"costs": ONES},
+    "target": {},
+    "store": {},
+    "int8": {},
+}
+"""What each kind of selection is made with, and is given again to be explained."""
+
+READINGS: list[dict[str, Any]] = [
+    {},
+    {"fisher": "diagonal"},
+    {"fisher": "scalar"},
+    {"method": "top_k"},
+    {"method": "stochastic"},
+    {"method": "epsilon_lazy"},
+    {"normalize": "unit"},
+    {"max_similarity": 0.9},
+    {"early_stop": 0.3},
+]
+
+NOT_EXPORTED = {"rows_read", "overruled", "pick_labels", "pick_alike", "duplicate_ranks"}
+"""What the rows of the picks do not tell, and no file of picks has: how the search went, and how picks are alike."""
+
+
+def selected(kind: str, folder: Path) -> tuple[Selection, Any]:
+    """A selection of a kind, and its source."""
+    options: dict[str, Any] = {"conflict_penalty": 0.3, **GIVEN[kind]}
+    if kind == "windows":
+        return spice_rs.select(ROWS, pool_size=20, select_per_window=4, seed=1), ROWS
+    if kind == "costs":
+        return spice_rs.select(ROWS, budget=30, **options), ROWS
+    if kind == "target":
+        wanted = ROWS[:9] + np.float32([3, 0, 0, 0, 0, 0])
+        return spice_rs.select(ROWS, 12, target=wanted, **options), ROWS
+    if kind in ("store", "int8"):
+        provenance = {"dataset": {"rows": 178, "fingerprint": "pool"}}
+        stored = {"dtype": "int8" if kind == "int8" else "float16", "reduction": "sum"}
+        with spice_rs.GradientStore.create(folder / kind, dim=6, provenance=provenance, **stored) as writer:
+            rows = np.arange(60)
+            writer.append(ROWS, 3 * rows, num_tokens=1 + rows % 9, record=1000 + rows)
+        source = spice_rs.GradientStore(folder / kind)
+        amount: dict[str, Any] = {"budget": 50} if kind == "store" else {"k": 12}
+        return spice_rs.select(source, **amount, **options), source
+    options |= {"unit": {"normalize": "unit"}, "top_k": {"method": "top_k"}}.get(kind, {})
+    if kind in ("diagonal", "scalar"):
+        options["fisher"] = kind
+    return spice_rs.select(ROWS, 12, **options), ROWS
+
+
+def refusal(work: Callable[[], Any]) -> str | None:
+    """What is said where it is refused."""
+    try:
+        work()
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def altered_series(series: np.ndarray[Any, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """The same numbers in another order, or others that there could be."""
+    swapped, one = series.copy(), series.copy()
+    unlike = np.flatnonzero(series != series[0])
+    if unlike.size:
+        swapped[[0, unlike[-1]]] = series[[unlike[-1], 0]]
+        one[-2] = series[0] if series[-2] != series[0] else series[unlike[0]]
+    yield "two swapped", swapped
+    yield "backwards", series[::-1].copy()
+    yield "rolled", np.roll(series, 1)
+    yield "one replaced", one
+    yield "shifted", ~series if series.dtype == bool else series + 1
+    yield (
+        "scaled",
+        series if series.dtype == bool else (series * 2 if series.dtype.kind == "i" else series * 0.99),
+    )
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_no_series_of_numbers_can_be_exchanged(kind: str, tmp_path: Path) -> None:
+    """Beside a right checksum: what the source and the other numbers contradict is refused wherever both are at hand."""
+    selection, source = selected(kind, tmp_path)
+    file = tmp_path / "sel.safetensors"
+    selection.save(file)
+    given = {name: value for name, value in GIVEN[kind].items() if name != "max_similarity"}
+    told = {name: value for name, value in given.items() if name in ("weights", "initial")}
+    loaded = Selection.load(file, source)
+    [kept] = spice_rs.explain(loaded, source, int(selection.indices[0]), **given)
+    assert kept.rank == 0
+    assert spice_rs.certify(loaded, source, **told).ratio > 0
+    header, data = split(file.read_bytes())
+    forms = {"I64": "<i8", "F64": "<f8", "BOOL": "?"}
+    tried_at_all = 0
+    for name, tensor in header.items():
+        if name == "__metadata__" or tensor["shape"][0] < 2:
+            continue
+        first, end = tensor["data_offsets"]
+        series = np.frombuffer(data[first:end], forms[tensor["dtype"]])
+        for how, changed in altered_series(series):
+            if changed.tobytes() == series.tobytes():
+                continue
+            tried_at_all += 1
+            file.write_bytes(sealed(header, data[:first] + changed.tobytes() + data[end:]))
+            says = []
+            for work in (
+                lambda: Selection.load(file, source),
+                lambda: spice_rs.explain(Selection.load(file), source, [0], **given),
+                lambda: spice_rs.certify(Selection.load(file), source, **told),
+                lambda: spice_rs.analyze(Selection.load(file), source, steps=1, **given),
+            ):
+                says.append(refusal(work))
+            where = f"{name}: {how}: {says}"
+            assert all(said is None or said.startswith(f"{file}: ") for said in says), where
+            if None not in says:
+                continue
+            # What somebody has given needs to be given again: Replay asks for all of it, the others for some.
+            if (name, kind) in (("scores", "prior"), ("groups", "groups"), ("relevance", "target")):
+                assert None not in (says[1], says[3]), where
+                continue
+            assert name in NOT_EXPORTED or name.startswith("target_"), where
+            again = Selection.load(file)
+            assert list(pick_lines(again)) == list(pick_lines(selection)), where
+    assert tried_at_all >= 36
+
+
+def test_numbers_of_another_pick_are_refused_by_every_command(tmp_path: Path, capsys: Any) -> None:
+    """The file, the field, what was found, what was expected and what to do, in a line."""
+    from spice_rs.cli import main
+
+    rows, file = tmp_path / "rows.npy", tmp_path / "sel.safetensors"
+    np.save(rows, ROWS)
+    spice_rs.select(rows, 12).save(file)
+    header, data = split(file.read_bytes())
+    first, end = header["indices"]["data_offsets"]
+    picks = np.frombuffer(data[first:end], "<i8").copy()
+    other = int(np.setdiff1d(np.arange(60), picks)[0])
+    picks[3] = other
+    file.write_bytes(sealed(header, data[:first] + picks.tobytes() + data[end:]))
+    for command in (
+        ["explain", str(file), str(rows), "7"],
+        ["certify", str(file), str(rows)],
+        ["report", str(file), str(rows), "--out", str(tmp_path / "page.html")],
+        ["extend", str(file), str(rows)],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err.strip()
+        parts = (f"{file}: base[3]: found", "expected", f"row {other}", "select again")
+        assert "\n" not in said, said
+        assert all(part in said for part in parts), said
+    assert not (tmp_path / "page.html").exists()
+
+
 @pytest.mark.slow
 def test_a_checkpoint_that_was_made_up_makes_no_other_picks(tmp_path: Path) -> None:
     file = tmp_path / "run"
@@ -320,3 +494,36 @@ def test_no_field_of_a_state_can_be_made_up(tmp_path: Path) -> None:
             assert (tmp_path / "outside").read_bytes() == kept
         aside.unlink()
         aside.write_bytes(kept)
+
+
+@given(pools.cases(), st.sampled_from(READINGS))
+@cases(count=400)
+def test_a_selection_that_nobody_altered_is_never_refused(case: pools.Case, how: dict[str, Any]) -> None:
+    """Twins, opposite rows, zero rows, huge and tiny norms, k = n: rounding is no alteration."""
+    try:
+        selection = spice_rs.select(case.rows, case.k, alpha=case.alpha, conflict_penalty=case.penalty, **how)
+    except InvalidInputError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sel.safetensors"
+        selection.save(file)
+        again = Selection.load(file, case.rows)
+    assert again.indices.tolist() == selection.indices.tolist()
+    if len(again):
+        spice_rs.explain(again, case.rows, 0)
+        spice_rs.certify(again, case.rows, steps=0)
+
+
+@given(constraint_cases.asked())
+@cases(count=200)
+def test_nor_is_one_under_constraints(asked: constraint_cases.Asked) -> None:
+    selection = spice_rs.select(asked.rows, **asked.keywords)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sel.safetensors"
+        selection.save(file)
+        again = Selection.load(file, asked.rows)
+    given = {name: asked.keywords[name] for name in BESIDE_DATA if asked.keywords.get(name) is not None}
+    told = {name: given[name] for name in ("initial", "weights") if name in given}
+    if len(again):
+        spice_rs.explain(again, asked.rows, 0, **given)
+        spice_rs.certify(again, asked.rows, steps=0, **told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from typing import Any
@@ -16,6 +17,7 @@ from spice_rs import InvalidInputError, StoreMismatchError
 from spice_rs.extraction.like import FILE
 from tiny import make_records
 
+DEFAULTS = inspect.signature(spice_rs.extract).parameters
 RECORDS = make_records(12)
 OTHERS = [{**record, "response": record["response"][::-1] + " a b"} for record in RECORDS[:5]]
 SETTINGS: dict[str, Any] = {
@@ -72,12 +74,31 @@ def test_it_can_be_gone_on_with(stores, tmp_path):
         ({"lora_rank": 2}, "lora_rank: found 2 beside like="),
         ({"projection": "rademacher"}, "projection: found 'rademacher' beside like="),
         ({"max_length": 21}, "max_length: found 21 beside like="),
+        ({"dim": DEFAULTS["dim"].default}, "dim: found 4096 beside like="),
+        ({"seed": 0}, "seed: found 0 beside like="),
+        ({"max_length": 2048}, "max_length: found 2048 beside like="),
     ],
 )
-def test_other_settings_are_refused(stores, tmp_path, given, said):
+def test_other_settings_are_refused(stores, tmp_path, given, said, capsys):
+    """Those that are the defaults of `extract` too, where somebody asks for them."""
     with pytest.raises(InvalidInputError, match=f"^{said}"):
         spice_rs.extract(None, OTHERS, tmp_path / "t", like=stores / "pool", **given)
     assert not (tmp_path / "t").exists()
+    [[name, value]] = given.items()
+    data = tmp_path / "others.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in OTHERS), encoding="utf-8")
+    option = [f"--{name.replace('_', '-')}", str(value)]
+    assert run("extract", "--like", stores / "pool", "--data", data, "--out", tmp_path / "t", *option) == 2
+    assert f"{option[0]}: found " in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_nobody_typed_is_that_of_the_store(stores, tmp_path):
+    data = tmp_path / "others.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in OTHERS), encoding="utf-8")
+    options = ["--min-coverage", "0", "--dim", "32", "--seed", "5"]
+    assert run("extract", "--like", stores / "pool", "--data", data, "--out", tmp_path / "t", *options) == 0
+    assert spice_rs.GradientStore(tmp_path / "t").provenance["max_length"] == 20
 
 
 def test_another_model_is_refused(stores, tmp_path):

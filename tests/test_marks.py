@@ -75,8 +75,8 @@ def test_marks_of_slimorca_and_of_other_turns():
 @pytest.mark.parametrize(
     ("record", "word"),
     [
-        (two_replies({"weight": 0.5}), "messages[1].weight is 0.5"),
-        (two_replies({"weight": 2}), "messages[1].weight is 2"),
+        (two_replies({"weight": 0.5}), "messages[1].weight: found 0.5"),
+        (two_replies({"weight": 2}), "messages[1].weight: found 2"),
         (two_replies({"loss_scale": [1, 0]}), "messages[1].loss_scale"),
         (two_replies({"train": "perhaps"}), "messages[1].train"),
         (
@@ -92,9 +92,9 @@ def test_marks_of_slimorca_and_of_other_turns():
         ({**two_replies(), "turns_trained_on_loss": [True, False]}, "'turns_trained_on_loss'"),
         (two_replies({"mask": 1}), "'mask' may mean"),
         ({**two_replies(), "loss_mask": [0, 1, 0]}, "has 3 marks"),
-        ({**two_replies(), "loss_mask": [0, 0.5, 0, 1]}, "loss_mask[1] is 0.5"),
+        ({**two_replies(), "loss_mask": [0, 0.5, 0, 1]}, "loss_mask[1]: found 0.5"),
         ({**PAIR, "weight": 0.5}, "weights='weight' to select"),
-        ({**PAIR, "weight": [0, 1]}, "'weight' is list"),
+        ({**PAIR, "weight": [0, 1]}, "'weight': found list"),
         ({**PAIR, "mask": "User"}, "'mask'"),
     ],
 )

@@ -205,17 +205,17 @@ def corrupted(state, **changes):
         (lambda state: corrupted(state, exp_avg_sq=torch.ones(3)), r"shape \(3,\)"),
         (lambda state: {**state, "state": {0: state["state"][0]}}, "no moments of"),
         (lambda state: {**state, "state": {}}, "no moments of"),
-        (lambda state: corrupted(state, step=torch.tensor(0.0)), "at step 0"),
+        (lambda state: corrupted(state, step=torch.tensor(0.0)), "found step 0"),
         (lambda state: {**state, "param_groups": [{"params": [0, 1]}]}, "1 groups of 2"),
         (lambda state: {"model": {}}, "param_groups"),
-        (lambda state: {**state, "param_groups": [7]}, "param_groups cannot be read"),
-        (lambda state: {**state, "param_groups": [{"params": 3}]}, "param_groups cannot be read"),
+        (lambda state: {**state, "param_groups": [7]}, "param_groups that cannot be read"),
+        (lambda state: {**state, "param_groups": [{"params": 3}]}, "param_groups that cannot be read"),
         (
             lambda state: {**state, "param_groups": [{"params": [0], "betas": 0.9}]},
-            "param_groups cannot be read",
+            "param_groups that cannot be read",
         ),
         (lambda state: {**state, "param_groups": [{"params": [0, 1], "param_names": ["a"]}]}, "1 names of 2"),
-        (lambda state: 7, "optimizer is int"),
+        (lambda state: 7, "optimizer: found int"),
         (lambda state: [state, state], "2 states, expected 1"),
         (lambda state: "/no/such/optimizer.pt", "no such file"),
     ],
@@ -234,7 +234,7 @@ def test_negative_moments_and_untrained_runs_are_refused(tmp_path):
     for value, word in (
         (-1.0, "negative"),
         (float("nan"), "negative or no numbers"),
-        (0.0, "all second moments"),
+        (0.0, "second moments that are all zero"),
     ):
         broken = {
             **state,

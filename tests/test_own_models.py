@@ -163,7 +163,7 @@ def test_a_loss_that_is_reduced_is_refused(tmp_path):
 
 
 def test_samples_that_are_no_numbers_are_named(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"data\[0\]\[0\] is object"):
+    with pytest.raises(InvalidInputError, match=r"data\[0\]\[0\]: found object"):
         run(make_mlp(), [(object(), 1)], tmp_path / "s", loss_fn=cross_entropy)
 
 

@@ -55,7 +55,7 @@ def test_the_environment_says_which_rank_this_is(as_rank, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert Rank.current() == Rank(0, 1, 0)
     as_rank(2, 4)
-    assert Rank.current() == Rank(2, 4, 2)
+    assert Rank.current() == Rank(2, 4, 2, "4 by hand")
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(InvalidInputError, match="RANK=4"):
         Rank.current()
@@ -76,13 +76,18 @@ def test_processes_of_one_run_are_known_by_where_they_meet(as_rank, monkeypatch)
     assert Rank.current().run is None
 
 
-def test_no_rank_works_on_a_store_that_another_run_is_at(as_rank, tmp_path, monkeypatch):
+@pytest.mark.parametrize("meets", ["node-1", None])
+def test_no_rank_works_on_a_store_that_another_run_is_at(as_rank, meets, tmp_path, monkeypatch):
+    """Whether torchrun has started it, or somebody with RANK and WORLD_SIZE alone."""
     out, options = tmp_path / "s", {"dim": 8, "progress": False}
     model, records = make_model(), make_data(8)
     spice_rs.extract(model, records[:2], out, **options)
-    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if meets is not None:
+        monkeypatch.setenv("MASTER_ADDR", meets)
     as_rank(1, 2)
-    for holder, refused in (("a", True), (None, True), (Rank.current().run, False)):
+    for holder, refused in (("a", True), ("3 by hand", True), (None, True), (Rank.current().run, False)):
         with lease(out, holder), pytest.raises(StoreError) if refused else nullcontext() as caught:
             spice_rs.extract(model, records, out, **options)
         if refused:

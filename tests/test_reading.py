@@ -436,7 +436,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(after, pool, tmp_path, monkeypat
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"not-there: the tokens of the data cannot be kept there"):
+    with pytest.raises(InvalidInputError, match=r"not-there: found no room for the tokens of the data"):
         Scratch(tmp_path / "not-there")
     assert scratch_folder(None, None) is None
     assert scratch_folder(tmp_path / "a" / "b", None) == tmp_path

@@ -186,7 +186,7 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
         ),
         (
             {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}},
-            "'answers' is empty",
+            "'answers': found empty text",
         ),
         ({**ALPACA, "history": ["a", "b"]}, "history"),
         ({**ALPACA, "history": [["a", "b", "c"]]}, "history"),
@@ -194,7 +194,7 @@ def test_text_that_nothing_reads_is_refused_with_the_ways_out(base, name):
         ({"messages": CHAT, "chat_template": "{{ messages }}"}, "'chat_template'"),
         ({"messages": CHAT, "enable_thinking": False}, "expected it in 'chat_template_kwargs'"),
         ({**PAIR, "completion": ["a", "b"]}, "a list of 2 texts"),
-        ({**PAIR, "sample_weight": 0.5}, "'sample_weight' is 0.5"),
+        ({**PAIR, "sample_weight": 0.5}, "'sample_weight': found 0.5"),
         (
             {"input": {"messages": [USER]}, "preferred_output": [BLUE], "non_preferred_output": [BLUE]},
             "preference data",
@@ -544,7 +544,7 @@ def test_speakers_are_known_by_any_of_their_names(role, known):
 
 
 def test_a_speaker_that_nobody_knows_is_refused():
-    assert "messages[1].role is 'gpt-4', expected one of" in refusal(
+    assert "messages[1].role: found 'gpt-4', expected one of" in refusal(
         {"messages": [USER, {"role": "gpt-4", "content": "b"}, USER, BLUE]}
     )
     assert turns({"messages": [{"role": "developer", "content": "s"}, *CHAT]})[0] == ("developer", "s")

@@ -766,7 +766,7 @@ def test_a_template_from_a_file_is_used(tmp_path, model):
         (b"\xff\xfe", "not UTF-8"),
         (b"{% for m in messages %}{{ m.content }}", "line 1: .*endfor"),
         (b"Hello {{ name }}", "never uses 'messages'"),
-        (json.dumps({"chat_template": CHATML}).encode(), "is JSON"),
+        (json.dumps({"chat_template": CHATML}).encode(), "found JSON"),
     ],
 )
 def test_a_file_that_is_no_template_is_named(tmp_path, content, says):
@@ -777,7 +777,7 @@ def test_a_file_that_is_no_template_is_named(tmp_path, content, says):
         read_template(file)
     with pytest.raises(InvalidInputError, match="found a folder, expected a file with a Jinja template"):
         read_template(tmp_path)
-    with pytest.raises(InvalidInputError, match="chat_template is int"):
+    with pytest.raises(InvalidInputError, match="chat_template: found int"):
         read_template(7)
 
 

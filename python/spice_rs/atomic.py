@@ -68,6 +68,41 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise InvalidInputError(
             f"{path}: found {found}, expected a place for a file. Make the folder, or name a file."
         )
+    special = place.exists() and not place.is_file()  # a pipe or a device, which is written to as it is
+    if not may_write(place if special else place.parent):
+        what = "a pipe or a device" if special else f"a folder, {place.parent},"
+        raise InvalidInputError(
+            f"{path}: found {what} that this user may not write to, expected a place for a file. Give the permission, or"
+            " name another."
+        )
+
+
+def check_folder_place(path: str | os.PathLike[str], what: str) -> None:
+    """Fail now if a folder cannot be made, or written to, after long work.
+
+    Args:
+        path: the folder, there or not.
+        what: what it is for, for the message.
+
+    Raises:
+        InvalidInputError: nobody can make it, or this user may not write in it.
+    """
+    place = Path(os.path.abspath(local(path)))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return  # which whoever makes the folder explains
+    if not may_write(place):
+        raise InvalidInputError(
+            f"{os.fspath(path)}: found a folder, {place}, that this user may not write to, expected a place for {what}."
+            " Give the permission, or name another."
+        )
+
+
+def may_write(path: Path) -> bool:
+    """Whether the system lets this process write to a file, or make files in a folder."""
+    wanted = os.W_OK | (os.X_OK if path.is_dir() else 0)
+    return os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _sync_folder(folder: Path) -> None:

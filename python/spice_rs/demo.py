@@ -17,6 +17,7 @@ from typing import Any
 
 from spice_rs.analysis.comparison import compare
 from spice_rs.arguments import real, whole
+from spice_rs.atomic import check_folder_place
 from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import say, say_block
@@ -46,10 +47,11 @@ def run_demo(folder: str | os.PathLike[str] = "demo-out", *, samples: int = 240,
     model_folder, gguf_file = model_files()
     from spice_rs.pipeline import choose  # needs torch
 
+    check_folder_place(folder, "a demo")
     folder = Path(local(folder))
     folder.mkdir(parents=True, exist_ok=True)
     pool = write_pool(folder / "pool.jsonl", samples)
-    say(f"pool: {counted(len(pool), 'task')} of {len(SOURCES)} sources in {folder / 'pool.jsonl'}")
+    say(f"pool: {counted(len(pool), 'task')} of {counted(len(SOURCES), 'source')} in {folder / 'pool.jsonl'}")
 
     started = time.perf_counter()
     say(

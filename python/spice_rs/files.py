@@ -6,6 +6,7 @@ whatever reads a file that somebody named opens it here, or asks `check_file` be
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import re
@@ -17,6 +18,7 @@ from typing import IO, Any, cast
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 LONGEST_LINE = 1 << 26
@@ -88,6 +90,27 @@ def check_folder(path: str | os.PathLike[str], expected: str) -> None:
             check_file(name, expected)
 
 
+def unreadable(folder: str | os.PathLike[str], expected: str) -> InvalidInputError | None:
+    """Return what to say of a folder of which this user may not read a file, or which he may not list; else None.
+
+    Libraries that look for files by name take such a one for one that is not there.
+    """
+    path = local(folder)
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(entry.path for entry in entries if entry.is_file())
+    except PermissionError as error:
+        return _refused(path, _reason(error), expected)
+    except OSError:
+        return None
+    for name in names:
+        try:
+            opened(name, expected).close()
+        except InvalidInputError as error:
+            return error
+    return None
+
+
 def what_is(path: str | os.PathLike[str]) -> str | None:
     """Return what is at a path for messages, "a pipe" or "no such file"; None if it is a file."""
     path = local(path)
@@ -151,7 +174,7 @@ def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
             packed = isinstance(file, gzip.GzipFile)
             most = max(64 * _PIECE, _PACKED * size) if packed else None
             if not packed:
-                check_room(path, size, f"{size} bytes")
+                check_room(path, size, counted(size, "byte"))
             pieces, length = [], 0
             while piece := file.read(_PIECE):
                 pieces.append(piece)
@@ -232,6 +255,8 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _refused(path: str | os.PathLike[str], found: str, expected: str) -> InvalidInputError:
     remedy = _SPOOL if found == "a pipe" else "check the path"
+    if os.strerror(errno.EACCES) in found:
+        remedy = "give this user the permission to read it, or name another"
     return InvalidInputError(
         f"{os.fspath(path)}: found {found}, expected {expected}. {remedy[0].upper()}{remedy[1:]}."
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
+from spice_rs.nouns import counted
 from spice_rs.signs import seen, step
 
 DELAY = 1.0
@@ -186,8 +187,8 @@ class Watcher:
         self._read = self._picked = self._evaluated = 0
         self._before = (0, 0)
         if shown is None:
-            step(f"read: {rows * runs:,} rows")
-            self._next_step = f"select: {picks * runs:,} picks"
+            step(f"read: {counted(rows * runs, 'row', form=',')}")
+            self._next_step = f"select: {counted(picks * runs, 'pick', form=',')}"
         else:
             self._next_step = ""
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spice_rs.analysis.waiting import waited
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 from spice_rs.store.rows import RowReader, unit_rows
 
 Positions = npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ def k_center(order: Positions, reader: RowReader, k: int, watch: Watch | None = 
         watch: told of each pick.
     """
     check_memory(
-        f"k_center with {k} picks of {reader.dim} columns",
+        f"k_center with {k} picks of {counted(reader.dim, 'column')}",
         8.0 * k * reader.dim + 40.0 * len(order),
         "Leave method 'k_center' out, or pick fewer rows.",
         field="methods",
@@ -163,7 +164,7 @@ def _similarity(reader: RowReader) -> npt.NDArray[np.float32]:
     """Return (n, n) float32 (1 + cosine)/2, in [0, 1]; rows of zeros have cosine 0."""
     n, dim = reader.rows, reader.dim
     check_memory(
-        f"a kernel of {n} × {n} numbers, of rows of {dim} columns",
+        f"a kernel of {n} × {n} numbers, of rows of {counted(dim, 'column')}",
         # Rows and their units; the kernel, what makes it, and a library's copies.
         20.0 * n * dim + 24.0 * n * n,
         "Leave method 'facility_location' out, or compare a smaller pool.",

@@ -19,6 +19,7 @@ from spice_rs.progress import Progress, counting
 from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import weighted
+from spice_rs.selection.recounted import Known, check_numbers, check_source, places_of
 from spice_rs.selection.represent import represented_again
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.saved import check_same
@@ -139,6 +140,7 @@ def certify(
         InvalidInputError: an argument is out of range, the selection has no picks, or the matrices do not fit into
             memory.
         StoreMismatchError: the source, the weights or the initial rows are not those of the selection.
+        CorruptStoreError: the selection was altered since: its numbers are not those of its rows.
         KeyboardInterrupt: Ctrl-C.
 
     Example:
@@ -157,27 +159,31 @@ def certify(
     chosen = _prefixes(prefixes, k)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.warn_unfinished()
-    remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
-    identity = {"rows": opened.rows, "dim": opened.dim, "dtype": opened.dtype}
-    check_same("selection: source", settings["source"], identity, StoreMismatchError, remedy)
+    check_source(selection.file or "selection: source", settings, opened, content=False)
     represented = represented_again(settings, opened, threads=threads, progress=progress)
-    pool = opened.pool(settings["normalize"])
+    pool, starts = opened.pool(settings["normalize"]), _initial(opened, initial, settings)
     pool = pool if represented is None else represented.pool(pool)
-    choice = Choice(
-        _initial(opened, initial, settings), opened.positions(selection.indices).astype(np.int64), chosen
-    )
+    by_row = _weights(opened, data, index_column, weights, settings)
     aimed = None if selection.target is None else aimed_again(selection.target, opened, threads)
-    with counting(progress, "certify") as told:
+    by_row = weighted(by_row, aimed)
+    name, run = selection.file or "selection", selection.as_run()
+    picks = places_of(name, run, opened)
+    series = {} if aimed is None else {"relevance": aimed.best[picks]}
+    reader = None if represented is None else represented.reader(opened)
+    check_numbers(name, run, opened, Known(by_row, starts, series, reader))
+    choice = Choice(starts, picks, chosen)
+    with counting(progress, "certify") as seen:
         found = _core.certify(
-            pool.weighted(weighted(_weights(opened, data, index_column, weights, settings), aimed)),
+            pool.weighted(by_row),
             choice,
             alpha=settings["alpha"],
             steps=steps,
             threads=threads,
-            progress=told,
+            progress=seen,
         )
     content = {"content": found["fingerprint"] if represented is None else represented.fingerprint}
-    check_same("selection: source", settings["source"], content, StoreMismatchError, remedy)
+    remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
+    check_same(selection.file or "selection: source", settings["source"], content, StoreMismatchError, remedy)
     submodular, concave = found["submodular"], found["concave"]
     bounds = np.minimum(submodular, concave)
     return Certificate(

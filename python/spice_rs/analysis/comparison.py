@@ -17,6 +17,7 @@ from spice_rs.arguments import flag, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.frames import Library, as_frame
 from spice_rs.interface import spoken
+from spice_rs.nouns import counted
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, bar
 from spice_rs.selection.arguments import (
@@ -160,7 +161,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         names = ", ".join(one_line(row.method) for row in self.rows)
-        return f"Comparison({self.settings['k']} of {self.pool.rows} rows: {names})"
+        return f"Comparison({self.settings['k']} of {counted(self.pool.rows, 'row')}: {names})"
 
 
 def compare(

@@ -101,7 +101,8 @@ class Coverage:
     def __repr__(self) -> str:
         spread = f" ± {self.random.std(ddof=1):.4f}" if len(self.random) > 1 else ""
         return (
-            f"Coverage({self.picks} picks leave {self.left:.4f} of {self.alone:.4f} nats to {self.rows} held-out rows,"
+            f"Coverage({counted(self.picks, 'pick leaves', 'picks leave')} {self.left:.4f} of {self.alone:.4f}"
+            f" nats to {self.rows} held-out rows,"
             f" random ones {self.random.mean():.4f}{spread}: {self.ratio:.3f})"
         )
 
@@ -262,7 +263,8 @@ def _labels_of_list(groups: Any, rows: int) -> tuple[list[Label], npt.NDArray[np
         return [], np.zeros(rows, np.int64)
     if isinstance(groups, str) or not hasattr(groups, "__len__") or len(groups) != rows:
         raise InvalidInputError(
-            f"groups: found {type(groups).__name__}, expected {rows} labels, one for each row of held_out, in its order."
+            f"groups: found {type(groups).__name__}, expected {counted(rows, 'label')}, one for each row of"
+            " held_out, in its order."
             " Give a list of them."
         )
     return Columns(open_source(np.zeros((rows, 1), np.float32)), None, {}).labels("groups", list(groups))
@@ -284,7 +286,7 @@ def _check_apart(selection: Selection, source: Source, held: Source) -> None:
 def _check_alike(source: Source, held: Source) -> None:
     if held.dim != source.dim:
         raise StoreMismatchError(
-            f"held_out: found {held.dim} columns in {held.description}, expected {source.dim} as in"
+            f"held_out: found {counted(held.dim, 'column')} in {held.description}, expected {source.dim} as in"
             f" {source.description}. Extract it as the source was: `extract` takes that store for `like`."
         )
     if differences := differing_origin(source, held):

@@ -16,6 +16,7 @@ from spice_rs.analysis.baselines import NotAvailable, Watch, facility_location, 
 from spice_rs.arguments import rows_given
 from spice_rs.errors import InvalidInputError
 from spice_rs.nearness import meant
+from spice_rs.nouns import counted
 from spice_rs.selection.presets import PENALTY
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import select
@@ -194,7 +195,9 @@ def _target(setting: Setting) -> list[Contender]:
     def pick(watch: Watch) -> Picks:
         best = _measured(setting).relevance[:, 0]
         if (left := int((best[setting.candidates] > 0).sum())) < setting.k:
-            raise NotAvailable(f"{left} rows point to the target, and k is {setting.k}")
+            raise NotAvailable(
+                f"{counted(left, 'row points', 'rows point')} to the target, and k is {setting.k}"
+            )
         own: dict[str, Any] = {"alpha": "auto", "conflict_penalty": 0.0, "normalize": "unit"}
         return setting.select(watch, target=setting.target, **own).indices
 

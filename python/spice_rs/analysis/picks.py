@@ -17,6 +17,7 @@ from spice_rs.analysis.waiting import waited
 from spice_rs.arguments import shown
 from spice_rs.errors import InvalidInputError
 from spice_rs.interface import spoken
+from spice_rs.nouns import counted
 from spice_rs.progress import Bar, Progress, bar
 from spice_rs.selection.arguments import count, count_or_none, seeded
 from spice_rs.selection.result import Selection, as_selection
@@ -307,7 +308,8 @@ def _notes(replay: Replay, runs: list[Run], looked_at: int, sample: int) -> tupl
         )
     elif looked_at < len(replay.picks) - replay.selection.forced:
         notes.append(
-            f"The runner-up was sought at {looked_at} of {len(replay.picks)} steps, close together at first; give steps="
+            f"The runner-up was sought at {looked_at} of {counted(len(replay.picks), 'step')}, close together at"
+            " first; give steps="
             " for more."
         )
     most = max(len(run.candidates) for run in runs)

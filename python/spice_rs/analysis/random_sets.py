@@ -9,6 +9,7 @@ import numpy as np
 from spice_rs.analysis.prefixes import Floats, Integers, log_dets
 from spice_rs.analysis.replay import Replay, log_spaced
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ def random_sets(replay: Replay, *, sets: int = 5, points: int = 24, seed: int = 
     sizes = log_spaced(len(replay.picks), points) + 1
     drawn_rows, dim = len(replay.initial) + len(replay.picks), replay.dim
     check_memory(
-        f"random sets of {drawn_rows} rows of {dim} columns",
+        f"random sets of {counted(drawn_rows, 'row')} of {counted(dim, 'column')}",
         24.0 * drawn_rows * dim + 32.0 * min(drawn_rows, dim) ** 2,
         "Look at a selection of fewer rows, or of gradients of fewer columns.",
         field="selection",

@@ -24,19 +24,20 @@ from spice_rs.analysis.prefixes import (
     first_near_duplicates,
 )
 from spice_rs.data.matching import check_index_column
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError
 from spice_rs.memory import check_memory
+from spice_rs.nouns import counted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import told, weighted
 from spice_rs.selection.constraints import COLUMNS, PER_ROW, PerRow
 from spice_rs.selection.form import penalty_of
 from spice_rs.selection.options import Constraints
+from spice_rs.selection.recounted import Known, check_numbers, check_source, places_of, window_places
 from spice_rs.selection.represent import represented_again
 from spice_rs.selection.result import Selection, as_selection
-from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
 from spice_rs.store.rows import RowReader
-from spice_rs.store.sources import Source, open_source
+from spice_rs.store.sources import open_source
 
 BASIS_CELLS = 1 << 27
 """Cells that the matrices of several prefixes may take together: 1 GiB."""
@@ -78,6 +79,7 @@ class Replay:
     Raises:
         InvalidInputError: something given is not what the selection was made with, or `weights` or `initial` lack.
         StoreMismatchError: the source is not what was selected from.
+        CorruptStoreError: the selection was altered since: its numbers are not those of its rows.
     """
 
     def __init__(
@@ -95,10 +97,11 @@ class Replay:
         selection = as_selection(selection)
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
-        _check_source(selection, self.source)
+        check_source(selection.file or "selection: source", self.settings, self.source)
         self.alpha = float(self.settings["alpha"])
         self.order = self.source.dataset_order().astype(np.int64)
-        self.picks = self.source.positions(selection.indices).astype(np.int64)
+        self._name = selection.file or "selection"
+        self.picks = places_of(self._name, selection.as_run(), self.source)
         columns = self._columns(given)
         self._check_asked(given)
         self.missing = self._missing(given)
@@ -125,6 +128,7 @@ class Replay:
         if self.settings["method"] == "top_k" and self.reading != "scalar":
             self.reading = "alone"
         self.penalty = penalty_of(self.settings)
+        self._check_numbers()
 
     @cached_property
     def reader(self) -> RowReader:
@@ -159,12 +163,9 @@ class Replay:
                 free[self.aimed.barred] = False
                 free[self.picks] = True  # rows to include
             return [Run(0, self.picks, self.order[free[self.order]])]
-        shuffled = self.order[np.random.default_rng(self.settings["seed"]).permutation(self.source.rows)]
-        place = np.empty(self.source.rows, np.int64)
-        place[shuffled] = np.arange(self.source.rows)
+        shuffled, windows = window_places(self.source, self.picks, size, self.settings["seed"])
         ranked = np.empty(self.source.rows, np.int64)
         ranked[self.order] = np.arange(self.source.rows)
-        windows = place[self.picks] // size
         starts = np.flatnonzero(np.diff(windows, prepend=-1))
         found = []
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(windows)], strict=True):
@@ -176,7 +177,7 @@ class Replay:
         """Return the initial rows and the picks of a run, (i + m, d), and their weights."""
         positions = np.concatenate([self.initial, run.picks])
         check_memory(
-            f"{len(positions)} picks and initial rows of {self.dim} columns to look at",
+            f"{counted(len(positions), 'pick')} and initial rows of {counted(self.dim, 'column')} to look at",
             # The rows, the same as the core keeps them, with their means, and products of them.
             72.0 * len(positions) * self.dim + 32.0 * min(len(positions), MOST_RECURSIVE) ** 2,
             "Look at a selection of fewer rows, or of gradients of fewer columns.",
@@ -284,6 +285,22 @@ class Replay:
         """Return the numbers of the rows' groups; 0 without groups."""
         return np.zeros(len(positions), np.int64) if self.groups is None else self.groups[positions]
 
+    def _check_numbers(self) -> None:
+        """Refuse numbers of the selection that are not those of its rows, as far as what was given tells them."""
+        series: dict[str, npt.NDArray[Any]] = {}
+        if self.costs is not None:
+            series["costs"] = self.costs[self.picks]
+        if self.groups is not None:
+            series["groups"] = self.groups[self.picks]
+        if self.aimed is not None:
+            series["relevance"] = self.aimed.best[self.picks]
+        if not set(self.missing) & {"prior", "costs"}:
+            gains, conflict = self.selection.gains[:, None], self.selection.conflict[:, None]
+            series["scores"] = self.score(gains, conflict, self.picks)[:, 0]
+        initial = None if self.settings["initial"] is None else self.initial
+        told = Known(self.weights, initial, series, self.reader)
+        check_numbers(self._name, self.selection.as_run(), self.source, told)
+
     # --- what was given, against what the selection remembers of it ------------------------------------------------
 
     def _check_asked(self, given: Mapping[str, Any]) -> None:
@@ -360,20 +377,6 @@ class Replay:
         listed = rows if ordered else np.sort(rows)
         self._same(name, digest(listed), self.settings[name]["sha256"])
         return self.source.positions(rows, name).astype(np.int64)
-
-
-def _check_source(selection: Selection, source: Source) -> None:
-    expected = selection.settings["source"]
-    identity: dict[str, Any] = {"rows": source.rows, "dim": source.dim, "dtype": source.dtype}
-    if expected["fingerprint"] is not None:
-        identity["fingerprint"] = source.identify()
-    check_same(
-        "selection: source",
-        expected,
-        identity,
-        StoreMismatchError,
-        f"Give the source that was selected from ({expected['name']}), as it was.",
-    )
 
 
 def sampled(candidates: Positions, most: int, seed: int) -> Positions:

@@ -121,7 +121,7 @@ class Analysis(Framed):
         """Return a table of the first, the median and the last pick, and what goes with what."""
         half = "beyond the last pick" if self.half_life is None else counted(self.half_life, "pick")
         lines = [aligned(self._cells()), "", f"half-life of the gain: {half}"]
-        lines.append(f"runner-up sought at {self.looked_at} of {len(self)} steps")
+        lines.append(f"runner-up sought at {self.looked_at} of {counted(len(self), 'step')}")
         steps, most = len(self.stepwise.ranks), int(self.stepwise.rows.max(initial=0))
         pairs = [("Spearman over candidates, per step", "mean", "median", "steps")]
         pairs += [

@@ -38,9 +38,8 @@ def add(commands: Any, called: Sequence[str], *, alike: bool) -> None:
         ),
     )
     if "extract" in called:
-        add_options(
-            extract, spice_rs.extract, required=("data", "out") if alike else ("model", "data", "out")
-        )
+        required = ("data", "out") if alike else ("model", "data", "out")
+        add_options(extract, spice_rs.extract, required=required, typed_alone=True)
 
     plan = add_command(
         commands,
@@ -80,7 +79,7 @@ def add(commands: Any, called: Sequence[str], *, alike: bool) -> None:
         add_options(doctor, spice_rs.extract, skip=skip)
 
 
-def _extract(model: str | None, data: str, out: str, **options: Any) -> int | None:
+def _extract(data: str, out: str, model: str | None = None, **options: Any) -> int | None:
     from spice_rs.extraction.ranks import Rank
 
     rank = Rank.current()

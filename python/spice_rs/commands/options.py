@@ -61,6 +61,7 @@ def add_options(
     skip: Sequence[str] = (),
     required: Sequence[str] = (),
     words: Mapping[str, tuple[str, str]] | None = None,
+    typed_alone: bool = False,
 ) -> None:
     """Add an option for every parameter of `function` that can be given in words.
 
@@ -70,6 +71,7 @@ def add_options(
         skip: Parameters that get no option here.
         required: Those that must be given.
         words: Parameter → placeholder, and what is to be said of it here.
+        typed_alone: Whether options that nobody types are left to the function's own defaults.
     """
     helps = argument_docs(function)
     hints = typing.get_type_hints(function)
@@ -101,7 +103,7 @@ def add_options(
             keywords["required"] = True
         else:
             default = None if parameter.default is parameter.empty else parameter.default
-            keywords["default"] = default
+            keywords["default"] = argparse.SUPPRESS if typed_alone else default
             text = _with_default(text, name, default)
         parser.add_argument(
             flag_of(name), dest=name, help=in_flags(text, flags).replace("%", "%%"), **keywords

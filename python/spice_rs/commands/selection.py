@@ -313,10 +313,9 @@ def _shares(text: str | None) -> Any:
     """Return what `--group-shares` says: a word, or JSON in the argument or in a file."""
     if text in (None, "pool", "even"):
         return text
+    contents = read_whole(text, "a JSON file") if _names_file(text) else text
     try:
-        if _names_file(text):
-            text = read_whole(text, "a JSON file").decode("utf-8")
-        return json.loads(text)
+        return json.loads(contents.decode("utf-8") if isinstance(contents, bytes) else contents)
     except (ValueError, RecursionError) as error:
         raise spice_rs.InvalidInputError(
             f"--group-shares: found no JSON ({error}), expected 'pool', 'even' or an object: label → [minimum, maximum]."

@@ -7,6 +7,7 @@ from typing import Any
 
 from spice_rs.data.reading import BadRecord
 from spice_rs.data.records import FIELDS, Record, parse_record
+from spice_rs.nouns import counted
 from spice_rs.printable import one_line
 
 LONGEST = 160
@@ -51,7 +52,7 @@ def shortened(text: object) -> str:
 def _of_record(record: Record) -> str:
     if record.tokens is not None:
         learned = int((record.tokens[1] != -100).sum())
-        return f"{record.tokens.shape[1]} tokens, {learned} of them learned"
+        return f"{counted(record.tokens.shape[1], 'token')}, {learned} of them learned"
     if record.text is not None:
         return _joined([("text", record.text)])
     turns = record.messages

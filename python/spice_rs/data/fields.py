@@ -212,7 +212,8 @@ class Fields:
         if name in layouts.TEMPLATE_VARIABLES and isinstance(value, bool):
             raise BadRecord(
                 "unread column",
-                f"field {name!r} is {value}, a variable of the chat template, expected it in {layouts.OPTIONS_FIELD!r}. Put"
+                f"field {name!r}: found {value}, a variable of the chat template, expected it in"
+                f" {layouts.OPTIONS_FIELD!r}. Put"
                 f" it there, or pass {ignoring(name)}",
             )
         if type(value) in (int, float, bool):

@@ -129,7 +129,8 @@ def check_record_mark(name: str, value: Any) -> None:
     elif _is_fraction(value):
         raise BadRecord(
             "fractional weight",
-            f"field {name!r} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. If it"
+            f"field {name!r}: found {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or"
+            " not. If it"
             f" is what the sample counts, pass {ignoring(name)} here, and weights={name!r} to select",
         )
     elif _flag(value, f"field {name!r}", name) == (kind == "masked"):
@@ -158,12 +159,13 @@ def _flag(value: Any, where: str, column: str) -> bool:
             return bool(value)
         raise BadRecord(
             "fractional weight",
-            f"{where} is {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not. Correct it, or"
+            f"{where}: found {value}, expected 0 or 1 (false or true): a gradient is of what is learned, or not."
+            " Correct it, or"
             f" leave the mark out with {ignoring(column)}",
         )
     raise BadRecord(
         "unknown mark",
-        f"{where} is {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
+        f"{where}: found {found(value)}, expected 0 or 1 (false or true). Correct it, or leave the mark out with"
         f" {ignoring(column)}",
     )
 

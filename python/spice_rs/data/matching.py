@@ -26,6 +26,7 @@ from spice_rs.data.row_places import RowPlaces
 from spice_rs.data.samples import sample_hash
 from spice_rs.data.splits import remembered
 from spice_rs.errors import InvalidInputError, SpiceWarning
+from spice_rs.nouns import counted
 
 MOST_CHECKED = 20_000
 """Records that are compared where a whole column is read: see `spread`."""
@@ -255,7 +256,8 @@ def places_of(
         last = max(rows, default=-1)
         if last >= len(data):
             raise InvalidInputError(
-                f"data: found {len(data)} records, expected more than {last}, the largest row wanted. Give the data that"
+                f"data: found {counted(len(data), 'record')}, expected more than {last}, the largest row wanted."
+                " Give the data that"
                 " the gradients were extracted from."
             )
         return list(rows)
@@ -448,7 +450,9 @@ def _refuse(data: Any, belonging: Belonging) -> NoReturn:
             if wrong is not None:
                 first = (place, row, wrong)
     total = belonging.total
-    counts = "" if total in (None, count) else f"; there are {count} records, and there were {total}"
+    counts = (
+        "" if total in (None, count) else f"; there are {counted(count, 'record')}, and there were {total}"
+    )
     if first is not None:
         place, row, wrong = first
         reason = f" ({wrong})" if wrong else ""
@@ -458,6 +462,6 @@ def _refuse(data: Any, belonging: Belonging) -> NoReturn:
         )
     where = f"; the first that it did not have: {extra}" if extra else f"; it ends before record {count}"
     raise InvalidInputError(
-        f"{source}: found {count} records, expected {total}, as in the data that {belonging.name} was extracted"
+        f"{source}: found {counted(count, 'record')}, expected {total}, as in the data that {belonging.name} was extracted"
         f" from{where}. {REMEDY}"
     )

@@ -11,6 +11,7 @@ from spice_rs.data.layouts import FIELDS, PROMPT_FIELDS, RESPONSE_FIELDS, is_met
 from spice_rs.data.reading import BadRecord, found, ignoring
 from spice_rs.data.turns import Message, as_context, is_turns, read_turns
 from spice_rs.data.values import LONGEST, is_blank, plain, text
+from spice_rs.nouns import counted
 
 
 def read_plain(given: Mapping[str, Any]) -> tuple[Message, Message] | None:
@@ -92,18 +93,20 @@ def read_response(fields: Fields) -> list[Message]:
         turns = read_turns(value, name, ignored=fields.rules.ignored)
         if not any(turn.role == "assistant" for turn in turns):
             raise BadRecord(
-                "no assistant turn", f"field {name!r} has no assistant turn, expected at least one to learn"
+                "no assistant turn",
+                f"field {name!r}: found no assistant turn, expected at least one to learn",
             )
         return turns
     if isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(each, str) for each in value):
         raise BadRecord(
             "preference data",
-            f"field {name!r} is a list of {len(value)} texts, expected one reply to learn. Give the one that is wanted;"
+            f"field {name!r} is a list of {counted(len(value), 'text')}, expected one reply to learn. Give the"
+            " one that is wanted;"
             " where all of them are, give each a record of its own",
         )
     response = text(value, name)
     if not response.strip():
-        raise BadRecord("empty response", f"field {name!r} is empty, expected the text to learn")
+        raise BadRecord("empty response", f"field {name!r}: found empty text, expected the text to learn")
     return [Message("assistant", response)]
 
 
@@ -138,7 +141,7 @@ def _history(value: Any, ignored: frozenset[str]) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRecord(
                 "wrong type",
-                f"history[{number}] is {found(pair)}, expected a pair of what was asked and what was answered",
+                f"history[{number}]: found {found(pair)}, expected a pair of what was asked and what was answered",
             )
         for role, words in zip(("user", "assistant"), pair, strict=True):
             if words is not None:

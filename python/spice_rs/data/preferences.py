@@ -117,7 +117,7 @@ def _side(value: Any, field: str, *, bare: bool, ignored: frozenset[str]) -> lis
         if bare:
             raise BadRecord(
                 "missing field",
-                f"field {field!r} is {found(reply)}, expected a prompt beside it, or turns after 'Human:'",
+                f"field {field!r}: found {found(reply)}, expected a prompt beside it, or turns after 'Human:'",
             )
         return [Message("assistant", reply)]
     turns = (

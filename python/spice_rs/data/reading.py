@@ -24,6 +24,7 @@ from spice_rs.data.splits import are_splits, chosen, parted
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_file, check_folder, lines_of, read_whole, unpacked
 from spice_rs.hub import reached
+from spice_rs.nouns import counted
 from spice_rs.paths import is_meant_local, local, near
 from spice_rs.signs import step
 
@@ -140,11 +141,11 @@ def open_data(data: Any) -> tuple[str, Parsed]:
     if isinstance(data, Mapping):
         if are_splits(data):
             return open_data(chosen(data, "data", None))
-        raise InvalidInputError(f"data is {found(data)}, expected a list of records")
+        raise InvalidInputError(f"data: found {found(data)}, expected a list of records. Give one.")
     if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__iter__")):
         return "data", _from_items(data, "data")
     raise InvalidInputError(
-        f"data is {found(data)}, expected a path, a hub id, a Dataset, a data frame or a list of records"
+        f"data: found {found(data)}, expected a path, a hub id, a Dataset, a data frame or a list of records. Give one."
     )
 
 
@@ -272,7 +273,7 @@ def _row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     if len(cells) != len(names):
         raise BadRecord(
             "ragged row",
-            f"found {len(cells)} cells, expected {len(names)}, one for each name in the first line",
+            f"found {counted(len(cells), 'cell')}, expected {len(names)}, one for each name in the first line",
         )
     return dict(zip(names, cells, strict=True))
 

@@ -49,6 +49,7 @@ from spice_rs.data.tools import read_tools
 from spice_rs.data.turns import MORE, Message, as_context, read_turns
 from spice_rs.data.values import is_blank, plain, text
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 
 __all__ = [
     "FIELDS",
@@ -186,7 +187,9 @@ def load_records(
             f"{source}: found no records, expected at least one; check the path and the split"
         )
     if len(bad) == rows:
-        raise InvalidInputError(f"{source}: all {rows} records are bad; the first: {bad[0]}")
+        raise InvalidInputError(
+            f"{source}: all {counted(rows, 'record is', 'records are')} bad; the first: {bad[0]}"
+        )
     named = set(rules.columns.values())
     described = sorted(name for name in names - named if isinstance(name, str) and layouts.is_metadata(name))
     kept = tuple(items) if keeper is None else keeper.finish()
@@ -335,7 +338,7 @@ def _read(index: int, place: str, given: Any, rules: Rules) -> Record:
 def _plain_text(index: int, place: str, fields: Fields) -> Record:
     words = text(fields.take("text"), "text")
     if not words.strip():
-        raise BadRecord("empty text", "field 'text' is empty, expected the text to learn")
+        raise BadRecord("empty text", "field 'text': found empty text, expected the text to learn")
     _follow_marks(fields, wanted=False)
     fields.check_rest("plain text")
     return Record(index, place, text=words)
@@ -412,16 +415,18 @@ def _check_replies(turns: Sequence[Message], field: str) -> None:
     replies = [turn for turn in turns if turn.role == "assistant"]
     if not replies:
         raise BadRecord(
-            "no assistant turn", f"field {field!r} has no assistant turn, expected at least one to learn"
+            "no assistant turn", f"field {field!r}: found no assistant turn, expected at least one to learn"
         )
     if not any(reply.content.strip() or reply.calls for reply in replies):
         raise BadRecord(
-            "empty response", f"field {field!r}: every assistant turn is empty, expected text to learn"
+            "empty response",
+            f"field {field!r}: found assistant turns that are all empty, expected text to learn",
         )
     if not any(reply.learned and (reply.content.strip() or reply.calls) for reply in replies):
         raise BadRecord(
             "nothing to learn",
-            f"field {field!r}: every assistant turn is marked as not to be learned, or empty, expected one to learn",
+            f"field {field!r}: found assistant turns that are all marked as not to be learned, or empty, expected"
+            " one to learn",
         )
 
 
@@ -441,7 +446,7 @@ def _template_options(fields: Fields) -> Mapping[str, Any]:
     if not isinstance(options, dict):
         raise BadRecord(
             "wrong type",
-            f"field {layouts.OPTIONS_FIELD!r} is {found(value)}, expected an object of variables",
+            f"field {layouts.OPTIONS_FIELD!r}: found {found(value)}, expected an object of variables",
         )
     return options
 

@@ -72,7 +72,7 @@ class Renderer:
         if self.template is None:
             if self.special.eos is None:
                 raise InvalidInputError(
-                    "the tokenizer has no end token (eos_token), expected one to end a response; set it"
+                    "the tokenizer: found no end token (eos_token), expected one to end a response; set it"
                 )
             bos = tokenizer.bos_token_id
             whole = tokenizer("a")["input_ids"]

@@ -94,7 +94,7 @@ class Scratch:
     def _no_room(self, error: Exception) -> InvalidInputError:
         reason = getattr(error, "strerror", None) or str(error)
         return InvalidInputError(
-            f"{self._folder}: the tokens of the data cannot be kept there ({reason}, after {self.size / 1e6:.0f} MB),"
+            f"{self._folder}: found no room for the tokens of the data ({reason}, after {self.size / 1e6:.0f} MB),"
             " expected a folder with room for them. Make room, or name another one: in cache_dir."
         )
 

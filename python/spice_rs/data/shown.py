@@ -23,6 +23,7 @@ from spice_rs.data.calls import check_calls_and_tools
 from spice_rs.data.letters import LETTERS, MOST, Letters, begin, end
 from spice_rs.data.records import Message
 from spice_rs.data.templates import REMEDY, Rendering, TemplateFault
+from spice_rs.printable import short
 
 ONE_PER_TURN = "one sample per assistant turn"
 THINKING = r"</?(?:think|thinking|thought)>"
@@ -264,26 +265,22 @@ def _left_out(piece: Piece, *, altered: bool = False) -> str:
     does = "alters" if altered else "leaves out"
     if piece.what == "calls":
         return (
-            f"{whose}: the chat template leaves tool calls out, or a part of them ({_short(piece.words)}); use one that "
+            f"{whose}: the chat template leaves tool calls out, or a part of them ({short(piece.words, 40)}); use one that "
             "shows them (chat_template=FILE)"
         )
     if piece.what not in ("content", "name"):  # thoughts, wherever the data have them
         where = "between <think> and </think>" if piece.what == "thoughts" else f"in {piece.what!r}"
         return (
-            f"{whose}: the chat template {does} the thoughts {where} ({_short(piece.words)}), which would not be learned; "
-            f"make {ONE_PER_TURN}, since many templates show the thoughts of the last one alone, or {REMEDY}"
+            f"{whose}: the chat template {does} the thoughts {where} ({short(piece.words, 40)}), which would not be "
+            f"learned; make {ONE_PER_TURN}, since many templates show the thoughts of the last one alone, or {REMEDY}"
         )
     if piece.what == "content" and piece.message.role == "assistant":
         return (
-            f"the chat template rewrites turn {piece.turn} (assistant): it {does} its content ({_short(piece.words)}); "
+            f"the chat template rewrites turn {piece.turn} (assistant): it {does} its content ({short(piece.words, 40)}); "
             f"use a template that shows it, best one with {{% generation %}} marks (chat_template=FILE), "
             f"or {ONE_PER_TURN}"
         )
-    return f"{whose}: the chat template {does} its {piece.what} ({_short(piece.words)}); {REMEDY}"
-
-
-def _short(words: str) -> str:
-    return repr(words if len(words) <= 40 else f"{words[:37]}…")
+    return f"{whose}: the chat template {does} its {piece.what} ({short(piece.words, 40)}); {REMEDY}"
 
 
 def _searched(text: str, pieces: Sequence[Piece]) -> Iterator[Place]:
@@ -297,7 +294,7 @@ def _searched(text: str, pieces: Sequence[Piece]) -> Iterator[Place]:
         elif text.count(form) > 1:
             raise TemplateFault(
                 f"the chat template writes other text for other words, and the {piece.what} of turn {piece.turn} "
-                f"({piece.message.role}; {_short(piece.words)}) stands in it several times; {REMEDY}"
+                f"({piece.message.role}; {short(piece.words, 40)}) stands in it several times; {REMEDY}"
             )
         else:
             yield Place(number, piece, text.index(form), text.index(form) + len(form))

@@ -20,8 +20,7 @@ from typing import Any
 
 from spice_rs.data.letters import MARK_END, MARK_START
 from spice_rs.errors import InvalidInputError
-from spice_rs.files import check_file, read_whole
-from spice_rs.paths import local
+from spice_rs.files import opened, read_whole
 
 JOINED = "none"
 """The word in place of a template for prompts and responses that are joined as they stand."""
@@ -52,27 +51,32 @@ def read_template(given: str | os.PathLike[str] | None) -> str | None:
         return given
     if not isinstance(given, str | os.PathLike):
         raise InvalidInputError(
-            f"chat_template is {type(given).__name__}, expected the path of a file or {JOINED!r}"
+            f"chat_template: found {type(given).__name__}, expected the path of a file or {JOINED!r}. Name one."
         )
     place = f"chat_template {os.fspath(given)!r}"
+    expected = f"a file with a Jinja template, or {JOINED!r} to join prompt and response"
     try:
-        check_file(given, f"a file with a Jinja template, or {JOINED!r} to join prompt and response")
-        text = Path(local(given)).read_text(encoding="utf-8")
+        with opened(given, expected) as file:
+            text = file.read().decode("utf-8")
     except InvalidInputError as error:
         raise InvalidInputError(f"chat_template: {error}") from None
     except (OSError, ValueError) as error:
         kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None)
         raise InvalidInputError(
-            f"{place}: {kind or error}, expected a file with a Jinja template, or {JOINED!r} to join prompt and response"
+            f"{place}: found {kind or error}, expected {expected}. Write it again."
         ) from None
     try:
         json.loads(text)
     except (ValueError, RecursionError):
         pass
     else:
-        raise InvalidInputError(f"{place}: is JSON, expected a Jinja template alone; take it out of there")
+        raise InvalidInputError(
+            f"{place}: found JSON, expected a Jinja template alone. Take it out of there."
+        )
     if not re.search(r"\bmessages\b", text):
-        raise InvalidInputError(f"{place}: no template of conversations: it never uses 'messages'")
+        raise InvalidInputError(
+            f"{place}: found a template that never uses 'messages', expected one of conversations. Name that."
+        )
     _check_syntax(text, place)
     return text
 

@@ -23,6 +23,7 @@ from spice_rs.data.special import SpecialTokens
 from spice_rs.data.templates import REMEDY
 from spice_rs.data.tokens import IGNORED
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 
 _TEXTS_AT_ONCE = 512  # fast tokenizers work on many texts in parallel; bounds the encodings held at a time
 _LETTERS_AT_ONCE = 1 << 18  # and the seconds in which nobody can stop them
@@ -102,7 +103,7 @@ class Tokeniser:
         notes = [*_notes_of_template(self._renderer), *self._texts.notes()]
         if self._unknown.count:
             notes.append(
-                f"the tokenizer knows no word of what is learned in {self._unknown.count} records (the first:"
+                f"the tokenizer knows no word of what is learned in {counted(self._unknown.count, 'record')} (the first:"
                 f" {self._unknown.first}), so that they are alike; use the tokenizer that belongs to the model and the"
                 " language"
             )
@@ -233,7 +234,8 @@ def _notes_of_template(renderer: Renderer | None) -> Iterator[str]:
         return
     if unasked := renderer.ends.unasked:
         yield (
-            f"the chat template writes {unasked[0]!r} behind the last turn of {len(unasked)} records though no next one is "
+            f"the chat template writes {unasked[0]!r} behind the last turn of {counted(len(unasked), 'record')}"
+            " though no next one is "
             f"asked for (add_generation_prompt); it is not learned as a part of the turn; correct the template, or {REMEDY}"
         )
 
@@ -265,7 +267,8 @@ class _Rendered:
         """What was found, in a sentence."""
         if self._found.count:
             yield (
-                f"{self._found.count} texts hold markers of the tokenizer's chat template, and all that stands in them is"
+                f"{counted(self._found.count, 'text holds', 'texts hold')} markers of the tokenizer's chat"
+                " template, and all that stands in them is"
                 f" learned, prompts too; the first: {self._found.first}; give their turns as 'messages' to learn the"
                 " replies alone"
             )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spice_rs.data.layouts import LOSS_MASK_FIELDS
 from spice_rs.data.reading import BadRecord, found, ignoring
+from spice_rs.nouns import counted
 
 IGNORED = -100
 """Label of a token that is not learned (the convention of torch and transformers)."""
@@ -75,7 +76,7 @@ def read_tokens(fields: Mapping[str, Any]) -> NDArray[np.int64]:
     ids = _integers(fields, "input_ids")
     if ids.min() < 0:
         raise BadRecord(
-            "bad tokens", f"field 'input_ids' holds {ids.min()}, expected token ids of 0 and above"
+            "bad tokens", f"field 'input_ids': found {ids.min()}, expected token ids of 0 and above"
         )
     kept = _kept(fields, ids)
     labels = _labels(fields, ids, kept)
@@ -123,7 +124,7 @@ def _integers(fields: Mapping[str, Any], name: str) -> NDArray[np.int64]:
         whole = bool not in set(map(type, value))  # true among numbers became 1
     if not whole:
         raise BadRecord(
-            "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
+            "wrong type", f"field {name!r}: found {found(value)}, expected a non-empty list of integers"
         )
     if column.dtype == np.int64:  # as nearly all are
         return column
@@ -138,7 +139,7 @@ def _array(value: Any, name: str) -> NDArray[Any]:
         column = np.asarray(None)
     if column.ndim != 1 or column.size == 0 or column.dtype.kind not in "biuf":
         raise BadRecord(
-            "wrong type", f"field {name!r} is {found(value)}, expected a non-empty list of integers"
+            "wrong type", f"field {name!r}: found {found(value)}, expected a non-empty list of integers"
         )
     return column
 
@@ -153,11 +154,13 @@ def _kept(fields: Mapping[str, Any], ids: NDArray[np.int64]) -> slice:
         return slice(0, ids.size)
     if not np.all(mask == np.floor(mask)) or least < 0:
         raise BadRecord(
-            "bad tokens", "field 'attention_mask' holds other values than 0 and 1, expected these alone"
+            "bad tokens", "field 'attention_mask': found other values than 0 and 1, expected these alone"
         )
     seen = np.flatnonzero(mask)
     if seen.size == 0:
-        raise BadRecord("bad tokens", "field 'attention_mask' is 0 everywhere, expected a token that is seen")
+        raise BadRecord(
+            "bad tokens", "field 'attention_mask': found 0 everywhere, expected a token that is seen"
+        )
     kept = slice(int(seen[0]), int(seen[-1]) + 1)
     inside = mask[kept]
     if np.any((inside != 0) & (inside != inside[0])):
@@ -179,7 +182,7 @@ def _labels(fields: Mapping[str, Any], ids: NDArray[np.int64], kept: slice) -> N
             if not np.all((mask == 0) | (mask == 1)):
                 raise BadRecord(
                     "fractional weight",
-                    f"field {name!r} holds other values than 0 and 1, expected these alone: a token is learned or not",
+                    f"field {name!r}: found other values than 0 and 1, expected these alone: a token is learned or not",
                 )
             masks[name] = mask != 0
     if "labels" in fields or not masks:
@@ -187,12 +190,12 @@ def _labels(fields: Mapping[str, Any], ids: NDArray[np.int64], kept: slice) -> N
         if labels.size != ids.size:
             raise BadRecord(
                 "bad tokens",
-                f"found {ids.size} input_ids and {labels.size} labels, expected equal lengths",
+                f"found {ids.size} input_ids and {counted(labels.size, 'label')}, expected equal lengths",
             )
         if labels.min() < 0 and np.any((labels < 0) & (labels != IGNORED)):
             raise BadRecord(
                 "bad tokens",
-                "field 'labels' holds a negative id that is not -100, expected token ids or -100",
+                "field 'labels': found a negative id that is not -100, expected token ids or -100",
             )
         masks = {"labels": labels != IGNORED, **masks}
     else:
@@ -216,7 +219,7 @@ def _along(fields: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
     if column.size != count:
         raise BadRecord(
             "bad tokens",
-            f"found {count} input_ids and {column.size} values of {name!r}, expected equal lengths",
+            f"found {count} input_ids and {counted(column.size, 'value')} of {name!r}, expected equal lengths",
         )
     return column
 
@@ -267,7 +270,7 @@ def _check_harmless(fields: Mapping[str, Any], count: int) -> None:
     if "token_type_ids" in fields and _differs(_along(fields, "token_type_ids", count)):
         raise BadRecord(
             "bad tokens",
-            "field 'token_type_ids' has different values, expected one: the kinds of tokens are not given to the"
+            "field 'token_type_ids': found different values, expected one: the kinds of tokens are not given to the"
             f" model. Pass {ignoring('token_type_ids')} if it takes none",
         )
 
@@ -280,6 +283,6 @@ def _check_not_shifted(tokens: NDArray[np.int64]) -> None:
     if np.count_nonzero(shifted) > 1 and np.array_equal(labels[:-1][learned[:-1]], ids[1:][learned[:-1]]):
         raise BadRecord(
             "bad tokens",
-            "field 'labels' holds the next tokens, expected each token at its own position: models move the labels by one"
+            "field 'labels': found the next tokens, expected each token at its own position: models move the labels by one"
             " themselves",
         )

@@ -52,7 +52,9 @@ def read_tools(value: Any, field: str, *, needed: bool) -> list[Any] | None:
         if tools is not None and not (
             isinstance(tools, list) and all(isinstance(each, Mapping) for each in tools)
         ):
-            raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a list of objects")
+            raise BadRecord(
+                "wrong type", f"field {field!r}: found {found(value)}, expected a list of objects"
+            )
     except BadRecord as error:
         if not needed and not any(words(value)):
             return None
@@ -70,7 +72,7 @@ def _parsed(value: Any, where: str) -> Any:
             value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError):
             raise BadRecord(
-                "wrong type", f"{where} is {found(value)}, expected JSON of a list of objects"
+                "wrong type", f"{where}: found {found(value)}, expected JSON of a list of objects"
             ) from None
     return plain(value, where)
 
@@ -78,5 +80,5 @@ def _parsed(value: Any, where: str) -> Any:
 def _no_calls(value: Any, where: str) -> BadRecord:
     return BadRecord(
         "wrong type",
-        f"{where} is {found(value)}, expected a call of a tool with its name and arguments, or a list of them",
+        f"{where}: found {found(value)}, expected a call of a tool with its name and arguments, or a list of them",
     )

@@ -116,11 +116,11 @@ def read_turns(
     """
     given = _as_list(value)
     if not isinstance(given, list | tuple) or len(given) == 0:
-        raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a list of turns")
+        raise BadRecord("wrong type", f"field {field!r}: found {found(value)}, expected a list of turns")
     if type(given[0]) is str:
         raise BadRecord(
             "wrong type",
-            f"field {field!r} is a list of texts that do not say who speaks, expected turns with 'role' and 'content'",
+            f"field {field!r}: found a list of texts that do not say who speaks, expected turns with 'role' and 'content'",
         )
     turns: list[Message] = []
     marked: list[list[Mark]] = []
@@ -159,7 +159,7 @@ def _read_turn(
     where = f"{field}[{number}]"
     if not isinstance(given, Mapping):
         raise BadRecord(
-            "wrong type", f"{where} is {found(given)}, expected an object with 'role' and 'content'"
+            "wrong type", f"{where}: found {found(given)}, expected an object with 'role' and 'content'"
         )
     if ignored:
         given = {key: value for key, value in given.items() if f"{field}.{key}" not in ignored}
@@ -183,7 +183,7 @@ def _read_turn(
     # Templates know some more; a reply under a name that nobody knows would be context.
     if spoken not in ROLES and (role_key == "from" or spoken not in _OF_TEMPLATES):
         known = ", ".join([*ROLES, *(_OF_TEMPLATES if role_key == "role" else ())])
-        raise BadRecord("unknown role", f"{where}.{role_key} is {name!r}, expected one of {known}")
+        raise BadRecord("unknown role", f"{where}.{role_key}: found {name!r}, expected one of {known}")
     role = ROLES.get(spoken, name.strip())
     calling = spoken in _CALLING
     if calling:

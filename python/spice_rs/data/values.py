@@ -52,7 +52,7 @@ def text(value: Any, field: str) -> str:
         BadRecord: It is something else.
     """
     if not isinstance(value, str):
-        raise BadRecord("wrong type", f"field {field!r} is {found(value)}, expected a string")
+        raise BadRecord("wrong type", f"field {field!r}: found {found(value)}, expected a string")
     _check_letters(value, f"field {field!r}")
     return value
 
@@ -99,7 +99,7 @@ def _refused(value: Any, where: str) -> Any:
 
 def _check_letters(value: str, where: str) -> None:
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRecord("not Unicode", f"{where} holds half of a surrogate pair, expected Unicode text")
+        raise BadRecord("not Unicode", f"{where}: found half of a surrogate pair, expected Unicode text")
 
 
 def words(value: Any) -> Iterator[str]:

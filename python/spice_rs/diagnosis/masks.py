@@ -14,6 +14,7 @@ from spice_rs.data.shown import THINKING
 from spice_rs.data.special import SpecialTokens
 from spice_rs.diagnosis.verdict import Check
 from spice_rs.extraction.inputs import Inputs
+from spice_rs.nouns import counted
 
 _MOST = 200  # conversations looked at
 _EXTRA = 32  # characters that a template may put between a turn's head and its words ("<think></think>")
@@ -47,7 +48,7 @@ def mask_checks(inputs: Inputs, completion_only: bool) -> list[Check]:
 
 def _all(name: str, wrong: Sequence[int], count: int) -> Check:
     where = f"; not in row {wrong[0]}" if wrong else ""
-    return Check(name, not wrong, f"{count - len(wrong)} of {count} samples{where}", "all")
+    return Check(name, not wrong, f"{count - len(wrong)} of {counted(count, 'sample')}{where}", "all")
 
 
 def _conversations(inputs: Inputs) -> Iterator[tuple[Example, Record]]:

@@ -18,6 +18,7 @@ from spice_rs.extraction.moments import load_tensors, read_moments
 from spice_rs.extraction.naming import matching
 from spice_rs.extraction.proxy import load_model
 from spice_rs.extraction.views import View
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, torch.Tensor]
@@ -65,9 +66,13 @@ def read_checkpoint(
     found = matching(given, tensors)
     strange = sorted(given.keys() - found.keys())
     if strange or not found:
-        what = f"{len(strange)} tensors that the model has not ({strange[0]})" if strange else "no tensors"
+        what = (
+            f"{counted(len(strange), 'tensor')} that the model has not ({strange[0]})"
+            if strange
+            else "no tensors"
+        )
         raise InvalidInputError(
-            f"{place} has {what}, expected a checkpoint of the model; give one of the run's checkpoints as the model"
+            f"{place}: found {what}, expected a checkpoint of the model; give one of the run's checkpoints as the model"
         )
     digest = hashlib.sha256()
     values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -75,7 +80,7 @@ def read_checkpoint(
         tensor, value = tensors[name], given[key]
         if value.shape != tensor.shape:
             raise InvalidInputError(
-                f"{place}: {key} has shape {tuple(value.shape)}, expected the model's {tuple(tensor.shape)}"
+                f"{place}: found {key} of shape {tuple(value.shape)}, expected the model's {tuple(tensor.shape)}"
             )
         value = value.detach().to("cpu", tensor.dtype)
         wide = value.to(torch.float32) if value.is_floating_point() else value
@@ -85,7 +90,7 @@ def read_checkpoint(
     packed = [name for name, tensor in tensors.items() if id(tensor) in values and not _plain(tensor)]
     if packed:
         raise InvalidInputError(
-            f"{place}: {packed[0]} is packed in 4 or 8 bits and differs from the model's, expected the same base for all "
+            f"{place}: found {packed[0]} packed in 4 or 8 bits and other than the model's, expected the same base for all "
             "checkpoints"
         )
     pairs = _near(list(values.values()), network, device)
@@ -107,7 +112,7 @@ def read_checkpoints(
     sources = _listed(sources)
     if not sources:
         raise InvalidInputError(
-            "checkpoints is empty, expected at least one; leave it out for the model's own weights"
+            "checkpoints: found none, expected at least one. Leave it out for the model's own weights."
         )
     return [
         read_checkpoint(source, number, network, device=device, trust_remote_code=trust_remote_code)
@@ -151,7 +156,7 @@ def make_views(
     states = [None] * count if optimizer is None else _listed(optimizer)
     if len(states) != count:
         raise InvalidInputError(
-            f"optimizer has {len(states)} states, expected {count}: one for each checkpoint"
+            f"optimizer: found {counted(len(states), 'state')}, expected {count}: one for each checkpoint. Give as many."
         )
     if optimizer is not None and fresh:
         raise InvalidInputError(
@@ -207,7 +212,7 @@ def check_tracked(checkpoints: Sequence[Checkpoint], tracked: Sequence[str]) -> 
         missing = [name for name in tracked if name not in checkpoint.given]
         if 0 < len(missing) < len(tracked):  # those of a fresh adapter are in none
             raise InvalidInputError(
-                f"{checkpoint.name} lacks {missing[0]}, expected it since its gradient is taken; track only what all "
+                f"{checkpoint.name}: found no {missing[0]}, expected it since its gradient is taken; track only what all "
                 "checkpoints have (target_modules)"
             )
 
@@ -220,7 +225,7 @@ def _load(
         place, given = f"checkpoints[{number}]", dict(source)
     elif not isinstance(source, str | os.PathLike):
         raise InvalidInputError(
-            f"checkpoints[{number}] is {type(source).__name__}, expected a folder, a file or a state dict"
+            f"checkpoints[{number}]: found {type(source).__name__}, expected a folder, a file or a state dict. Give one."
         )
     else:
         source = local(source)
@@ -239,7 +244,7 @@ def _load(
     wrong = [name for name, value in given.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise InvalidInputError(
-            f"{place}: {wrong[0]} is {type(given[wrong[0]]).__name__}, expected tensors by name"
+            f"{place}: {wrong[0]}: found {type(given[wrong[0]]).__name__}, expected tensors by name"
         )
     return place, given
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from spice_rs.arguments import flag_or_none
+from spice_rs.atomic import check_folder_place
 from spice_rs.data.left_out import reasons, write_left_out
 from spice_rs.data.templates import recorded_date
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
@@ -29,7 +30,7 @@ from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.joining import Dataset, check_settings, dataset_of
-from spice_rs.extraction.like import check_alike, remember, repeated
+from spice_rs.extraction.like import check_alike, knows_what_is_given, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
@@ -39,6 +40,7 @@ from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import TOKENS_PER_BATCH, Settings
 from spice_rs.extraction.token_cache import TokenCache
 from spice_rs.extraction.tracking import TargetModules
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.progress import libraries_silent
 from spice_rs.store.lease import check_lease, lease
@@ -48,6 +50,7 @@ from spice_rs.store.unfinished import Unfinished, mark, read_mark, unmark
 __all__ = ["TOKENS_PER_BATCH", "extract"]
 
 
+@knows_what_is_given
 def extract(
     model: Any,
     data: Any,
@@ -100,7 +103,8 @@ def extract(
         out: The store's folder. Rows already there are kept, missing ones computed; also where more records have come
             since, as long as those of the rows that are there have stayed as they were, where they were.
         like: An earlier store: the new one gets the gradients of the same model, modules, projection, seeds and settings,
-            as a target of `select` must have, or is refused with what differs. What else is given has to be the same.
+            as a target of `select` must have, or is refused with what differs. What else is given has to be the same,
+            also where it is the default.
         tokenizer: A tokenizer, its folder or its hub id. Default: the one beside the model; needed if `model` is a
             module and the data are text.
         dim: Columns of a row; without meaning for projection="none".
@@ -203,12 +207,15 @@ def extract(
     progress, out, alike = flag_or_none("progress", progress), local(out, "out"), None
     if like is not None:
         alike = GradientStore(like)
-        model, settings = repeated(like, model, settings, Settings.of({}, extract))
+        model, settings = repeated(like, model, settings)
     elif model is None:
         raise InvalidInputError(
             "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."
         )
     check_settings(out, settings)
+    check_folder_place(out, "a store")
+    if settings.cache_dir is not None:
+        check_folder_place(settings.cache_dir, "the tokens of the data")
     rank = Rank.current()
     shown = progress if rank.first else False
     cache = TokenCache.of(out, settings.cache_dir, shown)
@@ -294,7 +301,8 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
     """Lists samples that were left out beside the store, and warns of them, of cut ones and of data that have grown."""
     if dataset.grown is not None:
         warnings.warn(
-            f"{os.fspath(out)}: {inputs.source} has {inputs.rows} records, and there were {dataset.before}; the rows that"
+            f"{os.fspath(out)}: {inputs.source} has {counted(inputs.rows, 'record')}, and there were"
+            f" {dataset.before}; the rows that"
             " are there stay, those of the new records are added, and the store belongs to the grown data from now on",
             SpiceWarning,
             stacklevel=3,
@@ -303,7 +311,7 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
     if inputs.left_out:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         warnings.warn(
-            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}; all in {listed}); "
+            f"{len(inputs.left_out)} of {counted(inputs.rows, 'record')} were left out ({counts}; all in {listed}); "
             f"the first: {inputs.left_out[0]}",
             SpiceWarning,
             stacklevel=3,
@@ -312,7 +320,7 @@ def _report(inputs: Inputs, dataset: Dataset, max_length: int, out: str | os.Pat
         warnings.warn(note, SpiceWarning, stacklevel=3)
     if inputs.truncated:
         warnings.warn(
-            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={max_length} tokens",
+            f"{inputs.truncated} of {counted(len(inputs.samples), 'sample')} were cut to max_length={max_length} tokens",
             SpiceWarning,
             stacklevel=3,
         )

@@ -90,7 +90,7 @@ def gated_call(
             _try(run, plain, factors, zeros)
     except _Unlike:
         raise InvalidInputError(
-            f"layer {layer.name!r} ({type(module).__name__}) is called with more than its input, expected that its "
+            f"layer {layer.name!r} ({type(module).__name__}): found a call with more than its input, expected that its "
             f"weight scales each feature of the output and nothing else; found that it does more, so its gradient cannot "
             f"be taken; {leave_out(layer.name)}"
         ) from None

@@ -35,6 +35,7 @@ from spice_rs.extraction.own_data import OwnSample, UnlikeSamplesError
 from spice_rs.extraction.preflight import Preflight, reason_of, tolerance_of, worth_pairing, worth_trying
 from spice_rs.extraction.proxy import check_thresholds
 from spice_rs.extraction.transfer import HostCopy
+from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.signs import step
 from spice_rs.store.store import GradientWriter
@@ -109,7 +110,7 @@ class GradientRun:
                     done += len(batch)
                     moving.end(int(lengths_of(batch).sum()))
                     rate = done / (time.perf_counter() - started)
-                    of = f"{len(there) + done}/{len(there) + len(samples)} rows"
+                    of = f"{len(there) + done}/{counted(len(there) + len(samples), 'row')}"
                     shown.set_postfix_str(f"{of}, {rate:.3g} rows/s", refresh=False)
             finally:
                 while computed:  # also what was complete when the run was stopped
@@ -126,7 +127,7 @@ class GradientRun:
         if samples and not self.tried:
             self.try_out(samples)
             self.tried = True
-            step(f"computing gradients of {len(samples):,} samples")
+            step(f"computing gradients of {counted(len(samples), 'sample', form=',')}")
         start = 0
         while start < len(samples):
             batch = self.take(samples, start)
@@ -200,7 +201,7 @@ class GradientRun:
         if isinstance(losses, torch.Tensor) and losses.shape == (1,):
             return self._check(samples, few)
         if isinstance(losses, torch.Tensor) and not losses.ndim:
-            return "loss_fn gave shape () for one sample alone, expected (1,)"
+            return "loss_fn: found shape () for one sample alone, expected (1,)"
         return None  # which the run will refuse
 
     def _look_for_strays(self, sample: Sample) -> Any:
@@ -257,7 +258,7 @@ class GradientRun:
         free_memory()
         if len(batch) == 1:
             raise InvalidInputError(
-                f"row {batch[0].index}: its {batch[0].length} tokens alone need more memory "
+                f"row {batch[0].index}: its {counted(batch[0].length, 'token')} alone need more memory "
                 "than there is; lower max_length, or track fewer layers with target_modules"
             )
         self.tokens = _longest(batch) * (len(batch) // 2)

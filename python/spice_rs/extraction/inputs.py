@@ -40,6 +40,7 @@ from spice_rs.extraction.proxy import limits, load_model
 from spice_rs.extraction.ranks import Rank
 from spice_rs.extraction.settings import Settings
 from spice_rs.extraction.token_cache import TokenCache, scratch_folder
+from spice_rs.nouns import counted
 from spice_rs.progress import Bar, Progress, bar
 
 _SHOWN_EVERY = 256  # records
@@ -252,7 +253,8 @@ class _Reader:
         if not len(writer):
             self._warn_of_template(talks)
             raise InvalidInputError(
-                f"{records.source}: nothing to learn among the first {self._settings.limit or records.rows} rows; "
+                f"{records.source}: nothing to learn among the first"
+                f" {counted(self._settings.limit or records.rows, 'row')}; "
                 f"the first reason: {[*left_out, 'no record'][0]}"
             )
         fingerprint, hashes = fingerprint_and_hashes(records)
@@ -392,11 +394,11 @@ def _check_limits(network: torch.nn.Module, tokens: TokenFile) -> None:
         largest = int(max(example.input_ids.max(), example.labels.max()))
         if vocabulary is not None and largest >= vocabulary:
             raise InvalidInputError(
-                f"row {example.index}: token id {largest}, expected ids below the model's {vocabulary}; "
+                f"row {example.index}: found token id {largest}, expected ids below the model's {vocabulary}; "
                 "use the tokenizer that belongs to the model"
             )
         if positions is not None and len(example.input_ids) > positions:
             raise InvalidInputError(
-                f"row {example.index}: {len(example.input_ids)} tokens, expected at most the model's "
+                f"row {example.index}: found {counted(len(example.input_ids), 'token')}, expected at most the model's "
                 f"{positions} positions; set max_length={positions} or lower"
             )

@@ -25,6 +25,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.projection import Parameter, Projection
+from spice_rs.nouns import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class BatchShape:
             return values.unsqueeze(0)  # some of its tokens, as a routed expert has them
         raise InvalidInputError(
             f"layer {name!r} sees a tensor of shape {tuple(values.shape)} in a batch of {self.samples} "
-            f"samples of {self.length} tokens, so its gradient cannot be told apart by sample (a routed "
+            f"samples of {counted(self.length, 'token')}, so its gradient cannot be told apart by sample (a routed "
             f"expert?); compute one sample at a time, tokens_per_batch=1, or {leave_out(name)}"
         )
 
@@ -182,7 +183,7 @@ class EmbeddingLayer(Layer):
         if ids.dim() < 2 or ids.shape[0] not in (1, shape.samples):
             raise InvalidInputError(
                 f"layer {self.name!r} looks ids of shape {tuple(ids.shape)} up for a batch of {shape.samples} samples of "
-                f"{shape.length} tokens, so its gradient cannot be told apart by sample; give it ids of shape "
+                f"{counted(shape.length, 'token')}, so its gradient cannot be told apart by sample; give it ids of shape "
                 f"(1, {shape.length}), compute one sample at a time, tokens_per_batch=1, or "
                 f"{leave_out(self.name)}"
             )

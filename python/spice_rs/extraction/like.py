@@ -7,12 +7,15 @@ believed no further than that the new store's provenance has to come out as the 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -50,6 +53,34 @@ _UNREPEATED = {"optimizer": "optimizer", "checkpoints": "checkpoints", "loss_fn"
 """Argument that no file holds, and has to be given again → what the provenance says of it."""
 
 
+_given: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def knows_what_is_given(function: Function) -> Function:
+    """Let a function ask `repeated` with the names of its keyword arguments that its caller has given.
+
+    A value that is the default of its argument is one that somebody asked for, too, where he has named it.
+    """
+
+    @functools.wraps(function)
+    def called(*positional: Any, **named: Any) -> Any:
+        with _noted_as_given(frozenset(named)):
+            return function(*positional, **named)
+
+    return cast(Function, called)
+
+
+@contextmanager
+def _noted_as_given(names: frozenset[str]) -> Iterator[None]:
+    token = _given.set(names)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def remember(out: str | os.PathLike[str], model: Any, settings: Settings) -> None:
     """Write what was asked for into the folder of a store, unless it is there.
 
@@ -65,16 +96,13 @@ def remember(out: str | os.PathLike[str], model: Any, settings: Settings) -> Non
         file.write(text.encode() + b"\n")
 
 
-def repeated(
-    like: str | os.PathLike[str], model: Any, given: Settings, defaults: Settings
-) -> tuple[Any, Settings]:
+def repeated(like: str | os.PathLike[str], model: Any, given: Settings) -> tuple[Any, Settings]:
     """The model and the settings of an earlier store, beside what is about the new data alone.
 
     Args:
         like: The earlier store.
         model: What was given for the model; None for that of the store.
-        given: What was given for the settings. What is at its default counts as not given.
-        defaults: The defaults.
+        given: The settings asked for, by a function that `knows_what_is_given`. What is None counts as not given.
 
     Raises:
         InvalidInputError: Something that was given is otherwise in the store, or has to be given and was not.
@@ -100,8 +128,8 @@ def repeated(
             )
     wanted = checked({**noted["asked"], **_of_provenance(store)})  # files may say anything
     for name, value in wanted.items():
-        own, default = getattr(given, name), getattr(defaults, name)
-        if own != default and own != value:
+        own = getattr(given, name)
+        if name in _given.get() and own is not None and own != value:
             raise InvalidInputError(
                 f"{name}: found {short(own)} beside like={str(store.path)!r}, which has {short(value)}, expected no other."
                 " Leave one of the two out."

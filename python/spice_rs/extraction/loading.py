@@ -105,7 +105,9 @@ def device_of(model: Any, device: str | torch.device | None) -> torch.device:
     if device is None and isinstance(model, torch.nn.Module):
         parameter = next(model.parameters(), None)
         if parameter is None:
-            raise InvalidInputError("model has no parameters, expected a model to take gradients of")
+            raise InvalidInputError(
+                "model: found one without parameters, expected a model to take gradients of. Give another."
+            )
         if parameter.device.type == "meta":
             raise InvalidInputError("model is on the meta device, and has no weights; load them first")
         return parameter.device

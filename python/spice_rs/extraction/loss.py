@@ -142,7 +142,7 @@ class SummedLoss:
         everywhere = logits.shape[:-1] == labels.shape
         if not everywhere and logits.shape[:-1] != (1, len(learned.positions)):
             raise InvalidInputError(
-                f"the model gives logits of shape {tuple(logits.shape)} for {tuple(labels.shape)} tokens, expected one "
+                f"model: found logits of shape {tuple(logits.shape)} for {tuple(labels.shape)} tokens, expected one "
                 "row for each; adapters that put tokens of their own before the text (prompt tuning) are not supported"
             )
         logits = logits.flatten(0, -2)
@@ -168,7 +168,7 @@ def logits_of(output: Any) -> torch.Tensor:
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise InvalidInputError(
-            f"the model gives {type(output).__name__}, expected logits (B, T, V), or an object with .logits"
+            f"model: found {type(output).__name__} returned, expected logits (B, T, V), or an object with .logits"
         )
     return logits
 
@@ -181,6 +181,6 @@ def _check_forward(model: Any, options: dict[str, Any]) -> None:
         return  # it has no signature to look at
     except TypeError as error:
         raise InvalidInputError(
-            f"{type(model).__name__}.forward: {error}, expected a model that is called as model(input_ids=…, "
+            f"{type(model).__name__}.forward: found {error}, expected a model that is called as model(input_ids=…, "
             "attention_mask=…) and gives logits. Wrap it in a module that is."
         ) from None

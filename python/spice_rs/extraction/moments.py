@@ -32,6 +32,7 @@ import torch
 from spice_rs.errors import InvalidInputError
 from spice_rs.extraction.naming import matching
 from spice_rs.files import check_file
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 
 OptimizerState: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | torch.optim.Optimizer
@@ -77,7 +78,8 @@ def read_moments(optimizer: OptimizerState, network: torch.nn.Module, wanted: Se
     for name in wanted:
         if name not in states:
             raise InvalidInputError(
-                f"{place}: no moments of {name}, expected them for every tracked parameter; track only what was trained "
+                f"{place}: found no moments of {name}, expected them for every tracked parameter; track only what"
+                " was trained "
                 "(target_modules), or give the optimiser's state of this model"
             )
         scales[name] = _scale(f"{place}: {name}", *states[name], named[name])
@@ -87,7 +89,7 @@ def read_moments(optimizer: OptimizerState, network: torch.nn.Module, wanted: Se
     untrained = zero / sum(scale.numel() for scale in scales.values())
     if untrained == 1:
         raise InvalidInputError(
-            f"{place}: all second moments are zero, expected those of a run that has begun"
+            f"{place}: found second moments that are all zero, expected those of a run that has begun"
         )
     return Moments(scales, untrained, digest.hexdigest())
 
@@ -99,11 +101,12 @@ def _scale(
     if not isinstance(moment, torch.Tensor):
         there = ", ".join(map(str, state)) or "nothing"
         raise InvalidInputError(
-            f"{place} has {there}, expected exp_avg_sq; give the state of torch's Adam or AdamW"
+            f"{place}: found {there}, expected exp_avg_sq; give the state of torch's Adam or AdamW"
         )
     if moment.shape != parameter.shape:
         raise InvalidInputError(
-            f"{place} has moments of shape {tuple(moment.shape)}, expected {tuple(parameter.shape)}; give the optimiser's "
+            f"{place}: found moments of shape {tuple(moment.shape)}, expected {tuple(parameter.shape)}; give the"
+            " optimiser's "
             "state of this model"
         )
     moment = moment.detach().to("cpu", torch.float64)
@@ -112,7 +115,9 @@ def _scale(
     step = state.get("step")
     if step is not None:
         if float(step) < 1:
-            raise InvalidInputError(f"{place} is at step {float(step):g}, expected 1 or more")
+            raise InvalidInputError(
+                f"{place}: found step {float(step):g}, expected 1 or more. Give the state of a run that has begun."
+            )
         moment = moment / (1 - float(group["betas"][1]) ** float(step))
     scale = (moment.sqrt() + float(group["eps"])).reciprocal_()
     # What would overflow is kept in range: it is 1/ε of an ε that is next to nothing.
@@ -140,7 +145,7 @@ def _by_name(
     state = content.get("state")
     if not isinstance(state, Mapping) or not all(isinstance(each, Mapping) for each in state.values()):
         raise InvalidInputError(
-            f"{place}: no state by parameter, expected an optimiser's state_dict with 'state' and 'param_groups'"
+            f"{place}: found no state by parameter, expected an optimiser's state_dict with 'state' and 'param_groups'"
         )
     groups = _groups(place, content.get("param_groups", [])) or [{**_DEFAULTS}]
     keys: list[tuple[Any, Mapping[str, Any]]] = [
@@ -151,7 +156,9 @@ def _by_name(
         names_of = matching(state, named)
         return place, {name: (state[key], settings.get(key, groups[0])) for key, name in names_of.items()}
     if not all(isinstance(key, int) for key in state) or not keys:
-        raise InvalidInputError(f"{place}: keys of 'state' are {_some(state)}, expected indices or names")
+        raise InvalidInputError(
+            f"{place}: found {_some(state)} as keys of 'state', expected indices or names. Give the optimiser's state_dict."
+        )
     order = _order(place, groups, named, network)
     return place, {
         name: (state[key], group) for (key, group), name in zip(keys, order, strict=True) if key in state
@@ -170,14 +177,17 @@ def _groups(place: str, given: Any) -> list[dict[str, Any]]:
             float(group["eps"]), float(group["betas"][1]), list(group.get("params", ()))
             names = group.get("param_names")
             if names is not None and len(names) != len(group["params"]):
-                raise ValueError(f"{len(names)} names of {len(group['params'])} parameters")
+                raise ValueError(
+                    f"{counted(len(names), 'name')} of {counted(len(group['params']), 'parameter')}"
+                )
             if any(
                 isinstance(key, bool) or not isinstance(key, int | str) for key in group.get("params", ())
             ):
                 raise ValueError("params that are neither indices nor names")
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise InvalidInputError(
-            f"{place}: param_groups cannot be read ({type(error).__name__}: {error}), expected those of torch's Adam or "
+            f"{place}: found param_groups that cannot be read ({type(error).__name__}: {error}), expected those of"
+            " torch's Adam or "
             "AdamW"
         ) from error
     return groups
@@ -200,7 +210,8 @@ def _order(
             return [name for part in parts for name in part]
     if sum(filled) != len(trainable) or len(filled) > 1:
         raise InvalidInputError(
-            f"{place}: {len(filled)} groups of {', '.join(map(str, filled))} parameters by index, expected one of the "
+            f"{place}: found {counted(len(filled), 'group')} of {', '.join(map(str, filled))} parameters by index, expected"
+            " one of the "
             f"model's {len(trainable)} trainable ones, or two as transformers.Trainer makes them; give the moments by name"
         )
     return trainable
@@ -223,13 +234,16 @@ def _load(optimizer: Any) -> tuple[str, Mapping[str, Any]]:
         return "optimizer", optimizer
     if not isinstance(optimizer, str | os.PathLike):
         raise InvalidInputError(
-            f"optimizer is {type(optimizer).__name__}, expected a file, a state dict or an optimiser of torch"
+            f"optimizer: found {type(optimizer).__name__}, expected a file, a state dict or an optimiser of torch."
+            " Give one."
         )
     path = Path(local(optimizer))
     if path.is_dir():
         inside = [path / name for name in _FILES if (path / name).is_file()]
         if not inside:
-            raise InvalidInputError(f"{path}: no optimiser's state, expected one of {', '.join(_FILES)}")
+            raise InvalidInputError(
+                f"{path}: found no optimiser's state, expected one of {', '.join(_FILES)}. Name a checkpoint that has it."
+            )
         path = inside[0]
     content = load_tensors(path)
     if path.suffix == ".safetensors":

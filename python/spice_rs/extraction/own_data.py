@@ -176,7 +176,7 @@ def _digest(digest: Any, value: Any, place: str) -> None:
         array = np.ascontiguousarray(value)
         if array.dtype.kind not in "biufc":
             raise InvalidInputError(
-                f"{place} is {type(value).__name__}, expected tensors, arrays and numbers; convert it in the data set"
+                f"{place}: found {type(value).__name__}, expected tensors, arrays and numbers; convert it in the data set"
             )
         digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
 

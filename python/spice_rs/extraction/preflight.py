@@ -31,6 +31,7 @@ from spice_rs.extraction.memory import free_memory, out_of_memory
 from spice_rs.extraction.own_data import OwnSample
 from spice_rs.extraction.projection import NoProjection, Parameter
 from spice_rs.extraction.reference import part_of, plain_gradients, whole_name
+from spice_rs.nouns import counted
 
 _TRIES = 3
 _TOKENS, _LEARNED = 16, 4  # of a sample that is worth trying
@@ -112,7 +113,9 @@ class Preflight:
             return
         (sample, other), error = fault
         padded = (
-            f", padded from {sample.length} to {other.length} tokens" if other.length > sample.length else ""
+            f", padded from {sample.length} to {counted(other.length, 'token')}"
+            if other.length > sample.length
+            else ""
         )
         found = (
             f"row {sample.index}: found a gradient that is off by {error:.1e} of its length in one batch with row "

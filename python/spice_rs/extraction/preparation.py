@@ -217,6 +217,6 @@ def name_of(loss_fn: Any) -> str:
     name = f"{kind.__module__}.{kind.__qualname__}"
     if "<lambda>" in name or kind is functools.partial:
         raise InvalidInputError(
-            f"loss_fn is {name}, expected a function with a name; the store knows the loss by it, so use def"
+            f"loss_fn: found {name}, expected a function with a name; the store knows the loss by it, so use def"
         )
     return name

@@ -25,7 +25,7 @@ from spice_rs.extraction.tracking import (
     no_target,
     picked,
 )
-from spice_rs.files import check_file, check_folder
+from spice_rs.files import check_file, check_folder, unreadable
 from spice_rs.hub import reached
 from spice_rs.paths import is_meant_local, local, near
 
@@ -57,7 +57,7 @@ def load_model(
         return model, _short_name(getattr(config, "_name_or_path", "") or type(model).__name__)
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidInputError(
-            f"model is {type(model).__name__}, expected a folder, a hub id or a torch module"
+            f"model: found {type(model).__name__}, expected a folder, a hub id or a torch module. Give one."
         )
     model, gguf_file = _located(model, gguf_file)
     from transformers import AutoModelForCausalLM
@@ -71,7 +71,7 @@ def load_model(
             options["device_map"] = {"": device}  # packed weights cannot all be moved later
         elif device.type == "cpu":
             check_weights(Path(model))
-    with _explained(f"{model}: no causal language model that can be loaded"), reached(model, "model"):
+    with _explained(f"{model}: no causal language model that can be loaded", model), reached(model, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=torch.float32 if device.type == "cpu" else "auto",
@@ -95,7 +95,7 @@ def _located(model: str | os.PathLike[str], gguf_file: str | None) -> tuple[str,
     place = Path(name)
     if not place.exists() and (is_meant_local(name) or place.suffix.lower() == ".gguf"):
         raise InvalidInputError(
-            f"{name}: no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
+            f"{name}: found no such folder, expected one with a model, or a .gguf file; check the path{near(name)}"
         )
     if place.is_dir():
         check_folder(place, "a model's files")
@@ -138,7 +138,7 @@ def load_tokenizer(model: Any, *, gguf_file: str | None, trust_remote_code: bool
 
     model, gguf_file = _located(model, gguf_file)
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    missing = _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)")
+    missing = _explained(f"{model}: no tokenizer that can be loaded (pass tokenizer=…)", model)
     with missing, reached(model, "model"):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
 
@@ -413,7 +413,8 @@ def _short_name(model: str) -> str:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, place: str | None = None) -> Iterator[None]:
+    """Inside, whatever a library raises says `what`; or which file in the folder `place` this user may not read."""
     try:
         yield
     except InvalidInputError:
@@ -421,6 +422,8 @@ def _explained(what: str) -> Iterator[None]:
     except (
         Exception
     ) as error:  # libraries meet anything in files that are made up: KeyError, TypeError, AttributeError
+        if place is not None and (locked := unreadable(place, "a model's files")) is not None:
+            raise locked from error
         name = (
             ""
             if isinstance(error, OSError | ValueError | ImportError | RuntimeError)

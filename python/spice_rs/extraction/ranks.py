@@ -29,8 +29,8 @@ class Rank:
         number: From 0.
         count: Of all processes.
         local: Its number on this machine, which is that of its GPU.
-        run: What all of them are known by, and no processes of another run; None where there is one alone, or the
-            environment does not say.
+        run: What all of them are known by, and no processes of another run; None where there is one alone. Where the
+            environment does not say where they meet, those of another run of as many have the same.
     """
 
     number: int = 0
@@ -50,11 +50,11 @@ class Rank:
         texts = [os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ.get("LOCAL_RANK", "0")]
         if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
             raise InvalidInputError(
-                f"RANK={texts[0]}, WORLD_SIZE={texts[1]} and LOCAL_RANK={texts[2]} are in the environment, expected 0 ≤ "
+                f"the environment: found RANK={texts[0]}, WORLD_SIZE={texts[1]} and LOCAL_RANK={texts[2]}, expected 0 ≤ "
                 "RANK < WORLD_SIZE; start with torchrun, or unset them"
             )
         number, count, local = map(int, texts)
-        return Rank(number, count, local, _run() if count > 1 else None)
+        return Rank(number, count, local, _run(count) if count > 1 else None)
 
     @property
     def first(self) -> bool:
@@ -69,10 +69,10 @@ class Rank:
         return chosen(longest_first(samples), mine)
 
 
-def _run() -> str | None:
-    """Where the processes of this run meet, as `torchrun` says."""
+def _run(count: int) -> str:
+    """Where the processes of this run meet, as `torchrun` says; how many they are where somebody starts each."""
     found = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
     if not any(found):
-        return None
+        return f"{count} by hand"
     here = socket.gethostname() if found[0] in _HERE else ""  # by which every machine calls itself
     return " ".join([*found, here]).replace("\n", " ")

@@ -216,7 +216,8 @@ def _check_adapters(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if getattr(module, "merged", False) is True and hasattr(module, "merged_adapters"):
             raise InvalidInputError(
-                f"layer {name!r}: its adapter is merged into the weight, expected beside it; call model.unmerge_adapter()"
+                f"layer {name!r}: found its adapter merged into the weight, expected it beside; call"
+                " model.unmerge_adapter()"
             )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidInputError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.nouns import counted
 from spice_rs.printable import as_html as html_text
 from spice_rs.printable import as_markdown as markdown_text
 from spice_rs.printable import one_line
@@ -82,7 +83,7 @@ def _tables(comparison: Comparison) -> list[tuple[str, Cells]]:
     """Return (title, rows of cells) of each table; what is not known for any method has no column."""
     settings = comparison.settings
     title = (
-        f"{settings['k']} of {comparison.pool.rows} rows, α = {settings['alpha']:g},"
+        f"{settings['k']} of {counted(comparison.pool.rows, 'row')}, α = {settings['alpha']:g},"
         f" λ = {settings['conflict_penalty']:g}, rows as {settings['normalize']!r}"
     )
     tables = [(title, _measures(comparison))]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spice_rs.arguments import mapping_or_none, text
-from spice_rs.atomic import replacing
+from spice_rs.atomic import check_folder_place, replacing
 from spice_rs.data.survey import all_records
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.files import read_whole
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.report.llama_layout import Layout, check_dates, layout_of, samples_of
 from spice_rs.selection.encoding import encoded, place_in
@@ -52,7 +53,8 @@ def write_llama_factory(
     ]
     if layout.skipped:
         message = (
-            f"{len(layout.skipped)} of {len(rows)} picks (the first: {layout.skipped[0]}) will be skipped by LLaMA-Factory:"
+            f"{len(layout.skipped)} of {counted(len(rows), 'pick')} (the first: {layout.skipped[0]}) will be"
+            " skipped by LLaMA-Factory:"
             " after a system turn it wants user or tool and assistant in turn, the assistant last. Correct the records."
         )
         warnings.warn(message, SpiceWarning, stacklevel=3)
@@ -82,6 +84,7 @@ def check_folder(folder: str | os.PathLike[str], name: str) -> None:
         raise InvalidInputError(
             f"{place}: found a file, expected a folder, LLaMA-Factory's dataset_dir. Name one."
         )
+    check_folder_place(place, "a data set")
     entry = _entries(place / INFO).get(name)
     if entry is not None and (not isinstance(entry, dict) or entry.get("file_name") != f"{name}.jsonl"):
         raise InvalidInputError(

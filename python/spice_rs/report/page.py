@@ -184,7 +184,7 @@ def _overview(found: Analysis, chance: Chance | None) -> str:
     half = "beyond the last pick" if found.half_life is None else counted(found.half_life, "pick")
     source = of.settings["source"]
     rows: list[tuple[object, ...]] = [
-        ("picks", f"{len(of)} of {source['rows']} rows; stopped: {of.stop_reason}"),
+        ("picks", f"{len(of)} of {counted(source['rows'], 'row')}; stopped: {of.stop_reason}"),
         *early_stop_facts(of),
         *unfinished_facts(source),
         *extended_facts(of),
@@ -375,7 +375,8 @@ def _records(
             )
     if column is not None and len(values) < len(wanted):
         raise InvalidInputError(
-            f"data: found {len(values)} of {len(wanted)} records, expected one for every row. Give the data that the"
+            f"data: found {len(values)} of {counted(len(wanted), 'record')}, expected one for every row. Give the"
+            " data that the"
             " gradients were extracted from."
         )
     labels = [values.get(row, "") for row in rows.tolist()]

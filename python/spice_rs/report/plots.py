@@ -19,7 +19,7 @@ from spice_rs.analysis.random_sets import Chance
 from spice_rs.analysis.result import Analysis
 from spice_rs.analysis.sweep import Sweep
 from spice_rs.nouns import counted
-from spice_rs.printable import as_plot, one_line
+from spice_rs.printable import as_plot, one_line, short
 from spice_rs.selection.result import Selection
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 BLACK, BLUE, ORANGE, GREY, PALE = "#000000", "#0b4a8f", "#c1580a", "#7a7a7a", "#c4c4c4"
 """Dark to pale in a grey print too: black, blue, orange, grey, pale."""
+
+SHOWN = 28
+"""Letters of a label, at most."""
 
 MOST_LABELS = 12
 """Groups that a plot of shares shows; the smaller ones become one."""
@@ -119,7 +122,9 @@ def group_shares(labels: Sequence[object], picked: npt.ArrayLike, *, name: str =
     if len(order) > len(shown):
         rest = f"{len(order) - len(shown)} others"
         rows.append((rest, 1 - sum(row[1] for row in rows), 1 - sum(row[2] for row in rows)))
-    figure, axes = _figure(f"Shares by {_short(name)}", "share / %", "", height=1.1 + 0.36 * len(rows))
+    figure, axes = _figure(
+        f"Shares by {short(name, SHOWN, one_line)}", "share / %", "", height=1.1 + 0.36 * len(rows)
+    )
     places = np.arange(len(rows))
     axes.barh(
         places - 0.2,
@@ -140,7 +145,7 @@ def group_shares(labels: Sequence[object], picked: npt.ArrayLike, *, name: str =
         label="picks",
         linewidth=0.6,
     )
-    axes.set_yticks(places, [as_plot(_short(row[0])) for row in rows])
+    axes.set_yticks(places, [as_plot(short(row[0], SHOWN, one_line)) for row in rows])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     _legend(axes)
@@ -293,8 +298,3 @@ def _legend(axes: Axes) -> None:
     axes.figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
-
-
-def _short(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= 28 else text[:27] + "…"

@@ -86,7 +86,7 @@ def _groups(selection: Selection) -> list[list[str]]:
 def unfinished_facts(source: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is to be said of a selection's source whose extraction had not ended: nothing of others."""
     return [
-        ("unfinished", f"the extraction had not ended: {there} of {rows} rows were there")
+        ("unfinished", f"the extraction had not ended: {there} of {counted(rows, 'row')} were there")
         for there, rows in source.get("unfinished") or []
     ]
 
@@ -167,7 +167,8 @@ def _facts(selection: Selection) -> list[tuple[str, str]]:
     facts = [
         (
             "picks",
-            f"{m} of {source['rows']} rows of {source['name']}, {counted(source['dim'], 'column')} of {source['dtype']}",
+            f"{m} of {counted(source['rows'], 'row')} of {source['name']}, {counted(source['dim'], 'column')} of"
+            f" {source['dtype']}",
         ),
         *unfinished_facts(source),
         ("method", _method(selection)),

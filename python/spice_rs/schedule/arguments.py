@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spice_rs.atomic import check_folder_place
 from spice_rs.errors import InvalidInputError
 from spice_rs.paths import local
 from spice_rs.selection.foresight import check_for_json
@@ -22,6 +23,7 @@ def run_folder(out: str | os.PathLike[str], data: Any) -> Path:
         have the key that picks get, or hold what JSON cannot.
     """
     folder = Path(local(out, "out"))
+    check_folder_place(folder, "a run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,6 +20,7 @@ from spice_rs.data.dataset import IGNORED, Example
 from spice_rs.data.layouts import kind_of_mark, parts
 from spice_rs.data.tokens import BOUNDS, HARMLESS, LENGTHS, NUMBERED, unmasked_padding
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 
 _KNOWN = {
     "input_ids", "attention_mask", "labels", "position_ids", "shift_labels", "token_type_ids", "num_items_in_batch",
@@ -112,7 +113,7 @@ def samples_of(batch: Mapping[str, Any], model: torch.nn.Module) -> list[Example
             samples.append(Example(place, tokens, targets, learned))
     if not samples:
         raise InvalidInputError(
-            f"batch: found {len(ids)} samples without a learned token, expected at least one. Check the labels."
+            f"batch: found {counted(len(ids), 'sample')} without a learned token, expected at least one. Check the labels."
         )
     return samples
 
@@ -228,7 +229,8 @@ def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
             bounds = {int(each) for each in torch.as_tensor(batch[name]).flatten().tolist() if each >= 0}
             if len(bounds) - 1 != 1 or rows != 1:
                 raise InvalidInputError(
-                    f"batch[{name!r}]: found bounds of {len(bounds) - 1} samples in {rows} rows, expected {APART}."
+                    f"batch[{name!r}]: found bounds of {counted(len(bounds) - 1, 'sample')} in"
+                    f" {counted(rows, 'row')}, expected {APART}."
                 )
     for name in LENGTHS:
         value = batch.get(name)
@@ -240,7 +242,8 @@ def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
         ]
         if len(counts) != rows or max(counts, default=1) > 1:
             raise InvalidInputError(
-                f"batch[{name!r}]: found lengths of {sum(counts)} samples in {rows} rows, expected {APART}."
+                f"batch[{name!r}]: found lengths of {counted(sum(counts), 'sample')} in {counted(rows, 'row')},"
+                f" expected {APART}."
             )
     for name in NUMBERED:
         numbers = _numbers(batch.get(name))
@@ -248,7 +251,8 @@ def _check_rows(batch: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> None:
             for place, (row, here) in enumerate(zip(numbers, kept, strict=True)):
                 if len(np.unique(row[here])) > 1:
                     raise InvalidInputError(
-                        f"batch[{name!r}]: found {len(np.unique(row[here]))} samples in row {place}, expected {APART}."
+                        f"batch[{name!r}]: found {counted(len(np.unique(row[here])), 'sample')} in row {place},"
+                        f" expected {APART}."
                     )
 
 

@@ -99,4 +99,4 @@ class Schedule(Framed):
         if len(losses):
             trained += f", loss {losses[0]:.3g} → {losses[-1]:.3g}"
         windows = counted(self.settings["windows"], "window")
-        return f"Schedule({len(self)} of {self.settings['samples']} rows, {windows}, {trained})"
+        return f"Schedule({len(self)} of {counted(self.settings['samples'], 'row')}, {windows}, {trained})"

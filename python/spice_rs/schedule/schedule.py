@@ -151,7 +151,8 @@ def run_schedule(
     criterion = Criterion.of(alpha_number(alpha), conflict_penalty, fisher, early_stop, normalize, threads)
     if Rank.current().count > 1:
         raise InvalidInputError(
-            f"found {Rank.current().count} processes, expected one: each window needs the proxy that the one before has"
+            f"found {counted(Rank.current().count, 'process')}, expected one: each window needs the proxy that"
+            " the one before has"
             " trained. Start it without torchrun."
         )
     data = with_split(data, settings.split)
@@ -342,14 +343,15 @@ def _warn_of_inputs(inputs: Inputs, settings: Settings) -> None:
     if inputs.left_out:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons(inputs.left_out).items())
         _warn(
-            f"{len(inputs.left_out)} of {inputs.rows} records were left out ({counts}); the first:"
+            f"{len(inputs.left_out)} of {counted(inputs.rows, 'record')} were left out ({counts}); the first:"
             f" {inputs.left_out[0]}"
         )
     for note in inputs.notes:
         _warn(note)
     if inputs.truncated:
         _warn(
-            f"{inputs.truncated} of {len(inputs.samples)} samples were cut to max_length={settings.max_length} tokens"
+            f"{inputs.truncated} of {counted(len(inputs.samples), 'sample')} were cut to"
+            f" max_length={settings.max_length} tokens"
         )
 
 
@@ -360,7 +362,9 @@ def _warn_of_windows(advice: Sequence[Sequence[str]]) -> None:
         kinds.setdefault(re.sub(r"[-+.\de]+", "#", message), []).append(message)
     for messages in kinds.values():
         if 2 * len(messages) >= len(advice):
-            _warn(f"in {len(messages)} of {len(advice)} windows, as in the first of them: {messages[0]}")
+            _warn(
+                f"in {len(messages)} of {counted(len(advice), 'window')}, as in the first of them: {messages[0]}"
+            )
 
 
 def _warn(message: str) -> None:

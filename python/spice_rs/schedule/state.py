@@ -28,6 +28,7 @@ from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.files import what_is
 from spice_rs.locks import locked
+from spice_rs.nouns import counted
 from spice_rs.own_json import parsed
 from spice_rs.paths import local
 from spice_rs.printable import short
@@ -181,7 +182,7 @@ class RunState:
         contents = _contents(self._picks) if os.path.lexists(self._picks) else b""
         kept = contents[: made["bytes"]]
         if len(kept) != made["bytes"]:
-            _corrupt(self._picks, f"{len(contents)} bytes", f"at least {made['bytes']}")
+            _corrupt(self._picks, counted(len(contents), "byte"), f"at least {made['bytes']}")
         self._digest.update(kept)
         if self._digest.hexdigest() != made["sha256"]:
             _corrupt(self._picks, f"checksum {self._digest.hexdigest()}", made["sha256"])
@@ -191,7 +192,11 @@ class RunState:
         except ValueError as error:  # its checksum is right, so that a program has written it so
             _corrupt(self._picks, f"no JSON ({error})", "picks")
         if len(self.picks) != made["count"] or not all(map(_is_pick, self.picks)):
-            _corrupt(self._picks, f"{len(self.picks)} lines, some no picks", f"{made['count']} picks")
+            _corrupt(
+                self._picks,
+                f"{counted(len(self.picks), 'line')}, some no picks",
+                counted(made["count"], "pick"),
+            )
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.nouns import counted
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.result import Selection
@@ -61,7 +62,7 @@ def inert_penalty(selection: Selection, *, asked: bool) -> list[str]:
     if not asked or not competes or selection.overruled[forced:].any():
         return []
     return [
-        f"conflict_penalty={penalty:g} changed none of the {picks} picks (mean conflict of the picks"
+        f"conflict_penalty={penalty:g} changed none of the {counted(picks, 'pick')} (mean conflict of the picks"
         f" {selection.conflict.mean():.3f}). Its size matters against Δ ({selection.gains[-1]:.3g} at the last pick):"
         " try a larger one, a smaller alpha, or normalize='unit'."
     ]
@@ -156,7 +157,8 @@ def _groups_shut_out(
         if present <= k or not shut:
             return []
         return [
-            f"{shut} of {present} groups get no row: there are fewer picks (k={k}) than groups, and their shares of the"
+            f"{shut} of {counted(present, 'group')} get no row: there are fewer picks (k={k}) than groups, and"
+            " their shares of the"
             " pool are the smallest. Select more rows, or give group_shares."
         ]
     spent, cheapest = _by_group(selection, conditions), _cheapest(conditions, unpicked)
@@ -167,7 +169,8 @@ def _groups_shut_out(
     if present <= picks or not shut:
         return []
     return [
-        f"{shut} of {present} groups get no row: each of their rows costs more than their share of the budget. Raise the"
+        f"{shut} of {counted(present, 'group')} get no row: each of their rows costs more than their share of the"
+        " budget. Raise the"
         " budget, or give group_shares."
     ]
 
@@ -181,7 +184,8 @@ def _budget_left(
         if k is None or picks >= k or selection.stop_reason != "exhausted":
             return []
         return [
-            f"{picks} rows were picked and not k={k}: no row is left that the conditions allow{skipped}."
+            f"{counted(picks, 'row was', 'rows were')} picked and not k={k}: no row is left that the conditions"
+            f" allow{skipped}."
             f" {_either([*_loosened(conditions), 'select fewer'])}."
         ]
     spent = float(selection.costs.sum())
@@ -190,7 +194,8 @@ def _budget_left(
         return []
     if not unpicked.any():
         return [
-            f"all {picks} rows that can be picked were picked: they cost {spent:g}, and the budget is {budget:g}. Give a"
+            f"all {counted(picks, 'row')} that can be picked were picked: they cost {spent:g}, and the budget is"
+            f" {budget:g}. Give a"
             " smaller budget."
         ]
     cheapest = float(conditions.costs[unpicked].min())

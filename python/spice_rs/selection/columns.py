@@ -15,6 +15,7 @@ from spice_rs.arguments import has_truth_values, number_of, rows_given
 from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.store.source import Label
 from spice_rs.store.sources import Source
@@ -148,7 +149,8 @@ class Columns:
                 else f"{total}, one per {'row' if index is None else 'record of the data'}"
             )
             raise InvalidInputError(
-                f"{field}: found {len(given)} values, expected {expected}: the last row of {self._source.description} is"
+                f"{field}: found {counted(len(given), 'value')}, expected {expected}: the last row of"
+                f" {self._source.description} is"
                 f" {needed - 1}. Give a value for every row, in the order of the data."
             )
         if isinstance(given, list | tuple):
@@ -223,7 +225,8 @@ def _read(
     for row, record in raw_records(data, wanted, belonging, checked=spread(rows)):
         if read + 1 == len(rows):
             raise InvalidInputError(
-                f"{place}: found more than {len(rows)} records, expected {len(rows)}, one per row: the last row of"
+                f"{place}: found more than {counted(len(rows), 'record')}, expected {len(rows)}, one per row: the"
+                " last row of"
                 f" {source.description} is {len(rows) - 1}. Give the data that the gradients were extracted from."
             )
         _check_there(names, record, row, place)
@@ -232,7 +235,8 @@ def _read(
         read += 1
     if read + 1 < len(rows):
         raise InvalidInputError(
-            f"{place}: found no record {rows[read + 1]}, expected all {len(rows)} rows of the source. Give the data that"
+            f"{place}: found no record {rows[read + 1]}, expected all {counted(len(rows), 'row')} of the source."
+            " Give the data that"
             " the gradients were extracted from."
         )
     return columns

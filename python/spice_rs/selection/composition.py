@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spice_rs.arguments import whole
+from spice_rs.nouns import counted
 from spice_rs.selection.options import Floats, Positions, Rows
 from spice_rs.store.rows import RowReader
 from spice_rs.store.source import Label, RowLabels, Source
@@ -133,10 +134,10 @@ class Composition:
         if self.pool_tokens is not None and self.median_tokens is not None:
             parts.append(f"median {self.median_tokens:g} tokens beside {self.pool_tokens[0]:g}")
         if self.labels is not None:
-            parts.append(f"{len(self.labels)} labels")
+            parts.append(counted(len(self.labels), "label"))
         known = self.num_alike
         parts.append("not compared" if known is None else f"{known} alike")
-        return f"Composition({', '.join(parts)}; pool of {self.rows} rows)"
+        return f"Composition({', '.join(parts)}; pool of {counted(self.rows, 'row')})"
 
 
 def composed(

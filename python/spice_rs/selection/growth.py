@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.progress import Progress
 from spice_rs.selection.advice import inert_penalty, inert_settings
 from spice_rs.selection.arguments import (
@@ -30,6 +31,7 @@ from spice_rs.selection.constraints import KEYS
 from spice_rs.selection.lopsided import lopsided
 from spice_rs.selection.options import Objective, Past
 from spice_rs.selection.presets import PENALTY
+from spice_rs.selection.recounted import check_numbers
 from spice_rs.selection.result import Selection, as_selection
 from spice_rs.selection.run import run
 from spice_rs.selection.saved import NEAR_DUPLICATES
@@ -77,6 +79,7 @@ def extend(
         InvalidInputError: the selection is of another kind, or an argument is out of range.
         UnfinishedStoreError: the extraction of a store has not ended, and `partial` is false.
         StoreMismatchError: the rows that the selection was made from are not there, or not as they were.
+        CorruptStoreError: the selection was altered since: its numbers are not those of its rows.
 
     Example:
         >>> import numpy as np, spice_rs
@@ -95,6 +98,7 @@ def extend(
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, threads)
+    check_numbers(selection.file or "selection", selection.as_run(), opened, is_known=True)
     if wanted is not None:
         settings["k"] = rows_of(wanted, opened.rows)
     mask = np.zeros(opened.rows, bool)
@@ -197,13 +201,14 @@ def _old_positions(
         remedy = "If new rows came in between, name the old ones in old_rows."
     if len(old) != earlier["rows"] or len(np.unique(old)) != len(old):
         raise StoreMismatchError(
-            f"{opened.description}: found {len(np.unique(old))} old rows, expected {earlier['rows']}, as many as in"
+            f"{opened.description}: found {counted(len(np.unique(old)), 'old row')}, expected {earlier['rows']},"
+            " as many as in"
             f" {earlier['name']}. {remedy}"
         )
     content = _core.fingerprint(opened.stored, threads=threads, positions=old)
     if content != earlier.get("content"):
         raise StoreMismatchError(
-            f"{opened.description}: content of the {len(old)} old rows: found {content}, expected"
+            f"{opened.description}: content of the {counted(len(old), 'old row')}: found {content}, expected"
             f" {earlier.get('content')}. They are not as they were, or not those: rows computed anew differ in the last"
             " digits, so extract the grown data into the store that has the old rows, which keeps them, and extend from"
             f" that. {remedy}"

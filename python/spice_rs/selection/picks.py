@@ -16,6 +16,7 @@ from spice_rs.data.matching import Belonging, check_index_column, raw_records
 from spice_rs.data.reading import allow_long_cells
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_room, opened, read_whole
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import printable_json
 from spice_rs.selection.encoding import encoded, name_of
@@ -307,7 +308,7 @@ def _of_parquet(name: str, contents: bytes) -> list[Any]:
         raise InvalidInputError(f"{name}: reading Parquet needs pyarrow; pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(contents)) as file:
-            check_room(name, 200 * file.metadata.num_rows, f"{file.metadata.num_rows} rows")
+            check_room(name, 200 * file.metadata.num_rows, counted(file.metadata.num_rows, "row"))
             names = [KEY] if KEY in file.schema_arrow.names else list(READ_BACK)
             items: list[Any] = file.read(columns=names).to_pylist()
             return items

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from spice_rs import _core
 from spice_rs.arguments import is_whole, number_of
 from spice_rs.errors import InvalidInputError
+from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.selection.columns import Label
 
@@ -104,7 +105,8 @@ def resolve(
     text = len(json.dumps(quotas.labels)) + 50 * len(labels)
     if text > MAX_TEXT:
         raise InvalidInputError(
-            f"groups: found {len(labels)} labels of {text >> 20} MB, expected at most {MAX_TEXT >> 20} MB. Shorten them."
+            f"groups: found {counted(len(labels), 'label')} of {text >> 20} MB, expected at most {MAX_TEXT >> 20}"
+            " MB. Shorten them."
         )
     return quotas
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from spice_rs.arguments import real
 from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.paths import local_or_none
 from spice_rs.printable import short
 from spice_rs.progress import Progress
@@ -358,12 +359,13 @@ def _check_size(k: int | None, candidates: npt.NDArray[np.bool_], include: Posit
         )
     if k is not None and k > left:
         raise InvalidInputError(
-            f"k: found {k} and {left} rows that are neither initial nor excluded, expected 1 to {left}. Select fewer, or"
+            f"k: found {k} and {counted(left, 'row')} that are neither initial nor excluded, expected 1 to"
+            f" {left}. Select fewer, or"
             " exclude fewer."
         )
     if include is not None and k is not None and len(include) > k:
         raise InvalidInputError(
-            f"include: found {len(include)} rows, expected at most k={k}. Include fewer, or raise k."
+            f"include: found {counted(len(include), 'row')}, expected at most k={k}. Include fewer, or raise k."
         )
 
 

@@ -14,20 +14,20 @@ import numpy.typing as npt
 from spice_rs.arguments import instance, is_whole, whole
 from spice_rs.atomic import check_place
 from spice_rs.data.matching import Belonging
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.printable import one_line
 from spice_rs.selection.composition import Composition
 from spice_rs.selection.exported import Exports
+from spice_rs.selection.recounted import check_numbers, check_source
 from spice_rs.selection.saved import (
     COMPOSITION,
     NEAR_DUPLICATES,
     SERIES,
     TARGET,
     SavedRun,
-    check_same,
     read_run,
     write_run,
 )
@@ -102,6 +102,7 @@ class Selection(Exports):
         target: what the picks are for; None without a target.
         composition: what the picks are made of beside the pool: tokens, labels, and how many are alike; None in files
             of before.
+        file: the file that it was loaded from, by which messages call it; None of others.
     """
 
     indices: npt.NDArray[np.int64]
@@ -124,6 +125,7 @@ class Selection(Exports):
     relevance: Floats | None = None
     target: Target | None = None
     composition: Composition | None = None
+    file: str | None = None
 
     @cached_property
     def epsilon(self) -> Floats:
@@ -286,39 +288,31 @@ class Selection(Exports):
 
         Args:
             path: the file; the checkpoint of a run that has ended is one too.
-            source: what was selected from, as for `select`, to make sure that it is still the same; None not to look.
+            source: what was selected from, as for `select`, to make sure that it is still the same and that the numbers of
+                the picks are those of its rows; None not to look.
             dim: columns of a headerless source.
             dtype: element type of a headerless source.
 
         Raises:
             InvalidInputError: there is no such file, or it is the checkpoint of a run that has not ended.
             StoreMismatchError: `source` is not what was selected from.
-            CorruptStoreError: the file was cut short or altered.
+            CorruptStoreError: the file was cut short or altered, also by somebody who has corrected its checksum, as far
+                as `source` tells: what follows from a prior, from costs or groups that were given, is not looked at.
             StoreError: the file is something else.
         """
         path = local(path)
         run = read_run(path)
         if run.stop_reason is None or run.log_det is None or run.signal is None:
             raise InvalidInputError(
-                f"{os.fspath(path)}: found a run that was interrupted after {len(run)} picks, expected one that has ended."
+                f"{os.fspath(path)}: found a run that was interrupted after {counted(len(run), 'pick')}, expected"
+                " one that has ended."
                 f" Finish it by the same selection with checkpoint={os.fspath(path)!r}, and with k={len(run)} for"
                 " these picks alone."
             )
         if source is not None:
             opened = open_source(source, dim=dim, dtype=dtype)
-            identity = {
-                "rows": opened.rows,
-                "dim": opened.dim,
-                "dtype": opened.dtype,
-                "fingerprint": opened.identify(),
-            }
-            check_same(
-                path,
-                run.settings["source"],
-                identity,
-                StoreMismatchError,
-                f"Give the source that was selected from ({run.settings['source']['name']}), as it was.",
-            )
+            check_source(os.fspath(path), run.settings, opened)
+            check_numbers(os.fspath(path), run, opened)
         series = run.series
         near = [series.pop(name) for name in NEAR_DUPLICATES if name in series]
         aims = [series.pop(name) for name in TARGET if name in series]
@@ -339,6 +333,7 @@ class Selection(Exports):
             target=target,
             composition=None if about is None else Composition.of(about, *own),
             compared=run.compared,
+            file=os.fspath(path),
         )
 
     def explain(self, rows: Any, source: Any, **given: Any) -> Any:
@@ -378,7 +373,7 @@ class Selection(Exports):
         near = 0 if self.near_duplicates is None else len(self.near_duplicates)
         skipped = f"{near} near-duplicate{'s' * (near > 1)} skipped, " if near else ""
         return one_line(
-            f"Selection({len(self)} of {rows} rows, {kept}{spent}{gains}log det {self.log_det:.6g},"
+            f"Selection({len(self)} of {counted(rows, 'row')}, {kept}{spent}{gains}log det {self.log_det:.6g},"
             f" penalty decided {counted(int(self.overruled.sum()), 'pick')}, {skipped}stopped: {self.stop_reason})"
         )
 

@@ -54,6 +54,7 @@ import numpy.typing as npt
 from spice_rs.atomic import replacing
 from spice_rs.errors import CorruptStoreError, InvalidInputError, StoreError
 from spice_rs.files import opened
+from spice_rs.nouns import counted
 from spice_rs.own_json import parsed
 from spice_rs.paths import local
 from spice_rs.printable import short
@@ -135,18 +136,20 @@ def read_run(path: str | os.PathLike[str]) -> SavedRun:
                 _foreign(name, "JSON, as picks are written in")
             length = int.from_bytes(first, "little")
             if size < _LENGTH + len(_START) or length > _MAX_HEADER:
-                _foreign(name, f"{size} bytes that start with no header of one")
+                _foreign(name, f"{counted(size, 'byte')} that start with no header of one")
             header = file.read(length)
             metadata, tensors = _parse(name, header)
             lengths = _lengths(name, tensors)
             if header != _header(lengths, metadata["run"], metadata["checksum"].removeprefix("sha256:")):
-                expected_tensors = f"those of {lengths['indices']} picks, in order"
+                expected_tensors = f"those of {counted(lengths['indices'], 'pick')}, in order"
                 _corrupt(name, "header", "other tensors or metadata", expected_tensors)
             expected = _LENGTH + length + sum(_bytes(series, count) for series, count in lengths.items())
             if size != expected:
-                _corrupt(name, "file size", f"{size} bytes", f"{expected}")
+                _corrupt(name, "file size", counted(size, "byte"), f"{expected}")
             data = file.read(expected - _LENGTH - length)
     except InvalidInputError as error:
+        if os.path.lexists(name):
+            raise
         raise InvalidInputError(f"{error} One is saved with Selection.save.") from error
     except OSError as error:
         raise StoreError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.selection.constraints import PER_ROW
 from spice_rs.selection.form import is_real, is_whole, penalty_of
@@ -64,6 +66,11 @@ TENSORS = {
 
 ROUNDING = 1e-6
 """Part of a number by which sums and products of others may differ from it."""
+
+MOST_GAIN = math.log(sys.float_info.max)
+"""log(1 + α‖g‖²) of a number that float64 holds is at most this."""
+
+_EPSILON = sys.float_info.epsilon
 
 Fault = tuple[str, str, str]
 """Field, what was found, what was expected."""
@@ -126,7 +133,8 @@ def fault_of_run(run: SavedRun, tensors: Sequence[str]) -> Fault | None:
         return "tensors", str(list(tensors)), f"{names}, those of the settings"
     checks = [_of_rows, _of_numbers]
     checks += [_of_near_duplicates] * (run.settings["max_similarity"] is not None)
-    checks += [_of_end, _of_groups, _of_budget, _of_target, _of_composition] * ended
+    if ended:
+        checks += [_of_end, _of_gains, _of_groups, _of_budget, _of_costed_scores, _of_target, _of_composition]
     return next((fault for check in checks if (fault := check(run)) is not None), None)
 
 
@@ -134,17 +142,21 @@ def _of_rows(run: SavedRun) -> Fault | None:
     settings, indices = run.settings, run.series["indices"]
     rows, k, pool_size = settings["source"]["rows"], settings["k"], settings["pool_size"]
     if len(run) > rows or len(np.unique(indices)) < len(run):
-        return "indices", f"{len(run)} rows of {rows}", "different rows of the source"
+        return "indices", f"{counted(len(run), 'row')} of {rows}", "different rows of the source"
     if (indices < 0).any():
         return "indices", str(indices.min()), "dataset rows of at least 0"
     most = k if pool_size is None else -(-rows // pool_size) * settings["select_per_window"]
     if most is not None and len(run) > most:
-        return "indices", f"{len(run)} picks", f"at most {most}, as the settings say"
+        return "indices", counted(len(run), "pick"), f"at most {most}, as the settings say"
     kept, grown = settings.get("kept"), settings.get("extended")
     if kept is not None and kept > len(run):
-        return "settings.kept", str(kept), f"at most the {len(run)} picks"
+        return "settings.kept", str(kept), f"at most the {counted(len(run), 'pick')}"
     if grown is not None and not _has_grown(grown, len(run)):
-        return "settings.extended", short(grown), f"what became of the picks before, among {len(run)} picks"
+        return (
+            "settings.extended",
+            short(grown),
+            f"what became of the picks before, among {counted(len(run), 'pick')}",
+        )
     return None
 
 
@@ -158,21 +170,27 @@ def _has_grown(grown: Mapping[str, Any], picks: int) -> bool:
 def _of_numbers(run: SavedRun) -> Fault | None:
     series, settings = run.series, run.settings
     for field, values in series.items():
-        if field == LAST and settings["pool_size"] is not None:
-            values = values[-1:]  # of windows, only the last says something
+        if field == LAST and settings["pool_size"] is not None:  # of windows, only the last says something
+            if not np.isnan(values[:-1]).all():
+                return field, "numbers before the last", "NaN, as windows are no run of their own"
+            values = values[-1:]
         if TENSORS[field] == "F64" and not np.isfinite(values).all():
             return field, "NaN or infinity", "finite numbers"
     for field, most in (
-        ("gains", math.inf),
-        ("base", math.inf),
+        ("gains", MOST_GAIN),
+        ("base", MOST_GAIN),
         ("conflict", 1 + ROUNDING),
         ("rows_read", 1 << 48),
     ):
         values = series[field]
         if ((values < 0) | (values > most)).any():
             return field, f"numbers from {values.min()} to {values.max()}", f"numbers from 0 to {most}"
-    if settings["budget"] is None and all(settings[each.name] is None for each in PER_ROW if each.scored):
-        penalty = penalty_of(settings)
+    if (series["gains"] > series["base"] * (1 + ROUNDING)).any():
+        rank = int(np.argmax(series["gains"] - series["base"]))
+        return f"gains[{rank}]", str(series["gains"][rank]), f"at most {series['base'][rank]}, its base"
+    penalty = penalty_of(settings)
+    is_costed = settings["budget"] is not None and (run.compared or {}).get("kept") != "uncosted"
+    if not is_costed and all(settings[each.name] is None for each in PER_ROW if each.scored):
         expected = series["gains"] - penalty * series["conflict"]
         wrong = np.abs(series["scores"] - expected) > ROUNDING * (series["gains"] + penalty)
         if wrong.any():
@@ -194,6 +212,57 @@ def _of_end(run: SavedRun) -> Fault | None:
     if (np.diff(found, prepend=0.0) < -ROUNDING * (1 + np.abs(found))).any():
         return LAST, "numbers that fall", "U of more and more rows"
     return None
+
+
+def _of_gains(run: SavedRun) -> Fault | None:
+    """Gains beside what else tells them: the growth of U, or the worth of a row alone."""
+    series, settings = run.series, run.settings
+    gains, base, log_dets = series["gains"], series["base"], series[LAST]
+    slack = ROUNDING * base
+    field, expected = "gains", gains
+    if settings["fisher"] == "scalar":
+        expected = np.log1p(np.expm1(base) / (1.0 + settings["alpha"]))
+    elif settings["method"] == "top_k":
+        expected = base
+    elif settings["fisher"] == "full" and settings["pool_size"] is None:
+        # Without the first of a run with initial rows: their U is not known.
+        start = float(log_dets[0] - gains[0]) if len(run) and settings["initial"] is not None else 0.0
+        field, expected = LAST, start + np.cumsum(gains)
+        with np.errstate(over="ignore"):
+            # U is of a matrix whose factor has fewer digits beside a long row, and more of them the more rows there are.
+            longest = np.expm1(base.max(initial=0.0)) * _EPSILON
+        slack = ROUNDING * np.cumsum(base) + 8.0 * longest * np.arange(1, len(run) + 1)
+        slack = slack + ROUNDING * abs(start)
+    wrong = np.flatnonzero(np.abs(series[field] - expected) > slack)
+    if not wrong.size:
+        return None
+    rank = int(wrong[0])
+    return (
+        f"{field}[{rank}]",
+        str(series[field][rank]),
+        f"{expected[rank]}, as the other numbers of the picks have it",
+    )
+
+
+def _of_costed_scores(run: SavedRun) -> Fault | None:
+    """Scores by which gains count per cost: gain less penalty, times one number for all picks over their cost."""
+    series, settings = run.series, run.settings
+    is_costed = run.compared is not None and run.compared["kept"] == "costed"
+    if not is_costed or any(settings[each.name] is not None for each in PER_ROW if each.scored):
+        return None
+    gains, penalties = series["gains"], penalty_of(settings) * series["conflict"]
+    told = gains > ROUNDING * (1.0 + penalty_of(settings))
+    if not told.any():
+        return None
+    factors = (series["scores"] + penalties)[told] * series["costs"][told] / gains[told]
+    usual = float(np.median(factors))
+    expected = usual * gains / series["costs"] - penalties
+    scale = usual * gains / series["costs"] + penalty_of(settings)
+    wrong = np.flatnonzero(np.abs(series["scores"] - expected) > ROUNDING * scale)
+    if not wrong.size:
+        return None
+    rank = int(wrong[0])
+    return f"scores[{rank}]", str(series["scores"][rank]), f"{expected[rank]}, gain for its cost less penalty"
 
 
 def _of_groups(run: SavedRun) -> Fault | None:
@@ -246,14 +315,14 @@ def _of_target(run: SavedRun) -> Fault | None:
     mean, directions, overlap = (run.series[name] for name in TARGET)
     dim, groups = run.settings["source"]["dim"], len(target["contrast"])
     if len(mean) != dim or len(directions) != dim * groups:
-        found = f"{len(mean)} and {len(directions)} numbers"
+        found = f"{len(mean)} and {counted(len(directions), 'number')}"
         return TARGET[1], found, f"{dim} and {groups} times as many"
     lengths = np.sqrt((directions.reshape(groups, dim) ** 2).sum(axis=1))
     if (np.abs(lengths - target["contrast"]) > ROUNDING).any():
         return TARGET[1], f"lengths {lengths.tolist()}", f"{target['contrast']}, as settings.target.contrast"
     distinct = len(np.unique(overlap)) == len(overlap) and not (overlap < 0).any()
     if len(overlap) != target["overlap"] or not distinct:
-        return TARGET[2], f"{len(overlap)} rows", f"{target['overlap']} different ones"
+        return TARGET[2], counted(len(overlap), "row"), f"{target['overlap']} different ones"
     relevance = run.series["relevance"]
     if (np.abs(relevance) > 1).any():
         return "relevance", f"numbers from {relevance.min()} to {relevance.max()}", "numbers in [-1, 1]"
@@ -285,7 +354,11 @@ def _of_near_duplicates(run: SavedRun) -> Fault | None:
     rows, of, cosines, ranks = (run.series[each] for each in NEAR_DUPLICATES)
     picks, limit = run.series["indices"], run.settings["max_similarity"]
     if len(np.unique(np.concatenate([picks, rows]))) < len(run) + len(rows) or (rows < 0).any():
-        return NEAR_DUPLICATES[0], f"{len(rows)} rows, some twice, picked or below 0", "others than the picks"
+        return (
+            NEAR_DUPLICATES[0],
+            f"{counted(len(rows), 'row')}, some twice, picked or below 0",
+            "others than the picks",
+        )
     if run.settings["initial"] is None and not np.isin(of, picks).all():
         return NEAR_DUPLICATES[1], str(of[~np.isin(of, picks)][0]), "picks"
     sizes = np.abs(cosines)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import check_room, opened
 from spice_rs.nearness import meant
+from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.store.tensors import MEMBER_SEPARATOR, some
 
@@ -164,7 +165,8 @@ def _check(header: _Header, size: int, place: str) -> None:
         )
     if header.start + header.bytes != size:
         raise InvalidInputError(
-            f"{place}: found {size - header.start} bytes of data, expected {header.bytes}, as shape {header.shape} of"
+            f"{place}: found {counted(size - header.start, 'byte')} of data, expected {header.bytes}, as shape"
+            f" {header.shape} of"
             f" {header.dtype} has. The file was cut short, or written to again: write it anew with numpy.save."
         )
 

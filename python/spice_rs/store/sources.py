@@ -25,6 +25,7 @@ from spice_rs.arguments import choice, whole_or_none
 from spice_rs.data.matching import Belonging
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.files import what_is
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.store.arrays import map_npy, read_npz
 from spice_rs.store.mapped import callers_file, mapped_file
@@ -148,7 +149,7 @@ def join_sources(parts: Sequence[Source]) -> Source:
     for part in parts[1:]:
         if part.dim != first.dim:
             raise InvalidInputError(
-                f"source: found {part.dim} columns in {part.description}, expected {first.dim} as in"
+                f"source: found {counted(part.dim, 'column')} in {part.description}, expected {first.dim} as in"
                 f" {first.description}. Select from rows of one projection."
             )
         if stores:
@@ -365,7 +366,8 @@ def _from_headerless(path: Path, dim: int, dtype: str) -> Source:
     size = path.stat().st_size
     if size == 0 or size % width:
         raise InvalidInputError(
-            f"{path}: found {size} bytes, expected a multiple of {width} (dim={dim} × {dtype}). Check dim and dtype."
+            f"{path}: found {counted(size, 'byte')}, expected a multiple of {width} (dim={dim} × {dtype}). Check"
+            " dim and dtype."
         )
     cells = np.memmap(path, dtype=np.uint8, mode="r")
     rows = size // width

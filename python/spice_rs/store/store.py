@@ -31,6 +31,7 @@ from spice_rs.arguments import (
 )
 from spice_rs.atomic import check_place, replacing
 from spice_rs.errors import InvalidInputError, SpiceWarning, StoreMismatchError
+from spice_rs.nouns import counted
 from spice_rs.own_json import parsed
 from spice_rs.paths import local, local_or_none
 from spice_rs.printable import as_html
@@ -536,7 +537,8 @@ def _reopened(kind: type[GradientStore], path: str, memory_limit: int | None, id
     store = kind(path, memory_limit=memory_limit)
     if store._identity() != identity:
         raise StoreMismatchError(
-            f"{path}: rows: found {len(store)} rows that are not, or not in the order of, those of the store that was"
+            f"{path}: rows: found {counted(len(store), 'row')} that are not, or not in the order of, those of the"
+            " store that was"
             " pickled, expected the same. It was appended to or compacted meanwhile: open it again, and pickle that, or"
             " pass its path."
         )

@@ -15,6 +15,7 @@ from spice_rs import _core
 from spice_rs.errors import InvalidInputError
 from spice_rs.files import opened
 from spice_rs.nearness import meant
+from spice_rs.nouns import counted
 from spice_rs.own_json import parsed
 from spice_rs.printable import short
 from spice_rs.store.mapped import mapped_file
@@ -102,7 +103,7 @@ def _open(path: Path) -> tuple[np.memmap[Any, np.dtype[np.uint8]], int]:
     if len(first) < 8:
         raise _unreadable(path, "less than 8 bytes")
     if length > min(_LARGEST_HEADER, size - 8):
-        raise _unreadable(path, f"a header of {length} bytes in a file of {size}")
+        raise _unreadable(path, f"a header of {counted(length, 'byte')} in a file of {size}")
     try:
         return np.memmap(path, dtype=np.uint8, mode="r"), 8 + length
     except (ValueError, OSError, MemoryError) as error:
@@ -118,7 +119,7 @@ def _header(path: Path, data: npt.NDArray[np.uint8], start: int) -> dict[str, An
             raise ValueError("__metadata__ that is no object of texts")
         ends = [_end(name, tensor) for name, tensor in header.items()]
         if len(ends) > _MOST_TENSORS:
-            raise ValueError(f"{len(ends)} tensors")
+            raise ValueError(counted(len(ends), "tensor"))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     at = 0
@@ -127,7 +128,7 @@ def _header(path: Path, data: npt.NDArray[np.uint8], start: int) -> dict[str, An
             raise _unreadable(path, f"a tensor from byte {first} of the data on, where {at} is next")
         at = end
     if at != data.size - start:
-        raise _unreadable(path, f"{data.size - start} bytes of data, where its tensors have {at}")
+        raise _unreadable(path, f"{counted(data.size - start, 'byte')} of data, where its tensors have {at}")
     tensors: dict[str, Any] = header
     return tensors
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from spice_rs.nouns import counted
 from spice_rs.paths import local
 from spice_rs.store.notes import read_note, write_note
 
@@ -35,9 +36,12 @@ class Unfinished:
     def text(self, there: int) -> str:
         """Return how far it is, for people."""
         if self.lost:
-            return f"{there} of {self.rows} rows: the others were in damaged shards, which a repair has set aside"
+            return (
+                f"{there} of {counted(self.rows, 'row')}: the others were in damaged shards, which a repair has set"
+                " aside"
+            )
         which = ", the longest first" if self.longest_first else ""
-        return f"{there} of {self.rows} rows{which}: the extraction has not ended (or is still running)"
+        return f"{there} of {counted(self.rows, 'row')}{which}: the extraction has not ended (or is still running)"
 
 
 def mark(store: str | os.PathLike[str], unfinished: Unfinished) -> None:

@@ -1,6 +1,7 @@
 //! The one error type of the crate: every variant says where, what was found, what was expected
 //! and what to do about it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
@@ -65,7 +66,7 @@ pub enum Error {
         remedy: String,
     },
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: found no way to {action} it ({source}), expected one. {}", path.display(), remedy(source))]
     Io {
         /// The file or folder concerned.
         path: PathBuf,
@@ -80,6 +81,20 @@ pub enum Error {
     /// The time limit passed. A selection ends with what it has; no caller of one sees this.
     #[error("the time limit has passed")]
     TimeLimit,
+}
+
+/// What to do where the operating system refused.
+fn remedy(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "Give this user the permission, or name another path."
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "Make room, or name a path on another disk."
+        }
+        ErrorKind::NotFound | ErrorKind::NotADirectory => "Check the path, and whether somebody has moved it.",
+        _ => "Look at the disk, and try again.",
+    }
 }
 
 impl Error {

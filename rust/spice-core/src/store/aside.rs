@@ -35,7 +35,7 @@ impl Aside {
             let path = path_of(place);
             match fs::create_dir(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                made => made.map_err(Error::io(&path, "create"))?,
+                made => made.map_err(Error::io(&parent.join(name), "create"))?,
             }
             // Somebody may have come between and taken it for a forgotten one.
             match open(&path) {

@@ -136,7 +136,7 @@ impl Temporary {
                 .write(true)
                 .create_new(true)
                 .open(&path)
-                .map_err(Error::io(&path, "create"))?;
+                .map_err(Error::io(folder, "create a file in"))?;
             // Without locks the file is as good; it only cannot be told from one that is in use.
             let locked = !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
             // A repair may have come between and taken it for a forgotten one.
