@@ -342,7 +342,7 @@ class TestAfterwards:
         assert proven.upper_bound >= best * (1 - 1e-6)
         assert proven.ratio <= found.log_det / best + 1e-6
         assert proven.upper_bound <= 2 * best
-        with pytest.raises(StoreMismatchError, match="content"):
+        with pytest.raises(StoreMismatchError, match="fingerprint"):
             spice_rs.certify(found, rows + np.float32(1))
 
     def test_rows_are_explained_in_this_geometry(self) -> None:
