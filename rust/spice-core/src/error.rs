@@ -92,7 +92,9 @@ fn remedy(source: &std::io::Error) -> &'static str {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             "Make room, or name a path on another disk."
         }
-        ErrorKind::NotFound | ErrorKind::NotADirectory => "Check the path, and whether somebody has moved it.",
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            "Check the path, and whether somebody has moved it."
+        }
         _ => "Look at the disk, and try again.",
     }
 }
