@@ -173,7 +173,9 @@ class TestPicks:
         assert small.indices.tolist() == plain.indices.tolist()
         assert small.gains == pytest.approx(plain.gains, rel=1e-5)
 
-    @pytest.mark.parametrize("rows", [1, 3, 239, 240, 241, 700])
+    @pytest.mark.parametrize(
+        "rows", [1, 3, 100, *(pytest.param(each, marks=pytest.mark.slow) for each in (239, 240, 241, 700))]
+    )
     def test_threads_files_and_searches_change_no_bit(self, tmp_path: Path, rows: int) -> None:
         pool = drawn(2, rows, 33)
         pool[rows // 2] = pool[0]
