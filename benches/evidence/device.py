@@ -87,10 +87,10 @@ class LowerLayers(torch.nn.Module):
         self._done = _mapped(folder / f"states-{digest}.done", np.uint8, (len(keys),))
 
     def ensure(self, examples: Sequence[Example], device: torch.device) -> None:
-        """Compute the states of those examples that the file does not have yet; what is done stays after a kill."""
+        """Compute the states of those examples that have a place and no states yet; what is done stays after a kill."""
         assert self._states is not None and self._done is not None
         keys = {_key(np.asarray(example.input_ids)): np.asarray(example.input_ids) for example in examples}
-        missing = [key for key in keys if not self._done[self._places[key][0]]]
+        missing = [key for key in keys if key in self._places and not self._done[self._places[key][0]]]
         missing.sort(key=lambda key: self._places[key][2])
         while missing:
             length = 0

@@ -105,7 +105,8 @@ def everything(settings: dict[str, Any], arguments: argparse.Namespace) -> set[s
     }
     catalogue = Catalogue(list(scenes.values()))
     judges = [record for found in next(iter(scenes.values())).held_out.values() for record in found]
-    trainer.keep_states(catalogue.records + judges, arguments.work)
+    if not (arguments.picks_only and arguments.gradients):
+        trainer.keep_states(catalogue.records + judges, arguments.work)
     gradients = Gradients(catalogue, trainer, settings, arguments.work, arguments.gradients)
     missing = set()
     plan = [

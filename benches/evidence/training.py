@@ -113,7 +113,7 @@ class Trainer:
             length: {"steps": …} in batches of the settings, {"epochs": …}, or both: so many steps in which each record
                 is seen so often, whatever the number of records; 0 steps for the untrained model.
         """
-        model = self._adapted(seed)
+        model = self.adapted(seed)
         examples = self.examples(records)
         self._ensure(examples)
         started = time.perf_counter()
@@ -151,7 +151,7 @@ class Trainer:
         """The adapter of LESS's warm-up, four epochs, and its optimiser; made once."""
         if self._warmed is None:
             whole = Trainer(self.settings)  # of its own: the adapter stays
-            model = whole._adapted(PROXY_SEED, plain=False)  # extraction looks at its layers' forward
+            model = whole.adapted(PROXY_SEED, plain=False)  # extraction looks at its layers' forward
             examples = whole.examples(records)
             optimiser = whole._fit(model, examples, PROXY_SEED, {"epochs": WARM_EPOCHS})[1]
             self._warmed = model, optimiser
@@ -159,7 +159,7 @@ class Trainer:
 
     def trained(self, records: Sequence[Record], *, seed: int, length: Mapping[str, int]) -> torch.nn.Module:
         """Return the model with an adapter trained on the records merged into its weights. The base is spent."""
-        model = self._adapted(seed)
+        model = self.adapted(seed)
         self._fit(model, self.examples(records), seed, length)
         merged: torch.nn.Module = model.merge_and_unload()
         self._base = None
@@ -192,7 +192,8 @@ class Trainer:
         total = np.sum(list(sums.values()), 0)
         return {**nll, "all": float(total[0] / total[1])}, exact, found
 
-    def _adapted(self, seed: int, *, plain: bool = True) -> Any:
+    def adapted(self, seed: int, *, plain: bool = True) -> Any:
+        """The base with a fresh adapter; not `plain` where its layers must be used as `peft` uses them."""
         torch.manual_seed(seed)
         config = LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules=list(MODULES), task_type="CAUSAL_LM"
@@ -205,7 +206,7 @@ class Trainer:
     def _fit(
         self, model: torch.nn.Module, examples: list[Example], seed: int, length: Mapping[str, int]
     ) -> tuple[int, torch.optim.Optimizer]:
-        batches = self._batches(len(examples), seed, length)
+        batches = self.batches(len(examples), seed, length)
         steps = len(batches)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=self.settings["learning_rate"], weight_decay=0.0)
@@ -228,8 +229,8 @@ class Trainer:
             optimiser.zero_grad()
         return steps, optimiser
 
-    def _batches(self, count: int, seed: int, length: Mapping[str, int]) -> list[np.ndarray]:
-        """The records of each step."""
+    def batches(self, count: int, seed: int, length: Mapping[str, int]) -> list[np.ndarray]:
+        """The records of each step of a training on so many; see `train`."""
         size = self.settings["batch"]
         steps = length["steps"] if "steps" in length else length["epochs"] * -(-count // size)
         if not steps:
