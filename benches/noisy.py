@@ -72,6 +72,9 @@ def ways(pool: Any, target: Any, records: list[Record], trusted: list[Record], s
     }
     cosines = spice_rs.compare(pool, PICKS, ["less"], target=rows[each], certificate=False)
     found["the same target, cosine top-k"] = cosines.selections["less"].indices
+    found["the same target, r top-k"] = np.argsort(-spice_rs.relevance(pool, rows[each]), kind="stable")[
+        :PICKS
+    ]
     for code, name in enumerate(names):
         found[f"target: 32 of {name}"] = spice_rs.select(pool, PICKS, target=rows[of == code]).indices
     return found

@@ -1,4 +1,4 @@
-"""What `benches/evidence` trains on: the upper layers above kept states are the whole model, and a matrix goes on where it stopped."""
+"""`benches/evidence`: upper layers above kept states are the whole model, and a matrix goes on where it stopped."""
 
 import json
 import sys
@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("peft")
 sys.path.append(str(Path(__file__).parents[1] / "benches" / "evidence"))
 
-import evidence
 from peft import LoraConfig, get_peft_model
+
+import evidence
 from scenes import make_scene
 from tiny import make_records, save_proxy
 from training import MODULES, Trainer
@@ -64,7 +65,6 @@ def test_kept_states_are_read_by_the_next_process(model, tmp_path):
     states = np.fromfile(file, np.float32)
     second = trainer(model, upper_layers=UPPER)
     second.keep_states(records, tmp_path)
-    np.fromfile(file, np.float32)
     doubled = np.memmap(file, np.float32, "r+")
     doubled[:] = 2 * states  # what is read is what lies there
     doubled.flush()
@@ -148,7 +148,7 @@ def test_scenes_share_no_record_with_those_that_judge(tmp_path):
         rows = {each["row"] for each in scene.pool}
         judges = {each["row"] for found in scene.held_out.values() for each in found}
         trusted = {each["row"] for found in scene.trusted.values() for each in found}
-        assert not rows & judges and not rows & trusted and not judges & trusted, name
+        assert len(rows | judges | trusted) == len(rows) + len(judges) + len(trusted), name
         damaged = [each for each in scene.pool if each.get("damage")]
         assert len(damaged) == (8 if name == "noisy" else 0)
     rare = make_scene("rare", records, CONFIG)
@@ -163,12 +163,20 @@ def test_a_matrix_goes_on_where_it_stopped(model, tmp_path, monkeypatch, capsys)
     write_pool(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "model": model}))
     work = tmp_path / "work"
-    command = ["evidence.py", str(tmp_path / "config.json"), "--work", str(work), "--pool", str(tmp_path / "pool.jsonl")]
+    command = [
+        "evidence.py",
+        str(tmp_path / "config.json"),
+        "--work",
+        str(work),
+        "--pool",
+        str(tmp_path / "pool.jsonl"),
+    ]
     monkeypatch.setattr(sys, "argv", command)
     evidence.main()
     text = capsys.readouterr().out
     assert "missing: later: spice_rs.select has no of_tomorrow" in text
-    assert "damaged %" in text and "difference from random rows" in text
+    assert "damaged %" in text
+    assert "difference from random rows" in text
     runs = {file.name: file.stat().st_mtime_ns for file in (work / "runs").glob("*.json")}
     # rare: untrained, unit once, three others twice; noisy: untrained, and random twice; duplicates: untrained.
     assert len(runs) == 8 + 3 + 1
@@ -183,5 +191,8 @@ def test_a_matrix_goes_on_where_it_stopped(model, tmp_path, monkeypatch, capsys)
     after = {file.name: file.stat().st_mtime_ns for file in (work / "runs").glob("*.json")}
     assert {name for name in runs if after[name] != runs[name]} == {gone.name}
     assert {file.name: file.stat().st_mtime_ns for file in (work / "picks").glob("*.json")} == picks
-    rows = [json.loads(line) for line in (work / "picks" / "duplicates_target_picks_0.json").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (work / "picks" / "duplicates_target_picks_0.json").read_text().splitlines()
+    ]
     assert rows[0]["unique"] == len(rows[0]["picks"])  # the log det takes no copies

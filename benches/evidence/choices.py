@@ -142,9 +142,7 @@ class Chooser:
         """The picks of the paper's schedule, whose proxy learns from them as it goes."""
         per_window = max(1, round(how["pool_size"] * k / len(self.scene.pool)))
         settings = "-".join(f"{name}-{value}" for name, value in sorted(how.items()))
-        records = [
-            {name: record[name] for name in ("instruction", "response")} for record in self.scene.pool
-        ]
+        records = [{name: record[name] for name in ("instruction", "response")} for record in self.scene.pool]
         return spice_rs.run_schedule(
             self.trainer.folder,
             records,
@@ -176,7 +174,9 @@ class Chooser:
             return spice_rs.select(store, **self._tokens(store, k), **how).indices
         if not equal:
             return spice_rs.select(store, **({} if "pool_size" in how else {"k": k}), **how).indices
-        if "groups" not in how and "target_groups" not in how:  # then the first k of many picks are the k picks
+        if (
+            "groups" not in how and "target_groups" not in how
+        ):  # then the first k of many picks are the k picks
             many = min(len(store), 4 * k)
             try:
                 picks = spice_rs.select(store, many, **how).indices

@@ -1,8 +1,8 @@
 """A model whose lower layers are frozen: what they put out is computed once for each record and kept in a file.
 
-The lower layers stand in for the embedding of the upper ones, so that extraction, training and judging see an ordinary causal
-language model of fewer layers, and spend nothing on what cannot change. With causal attention and padding on the right, a
-token's state depends on no padding and on no other record: what is kept is what the whole model computes.
+The lower layers stand in for the embedding of the upper ones, so that extraction, training and judging see an ordinary
+causal language model of fewer layers, and spend nothing on what cannot change. With causal attention and padding on the
+right, a token's state depends on no padding and on no other record: what is kept is what the whole model computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
 from spice_rs.data.dataset import Example
@@ -79,16 +79,15 @@ class LowerLayers(torch.nn.Module):
         keys = sorted(longest, key=lambda key: (longest[key], key))
         digest = hashlib.sha256(b"|".join(keys)).hexdigest()[:16]
         starts = np.concatenate([[0], np.cumsum([longest[key] for key in keys])])
-        self._places = {
-            key: (place, int(starts[place]), longest[key]) for place, key in enumerate(keys)
-        }
+        self._places = {key: (place, int(starts[place]), longest[key]) for place, key in enumerate(keys)}
         shape = (int(starts[-1]), self._hidden)
         self._states = _mapped(folder / f"states-{digest}.f32", np.float32, shape)
         self._done = _mapped(folder / f"states-{digest}.done", np.uint8, (len(keys),))
 
     def ensure(self, examples: Sequence[Example], device: torch.device) -> None:
         """Compute the states of those examples that have a place and no states yet; what is done stays after a kill."""
-        assert self._states is not None and self._done is not None
+        assert self._states is not None
+        assert self._done is not None
         keys = {_key(np.asarray(example.input_ids)): np.asarray(example.input_ids) for example in examples}
         missing = [key for key in keys if key in self._places and not self._done[self._places[key][0]]]
         missing.sort(key=lambda key: self._places[key][2])
@@ -136,7 +135,9 @@ def upper_layers(whole: Any, count: int, *, autocast: bool) -> Any:
     inner = whole.model
     layers = len(inner.layers)
     if not 0 < count < layers:
-        raise ValueError(f"upper_layers: found {count}, expected 1 to {layers - 1} of the model's {layers} layers")
+        raise ValueError(
+            f"upper_layers: found {count}, expected 1 to {layers - 1} of the model's {layers} layers"
+        )
     config = copy.deepcopy(whole.config)
     config.num_hidden_layers = 1
     lower = type(inner)(config)

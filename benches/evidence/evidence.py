@@ -3,22 +3,28 @@
     python benches/evidence/evidence.py CONFIG.json [--work FOLDER] [--pool FILE.jsonl.gz] [--gradients FILE.npz]
         [--only METHOD …] [--scenes SCENE …] [--seeds SEED …] [--picks-only | --table-only]
 
-CONFIG.json is cpu.json, gpu.json or targets.json beside this file, or one of your own with the same keys. `methods`
-names each way to choose: {"kind": "random" | "longest" | "full" | "k_center"}; "kind": "run" with arguments of
-`spice_rs.run_schedule` (`pool_size`, `interval`), for a proxy that learns; {"kind": "target" | "relevance" | "less"} for picks
-for records that neither the pool nor the judges have, by `select` (its arguments may follow; "groups": true names the
-sources), by the largest r, or by the largest mean cosine; {"kind": "own source"} for random rows of the target's sources;
-or the arguments of `spice_rs.select`, with "shares": true for the pool's shares of the sources, "equal_tokens": true for as
-many rows as have the tokens of random picks, "token_budget": true for a `budget` of these tokens, and "proxy" for other gradients than those of a fresh LoRA on the
-model itself ("warm": LESS's, with its warm-up and Adam's scaling); "seeds", "lengths" and "scenes" for fewer. `targets` says
-of which sources a scene's target has how many records, and `trained` which methods are trained on in a scene, where not all
-are: of the others what they pick is counted. A way that this version of spice-rs does not know is reported as missing.
+CONFIG.json is cpu.json, gpu.json or targets.json beside this file, or one of your own with the same keys. `methods` names
+each way to choose:
 
-With "upper_layers", only so many layers are trained and have gradients, and what those below put out is computed once for each
-record (`device.py`). With --gradients, pools and targets are cut from the records that the file has gradients of.
+- {"kind": "random" | "longest" | "full" | "k_center"};
+- {"kind": "run"} with arguments of `spice_rs.run_schedule` (`pool_size`, `interval`), for a proxy that learns;
+- {"kind": "target" | "relevance" | "less"}: picks for records that neither the pool nor the judges have, by `select` (its
+  arguments may follow; "groups": true makes a group of each source), by the largest r, or by the largest mean cosine;
+- {"kind": "own source"}: random rows of the target's sources;
+- or the arguments of `spice_rs.select`, with "shares": true for the pool's shares of the sources.
 
-Every choice becomes a JSON file in FOLDER/picks, and every training one in FOLDER/runs; the same command goes on where it was
-stopped, and several at once share the work. The Markdown tables of what is there are printed and written to FOLDER/evidence.md.
+"equal_tokens": true takes as many rows as have the tokens of random picks, "token_budget": true a `budget` of these tokens;
+"proxy" other gradients than those of a fresh LoRA on the model itself ("warm": LESS's, with warm-up and Adam's scaling);
+"seeds", "lengths" and "scenes" fewer of them. `targets` says of which sources a scene's target has how many records, and
+`trained` which methods are trained on in a scene, where not all are: of the others what they pick is counted. A way that
+this version of spice-rs does not know is reported as missing.
+
+With "upper_layers", only so many layers are trained and have gradients, and what those below put out is computed once for
+each record (`device.py`). With --gradients, pools and targets are cut from the records that the file has gradients of.
+
+Every choice becomes a JSON file in FOLDER/picks, and every training one in FOLDER/runs; the same command goes on where it
+was stopped, and several at once share the work. The Markdown tables of what is there are printed and written to
+FOLDER/evidence.md.
 """
 
 from __future__ import annotations
@@ -51,7 +57,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--work", type=Path, default=Path("evidence-out"))
     parser.add_argument("--pool", type=Path, default=POOL)
-    parser.add_argument("--gradients", type=Path, help="an .npz with the rows' gradients, in place of extracting them")
+    parser.add_argument(
+        "--gradients", type=Path, help="an .npz with the rows' gradients, in place of extracting them"
+    )
     parser.add_argument("--only", nargs="*", help="methods to run")
     parser.add_argument("--scenes", nargs="*", help="scenes to run")
     parser.add_argument("--seeds", nargs="*", type=int, help="seeds to run")
@@ -69,7 +77,10 @@ def main() -> None:
     if not arguments.table_only:
         missing = everything(settings, arguments)
     picks, runs = (
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted((arguments.work / name).glob("*.json"))]
+        [
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted((arguments.work / name).glob("*.json"))
+        ]
         for name in ("picks", "runs")
     )
     order = {name: place for place, name in enumerate(["untrained", *settings["methods"]])}
@@ -141,7 +152,9 @@ def everything(settings: dict[str, Any], arguments: argparse.Namespace) -> set[s
         if name not in settings.get("trained", {}).get(scene, settings["methods"]):
             continue
         for length in settings["methods"][name].get("lengths", settings["lengths"]):
-            _run(arguments.work, scenes[scene, seed], trainer, name, seed, length, settings["lengths"][length])
+            _run(
+                arguments.work, scenes[scene, seed], trainer, name, seed, length, settings["lengths"][length]
+            )
     return missing
 
 

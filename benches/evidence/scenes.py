@@ -1,9 +1,9 @@
 """Pools to select from and records to be judged by, cut from one file of records or generated.
 
 A scene keeps some records of every source apart: they judge what a model learned from the picks. What differs is the
-pool: the sources as they come ("mixture", and "common", of which a target is made that the pool has much of), without one of
-them ("unseen"), with some of them made rare ("rare", and "two", for two targets), with what is rare tripled ("duplicates"), or
-with a fifth of the records damaged ("noisy", of which each seed is a draw of its own).
+pool: the sources as they come ("mixture", and "common", where the target is something that the pool has much of), without
+one of them ("unseen"), with some of them made rare ("rare", and "two", for two targets), with what is rare tripled
+("duplicates"), or with a fifth of the records damaged ("noisy", of which each seed is a draw of its own).
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def make_scene(
         left = (1 - sum(settings["rare"].values())) / sum(common.values())
         shares.update({source: share * left for source, share in common.items()})
     total = sum(shares.values())
-    rows = min(settings["pool_rows"], *(int(len(rest[name]) * total / share) for name, share in shares.items()))
+    rows = min(
+        settings["pool_rows"], *(int(len(rest[name]) * total / share) for name, share in shares.items())
+    )
     pool = [
         record for source, share in shares.items() for record in rest[source][: round(rows * share / total)]
     ]
@@ -178,4 +180,6 @@ class Catalogue:
 
     def rows(self, records: list[Record]) -> np.ndarray:
         """The records' rows, (n,) int64."""
-        return np.array([self._rows[record["instruction"], record["response"]] for record in records], np.int64)
+        return np.array(
+            [self._rows[record["instruction"], record["response"]] for record in records], np.int64
+        )

@@ -38,12 +38,19 @@ def _picked(scene: str, results: list[Result]) -> str:
     header = ["chosen by", "draws", "rows", "unique", "U (unit)", *(f"{source} %" for source in sources)]
     header += [*(["damaged %"] if damaged else []), *(f"{kind} %" for kind in kinds)]
     share = np.mean([each["pool_damaged"] for each in results])
-    lines = [f"### {scene}: what is picked" + (f" (damaged in the pool: {share:.0%})" if damaged else "") + "\n"]
+    lines = [
+        f"### {scene}: what is picked" + (f" (damaged in the pool: {share:.0%})" if damaged else "") + "\n"
+    ]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for method in dict.fromkeys(each["method"] for each in results):
         own = [each for each in results if each["method"] == method]
         rows = [len(each["picks"]) for each in own]
-        cells = [method, str(len(own)), f"{np.mean(rows):.0f}", f"{np.mean([each['unique'] for each in own]):.0f}"]
+        cells = [
+            method,
+            str(len(own)),
+            f"{np.mean(rows):.0f}",
+            f"{np.mean([each['unique'] for each in own]):.0f}",
+        ]
         cells.append(_number([each["log_det"] for each in own], 1))
 
         def per_cent(values: list[int], rows: list[int] = rows) -> str:

@@ -127,8 +127,8 @@ class Trainer:
         """Return a model to take gradients of and the arguments of `spice_rs.extract`.
 
         Args:
-            name: "base" (fresh LoRA on the model), "seed 1" (another), "trained" (on random rows first), "warm" (LESS's: the
-                gradients of an adapter trained on a twentieth, as Adam scales them), or "warm target" (the same unscaled).
+            name: "base" (fresh LoRA on the model), "seed 1" (another), "trained" (on random rows first), "warm" (LESS's:
+                of an adapter trained on a twentieth, as Adam scales them), or "warm target" (the same unscaled).
             records: of which random rows are what proxies have seen.
         """
         options = {"tokenizer": self.tokenizer, **self.settings["extraction"]}
