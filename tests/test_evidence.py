@@ -130,6 +130,7 @@ CONFIG = {
         "target": {"kind": "target", "equal_tokens": True},
         "cosine": {"kind": "less", "equal_tokens": True},
         "unit": {"normalize": "unit", "shares": True, "equal_tokens": True, "seeds": 1},
+        "less": {"kind": "less", "proxy": "warm", "seeds": 1, "scenes": ["duplicates"]},
         "later": {"of_tomorrow": 1},
     },
 }
@@ -181,7 +182,7 @@ def test_a_matrix_goes_on_where_it_stopped(model, tmp_path, monkeypatch, capsys)
     # rare: untrained, unit once, three others twice; noisy: untrained, and random twice; duplicates: untrained.
     assert len(runs) == 8 + 3 + 1
     picks = {file.name: file.stat().st_mtime_ns for file in (work / "picks").glob("*.json")}
-    assert len(picks) == 3 * 7
+    assert len(picks) == 3 * 7 + 1
     gone = work / "runs" / "rare_target_steps_1.json"
     before = json.loads(gone.read_text())
     gone.unlink()
