@@ -197,3 +197,18 @@ def test_a_matrix_goes_on_where_it_stopped(model, tmp_path, monkeypatch, capsys)
         for line in (work / "picks" / "duplicates_target_picks_0.json").read_text().splitlines()
     ]
     assert rows[0]["unique"] == len(rows[0]["picks"])  # the log det takes no copies
+
+
+def test_picks_of_another_pool_are_refused(model, tmp_path, monkeypatch):
+    write_pool(tmp_path)
+    methods = {"random": {"kind": "random", "seeds": 1, "scenes": ["rare"]}}
+    config = {**CONFIG, "model": model, "methods": methods, "scenes": ["rare"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = ["evidence.py", "config.json", "--work", "work", "--pool", "pool.jsonl"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*command, "--picks-only"])
+    evidence.main()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "seed": 1}))
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="picks of another pool"):
+        evidence.main()

@@ -167,6 +167,7 @@ def _chosen(scene: Scene, method: str, seed: int, choice: Any) -> dict[str, Any]
         "method": method,
         "seed": seed,
         "picks": choice.rows.tolist(),
+        "records": [record["row"] for record in picked],
         "choosing": choice.seconds,
         "log_det": choice.log_det,
         "sources": Counter(record["source"] for record in picked),
@@ -180,9 +181,9 @@ def _run(
     work: Path, scene: Scene, trainer: Any, method: str, seed: int, length: str, amount: dict[str, int]
 ) -> None:
     """Train and judge, unless that was done, another process is at it, or there is no choice."""
-    chosen = {"picks": [], "choosing": 0.0, "log_det": float("nan")}
+    chosen: dict[str, Any] = {"picks": [], "records": [], "choosing": 0.0, "log_det": float("nan")}
+    picks = _file(work / "picks", scene.name, method, seed)
     if method != "untrained":
-        picks = _file(work / "picks", scene.name, method, seed)
         if not picks.is_file():
             return
         chosen = json.loads(picks.read_text(encoding="utf-8"))
@@ -190,6 +191,10 @@ def _run(
         if file is None:
             return
         records = [scene.pool[row] for row in chosen["picks"]]
+        if [record["row"] for record in records] != chosen["records"]:
+            raise SystemExit(
+                f"{picks}: found picks of another pool; give another --work, or the settings that made it"
+            )
         outcome = trainer.train(records, scene.held_out, seed=seed, length=amount)
         counts = Counter(record["source"] for record in scene.pool)
         result = {

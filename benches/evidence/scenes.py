@@ -68,7 +68,9 @@ def read_records(file: Path | None, seed: int) -> list[Record]:
 
     with tempfile.TemporaryDirectory() as folder:
         records = write_pool(Path(folder) / "pool.jsonl", 12_000)
-    return [records[row] for row in np.random.default_rng(seed).permutation(len(records))]
+    return [
+        {**records[row], "row": int(row)} for row in np.random.default_rng(seed).permutation(len(records))
+    ]
 
 
 def make_scene(
