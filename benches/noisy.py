@@ -14,11 +14,9 @@ import argparse
 import gzip
 import json
 import random
-import string
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import spice_rs
+from damage import KINDS, can_be_damaged, damaged
 from spice_rs.demo import model_files
 
 Record = dict[str, Any]
@@ -35,31 +34,12 @@ EACH = {"clean": 100, "damaged": 25, "trusted": 32}
 """Records of each source."""
 
 
-def damaged(record: Record, kind: str, other: Record, draw: random.Random) -> Record:
-    words = record["response"].split()
-    answers: dict[str, Callable[[], str]] = {
-        "another's answer": lambda: other["response"],
-        "shuffled words": lambda: " ".join(draw.sample(words, len(words))),
-        "random characters": lambda: "".join(
-            draw.choices(string.ascii_letters + " ", k=len(record["response"]))
-        ),
-        "one word repeated": lambda: " ".join(words[:1] * max(2, len(words))),
-        "cut after a third": lambda: record["response"][: max(1, len(record["response"]) // 3)],
-    }
-    return {**record, "response": answers[kind](), "damage": kind}
-
-
-KINDS = ("another's answer", "shuffled words", "random characters", "one word repeated", "cut after a third")
-
-
 def scene(records: list[Record], seed: int) -> tuple[list[Record], list[Record]]:
     """The pool, and records that are trusted."""
     draw = random.Random(seed)
     pool, trusted = [], []
     for source in sorted({record["source"] for record in records}):
-        own = [
-            record for record in records if record["source"] == source and len(record["response"].split()) > 3
-        ]
+        own = [record for record in records if record["source"] == source and can_be_damaged(record)]
         chosen = draw.sample(own, sum(EACH.values()))
         pool += [{**record, "damage": ""} for record in chosen[: EACH["clean"]]]
         rest = chosen[EACH["clean"] :]
@@ -92,6 +72,9 @@ def ways(pool: Any, target: Any, records: list[Record], trusted: list[Record], s
     }
     cosines = spice_rs.compare(pool, PICKS, ["less"], target=rows[each], certificate=False)
     found["the same target, cosine top-k"] = cosines.selections["less"].indices
+    found["the same target, r top-k"] = np.argsort(-spice_rs.relevance(pool, rows[each]), kind="stable")[
+        :PICKS
+    ]
     for code, name in enumerate(names):
         found[f"target: 32 of {name}"] = spice_rs.select(pool, PICKS, target=rows[of == code]).indices
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 
 import spice_rs
-from scenes import Scene
+from gradients import Gradients
+from scenes import Record, Scene
 from training import Trainer
 
-PROXY_SEED = 100
-"""Of the random rows that a further-trained proxy has seen."""
+
+class UnknownWayError(Exception):
+    """This version of spice-rs has no such way to choose."""
 
 
 @dataclass(frozen=True)
@@ -34,85 +37,90 @@ class Choice:
 
 
 class Chooser:
-    """The gradients of one scene's pool, extracted once per proxy, and the choices from them."""
+    """The choices from one scene's pool.
 
-    def __init__(self, scene: Scene, trainer: Trainer, settings: Mapping[str, Any], folder: Path) -> None:
-        self.scene, self.trainer, self.settings, self.folder = scene, trainer, settings, folder
+    Args:
+        scene: the pool, and the records that targets are made of.
+        seed: which of the trusted records are the target, and which rows are the random ones.
+        gradients: of all records.
+        settings: the configuration; `targets` has scene → source → rows of the target.
+    """
 
-    def store(self, proxy: str = "base") -> spice_rs.GradientStore:
-        """Return the gradients at a proxy: "base" (fresh LoRA), "seed 1" (another), "trained" (on random rows first)."""
-        model: Any = self.trainer.folder
-        options = {"gguf_file": self.trainer.file}
-        if proxy == "trained":
-            rows = np.random.default_rng(PROXY_SEED).choice(
-                len(self.scene.pool), self.settings["k"], replace=False
-            )
-            model = self.trainer.trained(
-                [self.scene.pool[row] for row in rows], seed=PROXY_SEED, length={"epochs": 2}
-            )
-            options = {"tokenizer": self.trainer.tokenizer}
-        return spice_rs.extract(
-            model,
-            self._records(),
-            self.folder / f"store-{self.scene.name}-{proxy.replace(' ', '-')}",
-            seed=1 if proxy == "seed 1" else 0,
-            progress=True,
-            **options,
-            **self.settings["extraction"],
-        )
+    def __init__(
+        self,
+        scene: Scene,
+        seed: int,
+        gradients: Gradients,
+        trainer: Trainer,
+        settings: Mapping[str, Any],
+        work: Path,
+    ) -> None:
+        self.scene, self.seed, self.gradients = scene, seed, gradients
+        self.trainer, self.settings, self.work = trainer, settings, work
 
-    def _records(self) -> list[dict[str, str]]:
-        return [{name: record[name] for name in ("instruction", "response")} for record in self.scene.pool]
+    def choose(self, method: Mapping[str, Any]) -> Choice:
+        """Choose by a method of the configuration; see `evidence.py`.
 
-    def choose(self, method: Mapping[str, Any], seed: int) -> Choice:
-        """Choose by a method of the configuration; see `evidence.py`."""
+        Raises:
+            UnknownWayError: `spice_rs.select` lacks one of its arguments.
+        """
         how = {**method}
         kind, proxy = how.pop("kind", "select"), how.pop("proxy", "base")
-        k, store = self.settings["k"], self.store(proxy)
-        index = store.index
+        k, store = self.settings["k"], self.gradients.scene(self.scene, self.seed, proxy)
+        index = np.sort(store.index)
         started = time.perf_counter()
         if kind == "full":
             rows = index
         elif kind == "random":
-            rows = np.random.default_rng(seed).choice(index, k, replace=False)
+            rows = np.random.default_rng(self.seed).permutation(index)[:k]
         elif kind == "longest":
             assert store.num_tokens is not None
-            rows = index[np.argsort(-store.num_tokens, kind="stable")[:k]]
+            rows = store.index[np.argsort(-store.num_tokens, kind="stable")[:k]]
         elif kind == "k_center":
             found = spice_rs.compare(store, k, "k_center", certificate=False)
             rows = next(iter(found.selections.values())).indices
         elif kind == "own source":  # what knowing the sources would give
-            own = [row for row, record in enumerate(self.scene.pool) if record["source"] == how["source"]]
-            rows = self._within(store, np.random.default_rng(seed).permutation(own), how)
+            wanted = self.settings["targets"][self.scene.name]
+            own = [row for row, record in enumerate(self.scene.pool) if record["source"] in wanted]
+            rows = self._within(store, np.random.default_rng(self.seed).permutation(own), how)
         elif kind in ("target", "relevance", "less"):
-            rows = self._for_target(store, kind, how, k)
+            rows = self._for_target(store, kind, proxy, how, k)
         elif kind == "run":
-            rows = self._run(how, k, seed)
+            rows = self._run(how, k)
         else:
-            rows = self._select(store, how, k, seed)
+            rows = self._select(store, how, k)
         seconds = time.perf_counter() - started
         return Choice(rows, seconds, spice_rs.log_det(store, rows, normalize="unit"))
 
-    def _for_target(
-        self, store: spice_rs.GradientStore, kind: str, how: dict[str, Any], k: int
-    ) -> np.ndarray:
-        """Picks for trusted records of some sources: by `select`, by the largest r, or by the largest mean cosine."""
-        records = [
-            record for source in how["sources"] for record in self.scene.trusted[source][: how["target_rows"]]
+    def target(self) -> list[Record]:
+        """The trusted records of this scene and seed."""
+        wanted: Mapping[str, int] = self.settings["targets"][self.scene.name]
+        return [
+            record
+            for source, rows in wanted.items()
+            for record in self.scene.trusted[source][self.seed * rows : (self.seed + 1) * rows]
         ]
-        folder = self.folder / f"target-{self.scene.name}-{'-'.join(how['sources'])}-{how['target_rows']}"
-        kept = [{name: record[name] for name in ("instruction", "response")} for record in records]
-        target = spice_rs.extract(
-            self.trainer.folder, kept, folder, like=store.path, gguf_file=self.trainer.file, progress=True
-        )
+
+    def _for_target(
+        self, store: spice_rs.GradientStore, kind: str, proxy: str, how: dict[str, Any], k: int
+    ) -> np.ndarray:
+        """Picks for trusted records: by `select`, by the largest r, or by the largest mean cosine (LESS's rule)."""
+        records = self.target()
+        rows, _ = self.gradients.of(records, "warm target" if proxy == "warm" else proxy)
+        equal = how.pop("equal_tokens", False)
         if kind == "target":
-            budget = self._tokens(store, k) if how.get("equal_tokens") else {"k": k}
-            return spice_rs.select(store, **budget, target=target).indices
+            if how.pop("groups", False):
+                how["target_groups"] = [record["source"] for record in records]
+            return self._selected(store, {**how, "equal_tokens": equal, "target": rows}, k)
         if kind == "relevance":
-            values = spice_rs.relevance(store, target)
-            return self._within(store, np.sort(store.index)[np.argsort(-values, kind="stable")], how)
-        found = spice_rs.compare(store, len(store) - len(records), ["less"], target=target, certificate=False)
-        return self._within(store, found.selections["less"].indices, how)
+            values = spice_rs.relevance(store, rows)
+            ranked = np.sort(store.index)[np.argsort(-values, kind="stable")]
+        else:
+            unit = np.asarray(store.read(store.positions(np.sort(store.index))), np.float64)
+            unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-300)
+            wanted = np.float64(rows) / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+            ranked = np.sort(store.index)[np.argsort(-(unit @ wanted.mean(0)), kind="stable")]
+        return self._within(store, ranked, {"equal_tokens": equal})
 
     def _tokens(self, store: spice_rs.GradientStore, k: int) -> dict[str, Any]:
         """As many tokens as k random picks have on average."""
@@ -126,35 +134,74 @@ class Chooser:
         k = self.settings["k"]
         if not how.get("equal_tokens"):
             return ranked[:k]
-        assert store.num_tokens is not None
-        tokens = dict(zip(store.index.tolist(), store.num_tokens.tolist(), strict=True))
+        tokens = self._lengths(store)
         spent = np.cumsum([tokens[row] for row in ranked.tolist()])
         return ranked[: max(1, int((spent <= self._tokens(store, k)["budget"]).sum()))]
 
-    def _run(self, how: Mapping[str, Any], k: int, seed: int) -> np.ndarray:
+    def _run(self, how: Mapping[str, Any], k: int) -> np.ndarray:
         """The picks of the paper's schedule, whose proxy learns from them as it goes."""
         per_window = max(1, round(how["pool_size"] * k / len(self.scene.pool)))
         settings = "-".join(f"{name}-{value}" for name, value in sorted(how.items()))
+        records = [{name: record[name] for name in ("instruction", "response")} for record in self.scene.pool]
         return spice_rs.run_schedule(
             self.trainer.folder,
-            self._records(),
-            self.folder / f"run-{self.scene.name}-{settings}-{seed}",
+            records,
+            self.work / f"run-{self.scene.name}-{settings}-{self.seed}",
             gguf_file=self.trainer.file,
             select_per_window=per_window,
-            seed=seed,
+            seed=self.seed,
             tensorboard=False,
             **how,
             **self.settings["extraction"],
         ).indices
 
-    def _select(self, store: spice_rs.GradientStore, how: dict[str, Any], k: int, seed: int) -> np.ndarray:
+    def _select(self, store: spice_rs.GradientStore, how: dict[str, Any], k: int) -> np.ndarray:
         sources = [record["source"] for record in self.scene.pool]
         if how.pop("shares", False):
             how.update(groups=sources, group_shares="pool")
-        budget: dict[str, Any] = {"k": k}
-        if how.pop("equal_tokens", False):  # as many as random picks have on average
-            budget = self._tokens(store, k)
-        elif "pool_size" in how:
+        if "pool_size" in how:
             how["select_per_window"] = max(1, round(how["pool_size"] * k / len(store)))
-            how["seed"], budget = seed, {}
-        return spice_rs.select(store, **budget, **how).indices
+            how["seed"] = self.seed
+        return self._selected(store, how, k)
+
+    def _selected(self, store: spice_rs.GradientStore, how: dict[str, Any], k: int) -> np.ndarray:
+        """Picks of `select`: k rows, the largest k whose tokens fit into a random set's, or those of a budget of tokens."""
+        equal, budget = how.pop("equal_tokens", False), how.pop("token_budget", False)
+        unknown = [name for name in how if name not in inspect.signature(spice_rs.select).parameters]
+        if unknown:
+            raise UnknownWayError(f"spice_rs.select has no {unknown[0]}")
+        if budget:
+            return spice_rs.select(store, **self._tokens(store, k), **how).indices
+        if not equal:
+            return spice_rs.select(store, **({} if "pool_size" in how else {"k": k}), **how).indices
+        if (
+            "groups" not in how and "target_groups" not in how
+        ):  # then the first k of many picks are the k picks
+            many = min(len(store), 4 * k)
+            try:
+                picks = spice_rs.select(store, many, **how).indices
+            except spice_rs.InvalidInputError:
+                picks = None  # fewer than that point to the target
+            if picks is not None and len(self._within(store, picks, {"equal_tokens": True})) < many:
+                return self._within(store, picks, {"equal_tokens": True})
+        tokens = self._lengths(store)
+        most, found = self._tokens(store, k)["budget"], np.array([], np.int64)
+        low, high = 1, len(store)
+        while low <= high:
+            middle = (low + high) // 2
+            try:
+                picks = spice_rs.select(store, middle, **how).indices
+            except spice_rs.InvalidInputError:
+                if middle == 1:
+                    raise
+                picks = None
+            if picks is not None and sum(tokens[row] for row in picks.tolist()) <= most:
+                low, found = middle + 1, picks
+            else:
+                high = middle - 1
+        return found
+
+    def _lengths(self, store: spice_rs.GradientStore) -> dict[int, int]:
+        """Row → learned tokens."""
+        assert store.num_tokens is not None
+        return dict(zip(store.index.tolist(), store.num_tokens.tolist(), strict=True))
