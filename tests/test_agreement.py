@@ -122,7 +122,7 @@ def test_alpha_by_the_median_norm_is_each_sources_own():
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InvalidInputError, match="random_sets: found 0"):
         spice_rs.agreement(A, B, random_sets=0)
-    with pytest.raises(InvalidInputError, match="found 1 rows that are both in"):
+    with pytest.raises(InvalidInputError, match="found 1 row in both, in"):
         spice_rs.agreement(A[:1], B)
     with pytest.raises(InvalidInputError, match="alpha"):
         spice_rs.agreement(A, B, alpha=-1)

@@ -95,7 +95,7 @@ def test_each_checkpoint_has_its_own_moments(tmp_path):
         expected_rows(each, data, names, moment) for each, moment in zip(models, moments, strict=True)
     ]
     assert_rows_equal(rows_of(store), np.concatenate(expected, axis=1))
-    with pytest.raises(InvalidInputError, match="1 states, expected 2"):
+    with pytest.raises(InvalidInputError, match="1 state, expected 2"):
         run(models[0], data, tmp_path / "t", checkpoints=states, optimizer=optimizers[0])
 
 
@@ -255,7 +255,7 @@ def test_other_checkpoints_do_not_join_a_store(change, tmp_path):
         ({"checkpoints": [{}]}, "found no tensors"),
         (
             {"checkpoints": [{"other.weight": torch.ones(2)}]},
-            r"1 tensors that the model has not \(other.weight\)",
+            r"1 tensor that the model has not \(other.weight\)",
         ),
         (
             {"checkpoints": [{"model.norm.weight": torch.ones(2)}]},

@@ -452,7 +452,7 @@ def resolved(rows, **given):
     """The conditions of a run on these rows, checked, and no run."""
     none = dict.fromkeys(inspect.signature(spice_rs.select).parameters)
     requested = Requested.of({**none, "prior_weight": 1.0, **given})
-    return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1)
+    return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1, normalize="none")
 
 
 def test_costs_to_include_may_exceed_a_limit_by_their_rounding_alone():

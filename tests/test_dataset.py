@@ -196,7 +196,7 @@ def test_every_file_kind_gives_the_same_records(tmp_path):
         ('{"messages": [{"role": "user"}]}', ["line 3", "messages[0]", "'content'"]),
         ('{"conversations": [{"from": "alien", "value": "a"}]}', ["line 3", "alien", "human"]),
         ('{"input_ids": [1, 2]}', ["line 3", "'labels'", "missing"]),
-        ('{"input_ids": [1, 2], "labels": [1]}', ["line 3", "2 input_ids and 1 labels"]),
+        ('{"input_ids": [1, 2], "labels": [1]}', ["line 3", "2 input_ids and 1 label"]),
         ('{"input_ids": [1, 0.5], "labels": [1, 2]}', ["line 3", "'input_ids'", "integers"]),
         ('{"input_ids": [1, -5], "labels": [1, 2]}', ["line 3", "-5"]),
         ('{"input_ids": [1, 5], "labels": [1, -2]}', ["line 3", "'labels'", "-100"]),

@@ -558,7 +558,7 @@ def test_models_that_are_called_or_answer_otherwise_are_named(data, tmp_path):
     meta = make_model().to("meta")
     cases = [
         (Bare(torch.Tensor.clone), r"Bare.forward: .*input_ids.*Wrap it"),
-        (Answering(lambda logits: {"scores": logits}), "gives dict, expected logits"),
+        (Answering(lambda logits: {"scores": logits}), "found dict returned, expected logits"),
         (longer, "prompt tuning"),
         (meta, "meta device"),
     ]

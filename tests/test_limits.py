@@ -79,7 +79,7 @@ def test_a_table_of_positions_that_begins_behind_its_padding_is_shorter(tmp_path
     assert limits(model) == (VOCABULARY, 18)
     sample = {"input_ids": [2] * 19, "labels": [2] * 19}
     with pytest.raises(
-        InvalidInputError, match="row 0: 19 tokens, expected at most the model's 18 positions"
+        InvalidInputError, match="row 0: found 19 tokens, expected at most the model's 18 positions"
     ):
         run(model, [sample], tmp_path / "s")
     store = run(model, [sample], tmp_path / "t", max_length=18, min_coverage=0.5)

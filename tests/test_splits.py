@@ -123,7 +123,7 @@ def test_what_has_no_splits_says_so(tmp_path):
 
 def test_columns_are_no_splits_and_a_remedy_can_be_followed():
     for columns in ({"prompt": ["a", "b"], "response": ["c", "d"]}, {"text": ["hello there"]}):
-        with pytest.raises(InvalidInputError, match="data is dict .*expected a list of records"):
+        with pytest.raises(InvalidInputError, match="data: found dict .*expected a list of records"):
             load_records(columns)
     two = {"train": make_records(4), "test": make_records(2)}
     with pytest.raises(InvalidInputError, match=r"give data\['train'\] as data"):

@@ -42,7 +42,7 @@ def test_a_table_of_text_is_read(tmp_path, name, delimiter):
 def test_what_is_wrong_with_a_table_is_said(tmp_path):
     path = tmp_path / "p.csv"
     for text, says in (
-        ("instruction,output\na,b\nc\n", "row 1: found 1 cells, expected 2"),
+        ("instruction,output\na,b\nc\n", "row 1: found 1 cell, expected 2"),
         ("instruction,output,notes\na,b,c\n", "row 0: found text in 'notes', which is not read"),
         ("output,output\na,b\n", "found the column 'output' twice"),
         ('instruction,output\na,"b\n', "cannot be read to its end"),

@@ -362,7 +362,7 @@ def test_the_head_of_a_turn_that_nobody_asked_for_is_not_learned():
     assert learned(always, DIALOGUE[:2]) == ["ho<|im_end|>"]
     (note,) = examples_of(always, DIALOGUE)[0].notes
     assert note.startswith(
-        "the chat template writes '<|im_start|>assistant' behind the last turn of 1 records"
+        "the chat template writes '<|im_start|>assistant' behind the last turn of 1 record"
     )
     assert not examples_of(CHATML, DIALOGUE)[0].notes
     assert text_of(always, DIALOGUE[:2]).endswith("ho<|im_end|>\n<|im_start|>assistant\n")
@@ -822,7 +822,7 @@ def test_text_that_was_rendered_before_gets_no_second_tokens(end):
     noted = tokenise(load_records([{"text": text}, {"text": "hi<|im_end|>"}]), tokenizer).notes
     assert len(noted) == 1
     assert re.match(
-        r"1 texts hold markers of the tokenizer's chat template.*data\[0\]: '<\|im_start\|>'", noted[0]
+        r"1 text holds markers of the tokenizer's chat template.*data\[0\]: '<\|im_start\|>'", noted[0]
     )
     bare = tokenise(load_records([{"text": "hi"}]), tokenizer)[0]
     assert tokenizer.decode(bare.input_ids) == "<s>hi<|im_end|>"

@@ -266,7 +266,7 @@ def _common(a: Source, b: Source) -> tuple[npt.NDArray[np.int64], list[npt.NDArr
     excluded = [np.setdiff1d(each, common) for each in rows]
     if len(common) < 2:
         raise InvalidInputError(
-            f"found {counted(len(common), 'row')} that are both in {a.description} and in {b.description},"
+            f"found {counted(len(common), 'row')} in both, in {a.description} and in {b.description},"
             " expected at least 2."
             " Extract gradients of the same data with both models."
         )

@@ -155,7 +155,7 @@ def represented_facts(selection: Selection) -> list[tuple[str, str]]:
     return [
         (
             "rows",
-            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of {dim} columns, with"
+            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of {counted(dim, 'column')}, with"
             f" {represented['energy']:.1%} of the energy",
         )
     ]

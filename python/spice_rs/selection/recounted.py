@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from spice_rs import _core
 from spice_rs.errors import CorruptStoreError, StoreMismatchError
 from spice_rs.nouns import counted
 from spice_rs.selection.columns import digest
@@ -117,8 +118,9 @@ def places_of(name: str, run: SavedRun, source: Source, *, is_known: bool = Fals
 
 
 def _refuse(name: str, run: SavedRun, source: Source, fault: Fault, is_known: bool) -> NoReturn:
-    if not is_known:
-        check_source(name, run.settings, source)  # another source explains everything
+    if not is_known:  # another source explains everything, and so do rows that are not what was written
+        check_source(name, run.settings, source)
+        _core.fingerprint(source.stored, threads=None)
     where, what, expected = fault
     raise CorruptStoreError(
         f"{name}: {where}: found {what}, expected {expected} in {source.description}. The selection was altered since it"
