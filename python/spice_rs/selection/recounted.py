@@ -120,7 +120,7 @@ def places_of(name: str, run: SavedRun, source: Source, *, is_known: bool = Fals
 def _refuse(name: str, run: SavedRun, source: Source, fault: Fault, is_known: bool) -> NoReturn:
     if not is_known:  # another source explains everything, and so do rows that are not what was written
         check_source(name, run.settings, source)
-        _core.fingerprint(source.stored, threads=None)
+        _core.norms_sq(source.stored, threads=None)
     where, what, expected = fault
     raise CorruptStoreError(
         f"{name}: {where}: found {what}, expected {expected} in {source.description}. The selection was altered since it"
