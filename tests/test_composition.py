@@ -204,13 +204,13 @@ def test_short_answers_are_said_first_with_cause_and_remedy():
     assert made.median_tokens < made.pool_tokens[0] / 2
     assert texts[0] == (
         f"{OPENING}: their median answer has {made.median_tokens:g} tokens, the pool's {made.pool_tokens[0]:g}. Gradients"
-        " of the mean loss are largest for short answers, and the largest win: try normalize='unit' for directions alone."
-        " Or select for a few records that you trust: target=…."
+        " of the mean loss are largest for short answers, and the largest win: try represent=1 for rows that say much about"
+        " the pool. Or select for a few records that you trust: target=…."
     )
     assert texts[-1].startswith("conflict_penalty=1e-09 changed none")
     assert len(lopsided(texts)) == 1
     # And the remedy is one.
-    assert lopsided(said(short_answers_win(), 60, normalize="unit")[1]) == []
+    assert lopsided(said(short_answers_win(), 60, represent=1)[1]) == []
 
 
 def test_rows_of_means_and_of_sums_have_causes_of_their_own():
@@ -228,10 +228,10 @@ def test_one_source_that_wins_is_named():
     (text,) = lopsided(texts)
     assert f"'source' is 'play' in {share:.0%} of them and in " in text
     assert text.endswith(
-        "The largest gradients win, whatever they are of: try normalize='unit' for directions alone, or groups='source' for"
-        " the pool's shares. Or select for a few records that you trust: target=…."
+        "The largest gradients win, whatever they are of: try represent=1 for rows that say much about the pool, or"
+        " groups='source' for the pool's shares. Or select for a few records that you trust: target=…."
     )
-    assert lopsided(said(one_source_wins(), 60, normalize="unit")[1]) == []
+    assert lopsided(said(one_source_wins(), 60, represent=1)[1]) == []
 
 
 def test_unit_rows_of_which_one_source_is_like_no_other():
@@ -239,11 +239,13 @@ def test_unit_rows_of_which_one_source_is_like_no_other():
     rows = np.float32(draw().standard_normal((N, DIM)) * 0.01)
     rows[:, 0] += 1
     rows[::8] = rows_of()[::8]
-    (text,) = lopsided(said(pool_of(rows, labels=labels), 40, normalize="unit")[1])
+    pool = pool_of(rows, labels=labels)
+    (text,) = lopsided(said(pool, 40, normalize="unit")[1])
     assert (
-        "Unit rows win by being unlike the others: try groups='source' for the pool's shares. Or select for a few"
-        " records that you trust: target=…." in text
+        "Unit rows win by being unlike the others: try represent=1 for rows that say much about the pool, or groups='source'"
+        " for the pool's shares. Or select for a few records that you trust: target=…." in text
     )
+    assert lopsided(said(pool, 40, represent=1)[1]) == []
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -520,7 +522,7 @@ def test_a_column_that_can_be_seen_is_shown_and_named(folder, capsys):
     warned = [line for line in err.splitlines() if OPENING in line]
     assert len(warned) == 1
     assert warned[0].endswith(
-        "try --normalize unit for directions alone, or --groups category for the pool's shares. Or select"
+        "try --represent 1 for rows that say much about the pool, or --groups category for the pool's shares. Or select"
         " for a few records that you trust: --target …."
     )
     assert "conflict-penalty" not in err
@@ -639,7 +641,7 @@ def test_the_default_on_real_rows_is_told_first_what_it_picks(tmp_path, capsys):
     assert err.startswith(
         f"spice-rs: warning: {OPENING}: their median answer has 17 tokens, the pool's 67, and 'source' is 'toolformer' in"
         " 80% of them and in 30% of the pool. Gradients of the mean loss are largest for short answers, and the largest"
-        " win: try --normalize unit for directions alone, or --groups source for the pool's shares. Or select for a"
+        " win: try --represent 1 for rows that say much about the pool, or --groups source for the pool's shares. Or select for a"
         " few records that you trust: --target ….\n"
     )
     assert "--conflict-penalty" not in err

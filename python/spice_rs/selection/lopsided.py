@@ -109,8 +109,11 @@ def _why(
     scale = reduction if scale == "none" else scale
     column = composition.column
     shares = f"groups={'…' if column is None else short(column, 40)} for the pool's shares"
+    if settings.get("represent") is not None:
+        return "What most gradients of the pool share wins", [shares]
+    alike = [] if settings["fisher"] == "diagonal" else ["represent=1 for rows that say much about the pool"]
     if scale == "unit":
-        return "Unit rows win by being unlike the others", [shares]
+        return "Unit rows win by being unlike the others", [*alike, shares]
     if scale == "mean" and ratio <= 1:
         cause = "Gradients of the mean loss are largest for short answers, and the largest win"
     elif scale == "sum" and ratio >= 1:
@@ -118,4 +121,5 @@ def _why(
     else:
         cause = "The largest gradients win, whatever they are of"
     named = labelled or column is not None or settings["source"].get("data") is not None
-    return cause, ["normalize='unit' for directions alone", *([shares] if named else [])]
+    # Directions alone favour what is rare; where nothing else goes, they are less lopsided all the same.
+    return cause, [*(alike or ["normalize='unit' for directions alone"]), *([shares] if named else [])]
