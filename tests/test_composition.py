@@ -242,8 +242,9 @@ def test_unit_rows_of_which_one_source_is_like_no_other():
     pool = pool_of(rows, labels=labels)
     (text,) = lopsided(said(pool, 40, normalize="unit")[1])
     assert (
-        "Unit rows win by being unlike the others: try represent=1 for rows that say much about the pool, or groups='source'"
-        " for the pool's shares. Or select for a few records that you trust: target=…." in text
+        "Unit rows win by being unlike the others: try represent=1 for rows that say much about the pool, or"
+        " groups='source' for the pool's shares. Or select for a few records that you trust: target=…."
+        in text
     )
     assert lopsided(said(pool, 40, represent=1)[1]) == []
 
@@ -641,8 +642,9 @@ def test_the_default_on_real_rows_is_told_first_what_it_picks(tmp_path, capsys):
     assert err.startswith(
         f"spice-rs: warning: {OPENING}: their median answer has 17 tokens, the pool's 67, and 'source' is 'toolformer' in"
         " 80% of them and in 30% of the pool. Gradients of the mean loss are largest for short answers, and the largest"
-        " win: try --represent 1 for rows that say much about the pool, or --groups source for the pool's shares. Or select for a"
-        " few records that you trust: --target ….\n"
+        " win: try --represent 1 for rows that say much about the pool, or --groups source for the pool's shares. Or select"
+        " for a few records that you trust: --target ….\n"
     )
     assert "--conflict-penalty" not in err
     assert OPENING not in told(capsys, *plain, tmp_path / "b.jsonl", "--normalize", "unit")
+    assert OPENING not in told(capsys, *plain, tmp_path / "c.jsonl", "--represent", 1)
