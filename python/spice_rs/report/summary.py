@@ -155,8 +155,8 @@ def represented_facts(selection: Selection) -> list[tuple[str, str]]:
     return [
         (
             "rows",
-            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of {counted(dim, 'column')},"
-            f" with {represented['energy']:.1%} of the energy",
+            f"representative (γ = {represented['gamma']:g}): {counted(directions, 'direction')} of"
+            f" {counted(dim, 'column')}, with {represented['energy']:.1%} of the energy",
         )
     ]
 
