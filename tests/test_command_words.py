@@ -150,6 +150,7 @@ FLAGS = {
     "split": "--split",
     "alpha": "--alpha",
     "source": "SOURCE",
+    "dim": "--dim",
 }
 
 
@@ -169,6 +170,7 @@ FLAGS = {
         ("columns={'prompt': 'frage', 'response': 'x'}", "--columns prompt=frage,response=x"),
         ("max_length=64 (--max-length 64), or", "--max-length 64, or"),
         ("with columns=…", "with --columns …"),
+        ("sel: dim: found 6, expected 5", "sel: dim: found 6, expected 5"),
         # What is quoted is not ours, and neither are paths, other names, and words of English.
         ("found 'max_length=3' in pool", "found 'max_length=3' in pool"),
         ("/data/max_length=3/x.npy: no such file", "/data/max_length=3/x.npy: no such file"),

@@ -22,6 +22,8 @@ _NOTHING = (
     (re.compile(r"\bGradientStore\.repair\b"), "`spice-rs repair`"),
 )
 """What is left out on the command line is None in Python; what is called there has an option here."""
+_FACTS = ("rows", "dim", "dtype")
+"""What a file says of itself, `sel.safetensors: rows: found 60`, though an option may have the same name."""
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
 
 
@@ -51,7 +53,8 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
         if match["quoted"]:
             return match[0]
         if match["about"]:
-            return match[0] if match[0] in typed else flags[match[0]]
+            is_fact = match[0] in _FACTS and text[: match.start()].endswith(": ")
+            return match[0] if match[0] in typed or is_fact else flags[match[0]]
         if match["word"]:
             return f"{match['before']} {flags[match['word']]}"
         if match["bare"]:
