@@ -171,6 +171,10 @@ FLAGS = {
         ("max_length=64 (--max-length 64), or", "--max-length 64, or"),
         ("with columns=…", "with --columns …"),
         ("sel: dim: found 6, expected 5", "sel: dim: found 6, expected 5"),
+        (
+            "as that was: `spice_rs.extract(data=…, out=…, like='my store')`.",
+            "as that was: `spice-rs extract --data … --out … --like 'my store'`.",
+        ),
         # What is quoted is not ours, and neither are paths, other names, and words of English.
         ("found 'max_length=3' in pool", "found 'max_length=3' in pool"),
         ("/data/max_length=3/x.npy: no such file", "/data/max_length=3/x.npy: no such file"),

@@ -110,7 +110,7 @@ def test_another_model_is_refused(stores, tmp_path):
     model.save_pretrained(tmp_path / "other")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(stores / "model" / name, tmp_path / "other")
-    with pytest.raises(StoreMismatchError, match=r"like: .*model\.weights: found"):
+    with pytest.raises(StoreMismatchError, match=r"^like: found what differs from .*: other weights\. "):
         spice_rs.extract(
             tmp_path / "other", OTHERS, tmp_path / "t", like=stores / "pool", min_coverage=0, progress=False
         )

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from command import run
 from counts import cases
 from spice_rs import GradientStore, InvalidInputError, Selection, SpiceWarning, StoreMismatchError
 
@@ -424,7 +425,7 @@ class TestSaid:
             (np.full((2, 6), np.nan, np.float32), "a finite number"),
             (np.zeros((3, 6), np.float32), "target: found 3 rows, all zero"),
             (np.empty((0, 6), np.float32), "target"),
-            (np.ones((3, 5), np.float32), "target: dim: found 5 columns"),
+            (np.ones((3, 5), np.float32), "has 5 columns, array of shape (60, 6) has 6. Give rows"),
             ("nowhere", "nowhere"),
             (7, "target: found int"),
         ],
@@ -445,8 +446,22 @@ class TestSaid:
                 tmp_path / name, dim=6, reduction="sum", provenance=provenance
             ) as writer:
                 writer.append(drawn(seed, 20, 6), index=np.arange(20), num_tokens=np.full(20, 3))
-        with pytest.raises(StoreMismatchError, match=r"target: projection\.seed: found 1 .* expected 0"):
+        with pytest.raises(StoreMismatchError, match=r"^target: .*: projection\.seed 1, expected 0\. .*like="):
             spice_rs.select(tmp_path / "pool", 3, target=tmp_path / "target")
+
+    def test_another_model_is_named_by_what_differs_and_not_by_hashes(self, tmp_path: Path) -> None:
+        for name, size in (("pool", 64), ("target", 32)):
+            config = {"hidden_size": size, "num_layers": 2, "vocab_size": 99}
+            model = {"id": "m", "weights": f"{size:x}" * 32, "settings": {"config": config}}
+            with GradientStore.create(
+                tmp_path / name, dim=6, reduction="sum", provenance={"model": model}
+            ) as writer:
+                writer.append(drawn(size, 20, 6), index=np.arange(20), num_tokens=np.full(20, 3))
+        with pytest.raises(StoreMismatchError) as refused:
+            spice_rs.select(tmp_path / "pool", 3, target=tmp_path / "target")
+        said = str(refused.value)
+        assert "pool: hidden_size 32, expected 64; other weights. Extract it as that was: " in said
+        assert "num_layers" not in said
 
     def test_rows_that_point_away_are_explained(self) -> None:
         pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
@@ -566,11 +581,32 @@ class TestComparison:
         pool, target = drawn(0, 40, 6), aimed(1, 8, 6)
         sides = spice_rs.compare(pool, 38, ["spice", "target", "less"], target=target)
         assert any(
-            "target was left out" in note and "rows point to the target" in note for note in sides.notes
+            "The method target was left out" in note and "rows point to the target" in note for note in sides.notes
         )
         assert "target" not in sides.selections
+
+    def test_a_target_that_may_be_chance_is_a_warning_said_once(self) -> None:
+        pool, target = drawn(0, 400, 6), drawn(1, 40, 6)
+        with pytest.warns(SpiceWarning, match="^target: its contrast to the pool") as told:
+            sides = spice_rs.compare(pool, 3, ["target", "less"], target=target, certificate=False)
+        assert sum("its contrast" in str(each.message) for each in told) == 1
+        assert not any("its contrast" in note for note in sides.notes)
 
     def test_without_a_target_they_are_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="methods: found 'less' without target"):
             spice_rs.compare(drawn(0, 40, 6), 5, "less")
         assert "less" not in spice_rs.compare(drawn(0, 40, 6), 5, random_sets=1).selections
+
+
+def test_a_list_of_picks_for_a_target_is_not_explained_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rows in (("pool", drawn(0, 60, 6)), ("target", aimed(1, 4, 6))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    picks, pool = tmp_path / "picks.jsonl", tmp_path / "pool.npy"
+    assert run("select", pool, "-k", 5, "--target", tmp_path / "target.npy", "--out", picks) == 0
+    capsys.readouterr()
+    assert run("explain", picks, pool, 8) == 2
+    said = capsys.readouterr().err
+    assert "Of rows that were picked with --target …, --weights … or --initial …, only that file can be" in said
+    assert "select --save wrote" in said

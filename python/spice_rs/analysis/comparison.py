@@ -35,7 +35,7 @@ from spice_rs.selection.lopsided import OPENING
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
-from spice_rs.selection.target import measure
+from spice_rs.selection.target import chance_of, measure
 from spice_rs.store.sources import Normalize, Source, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -287,6 +287,8 @@ def compare(
                 f"k: found {wanted}, expected a number from 1 to {left}, the rows of the source that the target has not."
                 " Ask for fewer rows."
             )
+        for finding in chance_of(None, aims.found["norms"], aims.found["noise"]):
+            warnings.warn(finding, SpiceWarning, stacklevel=2)
         normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
     resolved, alpha = pool.normalize, resolve_alpha(given, pool, threads=threads)
@@ -318,7 +320,7 @@ def compare(
                     setting, contender, watch, notes
                 )
             except NotAvailable as reason:
-                notes.append(f"{contender.label} was left out: {reason}.")
+                notes.append(f"The method {contender.label} was left out: {reason}.")
             watch.end()
         if not selections:
             raise InvalidInputError(f"methods: found only what cannot run here: {' '.join(notes)}")
@@ -405,6 +407,8 @@ def _under(
 
 def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str]) -> tuple[Selection, float]:
     """Return what a method picks, with the numbers that are compared, and the seconds that picking took."""
+    aims = setting.measured
+    aimless = [] if aims is None else chance_of(None, aims.found["norms"], aims.found["noise"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SpiceWarning)
         started = time.perf_counter()
@@ -413,8 +417,8 @@ def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str
     for each in caught:
         if not issubclass(each.category, SpiceWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif str(each.message).startswith(OPENING):
-            continue  # shares and lengths of all methods stand side by side
+        elif str(each.message).startswith(OPENING) or str(each.message) in aimless:
+            continue  # said before; shares and lengths of all methods stand side by side
         elif not any(str(each.message) in note for note in notes):
             notes.append(f"{contender.label}: {each.message}")
     if contender.exact and isinstance(made, Selection):

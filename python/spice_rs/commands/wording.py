@@ -24,6 +24,9 @@ _NOTHING = (
 """What is left out on the command line is None in Python; what is called there has an option here."""
 _FACTS = ("rows", "dim", "dtype")
 """What a file says of itself, `sel.safetensors: rows: found 60`, though an option may have the same name."""
+_CALL = re.compile(rf"`spice_rs\.(\w+)\((\w+={_VALUE}(?:, \w+={_VALUE})*)\)`")
+_ARGUMENT = re.compile(rf"(\w+)=({_VALUE})")
+"""A call in full, ready to be typed."""
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
 
 
@@ -37,7 +40,7 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     """
     if not flags:
         return text
-    text = _first(text, flags, typed)
+    text = _CALL.sub(_as_command, _first(text, flags, typed))
     flags = {name: flag for name, flag in flags.items() if len(name) > 1 or name not in typed}
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
     # As `name=value`, as what is given or left out, or by a name that is no word of English: `max_length`, `k`.
@@ -66,6 +69,12 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     for pattern, instead in _NOTHING:
         text = pattern.sub(instead, text)
     return _once(text)
+
+
+def _as_command(call: re.Match[str]) -> str:
+    """`spice_rs.extract(data=…, out=…)` as a command."""
+    typed = [_written(f"--{name.replace('_', '-')}", value) for name, value in _ARGUMENT.findall(call[2])]
+    return " ".join(["`spice-rs", call[1], *typed]) + "`"
 
 
 def _first(text: str, flags: Mapping[str, str], typed: Collection[str]) -> str:

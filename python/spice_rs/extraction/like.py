@@ -26,6 +26,7 @@ from spice_rs.extraction.settings import Settings
 from spice_rs.own_json import parsed
 from spice_rs.paths import is_meant_local, local
 from spice_rs.printable import short
+from spice_rs.store.alike import told
 from spice_rs.store.sources import differences_of_origin
 from spice_rs.store.store import GradientStore
 
@@ -147,10 +148,9 @@ def check_alike(store: GradientStore, reduction: str, provenance: Mapping[str, A
         {**store.provenance, "reduction": store.reduction}, {**provenance, "reduction": reduction}
     )
     if found:
-        listed = "; ".join(f"{name}: found {there!r}, expected {here!r}" for name, there, here in found)
         raise StoreMismatchError(
-            f"like: {listed} as in {store.path}. Extract with the model and the versions of libraries that it was extracted"
-            " with."
+            f"like: found what differs from {store.path}: {told(found)}. Extract with the model and the versions of"
+            " libraries that it was extracted with."
         )
 
 
