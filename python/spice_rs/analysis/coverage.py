@@ -255,7 +255,7 @@ def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Integers
     """Return labels and their numbers, by dataset row of the held-out source."""
     if groups is None and data is None:
         return [], np.zeros(held.rows, np.int64)
-    return Columns(held, data, {"groups": groups}).labels("groups", groups)
+    return Columns(held, data, {"groups": groups}, joins=False).labels("groups", groups)
 
 
 def _labels_of_list(groups: Any, rows: int) -> tuple[list[Label], npt.NDArray[np.int64]]:

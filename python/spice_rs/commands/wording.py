@@ -15,13 +15,14 @@ _QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 _VALUE = rf"(?:{_QUOTED}|\[[^\]\n]*\]|\{{[^}}\n]*\}}|…|-?\w(?:[\w.+-]*\w)?)"
 _NOTHING = (
     (re.compile(r",? or None\b"), ""),
+    (re.compile(r", or one value per dataset row\b"), ""),
     (re.compile(r"\bfound None\b"), "found none"),
     (re.compile(r"(?<=\. )None(?= [a-z])"), "Leaving it out"),
     (re.compile(r"(?<=; )None(?= [a-z])"), "leaving it out"),
     (re.compile(r"\bSelection\.save\b"), "select --save"),
     (re.compile(r"\bGradientStore\.repair\b"), "`spice-rs repair`"),
 )
-"""What is left out on the command line is None in Python; what is called there has an option here."""
+"""What is None or called in Python is left out or an option on the command line, and a list of values is a column."""
 _FACTS = ("rows", "dim", "dtype")
 """What a file says of itself, `sel.safetensors: rows: found 60`, though an option may have the same name."""
 _CALL = re.compile(rf"`spice_rs\.(\w+)\((\w+={_VALUE}(?:, \w+={_VALUE})*)\)`")

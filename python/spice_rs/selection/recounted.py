@@ -74,7 +74,9 @@ def check_source(name: str, settings: Mapping[str, Any], source: Source, *, cont
     check_identity(name, expected, identity, source)
 
 
-def check_identity(name: str, expected: Mapping[str, Any], identity: Mapping[str, Any], source: Source) -> None:
+def check_identity(
+    name: str, expected: Mapping[str, Any], identity: Mapping[str, Any], source: Source
+) -> None:
     """Refuse a source of which a fact is otherwise than a selection remembers.
 
     Args:
@@ -91,7 +93,9 @@ def check_identity(name: str, expected: Mapping[str, Any], identity: Mapping[str
         return
     has, was = identity[wrong], expected.get(wrong)
     if wrong in ("fingerprint", "content"):
-        differs = f"has other values than {name} was selected from ({expected['name']}): the fingerprints differ"
+        differs = (
+            f"has other values than {name} was selected from ({expected['name']}): the fingerprints differ"
+        )
     elif wrong == "dtype":
         differs = f"has cells of type {has}, {name} was selected from {was} ({expected['name']})"
     else:

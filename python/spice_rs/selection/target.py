@@ -9,6 +9,7 @@ rows share a direction, and these lie closest to it. Centring the rows changes n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +32,9 @@ from spice_rs.store.sources import Source, opened_beside
 CHANCE = 1.5
 """A contrast below this many times its standard error may be that of any rows of the pool."""
 
+
+TOGETHER = "Put the records into one file, extract it once, and tell them apart with target_groups."
+"""What to do with several targets."""
 
 NOTHING = 1e-200
 """Weight of a row that points away from a target, in place of 0: it adds to no sum, and its angles are what they are."""
@@ -212,12 +216,12 @@ def measure(
     """
     if target is None:
         raise InvalidInputError("target: found None, expected a gradient store or another source. Give one.")
-    aim = opened_beside(target, "target", dim, dtype)
+    aim = _opened(target, dim, dtype)
     aim.check_finished(partial)
     check_alike("target", aim, source)
     labels, codes = None, np.zeros(aim.rows, np.int64)
     if groups is not None:
-        columns = Columns(aim, data, {"target_groups": groups}, data_field="target_data")
+        columns = Columns(aim, data, {"target_groups": groups}, data_field="target_data", joins=False)
         labels, ordered = columns.labels("target_groups", groups)
         codes = columns.by_position(ordered)
     elif data is not None:
@@ -246,6 +250,25 @@ def measure(
         overlap.update(np.flatnonzero(np.isin(source.records, aim.records)).tolist())
     order = np.array(sorted(overlap), np.int64)
     return Measured(aim, labels, relevance, order, found)
+
+
+def _opened(target: Any, dim: int | None, dtype: str | None) -> Source:
+    """Open a target; of what can be mistaken for one it is said how to make one of it."""
+    if isinstance(target, Mapping):
+        raise InvalidInputError(f"target: found {type(target).__name__}, expected one source. {TOGETHER}")
+    several = isinstance(target, list | tuple) and len(target) > 0
+    if several and all(isinstance(each, Mapping) for each in target):
+        raise InvalidInputError(
+            "target: found a list of records, expected their gradients. Extract them first"
+            " (`spice_rs.extract(data=…, out=…, like=…)`), and give that store."
+        )
+    try:
+        return opened_beside(target, "target", dim, dtype)
+    except InvalidInputError as error:
+        message, twice, _ = str(error).partition(" If they are the same rows, ")
+        if several and twice:
+            raise InvalidInputError(f"{message} {TOGETHER}") from error
+        raise
 
 
 def aim(

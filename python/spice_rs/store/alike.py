@@ -62,7 +62,7 @@ def _leaves(name: str, found: Any, expected: Any) -> Iterator[Difference]:
 def _one(name: str, found: Any, expected: Any) -> str:
     if any(isinstance(each, str) and _HASH.fullmatch(each) for each in (found, expected)):
         return f"other {name.rsplit('.', 1)[-1]}"
-    # `hidden_size` says enough where `model.settings.config.hidden_size` would: the entries of a configuration are well known.
+    # `hidden_size` says enough beside its whole path.
     name = name.rsplit(".", 1)[-1] if name.startswith("model.settings.config.") else name
     return f"{name} {_value(found)}, expected {_value(expected)}"
 
