@@ -451,7 +451,7 @@ def test_conditions_that_cannot_be_met_name_themselves(keywords, says):
 def resolved(rows, **given):
     """The conditions of a run on these rows, checked, and no run."""
     none = dict.fromkeys(inspect.signature(spice_rs.select).parameters)
-    requested = Requested.of({**none, "prior_weight": 1.0, **given})
+    requested = Requested.of({**none, "prior_weight": 1.0, "target_weight": 1.0, "represent": 0.0, **given})
     return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1, normalize="none")
 
 

@@ -15,7 +15,7 @@ from spice_rs.arguments import number_of, rows_given, shown
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
-from spice_rs.progress import Progress, counting
+from spice_rs.progress import PER_CENT, Progress, counting
 from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import weighted
@@ -171,7 +171,7 @@ def certify(
     reader = None if represented is None else represented.reader(opened)
     check_numbers(name, run, opened, Known(by_row, starts, series, reader))
     choice = Choice(starts, picks, chosen)
-    with counting(progress, "certify") as seen:
+    with counting(progress, "certify", PER_CENT) as seen:
         found = _core.certify(
             pool.weighted(by_row),
             choice,

@@ -19,7 +19,7 @@ from spice_rs.frames import Library, as_frame
 from spice_rs.interface import spoken
 from spice_rs.nouns import counted
 from spice_rs.printable import one_line
-from spice_rs.progress import Progress, bar
+from spice_rs.progress import PER_CENT, Progress, bar
 from spice_rs.selection.arguments import (
     Rows,
     alpha_given,
@@ -451,8 +451,9 @@ class _Watch:
     def __init__(self, progress: Progress, k: int, methods: int) -> None:
         self._call = progress if callable(progress) else None
         shown: Progress = False if self._call else progress
-        self._bar = bar(shown, total=k * methods, what="compare", unit="picks")
-        self._k, self._done, self._method = k, 0, ""
+        self._bar = bar(shown, total=100, what="compare", unit=PER_CENT)
+        self._k, self._methods, self._method = k, methods, ""
+        self._ended = self._drawn = 0
 
     def __enter__(self) -> _Watch:
         return self
@@ -461,14 +462,20 @@ class _Watch:
         self._bar.close()
 
     def begin(self, method: str) -> None:
-        self._method, self._done = method, 0
+        self._method = method
         self._bar.set_postfix_str(one_line(method))
 
     def __call__(self, picks: int) -> None:
-        self._bar.update(min(picks, self._k) - self._done)
-        self._done = min(picks, self._k)
+        self._draw(min(picks, self._k))
         if self._call:
             self._call(self._method, picks)
 
     def end(self) -> None:
-        self._bar.update(self._k - self._done)
+        self._draw(self._k)
+        self._ended += 1
+
+    def _draw(self, picks: int) -> None:
+        """Move the bar to where a method that has made so many picks has brought all of them."""
+        share = 100 * (self._ended * self._k + picks) // (self._methods * self._k)
+        self._bar.update(share - self._drawn)
+        self._drawn = share
