@@ -208,9 +208,10 @@ def extract(
         raise InvalidInputError(
             "model: found none, expected a folder, a hub id or a torch module. Give one, or like=…."
         )
-    for name, value, kind in (("data", data, "the records"), ("out", out, "the folder of the store")):
-        if value is None:
-            raise InvalidInputError(f"{name}: found none, expected {kind}. Give {name}=….")
+    if data is None:
+        raise InvalidInputError("data: found none, expected the records. Give them.")
+    if out is None:
+        raise InvalidInputError("out: found none, expected the folder of the store. Give one.")
     progress, out, alike = flag_or_none("progress", progress), local(out, "out"), None
     if like is not None:
         alike = earlier_store(like)
