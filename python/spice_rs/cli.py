@@ -16,6 +16,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands import (
     agreement,
+    ahead,
     analysis,
     comparison,
     coverage,
@@ -144,6 +145,8 @@ def _run(call: _Call) -> int:
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
             stack.enter_context(ours_alone(descriptor=torch))
+        if torch:
+            ahead.check(arguments)
         if quiet:
             stack.enter_context(_unlogged())
         elif os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
