@@ -187,7 +187,7 @@ main({[*command, "--help"]!r})
             if name != "source":
                 flag = f"-{name} " if len(name) == 1 else f"-{name.replace('_', '-')}"
                 assert flag in result.stdout.replace("[no-]", "")
-        assert "(default: 0.1; 0 with --target)" in result.stdout
+        assert "(default: 0.1; 0 with --target or --represent)" in result.stdout
         assert "Weight" in result.stdout or "weight λ" in result.stdout
 
 

@@ -55,7 +55,7 @@ def share(text: str) -> float | str:
     if isinstance(found, str) or 0 < found <= 1:
         return found if isinstance(found, str) else float(found)
     meanings = (
-        f": {text} rows are -k {text}, {text} per cent --share {text}%"
+        f": as many rows are -k {text}, as many per cent --share {text}%"
         if found > 1
         else ", such as 0.1 or 10%"
     )
