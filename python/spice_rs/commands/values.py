@@ -54,13 +54,11 @@ def share(text: str) -> float | str:
     found = rows_or_share(text)
     if isinstance(found, str) or 0 < found <= 1:
         return found if isinstance(found, str) else float(found)
-    meanings = (
-        f": as many rows are -k {text}, as many per cent --share {text}%"
-        if found > 1
-        else ", such as 0.1 or 10%"
-    )
+    expected = "a share above 0 and up to 1, or per cent"
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}, such as 0.1 or 10%")
     raise argparse.ArgumentTypeError(
-        f"found {text!r}, expected a share above 0 and up to 1, or per cent{meanings}"
+        f"found {text!r}, expected {expected}: {text} rows are -k {text}, {text} per cent --share {text}%"
     )
 
 
