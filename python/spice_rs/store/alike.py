@@ -10,6 +10,7 @@ from spice_rs.errors import StoreMismatchError
 from spice_rs.nouns import counted
 from spice_rs.printable import short
 from spice_rs.store.sources import Source, differing_origin
+from spice_rs.store.store import GradientStore
 
 Difference = tuple[str, Any, Any]
 """The name of what differs, what it is there, and what it should be."""
@@ -73,6 +74,6 @@ def _value(value: Any) -> str:
 
 def _remedy(source: Source) -> str:
     first = source.keep_alive[0] if source.is_joined else source
-    if first.reduction is None:
+    if not isinstance(first.keep_alive, GradientStore):
         return "Give rows of the same columns, made as those were."
     return f"Extract it as that was: `spice_rs.extract(data=…, out=…, like={first.description!r})`."
