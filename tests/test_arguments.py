@@ -527,10 +527,10 @@ def test_projections_hash_any_seed_and_a_fresh_lora_takes_none_below_zero(seed, 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 LINES = {
-    "extract": "--model none/at/all --data none.jsonl --out out",
-    "plan": "--model none/at/all --data none.jsonl",
-    "doctor": "--model none/at/all --data none.jsonl",
-    "run": "--model none/at/all --data none.jsonl --out out",
+    "extract": "--model none/at/all --data empty.jsonl --out out",
+    "plan": "--model none/at/all --data empty.jsonl",
+    "doctor": "--model none/at/all --data empty.jsonl",
+    "run": "--model none/at/all --data empty.jsonl --out out",
     "select": "rows.npy",
     "extend": "saved rows.npy --out picks.jsonl",
     "explain": "saved rows.npy 3",
@@ -579,6 +579,7 @@ def test_every_command_with_a_number_is_called_here():
 def test_commands_refuse_a_number_by_the_name_of_its_option(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", ROWS)
+    Path("empty.jsonl").touch()  # data that are not there are told before any number
     spice_rs.select(ROWS, 8).save("saved")
     with spice_rs.GradientStore.create("store", dim=6) as writer:
         writer.append(ROWS, np.arange(40))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch  # noqa: F401 - commands that load it say so
 import spice_rs
 from command import run
 from spice_rs import cli
+from spice_rs.commands import ahead
 from spice_rs.commands.options import argument_docs
 from spice_rs.commands.wording import in_flags
 from spice_rs.errors import InvalidInputError
@@ -150,6 +153,7 @@ FLAGS = {
     "split": "--split",
     "alpha": "--alpha",
     "source": "SOURCE",
+    "dim": "--dim",
 }
 
 
@@ -169,6 +173,11 @@ FLAGS = {
         ("columns={'prompt': 'frage', 'response': 'x'}", "--columns prompt=frage,response=x"),
         ("max_length=64 (--max-length 64), or", "--max-length 64, or"),
         ("with columns=…", "with --columns …"),
+        ("sel: dim: found 6, expected 5", "sel: dim: found 6, expected 5"),
+        (
+            "as that was: `spice_rs.extract(data=…, out=…, like='my store')`.",
+            "as that was: `spice-rs extract --data … --out … --like 'my store'`.",
+        ),
         # What is quoted is not ours, and neither are paths, other names, and words of English.
         ("found 'max_length=3' in pool", "found 'max_length=3' in pool"),
         ("/data/max_length=3/x.npy: no such file", "/data/max_length=3/x.npy: no such file"),
@@ -301,3 +310,31 @@ def test_a_path_that_is_called_as_an_argument_stays_a_path(name, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert run("select", name, "-k", 1) == 2
     assert f"spice-rs: {name}: found no such file or folder" in capsys.readouterr().err
+
+
+def test_what_needs_no_torch_to_be_seen_is_said_without_it(tmp_path):
+    (tmp_path / "pool.jsonl").write_text('{"text": "a"}\n')
+    line = ["extract", "--model", "m", "--out", str(tmp_path / "s")]
+    data = ["--data", str(tmp_path / "pool.jsonl")]
+    lines = {
+        "--outt: no such option of spice-rs extract; did you mean --out?": [*line, *data, "--outt", "x"],
+        "none.jsonl: no such file": [*line, "--data", str(tmp_path / "none.jsonl")],
+        "--like: ": [*line, *data, "--like", str(tmp_path / "none")],
+        "plan.jsonl: no such file": ["plan", "--model", "m", f"--data={tmp_path / 'plan.jsonl'}"],
+    }
+    script = (
+        "import sys\nsys.modules['torch'] = None\nfrom spice_rs.cli import main\n"
+        f"for line in {list(lines.values())!r}:\n    assert main(line) == 2, line\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    told = result.stderr.splitlines()
+    assert len(told) == len(lines)
+    for said, each in zip(lines, told, strict=True):
+        assert said in each
+        assert "pip install" not in each
+
+
+def test_the_options_that_are_known_ahead_are_those_of_the_command(parsers):
+    known = {*ahead.options(), "-h", "--help"}
+    assert known == set(parsers["extract"]._option_string_actions)

@@ -357,7 +357,7 @@ SHARES = "group_shares"
     [
         ({"groups": LABELS[:-1]}, "groups: found 59 values, expected 60, one per row"),
         ({"groups": [*LABELS, "x"]}, "groups: found 61 values, expected 60"),
-        ({"groups": [None, *LABELS[1:]]}, "groups: found NoneType None for row 0"),
+        ({"groups": [None, *LABELS[1:]]}, "groups: found none for row 0, expected a text"),
         ({"groups": [*LABELS[:-1], math.nan]}, "groups: found float nan for row 59"),
         ({"groups": [*LABELS[:7], 7, *LABELS[8:]]}, "groups: found int 7 for row 7"),
         ({"groups": [["a"]] * N}, "groups: found list ['a'] for row 0"),
@@ -369,7 +369,7 @@ SHARES = "group_shares"
         ({"groups": "source", "data": RECORDS[:50]}, "data: found no record 50, expected all 60 rows"),
         ({"groups": "source", "data": [*RECORDS, {"source": "x"}]}, "data: found more than 60 records, expected 60, one"),
         ({"groups": "source", "data": [*RECORDS, {}, {}]}, "data: found more than 60 records, expected 60, one per row"),
-        ({"groups": "source", "data": [*RECORDS[:-1], {"source": None}]}, "groups: found NoneType None for row 59"),
+        ({"groups": "source", "data": [*RECORDS[:-1], {"source": None}]}, "groups: found none for row 59 of column"),
         ({"data": RECORDS}, "data: found it without the name of a column"),
         ({SHARES: "pool"}, "group_shares: found it without groups"),
         ({"groups": LABELS, SHARES: "equal"}, "group_shares: found 'equal'"),
@@ -414,7 +414,7 @@ SHARES = "group_shares"
         ({"prior": COSTS, "prior_weight": 10**400}, "prior_weight: found 1000000"),
         ({"prior": [1e10] * N, "prior_weight": 1e300}, "prior_weight: found 1e+300 with a prior up to 1e+10"),
         ({"prior_weight": 2.0}, "prior_weight: found 2.0 without prior"),
-        ({"initial": [3, 60]}, "initial: found 60, expected rows of array"),
+        ({"initial": [3, 60]}, "initial: found 60, expected rows of array of shape (60, 6) (0 to 59). Leave"),
         ({"include": [-1]}, "include: found -1, expected rows of"),
         ({"exclude": [0.5]}, "exclude: found float64 of shape (1,), expected whole numbers"),
         ({"exclude": [True, False]}, "exclude: found bool of shape (2,)"),
@@ -451,7 +451,7 @@ def test_conditions_that_cannot_be_met_name_themselves(keywords, says):
 def resolved(rows, **given):
     """The conditions of a run on these rows, checked, and no run."""
     none = dict.fromkeys(inspect.signature(spice_rs.select).parameters)
-    requested = Requested.of({**none, "prior_weight": 1.0, "represent": 0.0, **given})
+    requested = Requested.of({**none, "prior_weight": 1.0, "target_weight": 1.0, "represent": 0.0, **given})
     return requested.resolve(open_source(rows), k=None, early_stop=None, threads=1, normalize="none")
 
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match=re.escape(said)):
             spice_rs.coverage(sel, POOL, held)
-    with pytest.raises(StoreMismatchError, match="held_out: found 5 columns"):
+    with pytest.raises(StoreMismatchError, match="^held_out: .* has 5 columns, .* has 6"):
         spice_rs.coverage(sel, POOL, HELD[:, :5])
     with pytest.raises(InvalidInputError, match="expected greedy picks of one run"):
         spice_rs.coverage(spice_rs.select(POOL, 10, fisher="diagonal"), POOL, HELD)
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         provenance = {"projection": {"seed": seed}}
         with GradientStore.create(tmp_path / name, dim=6, provenance=provenance) as writer:
             writer.append(POOL if name == "pool" else HELD, index=np.arange(200 if name == "pool" else 40))
-    with pytest.raises(StoreMismatchError, match=r"held_out: projection\.seed: found 1"):
+    with pytest.raises(StoreMismatchError, match=r"held_out: .*: projection\.seed 1, expected 0"):
         stored = spice_rs.select(tmp_path / "pool", 10)
         spice_rs.coverage(stored, tmp_path / "pool", tmp_path / "held")
 
@@ -147,7 +147,7 @@ def test_the_command_shows_what_python_does(saved, capsys):
 @pytest.mark.parametrize(
     ("held", "more", "words"),
     [
-        ("narrow.npy", (), "--held-out: found 5 columns"),
+        ("narrow.npy", (), "narrow.npy has 5 columns, "),
         ("pool.npy", (), "--held-out: found rows in"),
         ("none.npy", (), "none.npy"),
         ("held.npy", ("--random-sets", 0), "--random-sets: found 0"),
@@ -172,7 +172,9 @@ def test_the_command_says_where_stores_differ_and_where_weights_go(saved, capsys
             writer.append(POOL if name == "s" else HELD, index=np.arange(200 if name == "s" else 40))
     spice_rs.select(saved / "s", 5).save(saved / "stored.safetensors")
     assert run("coverage", saved / "stored.safetensors", saved / "s", "--held-out", saved / "h") == 2
-    assert "--held-out: projection.seed: found 1" in capsys.readouterr().err
+    assert ": projection.seed 1, expected 0. " in (err := capsys.readouterr().err)
+    assert "spice-rs: --held-out: " in err
+    assert f"`spice-rs extract --data … --out … --like {saved / 's'}`" in err
     weighed = spice_rs.select(saved / "pool.npy", 5, weights=np.arange(1.0, 201))
     weighed.save(saved / "weighed.safetensors")
     line = ("coverage", saved / "weighed.safetensors", saved / "pool.npy", "--held-out", saved / "held.npy")

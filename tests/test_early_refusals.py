@@ -90,5 +90,7 @@ def test_settings_of_the_store_that_is_there_too(untouched, tmp_path, name, valu
     ],
 )  # fmt: skip
 def test_the_command_line_says_so_before_the_model_is_there(untouched, tmp_path, capsys, arguments, says):
-    assert run("extract", "--model", "m", "--data", "d.jsonl", "--out", tmp_path / "s", *arguments) == 2
+    data = tmp_path / "d.jsonl"
+    data.touch()
+    assert run("extract", "--model", "m", "--data", data, "--out", tmp_path / "s", *arguments) == 2
     assert says in capsys.readouterr().err

@@ -331,7 +331,9 @@ def test_an_early_stop_that_did_nothing_or_all_says_so(tmp_path, options, words)
     assert ("early stop" in summary) == (words is not None)
     if words is not None:
         assert words in messages[0]
-        assert messages[0] in summary
+        finding, _, refused = messages[0].partition(" For any of this")
+        assert finding in summary
+        assert ("leave preset out" in refused) == ("preset" in options)
         assert "leave it out" in messages[0]
 
 

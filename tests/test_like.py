@@ -93,6 +93,42 @@ def test_other_settings_are_refused(stores, tmp_path, given, said, capsys):
     assert not (tmp_path / "t").exists()
 
 
+def test_every_other_setting_is_named_and_what_was_not_asked_for_too(stores, tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    given = {"dim": 64, "max_length": 99, "chat_template": tmp_path / "t.jinja"}
+    with pytest.raises(InvalidInputError) as refused:
+        spice_rs.extract(None, OTHERS, tmp_path / "t", like=stores / "pool", **given)
+    said = str(refused.value)
+    assert "dim: found 64" in said
+    assert "max_length: found 99" in said
+    assert "the tokenizer's own" in said
+    assert "None" not in said
+
+
+def test_what_is_missing_is_named(stores, tmp_path, capsys):
+    found = spice_rs.extract(
+        data=OTHERS, out=tmp_path / "t", like=stores / "pool", min_coverage=0, progress=False
+    )
+    assert len(found) == 5
+    for given, said in (
+        ({"data": OTHERS, "out": tmp_path / "u"}, "^model: found none, .* Give one, or like="),
+        ({"out": tmp_path / "u", "like": stores / "pool"}, "^data: found none"),
+        ({"data": OTHERS, "like": stores / "pool"}, "^out: found none"),
+        ({"data": OTHERS, "out": tmp_path / "u", "like": tmp_path / "no"}, "^like: .*no"),
+    ):
+        with pytest.raises(spice_rs.SpiceError, match=said):
+            spice_rs.extract(**given)
+    data = tmp_path / "two.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in RECORDS[:5]), encoding="utf-8")
+    line = ("extract", "--data", data, "--min-coverage", "0", "--like")
+    assert run(*line, tmp_path / "no", "--out", tmp_path / "u") == 2
+    assert "spice-rs: --like: " in capsys.readouterr().err
+    assert run(*line, stores / "pool", "--out", tmp_path / "t") == 2
+    said = capsys.readouterr().err
+    assert f"spice-rs: --out: {tmp_path / 't'} has rows of other data: " in said
+    assert "Give these with --data …, or another folder with --out …" in said
+
+
 def test_what_nobody_typed_is_that_of_the_store(stores, tmp_path):
     data = tmp_path / "others.jsonl"
     data.write_text("".join(json.dumps(each) + "\n" for each in OTHERS), encoding="utf-8")
@@ -110,7 +146,7 @@ def test_another_model_is_refused(stores, tmp_path):
     model.save_pretrained(tmp_path / "other")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(stores / "model" / name, tmp_path / "other")
-    with pytest.raises(StoreMismatchError, match=r"like: .*model\.weights: found"):
+    with pytest.raises(StoreMismatchError, match=r"^like: found what differs from .*; other weights\. "):
         spice_rs.extract(
             tmp_path / "other", OTHERS, tmp_path / "t", like=stores / "pool", min_coverage=0, progress=False
         )

@@ -110,8 +110,12 @@ def test_another_source_is_a_mismatch(saved, tmp_path):
     (tmp_path / "sel").write_bytes(contents)
     other = ROWS.copy()
     other[3, 3] += 1
-    for source, field in ((other, "fingerprint"), (ROWS[1:], "rows"), (ROWS[:, :5].copy(), "dim")):
-        with pytest.raises(StoreMismatchError, match=f"sel: {field}: found .* expected .* Give the source"):
+    for source, says in (
+        (other, "has other values than .*sel was selected from .*: the fingerprints differ"),
+        (ROWS[1:], f"has {len(ROWS) - 1} rows, .*sel was selected from {len(ROWS)} "),
+        (ROWS[:, :5].copy(), f"has 5 columns, .*sel was selected from {ROWS.shape[1]} "),
+    ):
+        with pytest.raises(StoreMismatchError, match=f"^source: .* {says}.* Give the source"):
             Selection.load(tmp_path / "sel", source)
     swapped = ROWS.copy()
     swapped[[0, 1]] = swapped[[1, 0]]

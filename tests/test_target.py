@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spice_rs
+from command import run
 from counts import cases
 from spice_rs import GradientStore, InvalidInputError, Selection, SpiceWarning, StoreMismatchError
 
@@ -341,6 +342,52 @@ class TestMessages:
         with pytest.raises(InvalidInputError, match="target_data: found no record 4"):
             spice_rs.select(self.pool, 5, target=self.target, target_groups="a", target_data=data)
 
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [
+            ([{"a": 1}, {"a": 2}], "target_data: found 2 records, expected 6, as in the data that "),
+            ([3] * 6, "target_data[0]: found int 3, expected an object"),
+        ],
+    )
+    def test_the_data_of_a_targets_store_are_called_so_too(
+        self, tmp_path: Path, data: list[Any], said: str
+    ) -> None:
+        provenance = {"dataset": {"rows": 6, "fingerprint": "f"}}
+        with GradientStore.create(tmp_path / "t", dim=6, provenance=provenance) as writer:
+            writer.append(self.target, index=np.arange(6))
+        with pytest.raises(InvalidInputError, match=re.escape(said)) as refused:
+            spice_rs.select(self.pool, 5, target=tmp_path / "t", target_groups="a", target_data=data)
+        assert "index_column" not in str(refused.value)
+
+    @pytest.mark.parametrize("preset", ["paper", "paper+"])
+    def test_what_a_preset_refuses_is_advised_without_it(self, preset: Any) -> None:
+        with pytest.warns(SpiceWarning) as told:
+            spice_rs.select(self.pool, 5, target=self.target, preset=preset)
+        texts = [str(each.message) for each in told]
+        assert any("leave preset out, and try " in text for text in texts)
+        assert not any(re.search(r"(?<!out, and )\btry [^.]*normalize", text) for text in texts)
+
+    def test_windows_take_no_target_and_that_comes_first(self) -> None:
+        with pytest.raises(InvalidInputError, match="^target: found it beside pool_size=16"):
+            spice_rs.select(self.pool, 6, target=self.target, pool_size=16)
+
+    def test_a_checkpoint_of_another_target_names_both(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", self.target)
+        options: dict[str, Any] = {"checkpoint": tmp_path / "ck"}
+        spice_rs.select(self.pool, 5, target=tmp_path / "a.npy", **options)
+        with pytest.raises(
+            StoreMismatchError, match=r"^checkpoint: .*ck is of a run with target .*a\.npy, this .*no target"
+        ):
+            spice_rs.select(self.pool, 5, alpha=9.0, normalize="unit", **options)
+        with pytest.raises(StoreMismatchError, match=r"a\.npy, this one is with target array of shape"):
+            spice_rs.select(self.pool, 5, target=self.target[:3], **options)
+        np.save(tmp_path / "a.npy", self.target[:3])
+        with pytest.raises(StoreMismatchError, match="this one is with that target as it is now"):
+            spice_rs.select(self.pool, 5, target=tmp_path / "a.npy", **options)
+        np.save(tmp_path / "a.npy", self.target)
+        with pytest.raises(StoreMismatchError, match=r"ck: target_weight: found 1\.0, expected 2\.0"):
+            spice_rs.select(self.pool, 5, target=tmp_path / "a.npy", target_weight=2, alpha=1.0, **options)
+
 
 class TestSeveral:
     def test_groups_get_as_many_picks_each(self) -> None:
@@ -424,9 +471,14 @@ class TestSaid:
             (np.full((2, 6), np.nan, np.float32), "a finite number"),
             (np.zeros((3, 6), np.float32), "target: found 3 rows, all zero"),
             (np.empty((0, 6), np.float32), "target"),
-            (np.ones((3, 5), np.float32), "target: dim: found 5 columns"),
+            (np.ones((3, 5), np.float32), "has 5 columns, array of shape (60, 6) has 6. Give rows"),
             ("nowhere", "nowhere"),
             (7, "target: found int"),
+            (
+                {"a": "b"},
+                "target: found dict, expected one source. Put the records into one file, extract it once",
+            ),
+            ([{"a": 1}], "target: found a list of records, expected their gradients. Extract them first"),
         ],
     )
     def test_targets_that_are_none(self, target: Any, said: str) -> None:
@@ -445,8 +497,35 @@ class TestSaid:
                 tmp_path / name, dim=6, reduction="sum", provenance=provenance
             ) as writer:
                 writer.append(drawn(seed, 20, 6), index=np.arange(20), num_tokens=np.full(20, 3))
-        with pytest.raises(StoreMismatchError, match=r"target: projection\.seed: found 1 .* expected 0"):
+        with pytest.raises(
+            StoreMismatchError, match=r"^target: .*: projection\.seed 1, expected 0\. .*like="
+        ):
             spice_rs.select(tmp_path / "pool", 3, target=tmp_path / "target")
+
+    def test_stores_with_the_same_rows_are_to_be_one(self, tmp_path: Path) -> None:
+        for seed, name in enumerate("ab"):
+            with GradientStore.create(tmp_path / name, dim=6) as writer:
+                writer.append(aimed(seed, 4, 6), index=np.arange(4))
+        both = [tmp_path / "a", tmp_path / "b"]
+        with pytest.raises(
+            InvalidInputError, match="^target: found row 0 in .*tell them apart with target_groups"
+        ) as no:
+            spice_rs.select(drawn(0, 60, 6), 5, target=both)
+        assert "merge" not in str(no.value)
+
+    def test_another_model_is_named_by_what_differs_and_not_by_hashes(self, tmp_path: Path) -> None:
+        for name, size in (("pool", 64), ("target", 32)):
+            config = {"hidden_size": size, "num_layers": 2, "vocab_size": 99}
+            model = {"id": "m", "weights": f"{size:x}" * 32, "settings": {"config": config}}
+            with GradientStore.create(
+                tmp_path / name, dim=6, reduction="sum", provenance={"model": model}
+            ) as writer:
+                writer.append(drawn(size, 20, 6), index=np.arange(20), num_tokens=np.full(20, 3))
+        with pytest.raises(StoreMismatchError) as refused:
+            spice_rs.select(tmp_path / "pool", 3, target=tmp_path / "target")
+        said = str(refused.value)
+        assert "pool: hidden_size 32, expected 64; other weights. Extract it as that was: " in said
+        assert "num_layers" not in said
 
     def test_rows_that_point_away_are_explained(self) -> None:
         pool, target = drawn(0, 60, 6), aimed(1, 4, 6)
@@ -566,11 +645,74 @@ class TestComparison:
         pool, target = drawn(0, 40, 6), aimed(1, 8, 6)
         sides = spice_rs.compare(pool, 38, ["spice", "target", "less"], target=target)
         assert any(
-            "target was left out" in note and "rows point to the target" in note for note in sides.notes
+            "The method target was left out" in note and "rows point to the target" in note
+            for note in sides.notes
         )
         assert "target" not in sides.selections
+
+    def test_a_target_that_may_be_chance_is_a_warning_said_once(self) -> None:
+        pool, target = drawn(0, 400, 6), drawn(1, 40, 6)
+        with pytest.warns(SpiceWarning, match="^target: its contrast to the pool") as told:
+            sides = spice_rs.compare(pool, 3, ["target", "less"], target=target, certificate=False)
+        assert sum("its contrast" in str(each.message) for each in told) == 1
+        assert not any("its contrast" in note for note in sides.notes)
 
     def test_without_a_target_they_are_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="methods: found 'less' without target"):
             spice_rs.compare(drawn(0, 40, 6), 5, "less")
         assert "less" not in spice_rs.compare(drawn(0, 40, 6), 5, random_sets=1).selections
+
+
+def test_a_list_of_picks_for_a_target_is_not_explained_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rows in (("pool", drawn(0, 60, 6)), ("target", aimed(1, 4, 6))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    picks, pool = tmp_path / "picks.jsonl", tmp_path / "pool.npy"
+    assert run("select", pool, "-k", 5, "--target", tmp_path / "target.npy", "--out", picks) == 0
+    capsys.readouterr()
+    assert run("explain", picks, pool, 8) == 2
+    said = capsys.readouterr().err
+    assert (
+        "Of rows that were picked with --target …, --weights … or --initial …, only that file can be" in said
+    )
+    assert "select --save wrote" in said
+
+
+def test_the_command_line_speaks_of_what_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, aim = tmp_path / "pool.npy", tmp_path / "target.npy"
+    for file, rows in ((pool, drawn(0, 60, 6)), (aim, aimed(1, 4, 6))):
+        np.save(file, rows)
+    sel, kinds = tmp_path / "sel.safetensors", tmp_path / "kinds.jsonl"
+    assert run("select", pool, "-k", 5, "--target", aim, "--out", tmp_path / "p", "--save", sel) == 0
+    kinds.write_text('{"kind": "a"}\n{"kind": null}\n' * 2)
+    select = ("select", pool, "--target", aim)
+    for line, said in (
+        ((*select, "b", "-k", 5), "--target: found 'b' beside '"),
+        (
+            (*select, "--share", 0),
+            "--share: found '0', expected a share above 0 and up to 1, or per cent, such as 0.1",
+        ),
+        (
+            (*select, "--share", "110%"),
+            "--share: found 110%, expected a share above 0 and up to 1. 0.1 and 10% are",
+        ),
+        ((*select, "--share", "1"), "--share: found 1.0, 60 of the 60 rows, expected at most "),
+        (
+            (*select, "-k", 5, "--target-groups", "kind"),
+            "expected --target-data beside it. Give the data.\n",
+        ),
+        (
+            (*select, "-k", 5, "--target-groups", "kind", "--target-data", kinds),
+            f"--target-groups: found none for row 1 of column 'kind' of {kinds}, expected a text",
+        ),
+        (("explain", sel, pool, 60), "ROW: found 60, expected rows of "),
+        (("explain", sel, pool, 60), "(0 to 59)"),
+        (("extend", sel, pool), f"{sel}: found picks made with target, expected those of one exact run"),
+        (("certify", sel, aim), f"SOURCE: {aim} has 4 rows, {sel} was selected from 60 ({pool})"),
+        (("explain", sel, aim, 3), f"SOURCE: {aim} has 4 rows, {sel} was selected from 60 ({pool})"),
+    ):
+        assert run(*line) == 2, line
+        assert said in capsys.readouterr().err, line

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import spice_rs
 from spice_rs.commands import (
     agreement,
+    ahead,
     analysis,
     comparison,
     coverage,
@@ -56,6 +57,8 @@ TRACEBACK = "SPICE_TRACEBACK"
 
 _BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 """Variables of the environment by which libraries show no bars."""
+
+_UNKNOWN = "found this beside all that is known."
 
 _NEED_TORCH = ("extract", "plan", "doctor", "run", schedule.ALIAS, "demo")
 
@@ -142,6 +145,8 @@ def _run(call: _Call) -> int:
         warnings.simplefilter("always", SpiceWarning)
         if not {"-h", "--help", "--version"} & {*arguments}:  # whose output is theirs
             stack.enter_context(ours_alone(descriptor=torch))
+        if torch:
+            ahead.check(arguments)
         if quiet:
             stack.enter_context(_unlogged())
         elif os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
@@ -155,7 +160,7 @@ def _run(call: _Call) -> int:
             called.check_options(arguments[1:])
         known, more = commands.parse_known_args(arguments)
         if more and called is not None:
-            raise InvalidInputError(f"{more[0]}: found this beside all that is known. {called.whole()}")
+            raise InvalidInputError(_beside(more[0], arguments) or f"{more[0]}: {_UNKNOWN} {called.whole()}")
         options = vars(known)
         if "split" in options:
             options["data"] = with_split(options["data"], options.pop("split"))
@@ -167,6 +172,16 @@ def _run(call: _Call) -> int:
         code = command(**options)
         stdout().flush()
     return code or 0
+
+
+def _beside(found: str, arguments: Sequence[str]) -> str | None:
+    """What to say of what was typed behind the value of `--target`; None if that is not where it is."""
+    at = [*arguments].index(found) if found in arguments else 0
+    if at < 2 or arguments[at - 2] != "--target":
+        return None
+    from spice_rs.selection.target import TOGETHER
+
+    return f"target: found {found!r} beside {arguments[at - 1]!r}, expected one source. {TOGETHER}"
 
 
 def _given(option: str, arguments: Sequence[str]) -> bool:
@@ -251,14 +266,15 @@ def _unexpected(error: Exception) -> str:
     )
 
 
-def _words(called: Parser | None, others: Iterable[Parser]) -> dict[str, str]:
-    """Return the options by argument: those of the command, and of others for what is said of them."""
-    return {
-        name: word
-        for parser in (*others, called)
-        if parser is not None
-        for name, word in parser.words().items()
-    }
+def _words(called: Parser | None, others: Collection[Parser]) -> dict[str, str]:
+    """Return the options by argument: those of the command, and of others for what is said of them.
+
+    What is an option of some commands and stands without one in others is the option.
+    """
+    words = {name: word for parser in others for name, word in parser.words().items()}
+    for parser in others:
+        words.update({name: word for name, word in parser.words().items() if word.startswith("-")})
+    return words if called is None else {**words, **called.words()}
 
 
 def _shows_warnings(call: _Call) -> Callable[..., None]:

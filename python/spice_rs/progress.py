@@ -47,6 +47,10 @@ class Silent:
         """Do nothing."""
 
 
+PER_CENT = "%"
+"""The unit of work whose amount tells nobody anything, as that of rows that are read in several passes."""
+
+
 class PlainLine:
     """A counter on one line of stderr, for installations without tqdm."""
 
@@ -92,7 +96,7 @@ def bar(progress: Progress, *, total: int, what: str, unit: str, initial: int = 
     always = progress is True
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
-        step(f"{what}: {total:,} {unit}" if total > 0 else what)
+        step(f"{what}: {total:,} {unit}" if total > 0 and unit != PER_CENT else what)
     if not progress:
         return Silent()
     try:
@@ -225,7 +229,7 @@ class Watcher:
 
 @contextmanager
 def counting(progress: Progress, what: str, unit: str = "rows") -> Iterator[Callable[[int, int], object]]:
-    """Yield what to call with (done, all): the user's function, or one that moves a bar."""
+    """Yield what to call with (done, all): the user's function, or one that moves a bar, of shares for `PER_CENT`."""
     if callable(progress):
         yield progress
         return
@@ -236,6 +240,8 @@ def counting(progress: Progress, what: str, unit: str = "rows") -> Iterator[Call
 
     def count(done: int, total: int) -> None:
         nonlocal drawn, counted
+        if unit == PER_CENT:
+            done, total = 100 * done // max(total, 1), 100
         drawn = drawn or bar(progress, total=total, what=what, unit=unit)
         drawn.update(done - counted)
         counted = done

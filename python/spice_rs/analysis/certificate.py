@@ -15,14 +15,13 @@ from spice_rs.arguments import number_of, rows_given, shown
 from spice_rs.errors import InvalidInputError, StoreMismatchError
 from spice_rs.frames import Framed
 from spice_rs.nouns import counted
-from spice_rs.progress import Progress, counting
+from spice_rs.progress import PER_CENT, Progress, counting
 from spice_rs.selection.arguments import count, threads_wanted
 from spice_rs.selection.columns import Columns, digest, row_list
 from spice_rs.selection.conditions import weighted
-from spice_rs.selection.recounted import Known, check_numbers, check_source, places_of
+from spice_rs.selection.recounted import Known, check_identity, check_numbers, check_source, places_of
 from spice_rs.selection.represent import represented_again
 from spice_rs.selection.result import Selection, as_selection
-from spice_rs.selection.saved import check_same
 from spice_rs.selection.target import aimed_again
 from spice_rs.store.sources import Source, open_source
 from spice_rs.tables import html_view
@@ -159,7 +158,7 @@ def certify(
     chosen = _prefixes(prefixes, k)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.warn_unfinished()
-    check_source(selection.file or "selection: source", settings, opened, content=False)
+    check_source(selection.file or "the selection", settings, opened, content=False)
     represented = represented_again(settings, opened, threads=threads, progress=progress)
     pool, starts = opened.pool(settings["normalize"]), _initial(opened, initial, settings)
     pool = pool if represented is None else represented.pool(pool)
@@ -172,7 +171,7 @@ def certify(
     reader = None if represented is None else represented.reader(opened)
     check_numbers(name, run, opened, Known(by_row, starts, series, reader))
     choice = Choice(starts, picks, chosen)
-    with counting(progress, "certify") as seen:
+    with counting(progress, "certify", PER_CENT) as seen:
         found = _core.certify(
             pool.weighted(by_row),
             choice,
@@ -182,8 +181,7 @@ def certify(
             progress=seen,
         )
     content = {"content": found["fingerprint"] if represented is None else represented.fingerprint}
-    remedy = f"Give the source that was selected from ({settings['source']['name']}), as it was."
-    check_same(selection.file or "selection: source", settings["source"], content, StoreMismatchError, remedy)
+    check_identity(selection.file or "the selection", settings["source"], content, opened)
     submodular, concave = found["submodular"], found["concave"]
     bounds = np.minimum(submodular, concave)
     return Certificate(

@@ -19,7 +19,7 @@ from spice_rs.frames import Library, as_frame
 from spice_rs.interface import spoken
 from spice_rs.nouns import counted
 from spice_rs.printable import one_line
-from spice_rs.progress import Progress, bar
+from spice_rs.progress import PER_CENT, Progress, bar
 from spice_rs.selection.arguments import (
     Rows,
     alpha_given,
@@ -35,7 +35,7 @@ from spice_rs.selection.lopsided import OPENING
 from spice_rs.selection.presets import Alpha, resolve_alpha
 from spice_rs.selection.result import Selection
 from spice_rs.selection.selection import log_det
-from spice_rs.selection.target import measure
+from spice_rs.selection.target import chance_of, measure
 from spice_rs.store.sources import Normalize, Source, open_source
 
 Floats = npt.NDArray[np.float64]
@@ -287,6 +287,8 @@ def compare(
                 f"k: found {wanted}, expected a number from 1 to {left}, the rows of the source that the target has not."
                 " Ask for fewer rows."
             )
+        for finding in chance_of(None, aims.found["norms"], aims.found["noise"]):
+            warnings.warn(finding, SpiceWarning, stacklevel=2)
         normalize = "unit" if normalize == "auto" else normalize
     pool = opened.pool(normalize)
     resolved, alpha = pool.normalize, resolve_alpha(given, pool, threads=threads)
@@ -318,7 +320,7 @@ def compare(
                     setting, contender, watch, notes
                 )
             except NotAvailable as reason:
-                notes.append(f"{contender.label} was left out: {reason}.")
+                notes.append(f"The method {contender.label} was left out: {reason}.")
             watch.end()
         if not selections:
             raise InvalidInputError(f"methods: found only what cannot run here: {' '.join(notes)}")
@@ -405,6 +407,8 @@ def _under(
 
 def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str]) -> tuple[Selection, float]:
     """Return what a method picks, with the numbers that are compared, and the seconds that picking took."""
+    aims = setting.measured
+    aimless = [] if aims is None else chance_of(None, aims.found["norms"], aims.found["noise"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SpiceWarning)
         started = time.perf_counter()
@@ -413,8 +417,8 @@ def _made(setting: Setting, contender: Contender, watch: _Watch, notes: list[str
     for each in caught:
         if not issubclass(each.category, SpiceWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif str(each.message).startswith(OPENING):
-            continue  # shares and lengths of all methods stand side by side
+        elif str(each.message).startswith(OPENING) or str(each.message) in aimless:
+            continue  # said before; shares and lengths of all methods stand side by side
         elif not any(str(each.message) in note for note in notes):
             notes.append(f"{contender.label}: {each.message}")
     if contender.exact and isinstance(made, Selection):
@@ -447,8 +451,9 @@ class _Watch:
     def __init__(self, progress: Progress, k: int, methods: int) -> None:
         self._call = progress if callable(progress) else None
         shown: Progress = False if self._call else progress
-        self._bar = bar(shown, total=k * methods, what="compare", unit="picks")
-        self._k, self._done, self._method = k, 0, ""
+        self._bar = bar(shown, total=100, what="compare", unit=PER_CENT)
+        self._k, self._methods, self._method = k, methods, ""
+        self._ended = self._drawn = 0
 
     def __enter__(self) -> _Watch:
         return self
@@ -457,14 +462,20 @@ class _Watch:
         self._bar.close()
 
     def begin(self, method: str) -> None:
-        self._method, self._done = method, 0
+        self._method = method
         self._bar.set_postfix_str(one_line(method))
 
     def __call__(self, picks: int) -> None:
-        self._bar.update(min(picks, self._k) - self._done)
-        self._done = min(picks, self._k)
+        self._draw(min(picks, self._k))
         if self._call:
             self._call(self._method, picks)
 
     def end(self) -> None:
-        self._bar.update(self._k - self._done)
+        self._draw(self._k)
+        self._ended += 1
+
+    def _draw(self, picks: int) -> None:
+        """Move the bar to where a method that has made so many picks has brought all of them."""
+        share = 100 * (self._ended * self._k + picks) // (self._methods * self._k)
+        self._bar.update(share - self._drawn)
+        self._drawn = share

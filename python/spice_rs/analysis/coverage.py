@@ -12,15 +12,16 @@ from spice_rs.analysis.inputs import SelectionInputs
 from spice_rs.analysis.prefixes import Floats, Integers, Prefixes
 from spice_rs.analysis.replay import Replay
 from spice_rs.arguments import flag_or_none, number_of, rows_given
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError
 from spice_rs.nouns import counted
 from spice_rs.progress import bar
 from spice_rs.selection.arguments import count, seeded
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.presets import resolve_alpha
 from spice_rs.selection.result import Selection, as_selection
+from spice_rs.store.alike import check_alike
 from spice_rs.store.rows import RowReader
-from spice_rs.store.sources import Source, differing_origin, open_source, opened_beside
+from spice_rs.store.sources import Source, open_source, opened_beside
 from spice_rs.tables import UNKNOWN, aligned, html_view
 
 
@@ -188,7 +189,7 @@ def coverage(
         labels, codes = _labels_of_list(groups, len(positions))
     else:
         held = opened_beside(held_out, "held_out", dim, dtype)
-        _check_alike(replay.source, held)
+        check_alike("held_out", held, replay.source)
         _check_apart(selection, replay.source, held)
         reader = RowReader(held, replay.settings["normalize"])
         positions = held.dataset_order().astype(np.int64)
@@ -254,7 +255,7 @@ def _labels(held: Source, groups: Any, data: Any) -> tuple[list[Label], Integers
     """Return labels and their numbers, by dataset row of the held-out source."""
     if groups is None and data is None:
         return [], np.zeros(held.rows, np.int64)
-    return Columns(held, data, {"groups": groups}).labels("groups", groups)
+    return Columns(held, data, {"groups": groups}, joins=False).labels("groups", groups)
 
 
 def _labels_of_list(groups: Any, rows: int) -> tuple[list[Label], npt.NDArray[np.int64]]:
@@ -280,18 +281,4 @@ def _check_apart(selection: Selection, source: Source, held: Source) -> None:
         raise InvalidInputError(
             f"held_out: found rows in {held.description} that were picked, expected others. Give rows that were not, for"
             " example numbers of rows of the source."
-        )
-
-
-def _check_alike(source: Source, held: Source) -> None:
-    if held.dim != source.dim:
-        raise StoreMismatchError(
-            f"held_out: found {counted(held.dim, 'column')} in {held.description}, expected {source.dim} as in"
-            f" {source.description}. Extract it as the source was: `extract` takes that store for `like`."
-        )
-    if differences := differing_origin(source, held):
-        name, found, expected = differences[0]
-        raise StoreMismatchError(
-            f"held_out: {name}: found {found!r} in {held.description}, expected {expected!r} as in {source.description}."
-            " Extract it as the source was: `extract` takes that store for `like`."
         )

@@ -97,7 +97,7 @@ class Replay:
         selection = as_selection(selection)
         self.selection, self.settings = selection, selection.settings
         self.source = open_source(source, dim=dim, dtype=dtype)
-        check_source(selection.file or "selection: source", self.settings, self.source)
+        check_source(selection.file or "the selection", self.settings, self.source)
         self.alpha = float(self.settings["alpha"])
         self.order = self.source.dataset_order().astype(np.int64)
         self._name = selection.file or "selection"

@@ -6,7 +6,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,7 +121,8 @@ def _select(
             )
         options["k"] = share
     if options["k"] is not None:
-        rows_wanted(options["k"])  # before anything is opened
+        with _spoken_of(share, None):
+            rows_wanted(options["k"])  # before anything is opened
     given: dict[str, Any] = {"name": name, "columns": columns}
     files = {f"--{field}": options[field] for field in ROW_FILES}
     shares = options["group_shares"]
@@ -153,7 +155,8 @@ def _select(
     column = _look_at_data(opened, data, index_column, [options[field] for field in ("initial", "exclude")])
     if data is not None and options["groups"] is None:
         opened = labelled(opened, data, column, index_column)
-    selection = spice_rs.select(opened, **options)
+    with _spoken_of(share, opened):
+        selection = spice_rs.select(opened, **options)
     _write(selection, out, data, save, llama_factory, index_column=index_column, **given)
     _say_what_was_picked(selection)
     for fact, value in [*target_facts(selection), *represented_facts(selection)]:
@@ -167,6 +170,25 @@ def _select(
         say(f"{'; '.join(runs)}: kept {selection.compared['kept']}", file=sys.stderr)
     if selection.groups is not None and len(selection.quotas) <= SHOWN_GROUPS:
         say_block(group_table(selection), file=sys.stderr)
+
+
+@contextmanager
+def _spoken_of(share: float | str | None, source: Source | None) -> Iterator[None]:
+    """Inside, what is said of k is said of the share that was typed."""
+    from spice_rs.selection.arguments import rows_of, rows_wanted
+
+    try:
+        yield
+    except spice_rs.InvalidInputError as error:
+        if share is None or not str(error).startswith("k: found "):
+            raise
+        told = str(error).removeprefix("k: found ")
+        if source is None:
+            message = f"found {share}, expected a share above 0 and up to 1. 0.1 and 10% are a tenth, 1 and 100% all."
+        else:
+            count, rest = rows_of(rows_wanted(share), source.rows), told.partition(", ")[2]
+            message = f"found {share}, {count} of the {counted(source.rows, 'row')}, {rest}"
+        raise spice_rs.InvalidInputError(f"--share: {message}") from error
 
 
 def _extend(

@@ -54,9 +54,11 @@ def share(text: str) -> float | str:
     found = rows_or_share(text)
     if isinstance(found, str) or 0 < found <= 1:
         return found if isinstance(found, str) else float(found)
+    expected = "a share above 0 and up to 1, or per cent"
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}, such as 0.1 or 10%")
     raise argparse.ArgumentTypeError(
-        f"found {text!r}, expected a share above 0 and up to 1, or per cent: {text} rows are -k {text}, {text} per cent"
-        f" --share {text}%"
+        f"found {text!r}, expected {expected}: {text} rows are -k {text}, {text} per cent --share {text}%"
     )
 
 

@@ -15,13 +15,19 @@ _QUOTED = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 _VALUE = rf"(?:{_QUOTED}|\[[^\]\n]*\]|\{{[^}}\n]*\}}|…|-?\w(?:[\w.+-]*\w)?)"
 _NOTHING = (
     (re.compile(r",? or None\b"), ""),
+    (re.compile(r", or one value per dataset row\b"), ""),
     (re.compile(r"\bfound None\b"), "found none"),
     (re.compile(r"(?<=\. )None(?= [a-z])"), "Leaving it out"),
     (re.compile(r"(?<=; )None(?= [a-z])"), "leaving it out"),
     (re.compile(r"\bSelection\.save\b"), "select --save"),
     (re.compile(r"\bGradientStore\.repair\b"), "`spice-rs repair`"),
 )
-"""What is left out on the command line is None in Python; what is called there has an option here."""
+"""What is None or called in Python is left out or an option on the command line, and a list of values is a column."""
+_FACTS = ("rows", "dim", "dtype")
+"""What a file says of itself, `sel.safetensors: rows: found 60`, though an option may have the same name."""
+_CALL = re.compile(rf"`spice_rs\.(\w+)\((\w+={_VALUE}(?:, \w+={_VALUE})*)\)`")
+_ARGUMENT = re.compile(rf"(\w+)=({_VALUE})")
+"""A call in full, ready to be typed."""
 _BOTH = re.compile(r" \((--?[a-z][\w-]*[^()]*)\)")
 
 
@@ -35,7 +41,7 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     """
     if not flags:
         return text
-    text = _first(text, flags, typed)
+    text = _CALL.sub(_as_command, _first(text, flags, typed))
     flags = {name: flag for name, flag in flags.items() if len(name) > 1 or name not in typed}
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
     # As `name=value`, as what is given or left out, or by a name that is no word of English: `max_length`, `k`.
@@ -51,7 +57,8 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
         if match["quoted"]:
             return match[0]
         if match["about"]:
-            return match[0] if match[0] in typed else flags[match[0]]
+            is_fact = match[0] in _FACTS and text[: match.start()].endswith(": ")
+            return match[0] if match[0] in typed or is_fact else flags[match[0]]
         if match["word"]:
             return f"{match['before']} {flags[match['word']]}"
         if match["bare"]:
@@ -63,6 +70,12 @@ def in_flags(text: str, flags: Mapping[str, str], typed: Collection[str] = ()) -
     for pattern, instead in _NOTHING:
         text = pattern.sub(instead, text)
     return _once(text)
+
+
+def _as_command(call: re.Match[str]) -> str:
+    """`spice_rs.extract(data=…, out=…)` as a command."""
+    typed = [_written(f"--{name.replace('_', '-')}", value) for name, value in _ARGUMENT.findall(call[2])]
+    return " ".join(["`spice-rs", call[1], *typed]) + "`"
 
 
 def _first(text: str, flags: Mapping[str, str], typed: Collection[str]) -> str:

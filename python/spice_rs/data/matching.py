@@ -34,10 +34,10 @@ MOST_CHECKED = 20_000
 LAYOUT = ("columns", "ignore_columns", "preference")
 """The arguments of `extract` that decide how a record is read."""
 
-REMEDY = (
-    "Give the data that the gradients were extracted from, as they were; or, if the records say which rows they are, name"
-    " that column: index_column=…"
-)
+JOINING = "; or, if the records say which rows they are, name that column: index_column=…"
+"""What a message says to callers that can join data to rows by a column."""
+
+REMEDY = f"Give the data that the gradients were extracted from, as they were{JOINING}"
 
 _SAID = frozenset(name for name in FIELDS if kind_of_mark(name) is None) - {"scores", "rewards"}
 """Fields that say what is learned; people add others for the selection."""

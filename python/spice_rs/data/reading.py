@@ -95,6 +95,22 @@ def loaded(data: Any) -> Any:
     return data if path.is_file() or _kind(path) in _SUFFIXES else _from_datasets(given, path, split)
 
 
+def check_there(data: str | os.PathLike[str]) -> None:
+    """Refuse a path at which nothing is, unless it may be a hub id.
+
+    Raises:
+        InvalidInputError: there is no such file or folder.
+    """
+    given, _ = parted(data)
+    path = _checked(given)
+    if path.exists():
+        return
+    if _kind(path) in _SUFFIXES:
+        raise InvalidInputError(f"{path}: no such file; check the path{near(str(path))}")
+    if is_meant_local(local(given)):
+        raise InvalidInputError(f"{given}: no such file or folder; check the path{near(local(given))}")
+
+
 def identity(data: Any) -> list[str | int] | None:
     """What tells these data from others without reading them; None if nothing does.
 
@@ -215,8 +231,7 @@ def _from_path(data: str | os.PathLike[str]) -> Parsed:
         raise InvalidInputError(
             f"{path}: found suffix {kind!r}, expected .jsonl, .json, .csv, .tsv or .parquet; rename or convert it"
         )
-    if kind in _SUFFIXES:
-        raise InvalidInputError(f"{path}: no such file; check the path{near(str(path))}")
+    check_there(data)
     rows = _from_datasets(given, path, split)
     return _from_items(rows.rows, rows.name)
 

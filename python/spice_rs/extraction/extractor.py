@@ -30,7 +30,7 @@ from spice_rs.extraction.batching import chosen, rows_of
 from spice_rs.extraction.checkpoints import CheckpointSource
 from spice_rs.extraction.inputs import Inputs
 from spice_rs.extraction.joining import Dataset, check_settings, dataset_of
-from spice_rs.extraction.like import check_alike, knows_what_is_given, remember, repeated
+from spice_rs.extraction.like import check_alike, earlier_store, knows_what_is_given, remember, repeated
 from spice_rs.extraction.loss import LossFunction, OwnLossFunction
 from spice_rs.extraction.moments import OptimizerState
 from spice_rs.extraction.own_data import OwnSample
@@ -52,9 +52,9 @@ __all__ = ["TOKENS_PER_BATCH", "extract"]
 
 @knows_what_is_given
 def extract(
-    model: Any,
-    data: Any,
-    out: str | os.PathLike[str],
+    model: Any = None,
+    data: Any = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     like: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
@@ -95,8 +95,8 @@ def extract(
 
     Args:
         model: Folder, hub id, or a torch module: a causal language model (a PeftModel included), or any module with
-            data and a loss of your own. A module comes back as it was: training flags, requires_grad, device. None with
-            `like` for that of the earlier store.
+            data and a loss of your own. A module comes back as it was: training flags, requires_grad, device. Left out
+            with `like` it is that of the earlier store.
         data: A .jsonl, .json, .csv, .tsv or .parquet file, a hub id or folder for `datasets`, a Dataset, a data frame, or a
             list of records; see `spice_rs.data.records.load_records`. With loss_fn also your own data, where data[i] is a
             sample: a tensor, or a tuple or dict of tensors and numbers.
@@ -204,14 +204,18 @@ def extract(
         cache_dir=cache_dir,
     )
     settings = Settings.of(given, extract)
+    if model is None and like is None:
+        raise InvalidInputError(
+            "model: found none, expected a folder, a hub id or a torch module. Give one, or like=…."
+        )
+    if data is None:
+        raise InvalidInputError("data: found none, expected the records. Give them.")
+    if out is None:
+        raise InvalidInputError("out: found none, expected the folder of the store. Give one.")
     progress, out, alike = flag_or_none("progress", progress), local(out, "out"), None
     if like is not None:
-        alike = GradientStore(like)
-        model, settings = repeated(like, model, settings)
-    elif model is None:
-        raise InvalidInputError(
-            "model: found none, expected a folder, a hub id or a torch module. Give one, or like=."
-        )
+        alike = earlier_store(like)
+        model, settings = repeated(alike, model, settings)
     check_settings(out, settings)
     check_folder_place(out, "a store")
     if settings.cache_dir is not None:

@@ -106,9 +106,9 @@ def dataset_of(inputs: Inputs, settings: Settings, earlier: GradientStore | None
     known = differing.size and earlier.record is not None
     first = f"; the first that differs: record {differing[0]}" if known else ""
     raise StoreMismatchError(
-        f"{earlier.path}: provenance.dataset: found other records in {inputs.source} ({inputs.rows} of them{first}),"
-        f" expected those that its rows were extracted from ({before}), or those and more. Give the same data, or extract"
-        " into another folder."
+        f"out: {earlier.path} has rows of other data: found others in {inputs.source} ({inputs.rows} of them{first}),"
+        f" expected those that its rows were extracted from ({before}), or those and more. Give these with data=…, or"
+        " another folder with out=…."
     )
 
 

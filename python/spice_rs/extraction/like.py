@@ -20,12 +20,13 @@ from typing import Any, TypeVar, cast
 import torch
 
 from spice_rs.atomic import replacing
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError, StoreError, StoreMismatchError
 from spice_rs.extraction.arguments import checked
 from spice_rs.extraction.settings import Settings
 from spice_rs.own_json import parsed
 from spice_rs.paths import is_meant_local, local
 from spice_rs.printable import short
+from spice_rs.store.alike import told
 from spice_rs.store.sources import differences_of_origin
 from spice_rs.store.store import GradientStore
 
@@ -52,6 +53,14 @@ _PATHS = ("tokenizer", "gguf_file", "chat_template")
 _UNREPEATED = {"optimizer": "optimizer", "checkpoints": "checkpoints", "loss_fn": "loss"}
 """Argument that no file holds, and has to be given again → what the provenance says of it."""
 
+
+_UNASKED = {
+    "tokenizer": "the model's own",
+    "chat_template": "the tokenizer's own",
+    "target_modules": "those chosen by default",
+    "autocast": "what the machine does by default",
+}
+"""What it means that an argument was not given, for messages."""
 
 _given: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())
 
@@ -96,18 +105,32 @@ def remember(out: str | os.PathLike[str], model: Any, settings: Settings) -> Non
         file.write(text.encode() + b"\n")
 
 
-def repeated(like: str | os.PathLike[str], model: Any, given: Settings) -> tuple[Any, Settings]:
+def earlier_store(like: str | os.PathLike[str]) -> GradientStore:
+    """The store to extract as.
+
+    Raises:
+        InvalidInputError: There is none at the path.
+        StoreError: It is damaged.
+    """
+    try:
+        return GradientStore(like)
+    except StoreError as error:
+        raise type(error)(f"like: {error}") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"like: {error}") from error
+
+
+def repeated(store: GradientStore, model: Any, given: Settings) -> tuple[Any, Settings]:
     """The model and the settings of an earlier store, beside what is about the new data alone.
 
     Args:
-        like: The earlier store.
+        store: The earlier store.
         model: What was given for the model; None for that of the store.
         given: The settings asked for, by a function that `knows_what_is_given`. What is None counts as not given.
 
     Raises:
         InvalidInputError: Something that was given is otherwise in the store, or has to be given and was not.
     """
-    store = GradientStore(like)
     noted = _noted(store)
     model = noted["model"] if model is None else model
     if model is None:
@@ -127,13 +150,22 @@ def repeated(like: str | os.PathLike[str], model: Any, given: Settings) -> tuple
                 " the same again. Give it."
             )
     wanted = checked({**noted["asked"], **_of_provenance(store)})  # files may say anything
-    for name, value in wanted.items():
-        own = getattr(given, name)
-        if name in _given.get() and own is not None and own != value:
-            raise InvalidInputError(
-                f"{name}: found {short(own)} beside like={str(store.path)!r}, which has {short(value)}, expected no other."
-                " Leave one of the two out."
-            )
+    others = {
+        name: own
+        for name in wanted
+        if name in _given.get() and (own := getattr(given, name)) is not None and own != wanted[name]
+    }
+    if others:
+        (first, own), *more = others.items()
+        has = f"which has {_shown(first, wanted[first])}"
+        also = "".join(
+            f"; {name}: found {short(own)}, not {_shown(name, wanted[name])}" for name, own in more
+        )
+        either = f"{' and '.join(f'{name}=…' for name in others)}, or like=…"
+        raise InvalidInputError(
+            f"{first}: found {short(own)} beside like={str(store.path)!r}, {has}, expected no other{also}."
+            f" Leave out {either}."
+        )
     return model, replace(given, **wanted)
 
 
@@ -147,11 +179,15 @@ def check_alike(store: GradientStore, reduction: str, provenance: Mapping[str, A
         {**store.provenance, "reduction": store.reduction}, {**provenance, "reduction": reduction}
     )
     if found:
-        listed = "; ".join(f"{name}: found {there!r}, expected {here!r}" for name, there, here in found)
         raise StoreMismatchError(
-            f"like: {listed} as in {store.path}. Extract with the model and the versions of libraries that it was extracted"
-            " with."
+            f"like: found what differs from {store.path}: {told(found)}. Extract with the model and the versions of"
+            " libraries that it was extracted with."
         )
+
+
+def _shown(name: str, value: Any) -> str:
+    """A setting of a store; what nobody had asked for is what it comes to."""
+    return _UNASKED.get(name, "none") if value is None else short(value)
 
 
 def _noted(store: GradientStore) -> dict[str, Any]:

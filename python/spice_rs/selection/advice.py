@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from spice_rs.nouns import counted
 from spice_rs.selection.conditions import Conditions
 from spice_rs.selection.constraints import PER_ROW
+from spice_rs.selection.presets import PRESETS
 from spice_rs.selection.result import Selection
 from spice_rs.selection.stopping import early_stop_finding
 
@@ -52,6 +54,20 @@ def inert_settings(selection: Selection, *, linear_gain: float) -> list[str]:
     if (finding := early_stop_finding(selection)) is not None:
         messages.append(finding)
     return messages
+
+
+def without_preset(message: str, preset: str | None) -> str:
+    """Return advice of other settings as somebody needs it who has given a preset, beside which they are refused."""
+    if preset is None:
+        return message
+    if message.startswith("early_stop="):
+        return f"{message} For any of this but more rows, leave preset out: it sets early_stop."
+    settings = "|".join(PRESETS[preset])
+    return re.sub(rf"\b([Tt])ry (?=[^.]*\b(?:{settings})\b)", _leaving, message)
+
+
+def _leaving(found: re.Match[str]) -> str:
+    return f"{'L' if found[1] == 'T' else 'l'}eave preset out, and try "
 
 
 def inert_penalty(selection: Selection, *, asked: bool) -> list[str]:

@@ -30,6 +30,9 @@ COMPARED = (
 )
 """The settings that have to be the same. k may grow or shrink: greedy picks are nested, but for groups' minima."""
 
+_ARGUMENTS = {("target", "weight"): "target_weight", ("target", "labels"): "target_groups"}
+"""Entries that an argument decides of."""
+
 COLUMNS = ("gains", "base", "conflict", "scores", "overruled", "rows_read")
 """What the core wants to know of each pick, after its position."""
 
@@ -55,6 +58,7 @@ class Checkpoint:
         self._run: SavedRun | None = None
         if os.path.lexists(path):
             run = self._run = read_run(path)
+            _check_target(path, run.settings.get("target"), settings["target"])
             remedy = "Resume with the settings and the source of the first run, or name another file to start anew."
             source = {f"source.{key}": value for key, value in run.settings["source"].items()}
             source.update({**_by_group(run.settings), **_by_entry(run.settings)})
@@ -100,11 +104,26 @@ class Checkpoint:
             write_run(self._path, run)
 
 
+def _check_target(path: str, found: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:
+    """Refuse the file of a run for another target, by its name: hashes tell nobody anything."""
+    first, own = (None if each is None else each["fingerprint"] for each in (found, expected))
+    if first == own:
+        return
+    names = [None if each is None else f"target {each['name']}" for each in (found, expected)]
+    if names[0] == names[1]:
+        names = [names[0], "that target as it is now, with other rows"]
+    was, this = ("no target" if name is None else name for name in names)
+    raise StoreMismatchError(
+        f"checkpoint: {path} is of a run with {was}, this one is with {this}. Give the target of that run, or name"
+        " another file to start anew."
+    )
+
+
 def _by_entry(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what decides of a target, and of representative picks, an entry each."""
     decides = {"target": ("fingerprint", "weight", "labels"), "represent": ("gamma", "rank")}
     return {
-        f"{key}.{name}": (settings.get(key) or {}).get(name)
+        _ARGUMENTS.get((key, name), f"{key}.{name}"): (settings.get(key) or {}).get(name)
         for key, names in decides.items()
         for name in names
     }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs.arguments import has_truth_values, number_of, rows_given
-from spice_rs.data.matching import check_index_column, check_records, raw_records, spread
+from spice_rs.data.matching import JOINING, check_index_column, check_records, raw_records, spread
 from spice_rs.data.row_set import RowSet
 from spice_rs.errors import InvalidInputError
 from spice_rs.nouns import counted
@@ -35,6 +37,7 @@ class Columns:
         given: argument → what the caller gave for it; a text is the name of a column.
         index_column: column of the data with the dataset rows, as for `raw_records`; None if the n-th record is row n.
         data_field: what the argument of the data is called.
+        joins: whether the caller has an `index_column`, so that messages may advise it.
 
     Raises:
         InvalidInputError: the data lacks a column or a row, or are not those that the rows were extracted from.
@@ -48,6 +51,7 @@ class Columns:
         index_column: str | None = None,
         *,
         data_field: str = "data",
+        joins: bool = True,
     ) -> None:
         self._source = source
         self._order = source.dataset_order()
@@ -67,7 +71,9 @@ class Columns:
                 f"{data_field}: found it without the name of a column, expected one in {fields}. Name one, or"
                 " leave the data out."
             )
-        self._columns = _read(data, names, self.rows, source, index_column, data_field) if names else {}
+        self._place = os.fspath(data) if isinstance(data, str | os.PathLike) else data_field
+        with _said_of(data_field, joins):
+            self._columns = _read(data, names, self.rows, source, index_column, data_field) if names else {}
 
     def by_position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return values in the order of the source's blocks, given in the order of the dataset rows."""
@@ -113,10 +119,14 @@ class Columns:
         if len(kinds) > 1 or not kinds <= {str, int, bool}:
             usual = type(values[0]) if type(values[0]) in (str, int, bool) else str
             i = next(i for i, value in enumerate(values) if type(value) is not usual)
+            where = f" of column {given!r} of {self._place}" if isinstance(given, str) else ""
+            what = "none" if values[i] is None else f"{type(values[i]).__name__} {short(values[i], 60)}"
+            remedy = "Give rows without a label one of their own" + (
+                "" if values[i] is None else ", and make texts of the others"
+            )
             raise InvalidInputError(
-                f"{field}: found {type(values[i]).__name__} {short(values[i], 60)} for row {self.rows[i]}, expected a text,"
-                " a whole number or a bool, of one kind for all rows. Give rows without a label one of their own, and"
-                " convert the others, for example with str."
+                f"{field}: found {what} for row {self.rows[i]}{where}, expected a text, a whole number or a bool, of one"
+                f" kind for all rows. {remedy}."
             )
         numbers: dict[Label, int] = {}
         codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
@@ -194,6 +204,16 @@ def digest(*parts: npt.NDArray[Any] | list[Label]) -> str:
         else:
             whole.update(part.astype(part.dtype.newbyteorder("<")).tobytes())
     return whole.hexdigest()[:HASH_DIGITS]
+
+
+@contextmanager
+def _said_of(data_field: str, joins: bool) -> Iterator[None]:
+    """Inside, what is said of data names the argument that has them, and advises nothing that the caller lacks."""
+    try:
+        yield
+    except InvalidInputError as error:
+        message = re.sub(r"^data(?=[\[:])", data_field, str(error))
+        raise InvalidInputError(message if joins else message.replace(JOINING, ".")) from error
 
 
 def _read(

@@ -88,7 +88,11 @@ def read_selection(
         )
     again.settings["include"] = None  # they were chosen, as far as anybody knows
     again.settings["remade"] = True  # nobody knows which of them the penalty decided
-    remedy = "Give the settings of the selection, or the file that Selection.save wrote, which has them."
+    remedy = (
+        "Give the settings of the selection (alpha=…, conflict_penalty=…, normalize=…, represent=…), or the file that"
+        " Selection.save wrote, which has them. Of rows that were picked with target=…, weights=… or initial=…, only that"
+        " file can be explained: no settings lead to these numbers."
+    )
     alpha_is, scale, penalty_is = (
         again.settings[each] for each in ("alpha", "normalize", "conflict_penalty")
     )

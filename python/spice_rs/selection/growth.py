@@ -94,7 +94,7 @@ def extend(
     search, time_limit, progress = search_given(search), seconds_allowed(time_limit), shown(progress)
     selection = as_selection(selection)
     settings = copy.deepcopy(selection.settings)
-    _check_kind(settings)
+    _check_kind(settings, selection.file or "extend")
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     old = _old_positions(settings["source"], opened, old_rows, threads)
@@ -157,12 +157,12 @@ def _extended(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> di
     }
 
 
-def _check_kind(settings: dict[str, Any]) -> None:
+def _check_kind(settings: dict[str, Any], name: str) -> None:
     conditions = [key for key in KEYS if settings.get(key) is not None]
     found = None
     if settings.get("remade"):
         raise InvalidInputError(
-            "extend: found picks that were scored again from a list, expected what select returned: whether each was the"
+            f"{name}: found picks that were scored again from a list, expected what select returned: whether each was the"
             " best of all rows is not known. Select again, or load what Selection.save wrote."
         )
     if settings["pool_size"] is not None:
@@ -171,14 +171,14 @@ def _check_kind(settings: dict[str, Any]) -> None:
         found = f"picks of method={settings['method']!r}"
     elif settings.get("represent") is not None:
         raise InvalidInputError(
-            "extend: found representative picks, expected others: the second moment moves with the pool, and every row with"
-            " it. Use select on the grown pool, with the same represent."
+            f"{name}: found representative picks, expected others: the second moment moves with the pool, and every row"
+            " with it. Use select on the grown pool, with the same represent."
         )
     elif conditions:
         found = f"picks made with {', '.join(conditions)}"
     if found is not None:
         raise InvalidInputError(
-            f"extend: found {found}, expected those of one exact run without conditions. Use select on the grown pool:"
+            f"{name}: found {found}, expected those of one exact run without conditions. Use select on the grown pool:"
             " its rows may mean something else to such a run."
         )
 

@@ -19,7 +19,7 @@ from spice_rs.errors import CorruptStoreError, StoreMismatchError
 from spice_rs.nouns import counted
 from spice_rs.selection.columns import digest
 from spice_rs.selection.represent import represented_again
-from spice_rs.selection.saved import NEAR_DUPLICATES, SavedRun, check_same
+from spice_rs.selection.saved import NEAR_DUPLICATES, SavedRun
 from spice_rs.selection.saved_run import LAST, ROUNDING, Fault
 from spice_rs.store.rows import BLOCK_BYTES, RowReader, unit_rows
 from spice_rs.store.sources import Source
@@ -72,8 +72,39 @@ def check_source(name: str, settings: Mapping[str, Any], source: Source, *, cont
     identity: dict[str, Any] = {"rows": source.rows, "dim": source.dim, "dtype": source.dtype}
     if content and expected["fingerprint"] is not None:
         identity["fingerprint"] = source.identify()
-    remedy = f"Give the source that was selected from ({expected['name']}), as it was."
-    check_same(name, expected, identity, StoreMismatchError, remedy)
+    check_identity(name, expected, identity, source)
+
+
+def check_identity(
+    name: str, expected: Mapping[str, Any], identity: Mapping[str, Any], source: Source
+) -> None:
+    """Refuse a source of which a fact is otherwise than a selection remembers.
+
+    Args:
+        name: what the selection is called in a message: its file.
+        expected: what it remembers: `Selection.settings["source"]`.
+        identity: fact → what it is of the source: rows, dim, dtype, fingerprint or content.
+        source: the rows.
+
+    Raises:
+        StoreMismatchError: it says what differs, in words, since these facts are no arguments.
+    """
+    wrong = next((fact for fact, value in identity.items() if expected.get(fact) != value), None)
+    if wrong is None:
+        return
+    has, was = identity[wrong], expected.get(wrong)
+    if wrong in ("fingerprint", "content"):
+        differs = (
+            f"has other values than {name} was selected from ({expected['name']}): the fingerprints differ"
+        )
+    elif wrong == "dtype":
+        differs = f"has cells of type {has}, {name} was selected from {was} ({expected['name']})"
+    else:
+        unit = "column" if wrong == "dim" else "row"
+        differs = f"has {counted(has, unit)}, {name} was selected from {was} ({expected['name']})"
+    raise StoreMismatchError(
+        f"source: {source.description} {differs}. Give the source that was selected from, as it was."
+    )
 
 
 def check_numbers(

@@ -14,7 +14,13 @@ from spice_rs.arguments import choice, real, rows_given, shown
 from spice_rs.errors import InvalidInputError, SpiceWarning
 from spice_rs.paths import local_or_none
 from spice_rs.progress import Progress
-from spice_rs.selection.advice import forgotten_rows, inert_penalty, inert_settings, unmet_conditions
+from spice_rs.selection.advice import (
+    forgotten_rows,
+    inert_penalty,
+    inert_settings,
+    unmet_conditions,
+    without_preset,
+)
 from spice_rs.selection.arguments import (
     Rows,
     alpha_given,
@@ -274,7 +280,6 @@ def select(
     time_limit, progress = seconds_allowed(time_limit), shown(progress)
     checkpoint = local_or_none(checkpoint, "checkpoint")
     requested = Requested.of(arguments)
-    check_budget(wanted, early_stop, budget, pool_size, select_per_window)
     if checkpoint is not None and pool_size is not None:
         raise InvalidInputError(
             f"checkpoint: found it beside pool_size={pool_size}, expected one of the two: windows are many short runs."
@@ -288,6 +293,7 @@ def select(
     requested.check(
         k=wanted, method=method, fisher=fisher, pool_size=pool_size, checkpoint=checkpoint is not None
     )
+    check_budget(wanted, early_stop, budget, pool_size, select_per_window)
     opened = open_source(source, dim=dim, dtype=dtype)
     opened.check_finished(partial)
     pool, picks = opened.pool(named["normalize"]), rows_of(wanted, opened.rows)
@@ -376,7 +382,7 @@ def select(
         *inert_settings(selection, linear_gain=float(signal[positions].sum())),
         *inert_penalty(selection, asked=penalised),
     ]:
-        warnings.warn(message, SpiceWarning, stacklevel=2)
+        warnings.warn(without_preset(message, preset), SpiceWarning, stacklevel=2)
     return selection
 
 

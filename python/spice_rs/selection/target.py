@@ -9,6 +9,7 @@ rows share a direction, and these lie closest to it. Centring the rows changes n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,18 +19,22 @@ import numpy.typing as npt
 
 from spice_rs import _core
 from spice_rs.arguments import real
-from spice_rs.errors import InvalidInputError, StoreMismatchError
+from spice_rs.errors import InvalidInputError
 from spice_rs.nouns import counted
 from spice_rs.printable import one_line
 from spice_rs.progress import Progress, counting
 from spice_rs.selection.columns import Columns, Label
 from spice_rs.selection.form import MOST_WEIGHT
 from spice_rs.selection.options import Floats, Rows
-from spice_rs.store.sources import Source, differing_origin, opened_beside
+from spice_rs.store.alike import check_alike
+from spice_rs.store.sources import Source, opened_beside
 
 CHANCE = 1.5
 """A contrast below this many times its standard error may be that of any rows of the pool."""
 
+
+TOGETHER = "Put the records into one file, extract it once, and tell them apart with target_groups."
+"""What to do with several targets."""
 
 NOTHING = 1e-200
 """Weight of a row that points away from a target, in place of 0: it adds to no sum, and its angles are what they are."""
@@ -73,9 +78,7 @@ class Target:
     @property
     def is_chance(self) -> list[bool]:
         """Whether the contrast of each group is too short to tell it from the pool; of a single row, whether it is 0."""
-        return [
-            bool(q < CHANCE * noise or q < 1e-9) for q, noise in zip(self.contrast, self.noise, strict=True)
-        ]
+        return [_is_chance(q, noise) for q, noise in zip(self.contrast, self.noise, strict=True)]
 
     def settings(self) -> dict[str, Any]:
         """Return all but the arrays of d numbers and the list of rows, as `Selection.settings` holds it."""
@@ -213,12 +216,12 @@ def measure(
     """
     if target is None:
         raise InvalidInputError("target: found None, expected a gradient store or another source. Give one.")
-    aim = opened_beside(target, "target", dim, dtype)
+    aim = _opened(target, dim, dtype)
     aim.check_finished(partial)
-    _check_comparable(source, aim)
+    check_alike("target", aim, source)
     labels, codes = None, np.zeros(aim.rows, np.int64)
     if groups is not None:
-        columns = Columns(aim, data, {"target_groups": groups}, data_field="target_data")
+        columns = Columns(aim, data, {"target_groups": groups}, data_field="target_data", joins=False)
         labels, ordered = columns.labels("target_groups", groups)
         codes = columns.by_position(ordered)
     elif data is not None:
@@ -247,6 +250,25 @@ def measure(
         overlap.update(np.flatnonzero(np.isin(source.records, aim.records)).tolist())
     order = np.array(sorted(overlap), np.int64)
     return Measured(aim, labels, relevance, order, found)
+
+
+def _opened(target: Any, dim: int | None, dtype: str | None) -> Source:
+    """Open a target; of what can be mistaken for one it is said how to make one of it."""
+    if isinstance(target, Mapping):
+        raise InvalidInputError(f"target: found {type(target).__name__}, expected one source. {TOGETHER}")
+    several = isinstance(target, list | tuple) and len(target) > 0
+    if several and all(isinstance(each, Mapping) for each in target):
+        raise InvalidInputError(
+            "target: found a list of records, expected their gradients. Extract them first"
+            " (`spice_rs.extract(data=…, out=…, like=…)`), and give that store."
+        )
+    try:
+        return opened_beside(target, "target", dim, dtype)
+    except InvalidInputError as error:
+        message, twice, _ = str(error).partition(" If they are the same rows, ")
+        if several and twice:
+            raise InvalidInputError(f"{message} {TOGETHER}") from error
+        raise
 
 
 def aim(
@@ -337,14 +359,23 @@ def too_few(k: int, target: Target, rows: int, taken: int) -> InvalidInputError:
 
 def chance_findings(target: Target) -> list[str]:
     """Return a sentence for every group whose contrast may be chance."""
-    names = [""] if target.labels is None else [f" of group {label!r}" for label in target.labels]
+    return chance_of(target.labels, target.contrast, target.noise)
+
+
+def chance_of(labels: list[Label] | None, contrast: Floats, noises: Floats) -> list[str]:
+    """The same of a target that no selection remembers: its labels, (g,) ‖q‖, and (g,) its standard error."""
+    names = [""] if labels is None else [f" of group {label!r}" for label in labels]
     return [
         f"target{name}: its contrast to the pool, ‖q‖ = {q:.3f}, is less than {CHANCE:g} times what chance makes of as many"
         f" rows ({noise:.3f}): the target looks like the pool itself, and picks for it are hardly better than any. Select"
         " without target, or give more records, or others, of what is wanted."
-        for name, q, noise, chance in zip(names, target.contrast, target.noise, target.is_chance, strict=True)
-        if chance
+        for name, q, noise in zip(names, contrast, noises, strict=True)
+        if _is_chance(q, noise)
     ]
+
+
+def _is_chance(contrast: float, noise: float) -> bool:
+    return bool(contrast < CHANCE * noise or contrast < 1e-9)
 
 
 def _without(target: Target, taken: int) -> str:
@@ -358,25 +389,6 @@ def _remedy(target: Target, free: npt.NDArray[np.bool_], away: npt.NDArray[np.bo
         return "Exclude fewer."
     found = chance_findings(target)
     return f"({found[0]})" if found else "Give another target, or a pool that has something of it."
-
-
-def _check_comparable(source: Source, target: Source) -> None:
-    """Refuse a target whose rows lie in another space than the pool's."""
-    if source.dim != target.dim:
-        raise StoreMismatchError(
-            f"target: dim: found {target.dim} columns in {target.description}, expected {source.dim} as in"
-            f" {source.description}. Extract the target as the pool was: `extract` takes that store for `like`."
-        )
-    differences = differing_origin(source, target)
-    if differences:
-        name, found, expected = differences[0]
-        others = "".join(
-            f"; {name}: {found!r}, not {expected!r}" for name, found, expected in differences[1:]
-        )
-        raise StoreMismatchError(
-            f"target: {name}: found {found!r} in {target.description}, expected {expected!r} as in"
-            f" {source.description}{others}. Extract the target as the pool was: `extract` takes that store for `like`."
-        )
 
 
 def _numbers(values: Floats) -> str:

@@ -213,8 +213,11 @@ class Source:
         positions = order[found]
         missing = np.flatnonzero(index[positions] != rows)
         if missing.size:
+            first, last = int(index[order[0]]), int(index[order[-1]])
+            limits = f"{first} to {last}" + ("" if last - first + 1 == self.rows else ", not all of them")
             raise InvalidInputError(
-                f"{field}: found {int(rows[missing[0]])}, expected rows of {self.description}. Leave this row out."
+                f"{field}: found {int(rows[missing[0]])}, expected rows of {self.description} ({limits}). Leave this row"
+                " out."
             )
         return positions
 
