@@ -164,7 +164,7 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     call("extract", spice_rs.extract, model, pool, "~/alike", like="~/store", progress=False, min_coverage=0)
     (home / "tokens").mkdir()
     call("extract", spice_rs.extract, model, pool, "~/again", cache_dir="~/tokens", **settings)
-    with pytest.raises(InvalidInputError, match=rf"{home}/proxy: no optimiser's state"):
+    with pytest.raises(InvalidInputError, match=rf"{home}/proxy: found no optimiser's state"):
         call("extract", spice_rs.extract, model, pool, "~/adam", optimizer="~/proxy", **settings)
     call(
         "plan",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import re
 from pathlib import Path
@@ -716,3 +718,99 @@ def test_the_command_line_speaks_of_what_was_typed(
     ):
         assert run(*line) == 2, line
         assert said in capsys.readouterr().err, line
+
+
+# --- what a newcomer met -------------------------------------------------------------------------------------------
+
+WIDE = aimed(1, 60, 6) - np.float32(0.4)
+WANTED = aimed(2, 12, 6)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (
+            ("--target", "a", "--target=b"),
+            "--target: found twice (a and b), expected once. Leave one out. Several",
+        ),
+        (("-k", "6", "-k3"), "-k: found twice (6 and 3), expected once"),
+        (("--seed", "1", "--see", "2"), "--seed: found twice (1 and 2)"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_no_choice_of_ours(typed, says, tmp_path, capsys):
+    np.save(tmp_path / "p.npy", WIDE)
+    assert run("select", tmp_path / "p.npy", *(() if "-k" in typed else ("-k", 2)), *typed) == 2
+    assert says in capsys.readouterr().err
+    assert run("select", tmp_path / "p.npy", "-k", 2, "-k", 2) == 0  # the same twice is one
+
+
+@pytest.mark.parametrize("end", ["jsonl", "json", "csv", "parquet", "npy"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_scores_are_in_the_format_that_the_name_says(end, grouped, tmp_path, capsys):
+    np.save(tmp_path / "p.npy", WIDE)
+    np.save(tmp_path / "t.npy", WANTED)
+    labels = ["b" if row % 2 else "a" for row in range(len(WANTED))]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"of": label}) + "\n" for label in labels))
+    groups = ("--target-groups", "of", "--target-data", tmp_path / "t.jsonl") if grouped else ()
+    out = tmp_path / f"r.{end}"
+    assert run("relevance", tmp_path / "p.npy", tmp_path / "t.npy", "--out", out, *groups) == 0
+    expected = spice_rs.relevance(WIDE, WANTED, target_groups=labels if grouped else None)
+    err = capsys.readouterr().err
+    best = expected.max(axis=1) if grouped else expected
+    assert f"{out}: {len(WIDE)} rows, {(best > 0).sum()} of them point to the target" in err
+    if end == "npy":
+        np.testing.assert_array_equal(np.load(out), expected)
+        return
+    pandas = pytest.importorskip("pandas")
+    read = {"jsonl": functools.partial(pandas.read_json, lines=True), "json": pandas.read_json}
+    frame = (read.get(end) or getattr(pandas, f"read_{end}"))(out)
+    assert list(frame) == ["row", "relevance", *(["relevance.a", "relevance.b"] if grouped else [])]
+    assert frame["row"].tolist() == list(range(len(WIDE)))
+    np.testing.assert_allclose(frame["relevance"], best, atol=1e-9)
+    if grouped:
+        np.testing.assert_allclose(frame[["relevance.a", "relevance.b"]], expected, atol=1e-9)
+
+
+def test_scores_in_a_format_that_there_is_not_are_refused_before_anything_is_read(tmp_path, capsys):
+    assert run("relevance", tmp_path / "none.npy", tmp_path / "none.npy", "--out", tmp_path / "r.xlsx") == 2
+    assert "r.xlsx: found a name that ends in '.xlsx'" in capsys.readouterr().err
+
+
+def test_scores_and_picks_for_a_weak_target_are_warned_of_alike():
+    weak = WIDE[::3] * np.float32(3)
+    with pytest.warns(SpiceWarning, match="looks like the pool itself"):
+        spice_rs.relevance(WIDE, weak)
+    zero = np.concatenate([WANTED, np.zeros_like(WANTED[:1])])
+    says = rf"target: 1 of its {len(zero)} rows is all zero and does not count"
+    with pytest.warns(SpiceWarning, match=says):
+        spice_rs.relevance(WIDE, zero)
+    with pytest.warns(SpiceWarning, match=says):
+        made = spice_rs.select(WIDE, 3, target=zero)
+    assert "(1 of them all zero, which does not count)" in made.summary()
+
+
+def test_picks_say_what_they_are_worth_to_the_target(tmp_path):
+    made = spice_rs.select(WIDE, 4, target=WANTED)
+    np.testing.assert_array_equal(made.to_dict()["relevance"], made.relevance)
+    made.to_jsonl(tmp_path / "picks.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "picks.jsonl").read_text().splitlines()]
+    assert [line["relevance"] for line in lines] == made.relevance.tolist()
+    plain = spice_rs.select(WIDE, 4)
+    assert "relevance" not in plain.to_dict()
+
+
+def test_groups_of_a_target_that_nothing_is_picked_for_are_named():
+    labels = [f"g{row}" for row in range(len(WANTED))]
+    with pytest.warns(SpiceWarning, match=rf"target_groups: no pick is for \d+ of {len(WANTED)} groups \('g"):
+        spice_rs.select(WIDE, 2, target=WANTED, target_groups=labels)
+
+
+def test_rows_of_a_target_that_cannot_be_used_are_said_to_be_the_targets(tmp_path):
+    broken = WANTED.copy()
+    broken[2, 1] = np.nan
+    np.save(tmp_path / "t.npy", broken)
+    with pytest.raises(InvalidInputError, match=rf"target: {tmp_path / 't.npy'}: row 2, column 1: found NaN"):
+        spice_rs.select(WIDE, 2, target=tmp_path / "t.npy")
+    spice_rs.select(WIDE, 2).save(tmp_path / "sel.safetensors")
+    with pytest.raises(InvalidInputError, match="found a saved selection, expected gradients"):
+        spice_rs.select(WIDE, 2, target=tmp_path / "sel.safetensors")

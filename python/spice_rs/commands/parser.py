@@ -61,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InvalidInputError: there is one.
         """
-        for given in arguments:
+        found: dict[str, str] = {}
+        for place, given in enumerate(arguments):
             if given == "--":
                 return
             if not given.startswith("-") or given == "-" or " " in given or _NUMBER.match(given):
@@ -71,15 +72,34 @@ class Parser(argparse.ArgumentParser):
             if given.startswith("--"):
                 near = [each for each in known if each.startswith(name)]
                 if name in known or len(near) == 1:
+                    self._check_once(name if name in known else near[0], arguments[place:], found)
                     continue
                 if near:
                     raise InvalidInputError(
                         f"{name}: found the beginning of {_listed(near)}, expected one of them. Write it out."
                     )
             elif given[:2] in known:
+                self._check_once(given[:2], arguments[place:], found)
                 continue
             raise InvalidInputError(
                 f"{name}: no such option of {self.prog}{meant(name, known) or f'. `{self.prog} --help` has all.'}"
+            )
+
+    def _check_once(self, option: str, arguments: Sequence[str], found: dict[str, str]) -> None:
+        """Refuse another value of an option that takes one; `arguments` begin with it, and `found` has those of before."""
+        action = self._option_string_actions[option]
+        if action.nargs is not None or not isinstance(action, argparse._StoreAction):
+            return
+        given, _, value = arguments[0].partition("=")
+        if not value and not option.startswith("--"):
+            value = given[2:]
+        value = value or next(iter(arguments[1:]), "")
+        before = found.setdefault(action.dest, value)
+        if before != value:
+            several = " Several targets are one file of records, told apart by --target-groups."
+            raise InvalidInputError(
+                f"{action.option_strings[0]}: found twice ({before} and {value}), expected once. Leave one out."
+                + (several if option == "--target" else "")
             )
 
     def words(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from spice_rs.errors import InvalidInputError
 from spice_rs.paths import local
 from spice_rs.selection.encoding import check_json, encoded, spelled
 from spice_rs.selection.foresight import Check, OneKind, check_records
-from spice_rs.selection.picks import KEY, pick_lines, place_of, write_picks, write_text
+from spice_rs.selection.picks import KEY, pick_lines, place_of, write_lines, write_picks, write_text
 
 if TYPE_CHECKING:
     from spice_rs.selection.result import Selection
@@ -43,7 +43,11 @@ def pick_columns(selection: Selection) -> dict[str, npt.NDArray[Any]]:
         "overruled": selection.overruled,
         "rows_read": selection.rows_read,
     }
-    for name, values in (("group", selection.groups), ("cost", selection.costs)):
+    for name, values in (
+        ("group", selection.groups),
+        ("cost", selection.costs),
+        ("relevance", selection.relevance),
+    ):
         if values is not None:
             found[name] = values
     return {name: column.copy() for name, column in found.items()}
@@ -153,6 +157,35 @@ def write_csv(
     for place, row in zip(places, rows, strict=True):
         table.writerow([cell(row.get(name), name, place) for name in names])
     write_text(_as_utf8(text.getvalue(), path), path)
+
+
+def write_columns(columns: Mapping[str, npt.NDArray[Any]], out: str | os.PathLike[str]) -> None:
+    """Write columns of numbers in the format that the name of the file says; as JSON Lines to stdout if it is "-".
+
+    Raises:
+        InvalidInputError: see `file_format`, or pyarrow is not installed and the name ends in .parquet.
+        OSError: the file cannot be written.
+    """
+    kind = file_format(out)
+    if kind == ".parquet":
+        check_pyarrow(out)
+        import pyarrow
+        import pyarrow.parquet
+
+        with replacing(out) as file:
+            pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
+        return
+    rows = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+    if kind == ".csv":
+        text = StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([[*columns], *rows])
+        write_text(_as_utf8(text.getvalue(), out), out)
+        return
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    if kind == ".json":
+        write_text(["[\n", ",\n".join(json.dumps(each) for each in objects), "\n]\n"], out)
+    else:
+        write_lines(objects, out)
 
 
 def cell(value: Any, name: str, place: str) -> Any:

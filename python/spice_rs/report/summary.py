@@ -116,7 +116,11 @@ def target_facts(selection: Selection) -> list[tuple[str, str]]:
     target, relevance = selection.target, selection.relevance
     if target is None or relevance is None:
         return []
-    facts = [("target", f"{counted(target.rows, 'row')} of {target.name}, τ = {target.weight:g}")]
+    zero = (
+        f" ({target.zero_rows} of them all zero, which {'does' if target.zero_rows == 1 else 'do'} not count)"
+    )
+    rows = f"{counted(target.rows, 'row')} of {target.name}{zero if target.zero_rows else ''}"
+    facts = [("target", f"{rows}, τ = {target.weight:g}")]
     names = [""] if target.labels is None else [f"{label}: " for label in target.labels]
     for name, contrast, noise, chance in zip(
         names, target.contrast, target.noise, target.is_chance, strict=True

@@ -25,7 +25,7 @@ class Exports(Framed):
         """Return columns by name, each with an element per pick, in pick order.
 
         The columns are index and rank (int64), gain, base, epsilon, conflict, score and log_det (float64), overruled
-        (bool) and rows_read (int64), with group (as `groups`) and cost (float64) where the selection has them.
+        (bool) and rows_read (int64), with group (as `groups`), cost and relevance (float64) where the selection has them.
         """
         from spice_rs.report import exports
 

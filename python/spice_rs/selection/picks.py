@@ -44,14 +44,14 @@ def pick_lines(
         index_column: as for `spice_rs.select`.
 
     Yields:
-        The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group" and "cost"
-        where the selection has them; without `data` that inner object alone. Where the record is a pick of an earlier
-        round, what it has under "spice" is kept there under "earlier".
+        The record, unchanged, plus {"spice": {"index", "rank", "gain", "conflict", "score"}}, with "group", "cost" and
+        "relevance" where the selection has them; without `data` that inner object alone. Where the record is a pick of an
+        earlier round, what it has under "spice" is kept there under "earlier".
 
     Raises:
         InvalidInputError: the data lack a picked row or are others, or a record has a key "spice" that is not ours.
     """
-    more = {"group": selection.groups, "cost": selection.costs}
+    more = {"group": selection.groups, "cost": selection.costs, "relevance": selection.relevance}
     given = {name: values.tolist() for name, values in more.items() if values is not None}
     yield from joined(
         [

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from spice_rs.arguments import flag, shown
+from spice_rs.errors import SpiceWarning
 from spice_rs.progress import Progress
 from spice_rs.selection.arguments import threads_wanted
-from spice_rs.selection.target import measure
+from spice_rs.selection.target import Measured, chance_of, measure, zero_findings
+from spice_rs.store.source import Source
 from spice_rs.store.sources import open_source
 
 
@@ -48,6 +51,9 @@ def relevance(
         (n,) float64 in [−1, 1] by ascending dataset row, as a store's `index` is when it is sorted; with groups (n, g), in
         the order in which their labels first appear. 0 for rows of zeros.
 
+    Warns:
+        SpiceWarning: the target looks like the pool itself, or has rows of zeros.
+
     Raises:
         InvalidInputError: an argument cannot be used, the target is the source itself, or has only rows of zeros.
         UnfinishedStoreError: an extraction has not ended, and `partial` is false.
@@ -59,11 +65,39 @@ def relevance(
         >>> spice_rs.relevance(pool, np.float32([[2, 0]])).round(3)
         array([ 1.   , -0.701,  0.57 , -0.678])
     """
-    threads, progress, partial = threads_wanted(threads), shown(progress), flag("partial", partial)
     opened = open_source(source, dim=dim, dtype=dtype)
-    opened.check_finished(partial)
-    measured = measure(
+    measured = scored(
         opened,
+        target,
+        target_groups=target_groups,
+        target_data=target_data,
+        partial=partial,
+        threads=threads,
+        progress=progress,
+        dim=dim,
+        dtype=dtype,
+    )
+    ordered = measured.relevance[opened.dataset_order()]
+    return ordered[:, 0] if target_groups is None else ordered
+
+
+def scored(
+    source: Source,
+    target: Any,
+    *,
+    target_groups: Any,
+    target_data: Any,
+    partial: bool,
+    threads: int | None,
+    progress: Progress,
+    dim: int | None = None,
+    dtype: str | None = None,
+) -> Measured:
+    """Return the target beside an open source, and warn of what it is not good for; arguments as for `relevance`."""
+    threads, progress, partial = threads_wanted(threads), shown(progress), flag("partial", partial)
+    source.check_finished(partial)
+    measured = measure(
+        source,
         target,
         target_groups,
         target_data,
@@ -73,5 +107,10 @@ def relevance(
         dim=dim,
         dtype=dtype,
     )
-    ordered = measured.relevance[opened.dataset_order()]
-    return ordered[:, 0] if target_groups is None else ordered
+    found = measured.found
+    for message in (
+        *chance_of(measured.labels, found["norms"], found["noise"]),
+        *zero_findings(measured.target.rows, found["zero_rows"]),
+    ):
+        warnings.warn(message, SpiceWarning, stacklevel=3)
+    return measured

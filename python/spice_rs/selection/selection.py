@@ -45,7 +45,7 @@ from spice_rs.selection.presets import PENALTY, Alpha, Preset, resolve_alpha, wi
 from spice_rs.selection.requested import Requested
 from spice_rs.selection.result import Selection
 from spice_rs.selection.run import run
-from spice_rs.selection.target import chance_findings
+from spice_rs.selection.target import findings
 from spice_rs.store.source import RowLabels
 from spice_rs.store.sources import Normalize, open_source
 
@@ -376,7 +376,7 @@ def select(
         keeper.finish(selection)
     for message in [  # what matters most first: what the picks are of, what was asked for, what did nothing
         *lopsided(selection, opened.reduction),
-        *(chance_findings(selection.target) if selection.target is not None else []),
+        *(findings(selection.target, selection.groups) if selection.target is not None else []),
         *unmet_conditions(selection, conditions),
         *forgotten_rows(initial),
         *inert_settings(selection, linear_gain=float(signal[positions].sum())),

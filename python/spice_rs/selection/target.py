@@ -230,6 +230,7 @@ def measure(
             " out."
         )
     shown = None if callable(progress) else progress
+    _check_rows(aim, threads)
     with counting(shown, "relevance") as count:
         found = _core.relevance(
             source.pool("unit"),
@@ -269,6 +270,14 @@ def _opened(target: Any, dim: int | None, dtype: str | None) -> Source:
         if several and twice:
             raise InvalidInputError(f"{message} {TOGETHER}") from error
         raise
+
+
+def _check_rows(aim: Source, threads: int | None) -> None:
+    """Refuse rows of a target that cannot be used, by the name of the target: one would look for them in the pool."""
+    try:
+        _core.norms_sq(aim.pool("unit"), threads=threads)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"target: {aim.description}: {error}") from error
 
 
 def aim(
@@ -355,6 +364,45 @@ def too_few(k: int, target: Target, rows: int, taken: int) -> InvalidInputError:
         f"k: found {k}, expected at most {rows}, the rows that point to the target ({_without(target, taken)}). Select"
         " fewer, or give a target that more of the pool serves."
     )
+
+
+def findings(target: Target, groups: npt.NDArray[Any] | None) -> list[str]:
+    """Return a sentence for all that a target is not good for.
+
+    Args:
+        target: of a selection.
+        groups: labels of the picks; None where there are no groups.
+    """
+    return [
+        *chance_findings(target),
+        *zero_findings(target.rows, target.zero_rows),
+        *_unserved(target, groups),
+    ]
+
+
+def zero_findings(rows: int, zero_rows: int) -> list[str]:
+    """Return a sentence about rows of a target that say nothing, if there are any."""
+    if not zero_rows:
+        return []
+    return [
+        f"target: {zero_rows} of its {counted(rows, 'row')} {'is' if zero_rows == 1 else 'are'} all zero and"
+        f" {'does' if zero_rows == 1 else 'do'} not count. Leave such records out, or look why they have no gradient."
+    ]
+
+
+def _unserved(target: Target, groups: npt.NDArray[Any] | None) -> list[str]:
+    """Return a sentence about groups of a target that no pick is for, if there are any."""
+    if target.labels is None or groups is None or not len(groups):
+        return []
+    picked = set(groups.tolist())
+    missing = [label for label in target.labels if label not in picked]
+    if not missing:
+        return []
+    shown = ", ".join(repr(label) for label in missing[:5]) + (", …" if len(missing) > 5 else "")
+    return [
+        f"target_groups: no pick is for {len(missing)} of {counted(len(target.labels), 'group')} ({shown}): there are fewer"
+        " picks than groups, or no row that serves them best is left. Select more, or give fewer groups."
+    ]
 
 
 def chance_findings(target: Target) -> list[str]:

@@ -61,6 +61,10 @@ def tensor_cells(
     file = mapped_file(data)
     header = _header(path, data, start)
     matrices = [key for key, tensor in header.items() if len(tensor["shape"]) == 2]
+    if not name and {"indices", "gains", "log_dets"} <= header.keys():
+        raise InvalidInputError(
+            f"{path}: found a saved selection, expected gradients. Give the store that it was selected from, or another."
+        )
     if not name and len(matrices) != 1:
         raise InvalidInputError(
             f"{path}: found the matrices {some(matrices)}, expected one. Name the tensor:"
