@@ -181,6 +181,8 @@ def test_every_path_of_python_may_begin_with_a_tilde(home, proxy):
     assert (home / "run" / "picks.jsonl").is_file()
 
     source = "~/store"
+    (home / "room").mkdir()
+    call("select", spice_rs.select, source, 3, represent=1, represent_folder="~/room", progress=False)
     sel = call(
         "select", spice_rs.select, source, 3, data=pool, groups="id", checkpoint="~/ck", progress=False
     )

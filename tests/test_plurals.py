@@ -32,7 +32,6 @@ NOT_COUNTED = {
     ("quotas.py", "rows"),  # a maximum need not be whole
     ("shown.py", "turns"),  # a constant
     ("splits.py", "records"),  # a table of sizes
-    ("target.py", "columns"),
     ("target.py", "rows"),
     ("tensors.py", "bytes"),  # of a tensor in a header
     ("tracking.py", "picks"),  # a verb
