@@ -36,9 +36,8 @@ def with_line_4(line: bytes) -> bytes:
 
 
 def extract(proxy, data, out, *more) -> int:
-    return run(
-        "extract", "--model", proxy, "--data", data, "--out", out, "--dim", DIM, "--no-progress", *more
-    )
+    usual = () if "--dim" in more else ("--dim", DIM)
+    return run("extract", "--model", proxy, "--data", data, "--out", out, *usual, "--no-progress", *more)
 
 
 def said(capsys) -> str:
