@@ -140,17 +140,7 @@ def test_columns_are_ignored_and_wanted_sides_learned_by_flags(proxy, tmp_path, 
 
     def extract(name, record, *flags):
         (tmp_path / "pool.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-        given = (
-            "--model",
-            proxy,
-            "--data",
-            tmp_path / "pool.jsonl",
-            "--out",
-            tmp_path / name,
-            "--dim",
-            8,
-            "--no-progress",
-        )
+        given = ("--model", proxy, "--data", tmp_path / "pool.jsonl", "--out", tmp_path / name)
         return run("extract", *given, "--dim", 8, "--no-progress", *flags)
 
     def row(name):

@@ -54,8 +54,10 @@ def test_a_step_is_said_while_the_core_works(heard):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["extract", "plan", "doctor", "run"])
 def test_what_loads_torch_says_so_before(command, tmp_path):
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(each) + "\n" for each in make_records(3)))
+    none = str(tmp_path / "none")  # no model, which is found out after that
     process = subprocess.Popen(
-        [sys.executable, "-m", "spice_rs", command, "--model", "none", "--data", str(tmp_path / "none.jsonl")]
+        [sys.executable, "-m", "spice_rs", command, "--model", none, "--data", str(tmp_path / "pool.jsonl")]
         + (["--out", str(tmp_path / "s")] if command in ("extract", "run") else []),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -38,6 +38,9 @@ PREFIX_CELLS = 1 << 23
 
 EPSILON = float(np.finfo(np.float64).eps)
 
+FAINT = 1e-290
+"""αw‖g‖² below this one tells no weight, and is the same as another one below it."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -241,17 +244,19 @@ def _of_cells(
         squares = np.einsum("ij,ij->i", rows, rows)
         if by_row is not None:
             weights[here] = by_row[positions[here]]
-            base[here] = np.log1p(alpha * weights[here] * squares)
+            base[here] = np.log1p(alpha * (weights[here] * squares))
         else:  # a row's base tells what it weighs, and all that follows has to agree with it
             base[here] = run.series["base"][here]
-            weights[here] = np.where(squares > 0, np.expm1(base[here]) / (alpha * squares), np.nan)
+            signal = np.minimum(alpha * squares, base[here])
+            # Of numbers below float64's normal ones hardly a digit is left.
+            weights[here] = np.where(signal > FAINT, np.expm1(base[here]) / (alpha * squares), np.nan)
         for part in _parts(here, windows):
             if windows is not None and (part.start == 0 or windows[part.start] != windows[part.start - 1]):
                 before = _Before(reader.dim, alpha)
             own = rows[part.start - here.start : part.stop - here.start]
             conflict[part], slack[part], gains[part] = before.measure(own, weights[part])
             before.add(own, weights[part])
-    yield from _unlike(run, "base", base, ROUNDING * base)
+    yield from _unlike(run, "base", base, ROUNDING * base + FAINT)
     if not from_start:
         return
     blank = np.flatnonzero(
@@ -260,7 +265,7 @@ def _of_cells(
     known = len(run) if not blank.size else int(blank[0])
     yield from _unlike(run, "conflict", conflict[:known], (ROUNDING + slack)[:known])
     if settings["fisher"] == "diagonal" and settings["method"] != "top_k":
-        yield from _unlike(run, "gains", gains[:known], ROUNDING * base[:known])
+        yield from _unlike(run, "gains", gains[:known], ROUNDING * base[:known] + FAINT)
     prefix = max(0, min(count, min(PREFIX, PREFIX_CELLS // (reader.dim + PREFIX)) - len(initial)))
     if prefix and LAST in run.series and (windows is None or prefix == count):
         first = np.concatenate([initial, positions[:prefix]])
